@@ -1,0 +1,226 @@
+"""The manifest: `studies.jsonl`, one study a line, the one format that every stage reads.
+
+    {"study_id": "s1", "subject_id": "p1", "split": "train",
+     "images": [{"path": "files/x.jpg", "view": "PA", "masks": {"lungs": "masks/x.png"}}],
+     "sections": {"findings": "…"}, "labels": {"Edema": 1}, "patient": {"sex": "F"}, "source": "…"}
+
+On disk, paths are relative to the manifest's folder; in memory they are absolute.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+SPLITS = ("train", "val", "test")
+
+# View positions as they stand in MIMIC-CXR, CheXpert, NIH, Open-i and DICOM (0018,5101).
+FRONTAL_VIEWS = {"PA", "AP", "AP SUPINE", "AP ERECT", "AP AXIAL", "PA LLD", "AP LLD", "AP RLD", "PA RLD", "FRONTAL"}
+LATERAL_VIEWS = {"L", "LL", "RL", "LAT", "LATERAL", "LLO", "RLO", "LPO", "RPO"}
+
+
+class ManifestError(ValueError):
+    """The manifest breaks its format; the message names the file, the line and the value."""
+
+
+@dataclass
+class StudyImage:
+    """One picture of a study."""
+
+    path: Path
+    """Absolute path of the file."""
+    view: str | None = None
+    """View position as the source states it, e.g. PA, AP, LATERAL; None if unknown."""
+    masks: dict[str, Path] = field(default_factory=dict)
+    """Structure (e.g. lungs) -> absolute path of a mask on the same pixel grid."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Keys that this format does not know, kept as they are."""
+
+    @property
+    def frontal(self) -> bool:
+        """True for PA, AP and their variants, and where the view is not stated."""
+        return self.view is None or self.view.upper() in FRONTAL_VIEWS
+
+    @property
+    def lateral(self) -> bool:
+        return self.view is not None and self.view.upper() in LATERAL_VIEWS
+
+
+@dataclass
+class Study:
+    """One examination: its pictures and what is known about them."""
+
+    study_id: str
+    subject_id: str
+    split: str
+    images: list[StudyImage]
+    sections: dict[str, str] = field(default_factory=dict)
+    """Report text by section, e.g. findings, impression, indication, comparison, technique."""
+    labels: dict[str, int | None] = field(default_factory=dict)
+    """Observation -> 1 positive, 0 negative, -1 uncertain, None not mentioned."""
+    patient: dict[str, Any] = field(default_factory=dict)
+    """sex (M or F), age (years), weight (kg), bmi (kg/m²); None or absent if unknown."""
+    source: str | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Keys that this format does not know, kept as they are."""
+
+    @property
+    def main_image(self) -> StudyImage:
+        """The picture to read when a model takes one: the first frontal one, else the first."""
+        return next((image for image in self.images if image.frontal), self.images[0])
+
+
+def read_studies(path: str | Path, split: str | None = None, check_images: bool = False) -> list[Study]:
+    """Read and validate a manifest.
+
+    Args:
+        path: the `studies.jsonl`.
+        split: keep the studies of this split only (the whole manifest is validated all the same).
+        check_images: also require that every image and mask file exists.
+
+    Raises:
+        ManifestError: broken JSON, missing key, wrong type, unknown split, label out of range, duplicate
+            study, subject in two splits, missing file (if asked for), no study (in the split).
+        FileNotFoundError: there is no such manifest.
+    """
+    path = Path(path)
+    if split is not None and split not in SPLITS:
+        raise ManifestError(f"Unknown split {split!r}. Choices: {', '.join(SPLITS)}")
+    studies: list[Study] = []
+    first_line: dict[str, int] = {}
+    split_of: dict[str, tuple[str, int]] = {}
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            where = f"{path.name} line {number}"
+            study = _parse(line, path.parent.absolute(), where)
+            if study.study_id in first_line:
+                raise ManifestError(
+                    f"{where}: study {study.study_id!r} stands already on line {first_line[study.study_id]}"
+                )
+            first_line[study.study_id] = number
+            other, other_line = split_of.setdefault(study.subject_id, (study.split, number))
+            if other != study.split:
+                raise ManifestError(
+                    f"{where}: subject {study.subject_id!r} is in split {study.split!r}, "
+                    f"and in {other!r} on line {other_line}"
+                )
+            if check_images:
+                _check_files(study, where)
+            studies.append(study)
+    chosen = [study for study in studies if split is None or study.split == split]
+    if not chosen:
+        counts = ", ".join(f"{name} {count}" for name, count in count_splits(studies).items())
+        raise ManifestError(
+            f"{path}: no study" + (f" in split {split!r} (there are: {counts})" if studies and split else "")
+        )
+    return chosen
+
+
+def write_studies(path: str | Path, studies: Iterable[Study]) -> int:
+    """Write a manifest (to a temporary name, then renamed) and return how many studies it holds."""
+    path = Path(path).absolute()
+    count = 0
+    with write_whole(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        for study in studies:
+            file.write(json.dumps(_to_json(study, path.parent), ensure_ascii=False) + "\n")
+            count += 1
+    return count
+
+
+def count_splits(studies: Iterable[Study]) -> dict[str, int]:
+    """Number of studies in each split, in the order train, val, test."""
+    counts = Counter(study.split for study in studies)
+    return {split: counts[split] for split in SPLITS}
+
+
+@contextmanager
+def write_whole(path: str | Path) -> Iterator[Path]:
+    """Give a temporary path beside `path` to write to; rename it to `path` only if nothing failed."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _parse(line: str, root: Path, where: str) -> Study:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ManifestError(f"{where}: not valid JSON: {error}") from None
+    if not isinstance(row, dict):
+        raise ManifestError(f"{where}: expected an object, got {type(row).__name__}")
+    for key in ("study_id", "subject_id", "split", "images"):
+        if key not in row:
+            raise ManifestError(f"{where}: key {key!r} is missing")
+    for key in ("study_id", "subject_id"):
+        if not isinstance(row[key], str) or not row[key]:
+            raise ManifestError(f"{where}: {key} must be a non-empty string, got {row[key]!r}")
+    if row["split"] not in SPLITS:
+        raise ManifestError(f"{where}: unknown split {row['split']!r}. Choices: {', '.join(SPLITS)}")
+    if not isinstance(row["images"], list) or not row["images"]:
+        raise ManifestError(f"{where}: images must be a non-empty list, got {row['images']!r}")
+    images = [_parse_image(image, root, where) for image in row.pop("images")]
+    mappings = {key: row.pop(key, None) or {} for key in ("sections", "labels", "patient")}
+    for key, value in mappings.items():
+        if not isinstance(value, dict):
+            raise ManifestError(f"{where}: {key} must be an object, got {value!r}")
+    for name, text in mappings["sections"].items():
+        if not isinstance(text, str):
+            raise ManifestError(f"{where}: section {name!r} must be a string, got {text!r}")
+    for name, label in mappings["labels"].items():
+        if label is not None and (isinstance(label, bool) or label not in (1, 0, -1)):
+            raise ManifestError(f"{where}: label {name!r} is {label!r}. Choices: 1, 0, -1, null")
+    named = {key: row.pop(key) for key in ("study_id", "subject_id", "split")}
+    return Study(**named, images=images, **mappings, source=row.pop("source", None), extra=row)
+
+
+def _parse_image(image: Any, root: Path, where: str) -> StudyImage:
+    if not isinstance(image, dict) or not isinstance(image.get("path"), str):
+        raise ManifestError(f"{where}: an image must be an object with a path, got {image!r}")
+    image = dict(image)
+    view = image.pop("view", None)
+    if view is not None and not isinstance(view, str):
+        raise ManifestError(f"{where}: view must be a string or null, got {view!r}")
+    masks = image.pop("masks", None) or {}
+    if not isinstance(masks, dict) or not all(isinstance(mask, str) for mask in masks.values()):
+        raise ManifestError(f"{where}: masks must map a structure to a path, got {masks!r}")
+
+    def absolute(name: str) -> Path:
+        return Path(os.path.normpath(root / name))
+
+    path = absolute(image.pop("path"))
+    return StudyImage(path, view, {name: absolute(mask) for name, mask in masks.items()}, extra=image)
+
+
+def _check_files(study: Study, where: str) -> None:
+    for image in study.images:
+        for kind, path in [("image", image.path), *(("mask", mask) for mask in image.masks.values())]:
+            if not path.is_file():
+                raise ManifestError(f"{where}: {kind} {str(path)!r} does not exist")
+
+
+def _to_json(study: Study, root: Path) -> dict[str, Any]:
+    def relative(path: Path) -> str:
+        return Path(os.path.relpath(path, root)).as_posix()
+
+    images = []
+    for image in study.images:
+        entry: dict[str, Any] = {"path": relative(image.path), "view": image.view}
+        if image.masks:
+            entry["masks"] = {name: relative(mask) for name, mask in image.masks.items()}
+        images.append(entry | image.extra)
+    row = {"study_id": study.study_id, "subject_id": study.subject_id, "split": study.split, "images": images}
+    optional = {"sections": study.sections, "labels": study.labels, "patient": study.patient, "source": study.source}
+    return row | {key: value for key, value in optional.items() if value} | study.extra
