@@ -1,0 +1,150 @@
+"""The run folder: the log, the best weights, and checkpoints that a killed run goes on from to the last bit."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from encoder.studies import write_whole
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+@dataclass
+class Progress:
+    """Where a run stands."""
+
+    stage: int = 0
+    step: int = 0
+    """Optimiser steps done in this stage."""
+    best: float = math.inf
+    """Lowest validation loss of this stage."""
+    bad_rounds: int = 0
+    """Validations in a row that brought no lower loss."""
+    stopped: bool = False
+    """Whether patience has run out in this stage."""
+
+
+class RunFolder:
+    """Reads and writes a run folder; only parameters that ever trained are kept in checkpoints.
+
+    A checkpoint is written under a temporary name and renamed, and the one before it is removed only then, so a run
+    that is killed at any moment finds a whole one.
+    """
+
+    def __init__(self, folder: Path, accelerator: Accelerator) -> None:
+        self.folder, self.accelerator = folder, accelerator
+        self.trained: set[str] = set()
+        """Names of the parameters that trained in any stage so far."""
+        self._checkpoints = folder / "checkpoints"
+        self._best = self._checkpoints / "best.safetensors"
+        if accelerator.is_main_process:
+            self._checkpoints.mkdir(parents=True, exist_ok=True)
+        accelerator.wait_for_everyone()
+
+    @property
+    def newest(self) -> Path | None:
+        """The newest checkpoint, or None."""
+        return max(self._checkpoints.glob("stage-*-step-*"), default=None)
+
+    def resume(self) -> Progress:
+        """Where to go on; log lines of steps that will be done again are cut off."""
+        newest = self.newest
+        progress = Progress(**json.loads((newest / "progress.json").read_text())) if newest else Progress()
+        log = self.folder / "log.jsonl"
+        if self.accelerator.is_main_process and log.is_file():
+            with open(log, encoding="utf-8") as file:
+                lines = [line for line in file if line.endswith("\n")]
+            done = [line for line in lines if _position(line) <= (progress.stage, progress.step)]
+            with write_whole(log) as temporary:
+                temporary.write_text("".join(done), encoding="utf-8")
+        if newest:
+            self.accelerator.print(f"resuming from {newest}")
+        return progress
+
+    def restore(self, model: nn.Module, optimizer: Any = None) -> None:
+        """Load weights, and with an optimizer its state and the random state, from the newest checkpoint, if any."""
+        newest = self.newest
+        if newest is None:
+            return
+        if optimizer is None:
+            _load_parameters(model, load_file(newest / "weights.safetensors"))
+        elif (newest / "optimizer.pt").is_file():
+            saved = torch.load(newest / "optimizer.pt", weights_only=True)
+            optimizer.load_state_dict(saved["optimizer"])
+            if self.accelerator.scaler is not None:
+                self.accelerator.scaler.load_state_dict(saved["scaler"])
+            random_states = saved["random"]
+            state = random_states[self.accelerator.process_index % len(random_states)]
+            torch.set_rng_state(state["cpu"])
+            if state["cuda"]:
+                torch.cuda.set_rng_state_all(state["cuda"])
+
+    def save(self, model: nn.Module, progress: Progress, optimizer: Any = None) -> None:
+        """Write a checkpoint; without an optimizer it marks the beginning of a stage."""
+        from accelerate.utils import gather_object
+
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        random_states = gather_object([{"cpu": torch.get_rng_state(), "cuda": cuda}])
+        if self.accelerator.is_main_process:
+            name = f"stage-{progress.stage:02d}-step-{progress.step:08d}"
+            temporary = self._checkpoints / f".{name}.tmp"
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
+            save_file(self._parameters(model), temporary / "weights.safetensors")
+            (temporary / "progress.json").write_text(json.dumps(asdict(progress)))
+            if optimizer is not None:
+                scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None
+                saved = {"optimizer": optimizer.state_dict(), "scaler": scaler, "random": random_states}
+                torch.save(saved, temporary / "optimizer.pt")
+            old = list(self._checkpoints.glob("stage-*-step-*"))
+            os.replace(temporary, self._checkpoints / name)
+            for checkpoint in old:
+                if checkpoint.name != name:
+                    shutil.rmtree(checkpoint)
+        self.accelerator.wait_for_everyone()
+
+    def save_best(self, model: nn.Module) -> None:
+        """Keep these weights as the best of the stage."""
+        if self.accelerator.is_main_process:
+            with write_whole(self._best) as temporary:
+                save_file(self._parameters(model), temporary)
+        self.accelerator.wait_for_everyone()
+
+    def load_best(self, model: nn.Module) -> None:
+        """Go back to the best weights of the stage."""
+        _load_parameters(model, load_file(self._best))
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Append a line to log.jsonl and report it to the trackers."""
+        numbers = {name: value for name, value in row.items() if name not in ("stage", "step")}
+        self.accelerator.log(numbers | {"stage": row["stage"]}, step=row["step"])
+        if self.accelerator.is_main_process:
+            with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+
+    def _parameters(self, model: nn.Module) -> dict[str, torch.Tensor]:
+        named = dict(model.named_parameters())
+        return {name: named[name].detach().cpu().contiguous() for name in sorted(self.trained)}
+
+
+def _load_parameters(model: nn.Module, saved: dict[str, torch.Tensor]) -> None:
+    named = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, value in saved.items():
+            named[name].copy_(value)
+
+
+def _position(line: str) -> tuple[int, int]:
+    row = json.loads(line)
+    return row["stage"], row["step"]

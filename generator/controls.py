@@ -1,0 +1,91 @@
+"""Controls that stand beside a model's scores: they tell whether the image matters.
+
+shuffled-images   the same model, every study with the picture of another patient
+most-frequent     the commonest training report for everyone
+nearest-report    the training report of the study whose image features are most alike
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from encoder.features import store_features
+from encoder.studies import Study
+from generator.model import Drafter
+
+
+def shuffle_images(studies: Sequence[Study], seed: int = 0) -> list[Study]:
+    """The same studies, each with the pictures of another subject.
+
+    Raises:
+        ValueError: there is only one subject.
+    """
+    if len({study.subject_id for study in studies}) < 2:
+        raise ValueError("Images of a single subject cannot be shuffled between subjects")
+    order = sorted(range(len(studies)), key=lambda i: studies[i].subject_id)
+    groups = Counter(study.subject_id for study in studies)
+    # Rotating the list, sorted by subject, by more than the largest subject gives everyone somebody else's picture.
+    least = max(groups.values())
+    if 2 * least > len(studies):
+        raise ValueError(f"One subject has {least} of {len(studies)} studies: too many to shuffle between subjects")
+    shift = random.Random(seed).randint(least, len(studies) - least)
+    donors = order[shift:] + order[:shift]
+    images = {receiver: studies[donor].images for receiver, donor in zip(order, donors, strict=True)}
+    return [replace(study, images=images[i]) for i, study in enumerate(studies)]
+
+
+def most_frequent(drafter: Drafter, training: Sequence[Study]) -> str:
+    """The commonest report of the training studies; among equals, the first in the alphabet."""
+    counts = Counter(answer for study in training if (answer := drafter.prompt.answer(study)))
+    if not counts:
+        raise ValueError(f"No training study has the sections {', '.join(drafter.prompt.targets)}")
+    return min(counts, key=lambda text: (-counts[text], text))
+
+
+def nearest_reports(
+    drafter: Drafter, training: Sequence[Study], studies: Sequence[Study], cache: Path
+) -> tuple[dict[str, str], list[str]]:
+    """For each study the report of the training study whose image is nearest by cosine.
+
+    An image is described by the class token (where the tower has one) and the mean patch of its last hidden state,
+    each standardised over the training images.
+
+    Returns:
+        study id -> report, and a sentence for each image that cannot be read.
+    """
+    donors = [study for study in training if drafter.prompt.answer(study)]
+    if not donors:
+        raise ValueError(f"No training study has the sections {', '.join(drafter.prompt.targets)}")
+    paths = [study.main_image.path for study in (*donors, *studies)]
+    store, errors = store_features(
+        drafter.model.model.vision_tower,
+        drafter.processor.image_processor,
+        paths,
+        cache,
+        layer=drafter.model.config.vision_feature_layer,
+        mapping=drafter.image_mapping,
+    )
+    donors = [study for study in donors if study.main_image.path in store]
+    wanted = [study for study in studies if study.main_image.path in store]
+    n_prefix = drafter.processor.num_additional_image_tokens
+
+    def describe(part: Sequence[Study]) -> torch.Tensor:  # [n, D] or [n, 2 D]
+        hidden = [store[study.main_image.path].float() for study in part]
+        pooled = [h[n_prefix:].mean(0) for h in hidden]
+        return torch.stack([torch.cat([h[0], p]) if n_prefix else p for h, p in zip(hidden, pooled, strict=True)])
+
+    reference = describe(donors)
+    mean, scale = reference.mean(0), reference.std(0) + 1e-6
+    reference = torch.nn.functional.normalize((reference - mean) / scale)
+    queries = torch.nn.functional.normalize((describe(wanted) - mean) / scale)
+    nearest = (queries @ reference.T).argmax(1).tolist()
+    reports = {
+        study.study_id: drafter.prompt.answer(donors[row]) or "" for study, row in zip(wanted, nearest, strict=True)
+    }
+    return reports, errors

@@ -1,0 +1,185 @@
+"""Studies -> batches: token ids and pixels (or stored features), in an order that any step can be resumed from."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from encoder.features import FeatureStore, prepare_pixels
+from encoder.images import ImageError
+from encoder.studies import Study
+from generator.model import Drafter, blank_pixels, count_image_tokens
+
+IGNORE = -100  # target that the cross-entropy passes over
+
+
+@dataclass
+class Example:
+    """One study as the model reads it."""
+
+    study_id: str
+    image: Path
+    prompt: list[int]
+    """Token ids of the prompt, with one image token for each image feature."""
+    answer: list[int]
+    """Token ids of the report and its end token; empty for generation."""
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.answer)
+
+
+def encode(drafter: Drafter, studies: Sequence[Study], answers: bool, reserve: int = 0) -> list[Example]:
+    """Tokenise studies; with `answers`, those that lack a target section are left out.
+
+    Args:
+        drafter: gives tokenizer, chat template and prompt.
+        studies: what to encode; of each the main image is taken.
+        answers: whether to append the report.
+        reserve: tokens that must fit after the prompt.
+
+    Raises:
+        ValueError: a prompt (and the reserve, and the answer) is longer than the language model's context.
+    """
+    tokenizer, image_token = drafter.processor.tokenizer, drafter.processor.image_token
+    n_image = count_image_tokens(drafter.processor)
+    kept = [study for study in studies if not answers or drafter.prompt.answer(study) is not None]
+    if not kept:
+        return []
+    texts = [render_prompt(drafter, study) for study in kept]
+    prompts = tokenizer([text.replace(image_token, image_token * n_image) for text in texts], add_special_tokens=False)
+    targets = [""] * len(kept)
+    if answers:
+        targets = [drafter.prompt.answer(study) or "" for study in kept]
+    replies = tokenizer(targets, add_special_tokens=False)
+    end = [tokenizer.eos_token_id] if answers else []
+    examples = []
+    for study, prompt, reply in zip(kept, prompts["input_ids"], replies["input_ids"], strict=True):
+        example = Example(study.study_id, study.main_image.path, prompt, reply + end)
+        if drafter.context_length is not None and len(example) + reserve > drafter.context_length:
+            parts = f"{n_image} image tokens + {len(prompt) - n_image} of text"
+            parts += f" + {len(example.answer)} of report" if answers else f" + {reserve} for the draft"
+            raise ValueError(
+                f"Study {study.study_id!r}: {parts} exceed the context of {drafter.context_length} tokens "
+                "of the language model; use a smaller image_size, less context, or another model"
+            )
+        examples.append(example)
+    return examples
+
+
+def render_prompt(drafter: Drafter, study: Study) -> str:
+    """The prompt of a study as text, with a single image token."""
+    messages = drafter.prompt.messages(study, study.main_image)
+    return drafter.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+
+
+@dataclass
+class Item:
+    """An example with its pixels [3, H, W] or stored hidden states [T, D]; blank where the image cannot be read."""
+
+    example: Example
+    pixels: torch.Tensor
+    error: str | None = None
+
+
+class ExampleDataset(Dataset):
+    """Examples with their pixels, prepared in the loader's workers, or with features stored before."""
+
+    def __init__(self, examples: Sequence[Example], drafter: Drafter, features: FeatureStore | None = None) -> None:
+        self.examples, self.features, self.pad_id = examples, features, drafter.processor.tokenizer.pad_token_id
+        self.image_processor, self.mapping = drafter.processor.image_processor, drafter.image_mapping
+        self.blank = torch.zeros_like(blank_pixels(drafter.processor)[0]) if features is None else features.blank
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> Item:
+        example = self.examples[index]
+        try:
+            if self.features is not None:
+                return Item(example, self.features[example.image].float())
+            return Item(example, prepare_pixels(self.image_processor, example.image, self.mapping))
+        except (ImageError, OSError) as error:
+            return Item(example, self.blank, f"{example.study_id}: {error}")
+
+
+def collate(items: Sequence[Item], pad_id: int) -> dict[str, Any]:
+    """Left-pad to one length, so that all reports end in the last column.
+
+    Returns:
+        input_ids, attention_mask, position_ids [B, L]; pixel_values [B, …]; labels [B, A] for the last A columns,
+        A the longest report of the batch and one more, since a token is predicted from the one before it; errors, a
+        sentence for each image that cannot be read (its row has no labels).
+    """
+    length = max(len(item.example) for item in items)
+    n_labels = max(len(item.example.answer) for item in items) + 1
+    input_ids = torch.full((len(items), length), pad_id)
+    attention_mask = torch.zeros(len(items), length, dtype=torch.long)
+    labels = torch.full((len(items), n_labels), IGNORE)
+    for row, item in enumerate(items):
+        example = item.example
+        input_ids[row, length - len(example) :] = torch.tensor(example.prompt + example.answer)
+        attention_mask[row, length - len(example) :] = 1
+        if example.answer and item.error is None:
+            labels[row, -len(example.answer) :] = torch.tensor(example.answer)
+    return {
+        "input_ids": input_ids,
+        "attention_mask": attention_mask,
+        "position_ids": (attention_mask.cumsum(1) - 1).clamp(min=0),
+        "pixel_values": torch.stack([item.pixels for item in items]),
+        "labels": labels,
+        "errors": [item.error for item in items if item.error],
+    }
+
+
+def batch_indices(lengths: Sequence[int], batch_size: int, seed: str) -> list[list[int]]:
+    """Shuffled batches of examples of similar length: the same for the same arguments on every machine.
+
+    Shuffle, sort by length within chunks of 50 batches, cut into batches, shuffle the batches.
+    """
+    generator = random.Random(seed)
+    order = list(range(len(lengths)))
+    generator.shuffle(order)
+    chunk = 50 * batch_size
+    order = [i for at in range(0, len(order), chunk) for i in sorted(order[at : at + chunk], key=lambda i: -lengths[i])]
+    batches = [order[at : at + batch_size] for at in range(0, len(order), batch_size)]
+    generator.shuffle(batches)
+    return batches
+
+
+def split_batch(batch: Sequence[int], rank: int, world: int, micro_batch_size: int) -> list[list[int]]:
+    """The micro-batches of one process; every process gets equally many, some perhaps empty."""
+    share = list(batch[rank::world])
+    count = -(-len(batch) // (world * micro_batch_size))
+    bounds = [len(share) * i // count for i in range(count + 1)]
+    return [share[bounds[i] : bounds[i + 1]] for i in range(count)]
+
+
+def load_micro_batches(
+    dataset: ExampleDataset, micro_batches: Sequence[list[int]], workers: int
+) -> Iterator[dict[str, Any]]:
+    """Collated micro-batches in the given order, prepared ahead by `workers` processes.
+
+    An empty micro-batch (a process with nothing left of a small batch) holds one example without labels: it keeps
+    the processes in step and adds nothing to loss or gradient.
+    """
+    loader: DataLoader = DataLoader(
+        dataset,
+        batch_sampler=[batch or [0] for batch in micro_batches],  # type: ignore[arg-type]
+        num_workers=workers,
+        collate_fn=partial(collate, pad_id=dataset.pad_id),
+        prefetch_factor=4 if workers else None,
+        pin_memory=torch.cuda.is_available(),
+        # With its own generator the loader draws nothing from the global one: dropout goes on as if never stopped.
+        generator=torch.Generator(),
+    )
+    for batch, indices in zip(loader, micro_batches, strict=True):
+        if not indices:
+            batch["labels"].fill_(IGNORE)
+        yield batch

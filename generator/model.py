@@ -1,0 +1,322 @@
+"""Vision tower + language model -> one LLaVA model: build it, choose what trains, save it, load it.
+
+The result is transformers' own `LlavaForConditionalGeneration` with its `LlavaProcessor`, used as they are, so that a
+saved folder loads with `AutoModelForImageTextToText` and `AutoProcessor` where this project is not installed.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import nn
+
+from encoder.studies import write_whole
+from encoder.towers import load_tower
+from generator.prompts import PromptConfig, chat_template
+
+if TYPE_CHECKING:
+    from transformers import (
+        GenerationConfig,
+        LlavaForConditionalGeneration,
+        LlavaProcessor,
+        PreTrainedTokenizerBase,
+    )
+
+IMAGE_TOKEN = "<image>"
+SIDECAR = "raddraft.json"
+
+
+@dataclass
+class ModelConfig:
+    """The parts that are joined."""
+
+    tower: str
+    """Vision tower: short name (rad-dino, dinov2-base, clip-336 …), hub id or local folder."""
+    lm: str
+    """Causal language model with its tokenizer: hub id or local folder."""
+    image_size: int | None = None
+    """Side in pixels of the square fed to the tower; by default what its image processor says."""
+    feature_layer: int = -1
+    """Which hidden state of the tower is projected; -1 is the last block's (before the tower's final LayerNorm)."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type in which frozen weights are held. Weights that train are always held in float32."""
+    gguf_file: str | None = None
+    """Name of a GGUF file inside the folder `lm`, if the language model comes as one (needs the package gguf)."""
+
+
+@dataclass
+class LoraConfig:
+    """Low-rank adapters on the language model's attention and MLP projections (Hu et al., arXiv 2106.09685)."""
+
+    rank: int = 64
+    """Rank of the update."""
+    alpha: int = 128
+    """Scale: the update is multiplied by alpha / rank."""
+    dropout: float = 0.05
+    """Dropout before the adapter."""
+
+
+@dataclass
+class Drafter:
+    """A model with all that is needed to draft with it."""
+
+    model: LlavaForConditionalGeneration
+    processor: LlavaProcessor
+    prompt: PromptConfig = field(default_factory=PromptConfig)
+    image_mapping: Literal["window", "minmax", "percentile"] = "window"
+    """How grey values of image files are mapped to 8 bits; see `encoder.images.load_image`."""
+
+    @property
+    def context_length(self) -> int | None:
+        """Most tokens the language model can read, or None if it states no limit."""
+        return getattr(self.model.config.text_config, "max_position_embeddings", None)
+
+
+def build(config: ModelConfig) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    """Join a pretrained tower and a pretrained language model by a new two-layer projector.
+
+    Raises:
+        ValueError: unknown tower, or a language model without tokenizer.
+        OSError: a checkpoint cannot be reached.
+    """
+    from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+
+    tower, image_processor = load_tower(config.tower, config.image_size)
+    lm, tokenizer = _load_lm(config)
+    n_prefix = _count_prefix_tokens(tower)
+    strategy: Literal["default", "full"] = "default" if n_prefix else "full"
+    with torch.device("meta"):
+        model = LlavaForConditionalGeneration(
+            LlavaConfig(
+                vision_config=tower.config,
+                text_config=lm.config,
+                image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+                vision_feature_layer=config.feature_layer,
+                vision_feature_select_strategy=strategy,
+                tie_word_embeddings=lm.config.tie_word_embeddings,
+            )
+        )
+    projector = type(model.model.multi_modal_projector)(model.config)
+    model.model.vision_tower, model.model.multi_modal_projector = tower, projector
+    model.model.language_model, model.lm_head = lm.base_model, lm.get_output_embeddings()
+    model.generation_config = _greedy(lm.generation_config, tokenizer)
+    model.to(getattr(torch, config.dtype)).eval()
+    processor = LlavaProcessor(
+        image_processor,
+        tokenizer,
+        patch_size=tower.config.patch_size,
+        vision_feature_select_strategy=strategy,
+        num_additional_image_tokens=n_prefix,
+        image_token=IMAGE_TOKEN,
+        chat_template=chat_template(tokenizer.chat_template, IMAGE_TOKEN),
+    )
+    model.config.image_seq_length = check_image_tokens(model, processor)
+    return model, processor
+
+
+def _load_lm(config: ModelConfig):
+    """Load the language model and its tokenizer, with the image placeholder added to both."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source = {"gguf_file": config.gguf_file} if config.gguf_file else {}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(config.lm, **source)
+    except (ValueError, OSError) as error:
+        raise type(error)(f"No tokenizer for the language model {config.lm!r}: {error}") from None
+    lm = AutoModelForCausalLM.from_pretrained(config.lm, dtype="float32", **source)
+    if hasattr(lm.config, "quantization_config"):  # a GGUF file is unpacked while loading; its weights are plain now
+        del lm.config.quantization_config
+    if tokenizer.eos_token is None:
+        raise ValueError(f"The tokenizer of {config.lm!r} has no eos token, so a report could not end")
+    tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]})
+    if tokenizer.pad_token is None:  # padding is masked everywhere, so sharing a token does no harm
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "left"
+    if len(tokenizer) > lm.get_input_embeddings().num_embeddings:
+        lm.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    return lm, tokenizer
+
+
+def _greedy(config: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
+    """Greedy decoding that ends at any of the language model's own end tokens."""
+    from transformers import GenerationConfig
+
+    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    return GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=sorted({tokenizer.eos_token_id, *ends} - {None}),
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def _count_prefix_tokens(tower: nn.Module) -> int:
+    """Tokens before the patches (class, registers), found by one forward pass over a blank square."""
+    side = tower.config.image_size if isinstance(tower.config.image_size, int) else tower.config.image_size[0]
+    with torch.no_grad():
+        tokens = tower(torch.zeros(1, 3, side, side)).last_hidden_state.shape[1]
+    return tokens - (side // tower.config.patch_size) ** 2
+
+
+def check_image_tokens(model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> int:
+    """Number of image tokens in a prompt, after making sure that the tower gives as many features.
+
+    Raises:
+        ValueError: the processor and the tower disagree.
+    """
+    pixels = blank_pixels(processor).to(model.device, model.dtype)
+    wanted = count_image_tokens(processor)
+    with torch.no_grad():
+        features = model.model.get_image_features(pixels, return_dict=True).pooler_output
+    given = features[0].shape[0]
+    if wanted != given:
+        height, width = pixels.shape[-2:]
+        raise ValueError(
+            f"Image tokens do not match the tower: for {height} x {width} pixels the processor writes {wanted} image "
+            f"tokens, the tower gives {given} features (processor: patch_size {processor.patch_size}, "
+            f"num_additional_image_tokens {processor.num_additional_image_tokens}; "
+            f"tower: patch_size {model.config.vision_config.patch_size})"
+        )
+    return wanted
+
+
+def blank_pixels(processor: LlavaProcessor) -> torch.Tensor:
+    """A black picture as the tower gets it: [1, 3, H, W]."""
+    from PIL import Image
+
+    return processor.image_processor([Image.new("RGB", (64, 64))], return_tensors="pt")["pixel_values"]
+
+
+def count_image_tokens(processor: LlavaProcessor) -> int:
+    """How many image tokens the processor writes for one picture."""
+    placeholders = processor.replace_image_token({"pixel_values": blank_pixels(processor)}, 0)
+    return placeholders.count(processor.image_token)
+
+
+def choose_trainable(
+    model: nn.Module, projector: bool, lm: Literal["frozen", "lora", "full"], tower: Literal["frozen", "full"] | int
+) -> list[str]:
+    """Set `requires_grad` of every parameter and hold what trains in float32; return the names of what trains.
+
+    Args:
+        model: the LLaVA model, wrapped by PEFT or not.
+        projector: whether the projector trains.
+        lm: frozen, its LoRA adapters, or all of it.
+        tower: frozen, full, or the number of last blocks that train. Parameters that do not reach the projected
+            hidden state (final LayerNorm, mask token, later blocks) stay frozen: they would get no gradient.
+    """
+    if lm == "lora" and not any("lora_" in name for name, _ in model.named_parameters()):
+        raise ValueError("The language model has no LoRA adapters to train")
+    vision_tower = next(module for name, module in model.named_modules() if name.endswith("vision_tower"))
+    reached = _tower_parameters(vision_tower, tower, model.config.vision_feature_layer)
+    names = []
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            trains = lm == "lora"
+        elif "multi_modal_projector" in name:
+            trains = projector
+        elif "vision_tower." in name:
+            trains = name.split("vision_tower.", 1)[1] in reached
+        else:
+            trains = lm == "full"
+        parameter.requires_grad_(trains)
+        if trains:
+            parameter.data = parameter.data.float()
+            names.append(name)
+    if not names:
+        raise ValueError("Nothing to train: projector, language model and tower are all frozen")
+    return names
+
+
+def _tower_parameters(tower: nn.Module, choice: Literal["frozen", "full"] | int, layer: int) -> set[str]:
+    """Names of the tower's parameters that train, relative to the tower; `layer` is the projected hidden state."""
+    if choice == "frozen" or choice == 0:
+        return set()
+    tower.requires_grad_(True)
+    side = tower.config.image_size if isinstance(tower.config.image_size, int) else tower.config.image_size[0]
+    parameter = next(tower.parameters())
+    pixels = torch.zeros(1, 3, side, side, device=parameter.device, dtype=parameter.dtype)
+    # A trial run tells which parameters the projected hidden state depends on, whatever the architecture.
+    tower(pixels, output_hidden_states=True).hidden_states[layer].sum().backward()
+    reached = {name for name, parameter in tower.named_parameters() if parameter.grad is not None}
+    tower.zero_grad(set_to_none=True)
+    if choice == "full":
+        return reached
+    blocks = max((module for module in tower.modules() if isinstance(module, nn.ModuleList)), key=len)
+    if not 0 < choice <= len(blocks):
+        raise ValueError(f"tower: {choice} blocks cannot train, the tower has {len(blocks)}")
+    last = {id(parameter) for block in blocks[-choice:] for parameter in block.parameters()}
+    return {name for name, parameter in tower.named_parameters() if name in reached and id(parameter) in last}
+
+
+def add_lora(model: nn.Module, config: LoraConfig) -> nn.Module:
+    """Wrap the language model's linear layers, and only those, with LoRA adapters.
+
+    Raises:
+        ValueError: the language model names its layers in a way that is not known here.
+    """
+    import peft
+
+    lora = peft.LoraConfig(
+        r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=_lora_targets(model)
+    )
+    return peft.get_peft_model(model, lora)
+
+
+def _lora_targets(model: nn.Module) -> list[str]:
+    """Every linear layer inside the language model's blocks, by full name."""
+    from transformers.pytorch_utils import Conv1D
+
+    prefix = "model.language_model."
+    blocks = {name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D)
+        and name.startswith(prefix)
+        and any(name.startswith(f"{block}.") for block in blocks)
+    ]
+
+
+def save(drafter: Drafter, folder: str | Path) -> None:
+    """Save an ordinary Hub folder, with a sidecar that keeps the prompt and the grey-value mapping."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    drafter.model.save_pretrained(folder)
+    drafter.processor.save_pretrained(folder)
+    sidecar = {"prompt": asdict(drafter.prompt), "image_mapping": drafter.image_mapping}
+    with write_whole(folder / SIDECAR) as temporary:
+        temporary.write_text(json.dumps(sidecar, indent=2) + "\n", encoding="utf-8")
+
+
+def load(folder: str | Path, dtype: str = "float32", device: str = "cpu") -> Drafter:
+    """Load what `save` wrote.
+
+    Raises:
+        ValueError: no such folder, no processor in it, a model of another kind, or image tokens that do not match.
+    """
+    from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration, LlavaProcessor
+
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} is not a model folder: it has no config.json")
+    if not any((folder / name).is_file() for name in ("processor_config.json", "preprocessor_config.json")):
+        raise ValueError(f"{folder} has no processor: processor_config.json is missing; save the processor there too")
+    processor = AutoProcessor.from_pretrained(folder)
+    if not isinstance(processor, LlavaProcessor):
+        raise ValueError(f"{folder} has a {type(processor).__name__}; expected a LlavaProcessor")
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype)
+    if not isinstance(model, LlavaForConditionalGeneration):
+        raise ValueError(f"{folder} holds a {type(model).__name__}; expected a LlavaForConditionalGeneration")
+    check_image_tokens(model, processor)
+    sidecar: dict[str, Any] = {}
+    if (folder / SIDECAR).is_file():
+        sidecar = json.loads((folder / SIDECAR).read_text(encoding="utf-8"))
+    else:
+        warnings.warn(f"{folder} has no {SIDECAR}: the default prompt is used", stacklevel=2)
+    prompt = PromptConfig(**sidecar.get("prompt", {}))
+    return Drafter(model.to(device).eval(), processor, prompt, sidecar.get("image_mapping", "window"))

@@ -1,0 +1,342 @@
+"""The training loop: stages of projector, language model and tower training, with Accelerate.
+
+A run folder holds config.yaml (resolved), log.jsonl, checkpoints/ and model/. Starting the same command again goes on
+where the last checkpoint stands, and gives the same numbers as a run that was never stopped.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import nn
+
+from encoder.features import FeatureStore, store_features
+from encoder.studies import Study
+from generator.checkpoints import Progress, RunFolder
+from generator.data import IGNORE, Example, ExampleDataset, batch_indices, encode, load_micro_batches, split_batch
+from generator.model import Drafter, LoraConfig, ModelConfig, add_lora, build, choose_trainable, save
+from generator.prompts import PromptConfig
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+@dataclass
+class Stage:
+    """One stage of training: what trains, for how long, how fast."""
+
+    epochs: float = 1.0
+    """Passes over the training split."""
+    lr: float = 1e-4
+    """Peak learning rate of AdamW."""
+    projector: bool = True
+    """Whether the projector trains."""
+    lm: Literal["frozen", "lora", "full"] = "frozen"
+    """How the language model trains. With lora, adapters stay in place for later stages and are merged at the end."""
+    tower: Literal["frozen", "full"] | int = "frozen"
+    """How the vision tower trains: frozen, full, or its last N blocks."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """Learning rate after the warm-up: down to zero along half a cosine, or constant."""
+    warmup: float = 0.03
+    """Part of the stage's steps over which the learning rate rises from zero."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay, on matrices only."""
+
+    def __post_init__(self) -> None:
+        if self.epochs <= 0 or self.lr <= 0 or not 0 <= self.warmup < 1:
+            raise ValueError(f"stage: need epochs > 0, lr > 0 and 0 <= warmup < 1, got {self}")
+
+
+@dataclass
+class TrainConfig:
+    """How the loop runs."""
+
+    stages: list[Stage] = field(
+        default_factory=lambda: [Stage(epochs=1, lr=1e-3), Stage(epochs=3, lr=1e-4, lm="lora")]
+    )
+    """Stages in order; each starts from the best weights of the one before."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    """Adapters of the stages with `lm: lora`."""
+    batch_size: int = 16
+    """Studies in one optimiser step, over all processes."""
+    micro_batch_size: int = 16
+    """Studies that one process puts through the model at a time; what is missing to batch_size is accumulated."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm."""
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    """Mixed precision of Accelerate."""
+    features: Literal["live", "cached"] = "live"
+    """cached: run the frozen tower once over all images, keep its features on disk, and train from them."""
+    cache: Path | None = None
+    """Folder of cached features, shared between runs; by default `features` in the run folder."""
+    eval_every: int | None = None
+    """Steps between validations; by default once an epoch. 0: never validate, keep the last weights."""
+    patience: int | None = None
+    """Stop a stage when this many validations in a row bring no lower loss; by default never."""
+    save_every: int = 200
+    """Steps between checkpoints."""
+    log_every: int = 1
+    """Steps between lines of the log."""
+    seed: int = 0
+    """Seed of new weights, order and dropout."""
+    workers: int = 2
+    """Processes that decode and prepare images."""
+    trackers: list[str] = field(default_factory=list)
+    """Experiment trackers of Accelerate to report to, e.g. tensorboard or wandb; none unless named here."""
+
+    def __post_init__(self) -> None:
+        modes = {stage.lm for stage in self.stages}
+        if not self.stages:
+            raise ValueError("train.stages is empty: nothing to do")
+        if {"lora", "full"} <= modes:
+            raise ValueError("train.stages: lm is 'lora' in one stage and 'full' in another; choose one of them")
+        if self.features == "cached" and any(stage.tower not in ("frozen", 0) for stage in self.stages):
+            raise ValueError("train.features is 'cached', but a stage trains the tower; use 'live', or tower: frozen")
+
+
+class StoredFeatures(nn.Module):
+    """Stands in for the frozen tower: what it is given as pixels are hidden states [B, T, D] computed before."""
+
+    def forward(self, pixel_values: torch.Tensor, **_: Any) -> Any:
+        from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+        return BaseModelOutputWithPooling(hidden_states=defaultdict(lambda: pixel_values))
+
+
+def train(
+    studies: dict[str, Sequence[Study]],
+    out: Path,
+    model_config: ModelConfig,
+    prompt: PromptConfig,
+    config: TrainConfig,
+    image_mapping: Literal["window", "minmax", "percentile"] = "window",
+) -> Path:
+    """Train a drafting model and return the folder it is saved in.
+
+    Args:
+        studies: split -> studies; `train`, and `val` unless config.eval_every is 0. The test split is not for here.
+        out: the run folder.
+        model_config, prompt, config, image_mapping: the recipe.
+
+    Raises:
+        ValueError: nothing to train on or to validate with, a prompt too long, parts that do not fit together.
+        FloatingPointError: the loss is not finite; the last checkpoint is kept.
+    """
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedDataParallelKwargs, set_seed
+    from tqdm import tqdm
+
+    accelerator = Accelerator(
+        mixed_precision=config.precision,
+        log_with=config.trackers or None,
+        project_dir=out,
+        # Every process computes the same buffers; without this DDP would send them at each validation too.
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+    if config.trackers:
+        accelerator.init_trackers("raddraft")
+    if model_config.dtype == "bfloat16" and config.precision != "bf16":
+        raise ValueError("model.dtype is bfloat16, so train.precision must be bf16")
+    set_seed(config.seed)
+    drafter = Drafter(*build(model_config), prompt, image_mapping)
+    examples = {split: encode(drafter, part, answers=True) for split, part in studies.items()}
+    validate = config.eval_every != 0
+    for split in ("train", "val") if validate else ("train",):
+        if not examples.get(split):
+            raise ValueError(f"No study in split {split!r} has the sections to write: {', '.join(prompt.targets)}")
+    accelerator.print(", ".join(f"{split}: {len(part)} studies" for split, part in examples.items()))
+
+    model: nn.Module = drafter.model
+    store = None
+    tower = drafter.model.model.vision_tower
+    if config.features == "cached":
+        store = _cache_features(accelerator, drafter, examples, config.cache or out / "features", config.workers)
+        drafter.model.model.vision_tower = StoredFeatures()
+    if any(stage.lm == "lora" for stage in config.stages):
+        model = add_lora(model, config.lora)
+    datasets = {split: ExampleDataset(part, drafter, store) for split, part in examples.items()}
+    run = RunFolder(out, accelerator)
+    progress = run.resume()
+    unreadable: set[str] = set()
+
+    for number, stage in enumerate(config.stages):
+        run.trained |= set(choose_trainable(model, stage.projector, stage.lm, stage.tower))
+        if number < progress.stage:
+            continue
+        run.restore(model)
+        optimizer = torch.optim.AdamW(_parameter_groups(model, stage.weight_decay), lr=stage.lr)
+        wrapped, optimizer = accelerator.prepare(model, optimizer)
+        run.restore(model, optimizer)
+        steps_per_epoch = math.ceil(len(datasets["train"]) / config.batch_size)
+        n_steps = max(1, round(stage.epochs * steps_per_epoch))
+        eval_every = config.eval_every or steps_per_epoch
+        accelerator.print(_describe(model, number, len(config.stages), n_steps))
+        bar = tqdm(total=n_steps, initial=progress.step, unit="step", disable=not accelerator.is_main_process)
+        batches = _steps(datasets["train"], config, number, progress.step, n_steps, accelerator)
+        while progress.step < n_steps and not progress.stopped:
+            started = time.perf_counter()
+            wrapped.train()
+            if stage.tower == "frozen":
+                drafter.model.model.vision_tower.eval()
+            lr = stage.lr * lr_factor(progress.step, n_steps, stage.warmup, stage.schedule)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            micro_batches, n_tokens = next(batches)
+            total = torch.zeros((), device=accelerator.device)
+            for index, batch in enumerate(micro_batches):
+                unreadable |= set(batch["errors"])
+                last = index == len(micro_batches) - 1
+                with nullcontext() if last else accelerator.no_sync(wrapped):
+                    loss = summed_loss(wrapped, batch, accelerator.device) / n_tokens
+                    # DDP averages gradients over processes; this loss is already divided by the tokens of all.
+                    accelerator.backward(loss * accelerator.num_processes)
+                total += loss.detach()
+            loss_value = accelerator.reduce(total).item()
+            if not math.isfinite(loss_value):
+                raise FloatingPointError(
+                    f"The loss is {loss_value} at step {progress.step + 1} of stage {number + 1} (lr {lr:.3g}); the "
+                    f"last good checkpoint is {run.newest}. Try a lower lr, or precision bf16 instead of fp16"
+                )
+            norm = accelerator.clip_grad_norm_(wrapped.parameters(), config.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+            progress.step += 1
+            speed = config.batch_size / (time.perf_counter() - started)
+            where = {"stage": number, "step": progress.step}
+            if progress.step % config.log_every == 0:
+                numbers = {"loss": loss_value, "lr": lr, "grad_norm": float(norm), "studies_per_second": speed}
+                run.log(where | numbers)
+            bar.set_description(f"stage {number + 1} loss {loss_value:.3f}", refresh=False)
+            bar.update()
+            if validate and (progress.step % eval_every == 0 or progress.step == n_steps):
+                val_loss = _validate(wrapped, datasets["val"], config, accelerator)
+                run.log(where | {"val_loss": val_loss})
+                if val_loss < progress.best:
+                    progress.best, progress.bad_rounds = val_loss, 0
+                    run.save_best(model)
+                else:
+                    progress.bad_rounds += 1
+                    progress.stopped = config.patience is not None and progress.bad_rounds >= config.patience
+            if progress.step % config.save_every == 0 and progress.step < n_steps:
+                run.save(model, progress, optimizer)
+        bar.close()
+        accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
+        accelerator.free_memory()
+        if validate:
+            run.load_best(model)
+        progress = Progress(stage=number + 1)
+        run.save(model, progress)
+
+    for sentence in sorted(unreadable):
+        accelerator.print(f"not trained on: {sentence}")
+    drafter.model.model.vision_tower = tower
+    if accelerator.is_main_process:
+        _save_model(model, drafter, out, model_config.dtype)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return out / "model"
+
+
+def summed_loss(model: nn.Module, batch: dict[str, Any], device: torch.device) -> torch.Tensor:
+    """Cross-entropy of the reports' tokens, summed over the batch. Logits are made for the reports' columns only."""
+    labels = batch["labels"].to(device)  # [B, A]
+    inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask", "position_ids", "pixel_values")}
+    logits = model(**inputs, logits_to_keep=labels.shape[1], use_cache=False).logits  # [B, A, V]
+    return nn.functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORE, reduction="sum"
+    )
+
+
+def lr_factor(step: int, n_steps: int, warmup: float, schedule: Literal["cosine", "constant"]) -> float:
+    """Part of the peak learning rate at `step` (from 0): linear warm-up, then constant or half a cosine to zero."""
+    n_warmup = round(warmup * n_steps)
+    if step < n_warmup:
+        return (step + 1) / (n_warmup + 1)
+    if schedule == "constant":
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * (step - n_warmup) / max(1, n_steps - n_warmup)))
+
+
+def _steps(
+    dataset: ExampleDataset, config: TrainConfig, stage: int, start: int, n_steps: int, accelerator: Accelerator
+) -> Iterator[tuple[list[dict[str, Any]], int]]:
+    """For each step from `start`: this process's micro-batches, and the number of report tokens in all of them."""
+    lengths = [len(example) for example in dataset.examples]
+    steps_per_epoch = math.ceil(len(lengths) / config.batch_size)
+    rank, world = accelerator.process_index, accelerator.num_processes
+    while start < n_steps:
+        epoch, first = divmod(start, steps_per_epoch)
+        order = batch_indices(lengths, config.batch_size, f"{config.seed} {stage} {epoch}")
+        batches = order[first : first + n_steps - start]
+        plan = [split_batch(batch, rank, world, config.micro_batch_size) for batch in batches]
+        loader = load_micro_batches(dataset, [part for parts in plan for part in parts], config.workers)
+        for batch, parts in zip(batches, plan, strict=True):
+            yield list(islice(loader, len(parts))), sum(len(dataset.examples[i].answer) for i in batch)
+        start += len(batches)
+
+
+@torch.no_grad()
+def _validate(model: nn.Module, dataset: ExampleDataset, config: TrainConfig, accelerator: Accelerator) -> float:
+    """Mean cross-entropy per report token of the validation split."""
+    model.eval()
+    order = sorted(range(len(dataset)), key=lambda i: len(dataset.examples[i]))
+    parts = split_batch(order, accelerator.process_index, accelerator.num_processes, config.micro_batch_size)
+    sums = torch.zeros(2, device=accelerator.device)
+    for batch in load_micro_batches(dataset, parts, config.workers):
+        loss = summed_loss(model, batch, accelerator.device)
+        sums += torch.stack([loss, (batch["labels"] != IGNORE).sum().to(loss)])
+    loss, n_tokens = accelerator.reduce(sums).tolist()
+    return loss / n_tokens
+
+
+def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """What trains, with weight decay on matrices only."""
+    training = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    matrices = [parameter for parameter in training if parameter.ndim >= 2]
+    vectors = [parameter for parameter in training if parameter.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def _cache_features(
+    accelerator: Accelerator, drafter: Drafter, examples: dict[str, list[Example]], folder: Path, workers: int
+) -> FeatureStore:
+    """Features of all images of the examples; the main process computes them, the others wait and then read."""
+    tower = drafter.model.model.vision_tower.to(accelerator.device)
+    with accelerator.main_process_first():
+        store, errors = store_features(
+            tower,
+            drafter.processor.image_processor,
+            [example.image for part in examples.values() for example in part],
+            folder,
+            layer=drafter.model.config.vision_feature_layer,
+            mapping=drafter.image_mapping,
+            workers=workers,
+        )
+    for sentence in errors:
+        accelerator.print(f"no features: {sentence}")
+    return store
+
+
+def _describe(model: nn.Module, number: int, n_stages: int, n_steps: int) -> str:
+    training = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    return f"stage {number + 1} of {n_stages}: {training:,} of {total:,} parameters train, {n_steps} steps"
+
+
+def _save_model(model: nn.Module, drafter: Drafter, out: Path, dtype: str) -> None:
+    """Save the model with adapters merged, and the adapters by themselves."""
+    if hasattr(model, "merge_and_unload"):
+        model.save_pretrained(out / "adapter")
+        model = model.merge_and_unload()  # type: ignore[operator]
+    drafter = replace(drafter, model=model.to(getattr(torch, dtype)).eval())  # type: ignore[arg-type]
+    save(drafter, out / "model")

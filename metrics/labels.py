@@ -1,0 +1,90 @@
+"""F1 of observation labels, macro and micro over 14 and over 5 observations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+
+from metrics.bootstrap import Measure
+
+# The five of the CheXpert competition (Irvin et al., arXiv 1901.07031).
+FIVE = ("Cardiomegaly", "Edema", "Consolidation", "Atelectasis", "Pleural Effusion")
+
+Labels = Mapping[str, int | None]
+Uncertain = Literal["negative", "positive"]
+
+
+def f1_measures(
+    predictions: Sequence[Labels],
+    references: Sequence[Labels],
+    observations: Sequence[str],
+    prefix: str,
+    signature: str,
+    uncertain: Uncertain = "negative",
+) -> dict[str, Measure]:
+    """`<prefix>_macro_f1_14` and its three siblings.
+
+    Args:
+        predictions, references: observation -> 1, 0, -1 or None, one mapping a report.
+        observations: the 14 names.
+        prefix: which labeler, e.g. rule or chexbert.
+        signature: implementation and version of the labeler.
+        uncertain: what -1 counts as. Not mentioned counts as negative. An F1 without positives is 0.
+    """
+    counts = _counts(predictions, references, observations, uncertain)
+    five = [observations.index(name) for name in FIVE]
+    measures = {}
+    for name, columns in ((f"{len(observations)}", range(len(observations))), ("5", five)):
+        part = counts[:, columns]
+        for average, reduce in (("macro", _macro), ("micro", _micro)):
+            text = f"{signature}|uncertain:{uncertain}|average:{average}|classes:{name}|zero_division:0|n:{len(part)}"
+            measures[f"{prefix}_{average}_f1_{name}"] = Measure(part.reshape(len(part), -1), reduce, text)
+    return measures
+
+
+def per_observation(
+    predictions: Sequence[Labels],
+    references: Sequence[Labels],
+    observations: Sequence[str],
+    uncertain: Uncertain = "negative",
+) -> dict[str, dict[str, float]]:
+    """Observation -> precision, recall, f1 (0 where undefined) and support (positives among the references)."""
+    table = {}
+    sums = _counts(predictions, references, observations, uncertain).sum(0)
+    for name, (hit, invented, missed) in zip(observations, sums.tolist(), strict=True):
+        precision = hit / (hit + invented) if hit + invented else 0.0
+        recall = hit / (hit + missed) if hit + missed else 0.0
+        f1 = 2 * hit / (2 * hit + invented + missed) if hit else 0.0
+        table[name] = {"precision": precision, "recall": recall, "f1": f1, "support": hit + missed}
+    return table
+
+
+def _counts(
+    predictions: Sequence[Labels], references: Sequence[Labels], observations: Sequence[str], uncertain: Uncertain
+) -> np.ndarray:
+    """True positives, false positives and false negatives of every report and observation: [n, classes, 3]."""
+    positive = (1, -1) if uncertain == "positive" else (1,)
+
+    def binary(rows: Sequence[Labels]) -> np.ndarray:
+        return np.array([[row.get(name) in positive for name in observations] for row in rows], dtype=bool)
+
+    ours = binary(predictions).reshape(-1, len(observations))
+    theirs = binary(references).reshape(-1, len(observations))
+    return np.stack([ours & theirs, ours & ~theirs, ~ours & theirs], axis=-1).astype(np.float64)
+
+
+def _f1(counts: np.ndarray) -> np.ndarray:
+    """F1 of counts [..., 3]; 0 where there is nothing to find and nothing found."""
+    hits = 2 * counts[..., 0]
+    total = hits + counts[..., 1] + counts[..., 2]
+    return np.divide(hits, total, out=np.zeros_like(hits), where=total > 0)
+
+
+def _macro(sums: np.ndarray) -> np.ndarray:
+    return _f1(sums.reshape(len(sums), -1, 3)).mean(1)
+
+
+def _micro(sums: np.ndarray) -> np.ndarray:
+    return _f1(sums.reshape(len(sums), -1, 3).sum(1))

@@ -1,0 +1,101 @@
+"""Draft the reports of one split, or make the controls that stand beside them.
+
+    raddraft generate --model runs/first/model --studies data/phantom/studies.jsonl --out runs/first/model.jsonl
+    raddraft generate --model runs/first/model --studies data/phantom/studies.jsonl --control shuffled-images \\
+        --out runs/first/shuffled-images.jsonl
+
+Starting the same command again goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from encoder.studies import Study, read_studies, write_whole
+from generator.generate import DecodeConfig, generate
+from scripts import run
+
+if TYPE_CHECKING:
+    from generator.model import Drafter
+
+
+def main(
+    model: Path,
+    studies: Path,
+    out: Path,
+    split: Literal["train", "val", "test"] = "test",
+    control: Literal["none", "shuffled-images", "most-frequent", "nearest-report"] = "none",
+    decode: DecodeConfig = DecodeConfig(),  # noqa: B008 - the parser reads its fields and defaults from here
+    sources: list[str] | None = None,
+    device: str = "auto",
+    workers: int = 2,
+) -> int:
+    """Draft every study of a split into a predictions.jsonl. All drafts are for a radiologist to check.
+
+    Args:
+        model: Folder of a trained model.
+        studies: The manifest, studies.jsonl.
+        out: The predictions.jsonl to write, or to go on with.
+        split: The studies to draft.
+        control: Instead of the model's drafts: those it writes for somebody else's pictures, the commonest training
+            report for everyone, or the training report with the nearest image.
+        decode: How text is decoded.
+        sources: Take only studies of these sources.
+        device: cpu, cuda, cuda:1, mps …; auto takes the first accelerator.
+        workers: Processes that decode and prepare images.
+    """
+    from generator.controls import most_frequent, nearest_reports, shuffle_images
+    from generator.model import load
+
+    everything = [study for study in read_studies(studies) if sources is None or study.source in sources]
+    wanted = [study for study in everything if study.split == split]
+    training = [study for study in everything if study.split == "train"]
+    if not wanted:
+        raise ValueError(f"{studies}: no study in split {split!r}" + (f" of source {sources}" if sources else ""))
+    drafter = load(model, device=pick_device(device))
+    name = str(model) if control == "none" else f"{model} {control}"
+    errors: list[str] = []
+    if control == "most-frequent":
+        text = most_frequent(drafter, training)
+        _write(out, drafter, wanted, {study.study_id: text for study in wanted}, name)
+    elif control == "nearest-report":
+        reports, errors = nearest_reports(drafter, training, wanted, out.parent / "features")
+        _write(out, drafter, wanted, reports, name)
+    else:
+        if control == "shuffled-images":
+            wanted = shuffle_images(wanted)
+        errors = generate(drafter, wanted, out, decode, name, workers)
+    return report_errors(errors, len(wanted), out)
+
+
+def report_errors(errors: list[str], n_studies: int, out: Path) -> int:
+    """Say what was written and name every study without a draft; return the exit status."""
+    print(f"{n_studies - len(errors)} of {n_studies} drafts are in {out}")
+    for sentence in errors:
+        print(f"no draft: {sentence}")
+    return 1 if errors else 0
+
+
+def pick_device(name: str) -> str:
+    """The device to compute on."""
+    import torch
+
+    if name != "auto":
+        return name
+    return torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"  # type: ignore
+
+
+def _write(out: Path, drafter: Drafter, studies: list[Study], reports: dict[str, str], name: str) -> None:
+    """Write reports that were not decoded, in the form of predictions."""
+    with write_whole(out) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        for study in studies:
+            if study.study_id in reports:
+                row = {"study_id": study.study_id, "prediction": reports[study.study_id]}
+                row |= {"reference": drafter.prompt.answer(study), "model": name}
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    run("generate", main)

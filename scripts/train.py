@@ -1,0 +1,110 @@
+"""Train a report generator: tower + projector + language model, in stages.
+
+    raddraft train --config configs/demo.yaml --studies data/phantom/studies.jsonl --out runs/first
+    raddraft train --studies studies.jsonl --out runs/x --model.tower rad-dino --model.lm lmsys/vicuna-7b-v1.5
+    accelerate launch --num_processes 8 -m scripts.train --config my.yaml --studies studies.jsonl --out runs/x
+
+Starting the same command again goes on where it stopped. The trained model is runs/x/model.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from encoder.studies import SPLITS, Study, read_studies, write_whole
+from generator.model import ModelConfig
+from generator.prompts import PromptConfig
+from generator.train import TrainConfig, train
+from scripts import run
+
+
+def main(
+    studies: Path,
+    out: Path,
+    model: ModelConfig,
+    prompt: PromptConfig = PromptConfig(),  # noqa: B008 - the parser reads its fields and defaults from here
+    train: TrainConfig = TrainConfig(),  # noqa: B008
+    image_mapping: Literal["window", "minmax", "percentile"] = "window",
+    sources: list[str] | None = None,
+) -> None:
+    """Train a report generator on the train split, watching the val split; the test split is not read.
+
+    Args:
+        studies: The manifest, studies.jsonl.
+        out: The run folder: config.yaml, log.jsonl, checkpoints/, model/.
+        model: The parts that are joined.
+        prompt: What the model is told, and what it is to write.
+        train: How the loop runs.
+        image_mapping: How grey values become 8 bits: the window the file states, min-max, or percentiles.
+        sources: Take only studies of these sources (the manifest's key `source`); by default all.
+    """
+    config = {"model": asdict(model), "prompt": asdict(prompt), "train": asdict(train)}
+    config |= {"studies": str(studies.absolute()), "image_mapping": image_mapping, "sources": sources}
+    parts = split_studies(read_studies(studies), sources)
+    _keep_config(out, config)
+    folder = _train(parts, out, model, prompt, train, image_mapping)
+    if os.environ.get("RANK", "0") == "0":
+        print(f"model: {folder}")
+
+
+_train = train  # `main` has a parameter of that name, which is the key on the command line and in the YAML files
+
+
+def split_studies(studies: Iterable[Study], sources: list[str] | None) -> dict[str, list[Study]]:
+    """The train and val studies of the wanted sources."""
+    wanted = [study for study in studies if sources is None or study.source in sources]
+    if sources and not wanted:
+        raise ValueError(f"No study of source {', '.join(sources)}")
+    return {split: [study for study in wanted if study.split == split] for split in SPLITS if split != "test"}
+
+
+def _keep_config(out: Path, config: dict[str, Any]) -> None:
+    """Write config.yaml, or make sure that a run which is there already was started with the same one."""
+    path = out / "config.yaml"
+    text = yaml.safe_dump(_plain(config), sort_keys=False)
+    if not path.is_file():
+        out.mkdir(parents=True, exist_ok=True)
+        with write_whole(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+        return
+    old, new = _flat(yaml.safe_load(path.read_text(encoding="utf-8"))), _flat(yaml.safe_load(text))
+    changed = [key for key in old.keys() | new.keys() if old.get(key) != new.get(key)]
+    if changed:
+        key = min(changed)
+        raise ValueError(
+            f"{out} holds a run with another config: {key} was {old.get(key)!r}, now {new.get(key)!r}; "
+            "choose another --out, or the old value to go on"
+        )
+
+
+def _plain(value: Any) -> Any:
+    """The same value with paths as strings, for YAML."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings and lists as one mapping of dotted keys."""
+    if isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, list):
+        items = enumerate(value)  # type: ignore[assignment]
+    else:
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, item in items:
+        flat |= _flat(item, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+if __name__ == "__main__":
+    run("train", main)

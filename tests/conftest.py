@@ -1,0 +1,100 @@
+"""Tiny real models and studies, made on the spot; nothing is downloaded."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def cxr() -> Path:
+    """Real chest X-rays and fixtures, if they are there: RADDRAFT_CXR, or ../shared/cxr beside the project."""
+    path = Path(os.environ.get("RADDRAFT_CXR", ROOT.parent / "shared" / "cxr"))
+    if not path.is_dir():
+        pytest.skip(f"no chest X-ray data at {path}; set RADDRAFT_CXR to their folder")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tower_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A two-layer Dinov2 for 28 x 28 pixels (2 x 2 patches), random weights, with its image processor."""
+    import torch
+    from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("tower")
+    config = Dinov2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14)
+    Dinov2Model(config).save_pretrained(folder)
+    size = {"height": 28, "width": 28}
+    BitImageProcessor(size={"shortest_edge": 28}, crop_size=size).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def lm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A two-layer Llama, random weights, with a tokenizer trained on a few sentences."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from generator.tiny import train_tokenizer
+
+    torch.manual_seed(1)
+    folder = tmp_path_factory.mktemp("lm")
+    tokenizer = train_tokenizer(SENTENCES, vocab_size=400)
+    tokenizer.save_pretrained(folder)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=256,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+SENTENCES = [
+    "The heart is normal in size.",
+    "The heart is enlarged.",
+    "No pleural effusion or pneumothorax.",
+    "Small left pleural effusion.",
+    "The lungs are clear.",
+    "Right lower lobe consolidation.",
+    "Describe the findings of this chest X-ray.",
+    "Indication: cough and fever.",
+]
+
+
+@pytest.fixture
+def studies_file(tmp_path: Path) -> Path:
+    """A manifest of 24 train, 8 val and 8 test studies: noise pictures, and a sentence that goes with each."""
+    from encoder.studies import write_studies
+
+    studies = [make_study(tmp_path, i, "train" if i < 24 else "val" if i < 32 else "test") for i in range(40)]
+    write_studies(tmp_path / "studies.jsonl", studies)
+    return tmp_path / "studies.jsonl"
+
+
+def make_study(folder: Path, number: int, split: str):
+    from PIL import Image
+
+    from encoder.studies import Study, StudyImage
+
+    generator = np.random.default_rng(number)
+    path = folder / f"{number}.png"
+    picture = generator.integers(0, 255, (32, 32)) // 4 + (160 if number % 2 else 0)
+    Image.fromarray(picture.astype(np.uint8)).save(path)
+    text = " ".join(SENTENCES[(number + k) % 6] for k in range(1 + number % 3))
+    sections = {"findings": text, "indication": "cough and fever."}
+    return Study(f"s{number}", f"p{number}", split, [StudyImage(path, "PA")], sections)

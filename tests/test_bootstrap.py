@@ -1,0 +1,85 @@
+"""The vectorised bootstrap against scipy's, and the F1s against scikit-learn's."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn.metrics import f1_score, precision_recall_fscore_support
+
+from metrics.bootstrap import bootstrap, resample
+from metrics.labels import FIVE, f1_measures, per_observation
+from metrics.rules import OBSERVATIONS
+from metrics.text import bleu, mean_measure
+
+
+def random_labels(n: int, seed: int) -> list[dict[str, int | None]]:
+    generator = np.random.default_rng(seed)
+    choices = generator.choice([1, 0, -1, 2], (n, len(OBSERVATIONS)), p=[0.25, 0.2, 0.1, 0.45])
+    return [
+        {name: None if value == 2 else int(value) for name, value in zip(OBSERVATIONS, row, strict=True)}
+        for row in choices
+    ]
+
+
+def as_matrix(labels: list[dict[str, int | None]], positive: tuple[int, ...], names=OBSERVATIONS) -> np.ndarray:
+    return np.array([[row[name] in positive for name in names] for row in labels], dtype=int)
+
+
+@pytest.mark.parametrize(("uncertain", "positive"), [("negative", (1,)), ("positive", (1, -1))])
+def test_f1s_equal_scikit_learn(uncertain, positive) -> None:
+    predictions, references = random_labels(200, 0), random_labels(200, 1)
+    measures = f1_measures(predictions, references, OBSERVATIONS, "rule", "rules", uncertain)
+    assert list(measures) == ["rule_macro_f1_14", "rule_micro_f1_14", "rule_macro_f1_5", "rule_micro_f1_5"]
+    for name, measure in measures.items():
+        classes = OBSERVATIONS if name.endswith("14") else FIVE
+        ours, theirs = as_matrix(predictions, positive, classes), as_matrix(references, positive, classes)
+        average = "macro" if "macro" in name else "micro"
+        assert measure.value == pytest.approx(f1_score(theirs, ours, average=average, zero_division=0), abs=1e-12)
+        assert f"uncertain:{uncertain}" in measure.signature
+        assert f"average:{average}" in measure.signature
+    table = per_observation(predictions, references, OBSERVATIONS, uncertain)
+    ours, theirs = as_matrix(predictions, positive), as_matrix(references, positive)
+    expected = np.array(precision_recall_fscore_support(theirs, ours, zero_division=0))
+    np.testing.assert_allclose(np.array([list(row.values()) for row in table.values()]).T, expected)
+
+
+def test_f1_of_nothing_is_zero() -> None:
+    nothing = [dict.fromkeys(OBSERVATIONS) for _ in range(3)]
+    for measure in f1_measures(nothing, nothing, OBSERVATIONS, "rule", "rules").values():
+        assert measure.value == 0.0
+        assert bootstrap(measure, 20).high == 0.0
+
+
+def test_interval_of_a_mean_agrees_with_scipy() -> None:
+    scores = np.random.default_rng(3).beta(2, 5, 400)
+    ours = bootstrap(mean_measure(list(scores), "x"), n_resamples=5000)
+    theirs = stats.bootstrap((scores,), np.mean, n_resamples=5000, method="percentile", rng=4).confidence_interval
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.002)
+    assert ours.low < ours.median < ours.high
+
+
+def test_resamples_of_a_corpus_metric_equal_scoring_the_drawn_studies() -> None:
+    predictions = ["the heart is normal in size", "no effusion is seen today", "the lungs are clear of disease"]
+    references = ["the heart is normal in size", "no effusion is seen", "both lungs are clear of disease"]
+    measure = bleu(predictions, references)[2]
+    values = resample(measure, 50, seed=7)
+    drawn = np.random.default_rng(7).integers(0, 3, (50, 3))
+    expected = [bleu([predictions[i] for i in row], [references[i] for i in row])[2].value for row in drawn]
+    np.testing.assert_allclose(values, expected, atol=1e-12)
+
+
+def test_same_seed_same_resamples_whatever_the_chunks() -> None:
+    scores = list(np.random.default_rng(0).random(30_000))
+    measure = mean_measure(scores, "x")
+    first = resample(measure, 300, seed=1)
+    assert len(first) == 300
+    np.testing.assert_array_equal(first, resample(measure, 300, seed=1))
+    assert not np.array_equal(first, resample(measure, 300, seed=2))
+
+
+def test_one_study_and_no_study() -> None:
+    interval = bootstrap(mean_measure([0.4], "x"), 10)
+    assert interval.low == interval.high == pytest.approx(0.4)
+    with pytest.raises(ValueError, match="no study"):
+        bootstrap(mean_measure([], "x"), 10)

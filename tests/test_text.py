@@ -1,0 +1,82 @@
+"""ROUGE-L and BLEU against the packages that define them, and against published scores."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sacrebleu
+from rouge_score.rouge_scorer import RougeScorer
+
+from metrics.text import bleu, rouge_l
+
+WORDS = "No focal consolidation, pleural effusion or pneumothorax. The heart is 1.5 cm enlarged; mild (stable) edema".split()
+
+
+def random_reports(n: int, seed: int, longest: int = 40) -> list[str]:
+    generator = random.Random(seed)
+    return [" ".join(generator.choices(WORDS, k=generator.randint(0, longest))) for _ in range(n)]
+
+
+def check_against_packages(predictions: list[str], references: list[str]) -> None:
+    scorer = RougeScorer(["rougeL"], use_stemmer=False)
+    pairs = zip(predictions, references, strict=True)
+    theirs = [scorer.score(reference, prediction)["rougeL"].fmeasure for prediction, reference in pairs]
+    measure = rouge_l(predictions, references)
+    np.testing.assert_allclose(measure.statistics[:, 0], theirs, atol=1e-9, rtol=0)
+    assert measure.value == pytest.approx(np.mean(theirs), abs=1e-9)
+    for order, ours in bleu(predictions, references).items():
+        corpus = sacrebleu.corpus_bleu(predictions, [references], smooth_method="none")
+        reference = sacrebleu.BLEU(max_ngram_order=order, smooth_method="none").corpus_score(predictions, [references])
+        assert ours.value == pytest.approx(reference.score / 100, abs=1e-9)
+        if order == 4:
+            assert ours.value == pytest.approx(corpus.score / 100, abs=1e-9)
+
+
+def test_equal_to_rouge_score_and_sacrebleu_on_2000_pairs() -> None:
+    check_against_packages(random_reports(2000, 0), random_reports(2000, 1))
+
+
+def test_equal_to_the_packages_on_real_reports(cxr: Path) -> None:
+    folder = cxr / "fixtures" / "mrg_rl" / "copy_oracle_beam3"
+    predictions = json.loads((folder / "test_preds.json").read_text())
+    references = json.loads((folder / "test_refs.json").read_text())
+    check_against_packages([p[0] for p in predictions.values()], [references[key][0] for key in predictions])
+
+
+@pytest.mark.parametrize(
+    ("prediction", "reference", "expected"),
+    [
+        ("", "the heart is normal", 0.0),
+        ("the heart is normal", "", 0.0),
+        ("the heart is normal", "the heart is normal", 1.0),
+        ("heart", "the heart", 2 / 3),
+        ("THE Heart!", "the heart.", 1.0),
+    ],
+)
+def test_rouge_l_by_hand(prediction: str, reference: str, expected: float) -> None:
+    assert rouge_l([prediction], [reference]).value == pytest.approx(expected)
+
+
+def test_longest_common_subsequence_beyond_64_words() -> None:
+    reference = " ".join(f"word{i}" for i in range(300))
+    prediction = " ".join(f"word{i}" for i in range(0, 300, 3))
+    assert rouge_l([prediction], [reference]).value == pytest.approx(2 * (1 / 3) / (4 / 3))
+
+
+def test_bleu_keeps_case_and_is_not_smoothed() -> None:
+    same = "the heart is normal in size"
+    assert bleu([same], [same])[4].value == pytest.approx(1.0)
+    assert bleu([same.upper()], [same])[1].value == 0.0
+    assert bleu(["the heart is"], [same])[4].value == 0.0, "no 4-gram in the prediction"
+    assert bleu([""], [same])[1].value == 0.0
+
+
+def test_signature_names_implementation_and_count() -> None:
+    measure = rouge_l(["a", "b"], ["a", "c"])
+    assert "rouge-score 0" in measure.signature
+    assert measure.signature.endswith("n:2")
+    assert "smooth:none" in bleu(["a"], ["a"])[4].signature
