@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pydicom import Dataset
     from pydicom.uid import UID
 
-Mapping = Literal["window", "minmax", "percentile"]
+PixelMapping = Literal["window", "minmax", "percentile"]
 
 IMAGE_SUFFIXES = frozenset({".dcm", ".dicom", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"})
 """Lower-case suffixes to look for in a folder; `load_image` itself goes by content."""
@@ -59,7 +59,7 @@ class ImageWarning(UserWarning):
     """The picture was read, but something about it looks wrong; the message names the file."""
 
 
-def load_image(path: str | Path, mapping: Mapping = "window", max_pixels: int = 100_000_000) -> Image.Image:
+def load_image(path: str | Path, mapping: PixelMapping = "window", max_pixels: int = 100_000_000) -> Image.Image:
     """Read a chest X-ray file, recognised by its content, as it should be looked at.
 
     DICOM: modality LUT, VOI LUT or window, MONOCHROME1 inverted, pixel padding black. Others: EXIF orientation.
@@ -69,7 +69,7 @@ def load_image(path: str | Path, mapping: Mapping = "window", max_pixels: int = 
     Args:
         path: the file.
         mapping: how pixel values become 0..255, see the top of this module.
-        max_pixels: refuse a larger picture before it is decoded.
+        max_pixels: refuse a larger picture before it is decoded (TIFF: Pillow's Image.MAX_IMAGE_PIXELS counts too).
 
     Returns:
         The picture, mode L, [H, W], without any of the file's metadata.
@@ -79,8 +79,8 @@ def load_image(path: str | Path, mapping: Mapping = "window", max_pixels: int = 
             `max_pixels`, all pixels equal, NaN or infinite values, no pixel data.
         ValueError: unknown mapping.
     """
-    if mapping not in get_args(Mapping):
-        raise ValueError(f"Unknown mapping {mapping!r}. Choices: {', '.join(get_args(Mapping))}")
+    if mapping not in get_args(PixelMapping):
+        raise ValueError(f"Unknown mapping {mapping!r}. Choices: {', '.join(get_args(PixelMapping))}")
     path = Path(path)
     head = _read_head(path)
     opener = next((opener for prefixes, opener in OPENERS if head.startswith(prefixes)), None)
@@ -91,7 +91,7 @@ def load_image(path: str | Path, mapping: Mapping = "window", max_pixels: int = 
             image = _read_picture(path, opener, mapping, max_pixels)
         else:
             raise ImageError(f"{path}: not an image (known: DICOM, PNG, JPEG, TIFF, BMP, GIF)")
-    except ImageError:
+    except (ImageError, ImageWarning):  # the warning, where the caller turned it into an error
         raise
     except Exception as error:  # broken bytes make decoders raise anything, from SyntaxError to struct.error
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -128,9 +128,10 @@ def _check_size(path: Path, width: int, height: int, frames: int, max_pixels: in
         )
 
 
-def _read_picture(path: Path, opener: type[ImageFile.ImageFile], mapping: Mapping, max_pixels: int) -> Image.Image:
+def _read_picture(path: Path, opener: type[ImageFile.ImageFile], mapping: PixelMapping, max_pixels: int) -> Image.Image:
     """Read a file that Pillow knows, upright, as mode L."""
-    with opener(path) as image:
+    # A file object, not the path: from a path Pillow maps raw TIFFs into memory, and garbles those lying on their side.
+    with open(path, "rb") as file, opener(file) as image:
         _check_size(path, *image.size, getattr(image, "n_frames", 1), max_pixels)
         # Pillow inverts WhiteIsZero TIFFs of up to 8 bits, but not deeper ones.
         negative = isinstance(image, TiffImageFile) and image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == 0
@@ -150,7 +151,7 @@ def _read_picture(path: Path, opener: type[ImageFile.ImageFile], mapping: Mappin
     return grey if mapping == "window" else Image.fromarray(_stretch(path, np.asarray(grey), mapping))
 
 
-def _stretch(path: Path, values: np.ndarray, mapping: Mapping, hidden: np.ndarray | None = None) -> np.ndarray:
+def _stretch(path: Path, values: np.ndarray, mapping: PixelMapping, hidden: np.ndarray | None = None) -> np.ndarray:
     """Map values [H, W] of any type linearly to 0..255, uint8, between their extremes or percentiles.
 
     Pixels where `hidden` [H, W] is true do not count for the range.
@@ -168,7 +169,7 @@ def _stretch(path: Path, values: np.ndarray, mapping: Mapping, hidden: np.ndarra
     return np.rint(scaled.clip(0, 255)).astype(np.uint8)
 
 
-def _read_dicom(path: Path, mapping: Mapping, max_pixels: int) -> np.ndarray:
+def _read_dicom(path: Path, mapping: PixelMapping, max_pixels: int) -> np.ndarray:
     """Read a DICOM file as uint8 [H, W], air dark."""
     from pydicom import dcmread
     from pydicom.pixels import apply_modality_lut, pixel_array
@@ -233,7 +234,7 @@ def _check_jpeg_end(path: Path, dataset: Dataset) -> None:
         raise ImageError(f"{path}: truncated: the JPEG data in it has no end marker")
 
 
-def _grey_from_colour(path: Path, dataset: Dataset, stored: np.ndarray, mapping: Mapping) -> np.ndarray:
+def _grey_from_colour(path: Path, dataset: Dataset, stored: np.ndarray, mapping: PixelMapping) -> np.ndarray:
     """RGB [H, W, 3], or palette indices [H, W], to uint8 [H, W] by ITU-R 601 luma, as Pillow does it."""
     from pydicom.pixels import apply_color_lut
 

@@ -73,22 +73,22 @@ class RunFolder:
         return progress
 
     def restore(self, model: nn.Module, optimizer: Any = None) -> None:
-        """Load weights, and with an optimizer its state and the random state, from the newest checkpoint, if any."""
+        """Load the newest checkpoint, if any: the weights, or with an optimizer its state and the random state."""
         newest = self.newest
         if newest is None:
             return
         if optimizer is None:
             _load_parameters(model, load_file(newest / "weights.safetensors"))
-        elif (newest / "optimizer.pt").is_file():
-            saved = torch.load(newest / "optimizer.pt", weights_only=True)
+            return
+        saved = torch.load(newest / "state.pt", weights_only=True)
+        if saved["optimizer"] is not None:
             optimizer.load_state_dict(saved["optimizer"])
-            if self.accelerator.scaler is not None:
-                self.accelerator.scaler.load_state_dict(saved["scaler"])
-            random_states = saved["random"]
-            state = random_states[self.accelerator.process_index % len(random_states)]
-            torch.set_rng_state(state["cpu"])
-            if state["cuda"]:
-                torch.cuda.set_rng_state_all(state["cuda"])
+        if saved["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(saved["scaler"])
+        state = saved["random"][self.accelerator.process_index % len(saved["random"])]
+        torch.set_rng_state(state["cpu"])
+        if state["cuda"]:
+            torch.cuda.set_rng_state_all(state["cuda"])
 
     def save(self, model: nn.Module, progress: Progress, optimizer: Any = None) -> None:
         """Write a checkpoint; without an optimizer it marks the beginning of a stage."""
@@ -103,10 +103,9 @@ class RunFolder:
             temporary.mkdir()
             save_file(self._parameters(model), temporary / "weights.safetensors")
             (temporary / "progress.json").write_text(json.dumps(asdict(progress)))
-            if optimizer is not None:
-                scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None
-                saved = {"optimizer": optimizer.state_dict(), "scaler": scaler, "random": random_states}
-                torch.save(saved, temporary / "optimizer.pt")
+            parts = {"optimizer": optimizer, "scaler": self.accelerator.scaler if optimizer is not None else None}
+            saved = {name: None if part is None else part.state_dict() for name, part in parts.items()}
+            torch.save(saved | {"random": random_states}, temporary / "state.pt")
             old = list(self._checkpoints.glob("stage-*-step-*"))
             os.replace(temporary, self._checkpoints / name)
             for checkpoint in old:

@@ -78,13 +78,7 @@ def parse_sections(text: str) -> dict[str, str]:
     Returns:
         Lower-case section name -> its text, stripped at both ends, lines kept; possibly empty.
     """
-    headers = []
-    start = 0
-    while match := _HEADER.search(text, start):
-        headers.append(match)
-        # The line of a header cannot hold another: it would be a phrase with a colon.
-        line_end = text.find("\n", match.end())
-        start = match.end() if line_end == -1 else line_end
+    headers = list(_HEADER.finditer(text))
     if not headers:
         sections = [("full report", text)]
     else:

@@ -42,7 +42,8 @@ def main(arguments: list[str] | None = None) -> None:
     if action not in known:
         sys.exit(f"raddraft: unknown action {action!r}. Choices: {', '.join(known)}")
     module = importlib.import_module(f"scripts.{action}")
-    run(action, getattr(module, "COMMANDS", None) or module.main, arguments[1:])
+    command = getattr(module, "COMMANDS", None) or module.main
+    run(action, command, arguments[1:], getattr(module, "POSITIONAL", ()))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,30 @@
+"""Converters from raw data sets to the manifest, by name.
+
+Each module has one function `convert`, whose signature is the command line of `raddraft prepare NAME`. Synthetic
+studies (`phantom`) are made rather than converted; see generator/corpora/phantom.py.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+
+CORPORA = {
+    "mimic-cxr": "generator.corpora.mimic_cxr",
+    "iu-xray": "generator.corpora.iu_xray",
+    "chexpert-plus": "generator.corpora.chexpert_plus",
+    "r2gen": "generator.corpora.r2gen",
+    "folder": "generator.corpora.folder",
+}
+"""Name of a corpus -> the module that converts it."""
+
+
+def converter(name: str) -> Callable:
+    """The function `convert` of a corpus, which returns a `Conversion`.
+
+    Raises:
+        ValueError: there is no corpus of that name.
+    """
+    if name not in CORPORA:
+        raise ValueError(f"Unknown corpus {name!r}. Choices: {', '.join(CORPORA)}")
+    return importlib.import_module(CORPORA[name]).convert

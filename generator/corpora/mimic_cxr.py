@@ -1,0 +1,159 @@
+"""MIMIC-CXR-JPG 2.x (or the DICOM files of MIMIC-CXR) with the reports of MIMIC-CXR -> studies.
+
+    files/p10/p10000032/s50414267/<dicom_id>.jpg      images
+    files/p10/p10000032/s50414267.txt                 reports, from mimic-cxr-reports.zip
+    mimic-cxr-2.0.0-metadata.csv.gz, -split.csv.gz, -chexpert.csv.gz, -negbio.csv.gz
+
+Subjects and studies keep the names of their folders, p10000032 and s50414267. The split is the official one.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from encoder.studies import Study, StudyImage
+from generator.corpora.common import (
+    Conversion,
+    CorpusError,
+    add_image,
+    find_file,
+    parse_label,
+    parse_split,
+    progress,
+    read_table,
+)
+from generator.sections import clean_sections, parse_mimic
+
+_TABLES_ORIGIN = (
+    "It is part of MIMIC-CXR-JPG, https://physionet.org/content/mimic-cxr-jpg/ (credentialed access). "
+    "Name the folder that holds it with --tables."
+)
+_REPORTS_ORIGIN = (
+    "The reports are mimic-cxr-reports.zip of MIMIC-CXR, https://physionet.org/content/mimic-cxr/ (credentialed "
+    "access). Name the zip, or the folder it was unpacked to, with --reports; or do without, with --sections []."
+)
+
+
+def convert(
+    root: Path,
+    out: Path | None = None,
+    reports: Path | None = None,
+    tables: Path | None = None,
+    views: Literal["frontal", "all"] = "frontal",
+    sections: tuple[str, ...] = ("findings",),
+    labels: Literal["chexpert", "negbio", "none"] = "chexpert",
+) -> Conversion:
+    """MIMIC-CXR-JPG: official split, official section parser, AP and PA images, non-empty findings.
+
+    Every study keeps its date and time of day (shifted for privacy, in the right order within a subject) as
+    study_date and study_time. Images that are not on disk are left out and counted, so a part of the set is enough.
+
+    Args:
+        root: Folder that holds files/p10/…, of MIMIC-CXR-JPG, or of MIMIC-CXR with its DICOM files.
+        out: The manifest to write. By default studies.jsonl in root.
+        reports: Folder with files/p10/p10000032/s50414267.txt, or mimic-cxr-reports.zip as it is. By default root.
+        tables: Folder with the CSV files of MIMIC-CXR-JPG, gzipped or not. By default root.
+        views: frontal keeps images with ViewPosition AP or PA; all keeps every image.
+        sections: Sections that a study must have, e.g. [findings,impression]. [] asks for none, not even a report.
+        labels: Whose labels to take along: the CheXpert labeler's, NegBio's, or none.
+    """
+    tables = tables or root
+    conversion = Conversion("mimic-cxr", _read_studies(root, tables))
+    label_table = None if labels == "none" else _find_table(tables, labels)
+    if views == "frontal":
+        conversion.keep_images("no AP or PA image", lambda image: image.view in ("AP", "PA"))
+    conversion.keep_files((".dcm",))
+    _add_reports(conversion, reports or root, required=bool(sections))
+    conversion.require(sections)
+    if label_table:
+        _add_labels(conversion, label_table)
+    return conversion.write(out or root / "studies.jsonl")
+
+
+def _find_table(tables: Path, kind: str) -> Path:
+    return find_file(tables, [f"mimic-cxr-2.0.0-{kind}.csv", f"mimic-cxr-2*-{kind}.csv"], _TABLES_ORIGIN)
+
+
+def _read_studies(root: Path, tables: Path) -> list[Study]:
+    split_file = _find_table(tables, "split")
+    metadata_file = _find_table(tables, "metadata")
+    split_of = {
+        row["dicom_id"]: parse_split(row["split"], where)
+        for where, row in read_table(split_file, ["dicom_id", "split"])
+    }
+    files = root / "files" if (root / "files").is_dir() else root
+    studies: dict[str, Study] = {}
+    for where, row in read_table(metadata_file, ["dicom_id", "subject_id", "study_id", "ViewPosition"]):
+        dicom_id, subject_id, study_id = row["dicom_id"], f"p{row['subject_id']}", f"s{row['study_id']}"
+        if dicom_id not in split_of:
+            raise CorpusError(f"{where}: image {dicom_id!r} is not in {split_file.name}")
+        path = files / subject_id[:3] / subject_id / study_id / f"{dicom_id}.jpg"
+        image = StudyImage(path, row["ViewPosition"].strip() or None)
+        when = {"study_date": row.get("StudyDate"), "study_time": row.get("StudyTime")}
+        extra = {key: value for key, value in when.items() if value}
+        add_image(studies, Study(study_id, subject_id, split_of[dicom_id], [image], extra=extra), where)
+    return list(studies.values())
+
+
+def _add_reports(conversion: Conversion, source: Path, required: bool) -> None:
+    """Fill in the sections; with `required`, drop the studies without report."""
+    read = _open_reports(source)
+    missing = set()
+    for study in progress(conversion.studies, "reports"):
+        text = read(study)
+        if text is None:
+            missing.add(study.study_id)
+        else:
+            study.sections = clean_sections(parse_mimic(text, study.study_id))
+    conversion.count_sections()
+    if required:
+        if conversion.studies and len(missing) == len(conversion.studies):
+            first = conversion.studies[0]
+            raise FileNotFoundError(
+                f"{source}: no report found, e.g. none for study {first.study_id}. {_REPORTS_ORIGIN}"
+            )
+        conversion.keep_studies("no report file", lambda study: study.study_id not in missing)
+
+
+def _open_reports(source: Path) -> Callable[[Study], str | None]:
+    """A function that gives the text of a study's report, None if there is none."""
+    if source.is_file():
+        try:
+            archive = zipfile.ZipFile(source)
+        except zipfile.BadZipFile as error:
+            raise CorpusError(f"{source}: not a whole zip file: {error}") from None
+        members = {PurePosixPath(name).name: name for name in archive.namelist()}
+
+        def from_zip(study: Study) -> str | None:
+            member = members.get(f"{study.study_id}.txt")
+            if member is None:
+                return None
+            return archive.read(member).decode("utf-8", errors="replace").replace("\r\n", "\n")
+
+        return from_zip
+
+    files = source / "files" if (source / "files").is_dir() else source
+
+    def from_folder(study: Study) -> str | None:
+        path = files / study.subject_id[:3] / study.subject_id / f"{study.study_id}.txt"
+        try:
+            return path.read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            return None
+
+    return from_folder
+
+
+def _add_labels(conversion: Conversion, table: Path) -> None:
+    studies = {study.study_id: study for study in conversion.studies}
+    for where, row in read_table(table, ["study_id"]):
+        study = studies.get(f"s{row['study_id']}")
+        if study is not None:
+            study.labels = {
+                name: parse_label(value, f"{where}, {name}")
+                for name, value in row.items()
+                if name not in ("subject_id", "study_id")
+            }

@@ -1,0 +1,455 @@
+"""Signs of disease in a chest phantom: which occur together, and how each changes the body.
+
+Every drawing function takes the body and a sign, changes the solids, and returns what it drew (sizes in cm of the
+standard body, places as fractions of the picture's sides).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from generator.corpora.phantom_body import LUNG, METAL, SIGN, SOFT, Array, Body, Curves, Ellipsoid, Patch, curve, mirror
+from generator.corpora.phantom_report import Sign
+
+ZONES = {"upper lobe": -4.5, "mid lung": 3.0, "lower lobe": 10.0}
+"""Name in the report -> y of its middle."""
+Truth = dict[str, Any]
+
+# What brings people to the X-ray (also the key of the report's indication) and how often.
+SCENARIOS = {
+    "normal": 0.33, "failure": 0.13, "infection": 0.15, "icu": 0.06, "trauma": 0.11, "pain": 0.04, "lesion": 0.07,
+    "pleural": 0.06, "surgery": 0.05,
+}  # fmt: skip
+# Chance of each sign in each scenario. A name may carry a place after a colon.
+CHANCES: dict[str, dict[str, float]] = {
+    "normal": {},
+    "failure": {"Cardiomegaly": 0.85, "Edema": 0.7, "Pleural Effusion": 0.6, "Atelectasis": 0.12, "pacemaker": 0.3,
+                "sternotomy": 0.2, "Enlarged Cardiomediastinum": 0.12},
+    "infection": {"Consolidation": 0.6, "Lung Opacity": 0.55, "Pleural Effusion": 0.25},
+    "icu": {"endotracheal tube": 0.75, "nasogastric tube": 0.6, "jugular line": 0.5, "picc": 0.2, "subclavian line": 0.15,
+            "Atelectasis": 0.5, "Pleural Effusion": 0.4, "Edema": 0.3, "Consolidation": 0.2, "Lung Opacity": 0.25},
+    "trauma": {"Fracture": 0.85, "Pneumothorax": 0.5, "Enlarged Cardiomediastinum": 0.25, "Lung Opacity": 0.2,
+               "Pleural Effusion": 0.15},
+    "pain": {"Pneumothorax": 0.75, "Enlarged Cardiomediastinum": 0.3},
+    "lesion": {"Lung Lesion": 0.95, "Enlarged Cardiomediastinum": 0.35, "Pleural Effusion": 0.15, "Lung Opacity": 0.15,
+               "picc": 0.15},
+    "pleural": {"Pleural Other": 0.95, "Atelectasis": 0.25, "Lung Lesion": 0.15, "Fracture": 0.2},
+    "surgery": {"sternotomy": 0.7, "Atelectasis": 0.7, "Pleural Effusion": 0.4, "Enlarged Cardiomediastinum": 0.35,
+                "Cardiomegaly": 0.4, "jugular line": 0.4, "Pneumothorax": 0.2, "pacemaker": 0.15},
+}  # fmt: skip
+LASTING = ("Cardiomegaly", "Enlarged Cardiomediastinum", "Lung Lesion", "Pleural Other", "pacemaker", "sternotomy")
+"""Still there, unchanged, in the subject's next study."""
+
+
+def plan(rng: np.random.Generator, before: list[Sign]) -> tuple[str, list[Sign]]:
+    """Choose the indication and the signs of a subject's study, given the signs of the study before it."""
+    scenario = str(rng.choice(list(SCENARIOS), p=np.array(list(SCENARIOS.values()))))
+    signs = [replace(sign, stable=True, truth={}) for sign in before if (sign.place in LASTING or sign.name in LASTING)]
+    for name, chance in CHANCES[scenario].items():
+        if rng.random() < chance and not any(name in (sign.name, sign.place) for sign in signs):
+            signs.append(_sign(name, rng))
+    if scenario == "normal":
+        if rng.random() < 0.15:
+            signs.append(_sign(str(rng.choice(["jugular line", "picc", "pacemaker", "subclavian line"])), rng))
+        scenario = str(rng.choice([name for name in SCENARIOS if name not in ("normal",)]))
+    elif scenario == "infection" and not signs:
+        signs.append(_sign("Consolidation", rng))
+    signs = _reconcile(signs, rng)
+    if scenario == "infection":
+        shadow = [sign for sign in signs if sign.name in ("Consolidation", "Lung Opacity") and sign.certain]
+        if shadow:  # dense consolidation with fever is called pneumonia, anything less is suspected
+            sure = any(sign.name == "Consolidation" and sign.severity > 0.2 for sign in shadow)
+            signs.append(Sign("Pneumonia", 1.0 if sure else 0.0, shadow[0].side, shadow[0].place))
+    return scenario, signs
+
+
+def _sign(name: str, rng: np.random.Generator) -> Sign:
+    """A sign of random side, place and severity."""
+    side = str(rng.choice(["left", "right"]))
+    severity = float(rng.uniform(0, 1))
+    if name in ("Consolidation", "Lung Opacity", "Lung Lesion"):
+        place = str(rng.choice(list(ZONES), p=[0.3, 0.2, 0.5] if name != "Lung Lesion" else [0.4, 0.4, 0.2]))
+        return Sign(name, severity, "both" if name == "Lung Lesion" and rng.random() < 0.2 else side, place)
+    if name == "Atelectasis":
+        lobar = severity > 0.45 and rng.random() < 0.45
+        return Sign(name, severity, side if lobar or rng.random() < 0.6 else "both", "lobar" if lobar else "linear")
+    if name == "Pleural Effusion":
+        return Sign(name, severity, "both" if severity < 0.6 and rng.random() < 0.35 else side)
+    if name == "Pleural Other":
+        return Sign(name, severity, side, str(rng.choice(["apical", "lateral", "calcified"])))
+    if name == "Fracture":
+        return Sign(
+            name, max(severity, 0.15 if severity > 0.08 else 0), side, "ribs" if rng.random() < 0.65 else "clavicle"
+        )
+    if name in ("Cardiomegaly", "Enlarged Cardiomediastinum", "Edema"):
+        return Sign(name, severity)
+    if name == "Pneumothorax":
+        return Sign(name, severity, side)
+    return Sign("Support Devices", 1.0, _device_side(name, side, rng), name)
+
+
+def _device_side(name: str, side: str, rng: np.random.Generator) -> str:
+    usual = {"jugular line": ("right", 0.85), "pacemaker": ("left", 0.9), "picc": ("right", 0.6)}
+    if name in ("endotracheal tube", "nasogastric tube", "sternotomy"):
+        return ""
+    if name in usual:
+        first, chance = usual[name]
+        return first if rng.random() < chance else ("left" if first == "right" else "right")
+    return side
+
+
+def _reconcile(signs: list[Sign], rng: np.random.Generator) -> list[Sign]:
+    """Make the signs of one picture agree: no two things in one place, a drain where there is air or much fluid."""
+    air = next((sign for sign in signs if sign.name == "Pneumothorax"), None)
+    fluid = next((sign for sign in signs if sign.name == "Pleural Effusion"), None)
+    broken = next((sign for sign in signs if sign.name == "Fracture"), None)
+    if air and broken:
+        air.side = broken.side
+    if air and fluid:  # fluid and air on one side would need a level, which this phantom does not draw
+        fluid.side = "left" if air.side == "right" else "right"
+    drained = air or (fluid if fluid and fluid.side != "both" else None)
+    if drained and drained.severity > 0.25 and rng.random() < (0.45 if air else 0.15):
+        signs.append(Sign("Support Devices", 1.0, drained.side, "chest tube"))
+    for sign in signs:
+        if (
+            sign.name in ("Consolidation", "Lung Opacity", "Lung Lesion", "Pleural Other")
+            and air
+            and sign.side == air.side
+        ):
+            sign.side = "left" if air.side == "right" else "right"
+        if sign.name == "Atelectasis" and (air or fluid) and sign.side != "both":
+            wet = (fluid or air).side  # type: ignore[union-attr]
+            sign.side = wet if fluid else ("left" if wet == "right" else "right")
+    shadows = [sign for sign in signs if sign.name in ("Consolidation", "Lung Opacity", "Lung Lesion")]
+    taken: set[tuple[str, str]] = set()
+    if fluid and fluid.severity > 0.3:  # hidden under the fluid
+        taken |= {(side, "lower lobe") for side in _sides(fluid)}
+        taken |= {(side, "mid lung") for side in _sides(fluid) if fluid.severity > 0.6}
+    for sign in shadows:
+        free = [
+            (side, zone)
+            for side in SIGN
+            for zone in ZONES
+            if (side, zone) not in taken and (not air or side != air.side)
+        ]
+        if sign.side != "both" and (sign.side, sign.place) in taken and free:
+            sign.side, sign.place = free[int(rng.integers(len(free)))]
+        taken.add((sign.side, sign.place))
+    return signs
+
+
+def draw(body: Body, signs: list[Sign], rng: np.random.Generator) -> Truth:
+    """Change the body as the signs say, fill in their `truth`, and return the record of the whole picture."""
+    healthy = body.cardiothoracic_ratio()
+    limit = 0.475 if body.film.view == "PA" else 0.51
+    if healthy > limit and not any(sign.name == "Cardiomegaly" for sign in signs):
+        _grow_heart(body, limit)
+    for sign in sorted(signs, key=lambda sign: sign.name != "Pleural Effusion"):  # the lung floats on the fluid
+        if sign.name == "Support Devices":
+            sign.truth = DEVICES[sign.place](body, sign, rng)
+        elif sign.name in DRAW:
+            sign.truth = DRAW[sign.name](body, sign, rng)
+    return {
+        "cardiothoracic_ratio": round(body.cardiothoracic_ratio(), 3),
+        "supine": body.film.supine,
+        "signs": [
+            {"name": sign.name, "side": sign.side, "place": sign.place, "severity": round(sign.severity, 3)}
+            | sign.truth
+            for sign in signs
+        ],
+    }
+
+
+def _sides(sign: Sign) -> list[str]:
+    return list(SIGN) if sign.side == "both" else [sign.side]
+
+
+def _spot(body: Body, side: str, part: float, y: float) -> tuple[float, float, float]:
+    """A point of the lung, `part` of the way from the midline to the chest wall."""
+    return (SIGN[side] * part * body.cavity.width(y), y, 0.0)
+
+
+def _grow_heart(body: Body, ratio: float) -> None:
+    """Scale ventricles, atrium and outflow until the cardiothoracic ratio is as asked for."""
+    for _ in range(6):
+        factor = ratio / body.cardiothoracic_ratio()
+        body.heart[:3] = [
+            replace(part, centre=(part.centre[0] * factor, *part.centre[1:]),
+                    radii=(part.radii[0] * factor, part.radii[1] * factor**0.6, part.radii[2]))
+            for part in body.heart[:3]
+        ]  # fmt: skip
+
+
+def _cardiomegaly(body: Body, sign: Sign, rng: np.random.Generator) -> Truth:
+    _grow_heart(body, (0.52 if body.film.view == "PA" else 0.55) + 0.15 * sign.severity)
+    return {"ratio": round(body.cardiothoracic_ratio(), 3)}
+
+
+def _wide_mediastinum(body: Body, sign: Sign, rng: np.random.Generator) -> Truth:
+    extra = 0.8 + 1.9 * sign.severity
+    right = rng.uniform(0.35, 0.65)
+    bulge = np.exp(-(((body.middle[:, :1] + 3.5) / 5) ** 2))
+    body.middle = body.middle + bulge * np.array([[0, 2 * right * extra, 2 * (1 - right) * extra]])
+    return {"width_cm": round(float(np.interp(-4, body.middle[:, 0], body.middle[:, 1] + body.middle[:, 2])), 1)}
+
+
+def _opacity(body: Body, sign: Sign, rng: np.random.Generator) -> Truth:
+    radius = 2.4 + 1.8 * sign.severity + rng.uniform(0, 0.6)
+    centre = _spot(body, sign.side, rng.uniform(0.5, 0.68), ZONES[sign.place] + rng.uniform(-1.2, 1.2))
+    grain = float(rng.choice([0.15, 0.9]))
+    density = (0.28 + 0.3 * sign.severity) * (1.25 if grain > 0.5 else 1)
+    body.patches.append(Patch(centre, (radius * 1.15, radius), density, grain))
+    texture = "patchy" if grain > 0.5 else "hazy"
+    return {"at": body.beam.place(centre), "diameter_cm": round(2 * radius, 1), "texture": texture}
+
+
+def _consolidation(body: Body, sign: Sign, rng: np.random.Generator) -> Truth:
+    radius = 2.8 + 2.4 * sign.severity
+    y = ZONES[sign.place] + rng.uniform(-0.8, 0.8)
+    limits = {"upper lobe": (-99.0, 1.8), "mid lung": (0.5, 7.5), "lower lobe": (4.0, 99.0)}[sign.place]
+    centre = _spot(body, sign.side, rng.uniform(0.48, 0.62), y)
+    body.patches.append(Patch(centre, (radius * 1.1, radius), 0.7 + 0.25 * sign.severity, 0.25, limits, 1.8))
+    start = np.array([SIGN[sign.side] * 3.5, 2.0, 0.5])
+    ends = [np.array(centre) + np.array([dx, dy, 0]) * radius * 0.6 for dx, dy in ((1, -0.4), (0.6, 0.5), (-0.2, 0.8))]
+    branches = np.stack([start + (end - start) * np.linspace(0.35, 1, 24)[:, None] for end in ends])
+    body.airways.append(Curves(branches, np.full((3, 24), 0.22), -SOFT))  # air bronchograms
+    return {"at": body.beam.place(centre), "diameter_cm": round(2 * radius, 1)}
+
+
+def _lesion(body: Body, sign: Sign, rng: np.random.Generator) -> Truth:
+    if sign.side == "both":
+        spots = [
+            (str(rng.choice(list(SIGN))), float(rng.uniform(-7, 10)), float(rng.uniform(0.5, 1.3))) for _ in range(7)
+        ]
+        spots[0], spots[1] = ("left", *spots[0][1:]), ("right", *spots[1][1:])
+    else:
+        diameter = round((1.2 + 3.8 * sign.severity) * 2) / 2
+        y = {"upper lobe": -4.5, "mid lung": 2.5, "lower lobe": 8.0}[sign.place] + float(rng.uniform(-1.5, 1.5))
+        spots = [(sign.side, y, diameter / 2)]
+    places = []
+    for side, y, radius in spots:
+        centre = _spot(body, side, rng.uniform(0.5, 0.78), y)
+        for part in range(4):  # lobulated: one large ball with three smaller ones on its rim
+            angle, size = rng.uniform(0, 2 * np.pi), radius * (0.92 if part == 0 else rng.uniform(0.4, 0.6))
+            away = 0 if part == 0 else radius - size
+            place = (centre[0] + away * np.cos(angle), centre[1] + away * np.sin(angle), 0.0)
+            body.soft.append((Ellipsoid(place, (size * rng.uniform(0.9, 1.1), size, size)), 0.18 if part == 0 else 0.09))
+        places.append(body.beam.place(centre))
+    return {"at": places, "diameter_cm": round(2 * max(radius for _, _, radius in spots), 1), "count": len(spots)}
+
+
+def _edema(body: Body, sign: Sign, rng: np.random.Generator) -> Truth:
+    """Perihilar haze, wide vessels above as well as below, septal lines at the bases."""
+    density = 0.2 + 0.42 * sign.severity
+    for side, sign_x in SIGN.items():
+        body.patches.append(Patch((sign_x * 5.5, 3.5, 0), (6.0, 8.5), density, 0.55))
+        body.patches.append(Patch((sign_x * 8, 9.0, 0), (5.5, 5.0), density * 0.5, 0.5))
+        wide = 1.1 + 0.25 * sign.severity
+        body.vessels[side] = [
+            replace(bundle, radius=bundle.radius * np.where(bundle.points[..., 1] < 2, wide * 1.25, wide))
+            for bundle in body.vessels[side]
+        ]
+        y = np.sort(rng.uniform(8, 14, 7))
+        wall = np.array([body.cavity.width(value) for value in y])
+        x = wall[:, None] - 0.3 - np.linspace(0, 1, 8) * rng.uniform(1.2, 2.0, (7, 1))
+        lines = np.stack([x, np.broadcast_to(y[:, None], x.shape), np.zeros_like(x)], -1)
+        body.vessels[side].append(Curves(mirror(lines, side), np.full((7, 8), 0.12), 0.4 + 0.6 * sign.severity))
+    return {"density": round(density, 2)}
+
+
+def _atelectasis(body: Body, sign: Sign, rng: np.random.Generator) -> Truth:
+    """Collapse of a lower lobe behind the heart, or bands at the bases; the diaphragm rises either way."""
+    places = []
+    for side in _sides(sign):
+        dome, sign_x = body.domes[side], SIGN[side]
+        rise = 0.6 + 1.8 * sign.severity
+        body.domes[side] = replace(dome, centre=(dome.centre[0], dome.centre[1] - rise, dome.centre[2]))
+        if sign.place == "lobar":
+            centre = (sign_x * 4.6, 11.0 - rise, 0.0)
+            body.patches.append(Patch(centre, (3.6 + sign.severity, 5.5), 0.92, 0.1, sharp=2.5))
+            body.shift += sign_x * (0.6 + 0.8 * sign.severity)
+            places.append(body.beam.place(centre))
+            continue
+        top = min(dome.centre[1] - dome.radii[1] - rise, body.fluid.get(side, 99.0) - 1)
+        for i in range(1 + int(sign.severity > 0.3) + int(sign.severity > 0.65)):
+            y = top - 0.7 - 1.3 * i - rng.uniform(0, 0.5)
+            inner, outer = rng.uniform(4.0, 6.0), rng.uniform(10, 12.5)
+            band = curve([(inner, y - rng.uniform(-0.3, 0.5), -2), (8, y, -2), (outer, y + rng.uniform(0, 1.2), -2)])
+            thick = np.full((1, 24), 0.22 + 0.2 * sign.severity)
+            body.vessels[side].append(Curves(mirror(band, side)[None], thick, 0.5))
+            places.append(body.beam.place(mirror(band, side)[12]))
+    return {"at": places}
+
+
+def _pneumothorax(body: Body, sign: Sign, rng: np.random.Generator) -> Truth:
+    across, down = 1 - (0.05 + 0.45 * sign.severity), 1 - (0.07 + 0.3 * sign.severity)
+    body.collapse[sign.side] = (across, down)
+    tension = sign.severity > 0.75
+    if tension:
+        body.shift -= SIGN[sign.side] * 2.6
+        dome = body.domes[sign.side]
+        body.domes[sign.side] = replace(dome, centre=(dome.centre[0], dome.centre[1] + 1.8, dome.centre[2]))
+    return {
+        "gap_cm": round((1 - across) * body.cavity.width(0), 1),
+        "apical_gap_cm": round((1 - down) * 26, 1),
+        "tension": tension,
+        "at": body.beam.place(_spot(body, sign.side, 0.8, -7)),
+    }
+
+
+def _effusion(body: Body, sign: Sign, rng: np.random.Generator) -> Truth:
+    places = []
+    for side in _sides(sign):
+        level = 14.6 - 15.5 * sign.severity**1.2 + (rng.uniform(-0.8, 0.8) if sign.side == "both" else 0)
+        body.fluid[side] = level
+        if sign.severity > 0.75:
+            body.shift -= SIGN[side] * 5 * (sign.severity - 0.7)
+        places.append(body.beam.place(_spot(body, side, 0.85, min(level + 2, 14))))
+    return {"at": places, "surface_cm": {side: round(body.fluid[side], 1) for side in _sides(sign)}}
+
+
+def _pleural(body: Body, sign: Sign, rng: np.random.Generator) -> Truth:
+    thick = 0.8 + 1.4 * sign.severity
+    above, below = (-99.0, -7.0) if sign.place == "apical" else (-2.0 + rng.uniform(-1, 1), 13.0)
+    body.peels.append((sign.side, above, below, thick))
+    if sign.place == "calcified":
+        for _ in range(4 + int(6 * sign.severity)):
+            y = rng.uniform(0, 12) + np.linspace(-1, 1, 12) * rng.uniform(0.4, 1.3)
+            x = np.array([body.cavity.width(value) for value in y]) * rng.uniform(0.72, 0.97) + rng.normal(0, 0.1, 12)
+            points = mirror(np.stack([x, y, np.full(12, rng.choice([-4.0, 3.0]))], -1), sign.side)
+            body.devices.append(Curves(points[None], rng.uniform(0.12, 0.3, (1, 12)), 0.9))
+    return {
+        "thickness_cm": round(thick, 1),
+        "at": body.beam.place(_spot(body, sign.side, 0.95, -9 if above < -50 else 6)),
+    }
+
+
+def _fracture(body: Body, sign: Sign, rng: np.random.Generator) -> Truth:
+    """Cut bones, leave a gap, displace the outer piece; a haematoma lifts the pleura off broken ribs."""
+    ribs = sign.place == "ribs"
+    step = (0.9 if ribs else 1.1) + 1.0 * sign.severity
+    name = f"{sign.place} {sign.side}"
+    points, radius = body.bones[name].points.copy(), body.bones[name].radius.copy()
+    first, count = (int(rng.integers(3, 5)), 3 + int(2.4 * sign.severity)) if ribs else (0, 1)
+    for i in range(first, first + count):
+        cut = int(rng.integers(14, 18))
+        radius[i, cut] = 0
+        radius[i, cut - 4 : cut] *= 1.4
+        radius[i, cut + 1 : cut + 5] *= 1.4
+        points[i, cut:] += np.array([-0.5 * SIGN[sign.side], step, 0])
+    body.bones[name] = replace(body.bones[name], points=points, radius=radius)
+    middle = points[first + count // 2, 16]
+    if ribs:
+        body.soft.append((Ellipsoid((middle[0] * 0.98, middle[1], 0), (0.8 + 0.8 * sign.severity, 3.0, 2.5)), SOFT * 0.7))
+    return {"step_cm": round(step, 1), "count": count, "at": body.beam.place(middle)}
+
+
+DRAW: dict[str, Callable[[Body, Sign, np.random.Generator], Truth]] = {
+    "Cardiomegaly": _cardiomegaly,
+    "Enlarged Cardiomediastinum": _wide_mediastinum,
+    "Lung Opacity": _opacity,
+    "Lung Lesion": _lesion,
+    "Edema": _edema,
+    "Consolidation": _consolidation,
+    "Atelectasis": _atelectasis,
+    "Pneumothorax": _pneumothorax,
+    "Pleural Effusion": _effusion,
+    "Pleural Other": _pleural,
+    "Fracture": _fracture,
+}
+
+
+def _tube(body: Body, knots: Any, radius: float, wall: float, hollow: bool = False) -> Array:
+    points = curve(knots, 60)
+    core = 0.0 if hollow else None
+    body.devices.append(Curves(points[None], np.full((1, 60), radius), wall, core, 0.7))
+    return points
+
+
+def _endotracheal(body: Body, sign: Sign, rng: np.random.Generator) -> Truth:
+    above = int(rng.integers(2, 7))
+    x = body.shift * 0.7 + 0.1
+    points = _tube(body, [(x, -26, 0), (x, -12, 2), (x + 0.2, -0.6 - above, 3)], 0.5, 0.45, True)
+    _tube(body, points[::4] + np.array([0.35, 0, 0]), 0.1, METAL)
+    return {"tip": f"{above} cm", "at": body.beam.place(points[-1])}
+
+
+def _nasogastric(body: Body, sign: Sign, rng: np.random.Generator) -> Truth:
+    x = body.shift * 0.7
+    points = _tube(
+        body, [(x + 0.4, -26, 2), (x - 0.3, -6, 4), (x + 0.8, 5, 4), (1.4, 12, 3), (4, 16.5, 0), (7, 18, -2)], 0.2, 0.9
+    )
+    return {"at": body.beam.place(points[-1])}
+
+
+def _central_line(body: Body, sign: Sign, rng: np.random.Generator) -> Truth:
+    """Jugular, subclavian or peripherally inserted: three ways to the superior vena cava."""
+    side = SIGN[sign.side]
+    depth, tip = [(0.5, "mid SVC"), (3.0, "lower SVC"), (7.5, "right atrium")][int(rng.integers(3))]
+    ways = {
+        "jugular line": [(side * 4.6, -18, -2), (side * 3.8, -11, -3)],
+        "subclavian line": [(side * 12, -8.6, -6), (side * 8, -8.8, -5), (side * 4.5, -7.6, -4)],
+        "picc": [
+            (side * 20.5, 4, 0),
+            (side * 17, -4, -1),
+            (side * 12, -7.0, -3),
+            (side * 7, -7.8, -4),
+            (side * 4, -7.0, -4),
+        ],
+    }
+    start = ways[sign.place] + ([(0.8, -5.8, -3.5)] if side > 0 else [])
+    end = [(-2.0 + body.shift, -3.5, -3), (-2.2 + body.shift, depth - 1.5, -2), (-2.2 + body.shift, depth, -2)]
+    points = _tube(
+        body, start + end, 0.12 if sign.place == "picc" else 0.17, METAL * (0.9 if sign.place == "picc" else 0.8)
+    )
+    return {"tip": tip, "at": body.beam.place(points[-1])}
+
+
+def _pacemaker(body: Body, sign: Sign, rng: np.random.Generator) -> Truth:
+    side = SIGN[sign.side]
+    box = (side * 9.8, -3.8, -11.0)
+    body.soft.append((Ellipsoid(box, (2.5, 2.0, 0.5), side * 0.3, 4.0), METAL))
+    path = [(side * 8.2, -5.5, -10), (side * 6, -7.6, -7), (side * 3, -6.4, -5), (-2.0, -3.5, -3), (-2.2, 3, -2)]
+    x = body.heart[0].edge(body.beam, 1) * 0.62
+    _tube(body, [*path, (0.5, 10.0, -5), (x, 12.0, -6)], 0.11, METAL)
+    two = rng.random() < 0.6
+    if two:
+        _tube(body, [*path, (-2.6, 6.2, -3), (-1.6, 5.6, -5)], 0.11, METAL)
+    return {"tip": "right atrium and right ventricle" if two else "right ventricle", "at": body.beam.place(box)}
+
+
+def _sternotomy(body: Body, sign: Sign, rng: np.random.Generator) -> Truth:
+    turn = np.linspace(0, 2 * np.pi, 40)
+    for y in np.linspace(-6.5, 7.5, 6):
+        loop = np.stack([0.9 * np.cos(turn), y + 0.45 * np.sin(turn) + rng.normal(0, 0.1), np.full(40, -10.0)], -1)
+        body.devices.append(Curves(loop[None], np.full((1, 40), 0.09), METAL * 1.3))
+    return {"at": body.beam.place((0, 0.5, -10))}
+
+
+def _chest_tube(body: Body, sign: Sign, rng: np.random.Generator) -> Truth:
+    side, wall = SIGN[sign.side], body.cavity.width(9)
+    knots = [
+        (side * (wall + 4), 11, 0),
+        (side * (wall - 0.5), 7.5, 0),
+        (side * wall * 0.72, 0, 3),
+        (side * 6.5, -7.5, 2),
+    ]
+    points = _tube(body, knots, 0.45, 0.4, True)
+    _tube(body, points[::4], 0.1, METAL)
+    return {"at": body.beam.place(points[-1])}
+
+
+DEVICES: dict[str, Callable[[Body, Sign, np.random.Generator], Truth]] = {
+    "endotracheal tube": _endotracheal,
+    "nasogastric tube": _nasogastric,
+    "jugular line": _central_line,
+    "subclavian line": _central_line,
+    "picc": _central_line,
+    "pacemaker": _pacemaker,
+    "sternotomy": _sternotomy,
+    "chest tube": _chest_tube,
+}

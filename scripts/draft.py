@@ -1,0 +1,86 @@
+"""Draft reports for image files: raddraft draft MODEL IMAGE…
+
+    raddraft draft runs/first/model film.dcm
+    raddraft draft runs/first/model folder_of_dicoms --out drafts.jsonl
+
+Folders are searched for images. Every draft is for a radiologist to check.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from encoder.studies import Study, StudyImage
+from generator.generate import BANNER, DecodeConfig, generate
+from scripts import run
+from scripts.generate import pick_device, report_errors
+
+POSITIONAL = ("model", "images")
+
+
+def main(
+    model: Path,
+    images: list[Path],
+    out: Path | None = None,
+    indication: str | None = None,
+    view: str | None = None,
+    decode: DecodeConfig = DecodeConfig(),  # noqa: B008 - the parser reads its fields and defaults from here
+    device: str = "auto",
+    workers: int = 0,
+) -> int:
+    """Draft the report of each picture, print it, and keep it in a predictions.jsonl if asked to.
+
+    Args:
+        model: Folder of a trained model.
+        images: Image files (DICOM, PNG, JPEG, TIFF) or folders of them.
+        out: A predictions.jsonl to write, or to go on with; ids are the paths as given.
+        indication: Why the pictures were taken, for models that were trained with it.
+        view: PA, AP or LATERAL, for models that were trained with it.
+        decode: How text is decoded.
+        device: cpu, cuda, cuda:1, mps …; auto takes the first accelerator.
+        workers: Processes that decode and prepare images.
+    """
+    from generator.model import load
+
+    paths = find_images(images)
+    drafter = load(model, device=pick_device(device))
+    sections = {"indication": indication} if indication else {}
+    studies = [Study(str(path), str(path), "test", [StudyImage(path.absolute(), view)], sections) for path in paths]
+    with TemporaryDirectory() as scratch:
+        file = out or Path(scratch) / "drafts.jsonl"
+        errors = generate(drafter, studies, file, decode, str(model), workers)
+        print_drafts(file)
+        return report_errors(errors, len(studies), out or Path("the text above"))
+
+
+def find_images(arguments: list[Path]) -> list[Path]:
+    """The files named, and the images inside the folders named.
+
+    Raises:
+        ValueError: there is none.
+    """
+    from generator.corpora.folder import find_image_files
+
+    found = [file for path in arguments for file in (find_image_files(path) if path.is_dir() else [path])]
+    if not found:
+        raise ValueError(f"No image in {', '.join(map(str, arguments))}")
+    return list(dict.fromkeys(found))
+
+
+def print_drafts(file: Path) -> None:
+    """Print every draft of a predictions.jsonl under the banner that it is one."""
+    import json
+    import textwrap
+
+    width = min(100, os.get_terminal_size().columns if os.isatty(1) else 100)
+    for line in file.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        print(f"\n{row['study_id']}\n{BANNER}\n")
+        print(textwrap.fill(row["prediction"] or "(empty)", width, initial_indent="  ", subsequent_indent="  "))
+    print()
+
+
+if __name__ == "__main__":
+    run("draft", main, positional=POSITIONAL)

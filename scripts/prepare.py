@@ -1,0 +1,68 @@
+"""Turn a raw data set into a manifest, `studies.jsonl`.
+
+    raddraft prepare mimic-cxr --root mimic-cxr-jpg --reports mimic-cxr-reports.zip --out studies.jsonl
+    raddraft prepare iu-xray --root iu --split_file iu/annotation.json
+    raddraft prepare chexpert-plus --root chexpert-plus --sections [findings,impression]
+    raddraft prepare r2gen --root r2gen/mimic_cxr
+    raddraft prepare folder --root my-dicoms
+    raddraft prepare phantom --root phantom --count 200        # synthetic
+
+Every command prints what it read, what it dropped and why, and what each split holds.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from generator.corpora import CORPORA, converter
+
+
+def phantom(
+    root: Path = Path("phantom"),
+    out: Path | None = None,
+    count: int = 1000,
+    size: int = 224,
+    seed: int = 0,
+    dicoms: int = 0,
+    processes: int | None = None,
+):
+    """Synthetic chest phantoms with matching reports, made on the spot: no patient, no download.
+
+    For trying the whole way on a laptop. Scores on phantoms say nothing about radiographs.
+
+    Args:
+        root: Folder to write images and reports to, in the layout of MIMIC-CXR-JPG.
+        out: The manifest to write. By default studies.jsonl in root.
+        count: Number of studies.
+        size: Side of the images in pixels.
+        seed: The same seed makes the same studies.
+        dicoms: How many of the studies to write as DICOM files too.
+        processes: Number of processes that draw. By default one per core.
+    """
+    from generator.corpora.common import Conversion
+    from generator.corpora.phantom import generate
+
+    studies = generate(root, count=count, size=size, seed=seed, dicoms=dicoms, processes=processes)
+    return Conversion("phantom", studies).write(out or root / "studies.jsonl")
+
+
+def _command(convert: Callable[..., Any]) -> Callable[..., None]:
+    """The same command line as `convert`; what it returns is printed."""
+
+    @functools.wraps(convert)
+    def command(*args, **kwargs) -> None:
+        print(convert(*args, **kwargs))
+
+    return command
+
+
+COMMANDS = {name: _command(converter(name)) for name in CORPORA} | {"phantom": _command(phantom)}
+
+
+if __name__ == "__main__":
+    from scripts import run
+
+    run("prepare", COMMANDS)

@@ -1,0 +1,602 @@
+"""encoder.images: every kind of file reads to the right grey values, or is refused by name."""
+
+import json
+import subprocess
+import sys
+import warnings
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+from pydicom import Dataset, dcmread, uid
+from pydicom.data import get_testdata_file
+from pydicom.dataset import FileMetaDataset
+from pydicom.encaps import encapsulate, generate_frames
+from pydicom.pixels import apply_modality_lut, apply_voi_lut
+
+from encoder.images import IMAGE_SUFFIXES, ImageError, ImageWarning, load_image
+
+# A warning that a test does not expect is an error.
+pytestmark = pytest.mark.filterwarnings("error::encoder.images.ImageWarning")
+
+RAMP = np.arange(4096, dtype=np.uint16).reshape(64, 64)  # 12 bits, brighter downwards as in a chest
+RAMP_8BIT = np.rint(np.arange(4096) * 255 / 4095).astype(np.uint8).reshape(64, 64)
+
+
+def chest(size: int = 64) -> np.ndarray:
+    """A synthetic 8-bit picture with a chest's coarse shading: bright midline and abdomen, noise on top."""
+    shading = np.outer(np.linspace(0.1, 1, size), 1 - np.abs(np.linspace(-1, 1, size)))
+    return (shading * 220 + np.random.default_rng(0).integers(0, 30, (size, size))).astype(np.uint8)
+
+
+def write_dicom(path: Path, stored: np.ndarray, compress: str | None = None, **tags: object) -> Path:
+    """Write stored values [H, W], or RGB [H, W, 3], as an uncompressed or compressed DX file."""
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
+    dataset.SOPClassUID = uid.DigitalXRayImageStorageForPresentation
+    dataset.SOPInstanceUID = "1.2.3.4"
+    dataset.Modality, dataset.BodyPartExamined = "DX", "CHEST"
+    dataset.PatientName, dataset.PatientID = "Invented^Nobody", "ID-4711"
+    dataset.Rows, dataset.Columns = stored.shape[:2]
+    dataset.SamplesPerPixel = 1 if stored.ndim == 2 else 3
+    dataset.PhotometricInterpretation = "MONOCHROME2" if stored.ndim == 2 else "RGB"
+    if stored.ndim == 3:
+        dataset.PlanarConfiguration = 0
+    dataset.BitsAllocated = stored.itemsize * 8
+    dataset.BitsStored = tags.pop("BitsStored", dataset.BitsAllocated)
+    dataset.HighBit = dataset.BitsStored - 1
+    dataset.PixelRepresentation = int(stored.dtype.kind == "i")
+    dataset.PixelData = stored.tobytes()
+    for name, value in tags.items():
+        setattr(dataset, name, value)
+    if compress:
+        dataset.compress(compress, generate_instance_uid=False)
+    dataset.save_as(path, enforce_file_format=True)
+    return path
+
+
+def look_up_table(entries: list[int], bits: int) -> Dataset:
+    item = Dataset()
+    item.LUTDescriptor = [len(entries), 0, bits]
+    item.add_new("LUTData", "US", entries)
+    return item
+
+
+def read(path: str | Path, *args: str) -> np.ndarray:
+    image = load_image(path, *args)
+    assert image.mode == "L"
+    return np.asarray(image)
+
+
+# ---- 8-bit pictures
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.jpg", "x.tif", "x.bmp"])
+def test_8bit_grey_files_keep_their_pixels(tmp_path, name):
+    Image.fromarray(chest(100)).save(tmp_path / name)
+    assert np.array_equal(read(tmp_path / name), np.asarray(Image.open(tmp_path / name)))
+
+
+@pytest.mark.parametrize(
+    ("mode", "name"), [("RGB", "x.png"), ("RGB", "x.jpg"), ("P", "x.png"), ("1", "x.png"), ("CMYK", "x.jpg")]
+)
+def test_other_modes_read_as_pillow_reads_them(tmp_path, mode, name):
+    Image.fromarray(chest(100)).convert(mode).save(tmp_path / name)
+    assert np.array_equal(read(tmp_path / name), np.asarray(Image.open(tmp_path / name).convert("L")))
+
+
+def test_opaque_alpha_changes_nothing_and_transparent_is_black(tmp_path):
+    grey = Image.fromarray(chest())
+    alpha = Image.new("L", grey.size, 255)
+    for mode in ("LA", "RGBA"):
+        Image.merge(mode, [grey] * (len(mode) - 1) + [alpha]).save(tmp_path / "x.png")
+        assert np.array_equal(read(tmp_path / "x.png"), chest())
+    alpha.paste(0, (0, 0, 64, 10))
+    Image.merge("LA", [grey, alpha]).save(tmp_path / "x.png")
+    pixels = read(tmp_path / "x.png")
+    assert (pixels[:10] == 0).all()
+    assert np.array_equal(pixels[10:], chest()[10:])
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("x.jpg", {"quality": 100}), ("x.png", {}), ("x.tif", {}), ("x.tif", {"compression": "tiff_lzw"})],
+)
+def test_exif_orientation_is_followed_once(tmp_path, name, options):
+    upright = Image.fromarray(chest(96)[:, :64])
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / name, exif=exif, **options)
+    pixels = read(tmp_path / name)
+    assert pixels.shape == (96, 64)
+    assert np.abs(pixels.astype(int) - np.asarray(upright)).max() <= (4 if name == "x.jpg" else 0)
+
+
+def test_metadata_does_not_come_along(tmp_path):
+    Image.fromarray(chest()).save(tmp_path / "x.jpg", comment=b"Invented^Nobody", exif=Image.Exif())
+    assert load_image(tmp_path / "x.jpg").info == {}
+
+
+# ---- deep pictures and mappings
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("x.png", RAMP),
+        ("x.tif", RAMP),
+        ("x.tif", RAMP.astype(">u2")),
+        ("x.tif", RAMP.astype(np.int32) - 2000),
+        ("x.tif", (RAMP / 7 - 100).astype(np.float32)),
+    ],
+    ids=["png I;16", "tiff I;16", "tiff I;16B", "tiff I", "tiff F"],
+)
+def test_deep_pictures_are_scaled_and_not_clipped(tmp_path, name, values):
+    Image.fromarray(values).save(tmp_path / name)
+    assert np.array_equal(read(tmp_path / name), RAMP_8BIT)
+
+
+def test_deep_white_is_zero_tiff(tmp_path):
+    Image.fromarray(4095 - RAMP).save(tmp_path / "x.tif", tiffinfo={262: 0})
+    assert Image.open(tmp_path / "x.tif").tag_v2[262] == 0
+    assert np.array_equal(read(tmp_path / "x.tif"), RAMP_8BIT)
+
+
+def test_mappings_of_8bit_pictures(tmp_path):
+    dull = (chest() // 4 + 50).astype(np.uint8)
+    Image.fromarray(dull).save(tmp_path / "x.png")
+    assert np.array_equal(read(tmp_path / "x.png", "window"), dull)
+    low, high = int(dull.min()), int(dull.max())
+    assert np.array_equal(read(tmp_path / "x.png", "minmax"), np.rint((dull.astype(int) - low) * 255 / (high - low)))
+
+
+def test_percentile_ignores_outliers_that_rule_minmax(tmp_path):
+    values = RAMP.copy()
+    values[-1, -1] = 65535
+    Image.fromarray(values).save(tmp_path / "x.png")
+    assert read(tmp_path / "x.png", "minmax")[-1, -2] == round(4094 * 255 / 65535)
+    # Of 0..4094 and one outlier, the percentiles 0.5 and 99.5 lie at ranks 20.475 and 4074.525 of 0..4095.
+    expected = np.clip((np.arange(4095) - 20.475) / (4074.525 - 20.475), 0, 1) * 255
+    pixels = read(tmp_path / "x.png", "percentile").ravel()
+    assert np.array_equal(pixels[:-1], np.rint(expected))
+    assert pixels[-1] == 255
+
+
+def test_unknown_mapping_names_the_choices(tmp_path):
+    with pytest.raises(ValueError, match=r"'clahe'.*window, minmax, percentile"):
+        load_image(tmp_path / "x.png", "clahe")
+
+
+# ---- DICOM grey values
+
+
+def test_8bit_dicom_without_window_keeps_its_pixels(tmp_path):
+    assert np.array_equal(read(write_dicom(tmp_path / "x.dcm", chest())), chest())
+    negative = write_dicom(tmp_path / "y.dcm", 255 - chest(), PhotometricInterpretation="MONOCHROME1")
+    assert np.array_equal(read(negative), chest())
+
+
+@pytest.mark.parametrize("mapping", ["window", "minmax"])
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+def test_12bit_dicom_without_window(tmp_path, photometric, mapping):
+    stored = RAMP if photometric == "MONOCHROME2" else 4095 - RAMP
+    path = write_dicom(tmp_path / "x.dcm", stored, BitsStored=12, PhotometricInterpretation=photometric)
+    assert np.array_equal(read(path, mapping), RAMP_8BIT)
+
+
+def test_signed_16bit_dicom(tmp_path):
+    path = write_dicom(tmp_path / "x.dcm", RAMP.astype(np.int16) - 2048)
+    assert np.array_equal(read(path), RAMP_8BIT)
+
+
+def test_bits_above_bits_stored_do_not_count(tmp_path):
+    assert np.array_equal(read(write_dicom(tmp_path / "x.dcm", RAMP | 0xF000, BitsStored=12)), RAMP_8BIT)
+
+
+@pytest.mark.parametrize("function", [None, "LINEAR", "LINEAR_EXACT", "SIGMOID"])
+@pytest.mark.parametrize("rescale", [None, (2.0, -1000.0)])
+def test_windows_agree_with_pydicom(tmp_path, function, rescale):
+    tags: dict[str, object] = {"WindowCenter": [1500, 7], "WindowWidth": [1000, 9]}  # the first one counts
+    if function:
+        tags["VOILUTFunction"] = function
+    if rescale:
+        tags |= {"RescaleSlope": rescale[0], "RescaleIntercept": rescale[1]}
+    path = write_dicom(tmp_path / "x.dcm", RAMP, BitsStored=12, **tags)
+    dataset = dcmread(path)
+    slope, intercept = rescale or (1, 0)
+    windowed = apply_voi_lut(apply_modality_lut(dataset.pixel_array, dataset), dataset)
+    expected = (windowed - intercept) / (4095 * slope) * 255
+    assert np.abs(read(path) - expected).max() <= 0.5 + 1e-6
+    assert len(np.unique(read(path))) > 200
+    assert np.array_equal(read(path, "minmax"), RAMP_8BIT)  # takes no notice of the window
+
+
+def test_negative_slope_turns_the_ramp_round(tmp_path):
+    tags = {"RescaleSlope": -1, "RescaleIntercept": 4095, "WindowCenter": 2048, "WindowWidth": 4096}
+    path = write_dicom(tmp_path / "x.dcm", 4095 - RAMP, BitsStored=12, **tags)
+    assert np.array_equal(read(path), RAMP_8BIT)
+
+
+def test_width_that_is_no_window_warns_and_is_left_out(tmp_path):
+    path = write_dicom(tmp_path / "x.dcm", RAMP, BitsStored=12, WindowCenter=2048, WindowWidth=0)
+    with pytest.warns(ImageWarning, match=r"x\.dcm: window width 0"):
+        assert np.array_equal(read(path), RAMP_8BIT)
+
+
+@pytest.mark.parametrize("bits", [8, 12, 16])
+def test_voi_lut_with_4096_entries(tmp_path, bits):
+    top = 2**bits - 1
+    table = [round(top * (entry / 4095) ** 2) for entry in range(4096)]
+    path = write_dicom(tmp_path / "x.dcm", RAMP, BitsStored=12, VOILUTSequence=[look_up_table(table, bits)])
+    assert np.array_equal(read(path), np.rint(np.array(table) / top * 255).reshape(64, 64))
+
+
+def test_packed_8bit_voi_lut(tmp_path):
+    item = look_up_table([0], 8)
+    item.LUTDescriptor = [256, 0, 8]
+    item.add_new("LUTData", "OW", bytes(range(255, -1, -1)))
+    path = write_dicom(tmp_path / "x.dcm", 255 - chest(), VOILUTSequence=[item])
+    assert np.array_equal(read(path), chest())
+
+
+def test_modality_lut(tmp_path):
+    table = look_up_table([2 * entry for entry in range(4096)], 16)
+    tags = {"ModalityLUTSequence": [table], "WindowCenter": 4096, "WindowWidth": 8191}
+    path = write_dicom(tmp_path / "x.dcm", RAMP, BitsStored=12, **tags)
+    expected = np.clip((2 * np.arange(4096) - 4095.5) / 8190 + 0.5, 0, 1) * 255
+    assert np.array_equal(read(path).ravel(), np.rint(expected))
+
+
+def test_modality_lut_of_signed_values_does_not_wrap_around(tmp_path):
+    table = look_up_table(list(range(32767)), 16)
+    table.add_new("LUTDescriptor", "SS", [32767, -32768, 16])
+    stored = np.arange(-32768, 32768, 16, dtype=np.int16).reshape(64, 64)
+    path = write_dicom(tmp_path / "x.dcm", stored, ModalityLUTSequence=[table])
+    expected = np.clip(stored.astype(int) + 32768, 0, 32766) / 32766 * 255
+    assert np.array_equal(read(path), np.rint(expected))
+
+
+@pytest.mark.parametrize("mapping", ["window", "minmax", "percentile"])
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+def test_padding_is_black_and_does_not_count(tmp_path, photometric, mapping):
+    stored = RAMP + 100 if photometric == "MONOCHROME2" else 4195 - RAMP
+    padded = stored.copy()
+    padded[:, :6] = 65535
+    padded[:, 6] = 65530
+    tags = {"PhotometricInterpretation": photometric, "PixelPaddingValue": 65535, "PixelPaddingRangeLimit": 65530}
+    pixels = read(write_dicom(tmp_path / "x.dcm", padded, **tags), mapping)
+    Image.fromarray(RAMP[:, 7:]).save(tmp_path / "x.png")
+    assert (pixels[:, :7] == 0).all()
+    difference = pixels[:, 7:].astype(int) - read(tmp_path / "x.png", mapping)
+    assert np.abs(difference).max() == 0
+
+
+@pytest.mark.parametrize("syntax", [uid.RLELossless, uid.JPEG2000Lossless])
+def test_compressed_dicom(tmp_path, syntax):
+    path = write_dicom(tmp_path / "x.dcm", RAMP, BitsStored=12, compress=syntax)
+    assert dcmread(path).file_meta.TransferSyntaxUID == syntax
+    assert np.array_equal(read(path), RAMP_8BIT)
+
+
+@pytest.mark.parametrize(
+    ("name", "same"),
+    [
+        ("MR_small_jpeg_ls_lossless.dcm", "MR_small.dcm"),
+        ("MR_small_RLE.dcm", "MR_small.dcm"),
+        ("MR_small_bigendian.dcm", "MR_small.dcm"),
+        ("MR_small_implicit.dcm", "MR_small.dcm"),
+        ("SC_rgb_jpeg_gdcm.dcm", "SC_rgb_rle.dcm"),  # JPEG lossless, process 14
+    ],
+)
+def test_transfer_syntaxes_of_pydicoms_own_files(name, same):
+    paths = [get_testdata_file(file, download=False) for file in (name, same)]
+    if None in paths:
+        pytest.skip("this pydicom comes without its test files")
+    with pytest.warns(ImageWarning, match="modality"):
+        assert np.array_equal(*[read(path) for path in paths])
+
+
+def test_colour_dicom(tmp_path):
+    rgb = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    rgb[:, :, :] //= 2
+    rgb += (chest() // 2)[..., None]
+    expected = np.asarray(Image.fromarray(rgb).convert("L")).astype(int)
+    assert np.abs(read(write_dicom(tmp_path / "rgb.dcm", rgb)) - expected).max() <= 1
+    grey = np.repeat(chest()[..., None], 3, axis=2)
+    assert np.array_equal(read(write_dicom(tmp_path / "grey.dcm", grey)), chest())
+    ybr = np.asarray(Image.fromarray(rgb).convert("YCbCr"))
+    path = write_dicom(tmp_path / "ybr.dcm", ybr, PhotometricInterpretation="YBR_FULL")
+    assert np.abs(read(path) - expected).max() <= 2
+
+
+def test_palette_dicom(tmp_path):
+    tags: dict[str, object] = {"PhotometricInterpretation": "PALETTE COLOR"}
+    for colour in ("Red", "Green", "Blue"):
+        tags[f"{colour}PaletteColorLookupTableDescriptor"] = [256, 0, 8]
+        tags[f"{colour}PaletteColorLookupTableData"] = bytes(range(255, -1, -1))
+    assert np.array_equal(read(write_dicom(tmp_path / "x.dcm", 255 - chest(), **tags)), chest())
+
+
+def test_dicom_is_recognised_by_content(tmp_path):
+    path = write_dicom(tmp_path / "x.png", chest())
+    assert np.array_equal(read(path), chest())
+    (tmp_path / "no-preamble").write_bytes(path.read_bytes()[132:])
+    bare = Dataset()
+    bare.update(dcmread(path))
+    bare.save_as(tmp_path / "no-header", implicit_vr=True, little_endian=True, enforce_file_format=False)
+    assert (tmp_path / "no-header").read_bytes()[:2] == b"\x08\x00"
+    for name in ("no-preamble", "no-header"):
+        assert np.array_equal(read(tmp_path / name), chest()), name
+
+
+# ---- warnings
+
+
+@pytest.mark.parametrize("tags", [{}, {"Modality": "CR", "BodyPartExamined": "PORT CHEST"}, {"BodyPartExamined": ""}])
+def test_chest_xrays_earn_no_warning(tmp_path, tags):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read(write_dicom(tmp_path / "x.dcm", chest(), **tags))
+
+
+def test_missing_modality_and_body_part_earn_no_warning(tmp_path):
+    dataset = dcmread(write_dicom(tmp_path / "x.dcm", chest()))
+    del dataset.Modality, dataset.BodyPartExamined
+    dataset.save_as(tmp_path / "x.dcm")
+    read(tmp_path / "x.dcm")
+
+
+@pytest.mark.parametrize(
+    ("tags", "culprit"), [({"Modality": "MG"}, "modality 'MG'"), ({"BodyPartExamined": "KNEE"}, "body part 'KNEE'")]
+)
+def test_other_modality_or_body_part_is_named(tmp_path, tags, culprit):
+    path = write_dicom(tmp_path / "x.dcm", chest(), **tags)
+    with pytest.warns(ImageWarning, match=rf"x\.dcm: {culprit}"):
+        assert np.array_equal(read(path), chest())
+    with pytest.raises(ImageWarning, match=culprit):  # as an error, it stays what it is
+        load_image(path)
+
+
+def test_messages_hold_no_identifiers(tmp_path):
+    tags = {"Modality": "MG", "BodyPartExamined": "KNEE", "PatientBirthDate": "19010203", "WindowCenter": 5}
+    whole = write_dicom(tmp_path / "x.dcm", 255 - chest(), WindowWidth=0, **tags)
+    messages = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        load_image(whole)
+        assert len(caught) == 4
+        for size in range(140, whole.stat().st_size - 1, 20):
+            (tmp_path / "cut.dcm").write_bytes(whole.read_bytes()[:size])
+            with pytest.raises(ImageError) as error:
+                load_image(tmp_path / "cut.dcm")
+            messages.append(str(error.value))
+    messages += [str(warning.message) for warning in caught]
+    for secret in ("Invented", "Nobody", "4711", "1.2.3", "1901"):
+        assert not any(secret in message.replace(str(tmp_path), "") for message in messages)
+
+
+def test_negative_earns_a_warning_and_stays(tmp_path):
+    Image.fromarray(255 - chest()).save(tmp_path / "x.png")
+    with pytest.warns(ImageWarning, match=r"x\.png: looks inverted"):
+        assert np.array_equal(read(tmp_path / "x.png"), 255 - chest())
+
+
+@pytest.mark.parametrize("shade", [0, 255])
+@pytest.mark.parametrize("border", [(10, 10, 10, 10), (0, 60, 0, 0), (0, 0, 0, 60), (60, 0, 0, 0)])
+def test_frame_does_not_hide_the_polarity(tmp_path, border, shade):
+    ImageOps.expand(Image.fromarray(chest()), border, shade).save(tmp_path / "x.png")
+    read(tmp_path / "x.png")
+    ImageOps.expand(Image.fromarray(255 - chest()), border, shade).save(tmp_path / "y.png")
+    with pytest.warns(ImageWarning, match="looks inverted"):
+        read(tmp_path / "y.png")
+
+
+def test_polarity_of_real_pictures(tmp_path, cxr):
+    studies = [json.loads(line) for line in (cxr / "studies.jsonl").read_text().splitlines()]
+    images = [image for study in studies if study["split"] == "test" for image in study["images"]]
+    paths = [cxr / image["path"] for image in images if image["view"] != "L"]
+    assert len(paths) > 400
+    false_alarms = hits = 0
+    for path in paths:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            image = load_image(path)
+            false_alarms += len(caught)
+            ImageOps.invert(image).save(tmp_path / "negative.bmp")
+            caught.clear()
+            load_image(tmp_path / "negative.bmp")
+            hits += len(caught)
+    assert false_alarms < 0.01 * len(paths)
+    assert hits > 0.9 * len(paths)
+
+
+# ---- refusals
+
+
+def save(path: Path, pixels: np.ndarray, **options: object) -> None:
+    Image.fromarray(pixels).save(path, **options)
+
+
+def pages(path: Path) -> None:
+    Image.fromarray(chest()).save(path, save_all=True, append_images=[Image.fromarray(chest()[::-1])])
+
+
+def zip_file(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x", "y")
+
+
+def no_pixel_data(path: Path) -> None:
+    dataset = dcmread(write_dicom(path, chest()))
+    del dataset.PixelData
+    dataset.save_as(path)
+
+
+WITH_NAN = np.where(RAMP == 7, np.nan, RAMP).astype(np.float32)
+WITH_INF = np.where(RAMP == 7, np.inf, RAMP).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "culprit"),
+    [
+        ("missing.png", lambda path: None, "No such file"),
+        ("folder.png", lambda path: path.mkdir(), "directory"),
+        ("empty.dcm", lambda path: path.touch(), "empty"),
+        ("text.jpg", lambda path: path.write_text("Lungs are clear. " * 50), "not an image"),
+        ("short.jpg", lambda path: path.write_bytes(b"x"), "not an image"),
+        ("archive.dcm", zip_file, "not an image"),
+        ("dot.png", lambda path: save(path, chest(8)[:1, :1]), "1 x 1 pixels"),
+        ("strip.png", lambda path: save(path, chest()[:7]), "64 x 7 pixels.*at least 8"),
+        ("flat.png", lambda path: save(path, chest() * 0 + 7), "same value, 7"),
+        ("flat16.png", lambda path: save(path, RAMP * 0 + 700), "same value, 700"),
+        ("flat.dcm", lambda path: write_dicom(path, RAMP * 0 + 700), "same value, 700"),
+        ("pages.tif", pages, "2 frames"),
+        ("moving.gif", pages, "2 frames"),
+        ("moving.png", pages, "2 frames"),
+        ("nan.tif", lambda path: save(path, WITH_NAN), "NaN or infinite"),
+        ("inf.tif", lambda path: save(path, WITH_INF), "NaN or infinite"),
+        ("none.dcm", no_pixel_data, "no pixel data"),
+        ("film.dcm", lambda path: write_dicom(path, chest(), NumberOfFrames=3), "3 frames"),
+        ("zero.dcm", lambda path: write_dicom(path, chest(), Rows=0), "64 x 0 pixels"),
+        ("padding.dcm", lambda path: write_dicom(path, RAMP * 0, PixelPaddingValue=0), "all pixels are padding"),
+        ("outside.dcm", lambda path: write_dicom(path, RAMP, WindowCenter=9000, WindowWidth=9), "same value, 0"),
+    ],
+)
+def test_refusals_name_file_and_culprit(tmp_path, name, make, culprit):
+    make(tmp_path / name)
+    with pytest.raises(ImageError, match=rf"{name}: .*{culprit}") as error:
+        load_image(tmp_path / name)
+    assert "\n" not in str(error.value)
+
+
+def test_percentiles_without_contrast_are_refused(tmp_path):
+    pixels = np.zeros((64, 64), np.uint8)
+    pixels[40, 30] = 255
+    save(tmp_path / "x.png", pixels)
+    with pytest.raises(ImageError, match=r"between percentiles 0\.5 and 99\.5"):
+        load_image(tmp_path / "x.png", "percentile")
+
+
+@pytest.mark.parametrize("name", ["x.jpg", "progressive.jpg", "x.png", "x16.png", "x.tif", "lzw.tif", "x.bmp"])
+def test_cut_pictures_are_refused(tmp_path, name):
+    options = {"progressive.jpg": {"progressive": True}, "lzw.tif": {"compression": "tiff_lzw"}}.get(name, {})
+    save(tmp_path / name, RAMP if "16" in name else chest(), **options)
+    assert_no_part_is_read(tmp_path / name)
+
+
+@pytest.mark.parametrize("syntax", [None, uid.RLELossless, uid.JPEG2000Lossless])
+def test_cut_dicom_is_refused(tmp_path, syntax):
+    assert_no_part_is_read(write_dicom(tmp_path / "x.dcm", RAMP, BitsStored=12, compress=syntax))
+
+
+def assert_no_part_is_read(path: Path) -> None:
+    """Wherever the file is cut: refused, or nothing but trailing bytes were lost."""
+    whole, pixels = path.read_bytes(), read(path)
+    refused = 0
+    for size in range(1, len(whole), max(1, len(whole) // 50)):
+        path.write_bytes(whole[:size])
+        try:
+            assert np.array_equal(read(path), pixels), size
+        except ImageError:
+            refused += 1
+    assert refused > 40
+
+
+def test_cut_code_stream_in_whole_dicom_is_refused(tmp_path):
+    save(tmp_path / "x.jpg", chest())
+    stream = (tmp_path / "x.jpg").read_bytes()
+    tags = {"BitsStored": 8, "LossyImageCompression": "01"}
+    dataset = dcmread(write_dicom(tmp_path / "jpeg.dcm", chest(), **tags))
+    dataset.file_meta.TransferSyntaxUID = uid.JPEGBaseline8Bit
+    dataset.PixelData = encapsulate([stream])
+    dataset.save_as(tmp_path / "jpeg.dcm")
+    difference = read(tmp_path / "jpeg.dcm").astype(int) - read(tmp_path / "x.jpg")
+    assert np.abs(difference).max() <= 2  # two decoders round differently
+    write_dicom(tmp_path / "j2k.dcm", RAMP, BitsStored=12, compress=uid.JPEG2000Lossless)
+    for name in ("jpeg.dcm", "j2k.dcm"):
+        dataset = dcmread(tmp_path / name)
+        stream = next(generate_frames(dataset.PixelData, number_of_frames=1))
+        for share in (0.1, 0.5, 0.9, 0.99):
+            dataset.PixelData = encapsulate([stream[: int(len(stream) * share)]])
+            dataset.save_as(tmp_path / name)
+            with pytest.raises(ImageError, match="truncated"):
+                load_image(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.dcm"])
+def test_max_pixels(tmp_path, name):
+    path = tmp_path / name
+    write_dicom(path, chest()) if name == "x.dcm" else save(path, chest())
+    with pytest.raises(ImageError, match=rf"{name}: 64 x 64 = 4,096 pixels .* max_pixels = 4,095"):
+        load_image(path, max_pixels=4095)
+    load_image(path, max_pixels=4096)
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.jpg", "x.gif", "x.bmp"])
+def test_pillows_own_limit_neither_interferes_nor_changes(tmp_path, monkeypatch, name):
+    save(tmp_path / name, chest())
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_image(tmp_path / name)
+    assert Image.MAX_IMAGE_PIXELS == 100
+
+
+def test_import_is_light_and_changes_nothing():
+    code = (
+        "import sys, warnings, numpy, PIL.Image as i, PIL.ImageFile as f;"
+        "before = (i.MAX_IMAGE_PIXELS, f.LOAD_TRUNCATED_IMAGES, warnings.filters[:]);"
+        "import encoder.images;"
+        "assert (i.MAX_IMAGE_PIXELS, f.LOAD_TRUNCATED_IMAGES, warnings.filters[:]) == before;"
+        "assert not {'pydicom', 'torch', 'scipy'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+
+
+def test_suffixes_are_lower_case_with_dot():
+    assert {".dcm", ".png", ".jpg"} <= IMAGE_SUFFIXES
+    assert all(suffix == suffix.lower() and suffix.startswith(".") for suffix in IMAGE_SUFFIXES)
+
+
+# ---- real DICOM files
+
+SIBLING = "1.2.276.0.7230010.3.1.4.8323329.6904.1517875201.850819.dcm"
+
+
+@pytest.mark.parametrize("mapping", ["window", "minmax", "percentile"])
+@pytest.mark.parametrize(
+    ("name", "size", "lungs", "spine"),  # centres, as shares of width and height
+    [
+        (SIBLING, (1024, 1024), [(0.25, 0.4), (0.72, 0.4)], (0.52, 0.65)),
+        ("RG1_J2KI.dcm", (1841, 1955), [(0.27, 0.35), (0.72, 0.35)], (0.5, 0.65)),
+        ("gdcm-CR-MONO1-10-chest.dcm", (440, 440), [(0.2, 0.4), (0.72, 0.4)], (0.47, 0.65)),
+    ],
+)
+def test_real_chests_have_dark_lungs(cxr, name, size, lungs, spine, mapping):
+    image = load_image(cxr / "dicom" / name, mapping)
+    assert image.size == size
+    pixels = np.asarray(image)
+
+    def brightness(x: float, y: float) -> float:
+        column, row, half = int(x * size[0]), int(y * size[1]), size[0] // 25
+        return float(pixels[row - half : row + half, column - half : column + half].mean())
+
+    assert max(brightness(*lung) for lung in lungs) < brightness(*spine) - 30
+    assert pixels[:, :3].mean() < brightness(*spine)
+
+
+def test_falsely_tagged_dicom_is_a_negative_and_earns_a_warning(cxr):
+    right = read(cxr / "dicom" / SIBLING)
+    with pytest.warns(ImageWarning, match=r"Fake_MONOHR1\.dcm: looks inverted"):
+        wrong = read(cxr / "dicom" / "Fake_MONOHR1.dcm")
+    assert np.array_equal(wrong, 255 - right)
+
+
+def test_real_monochrome1_with_window(cxr):
+    path = cxr / "dicom" / "dx_image.dcm"
+    with pytest.warns(ImageWarning, match="not upright"):  # a dog on its side
+        pixels = read(path)
+    assert np.array_equal(pixels, 255 - dcmread(path).pixel_array)  # window 128/256 is the identity

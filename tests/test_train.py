@@ -1,0 +1,319 @@
+"""The training loop: what trains, exact resume after a kill, several processes, cached features, faults."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+import scripts
+import scripts.train
+from encoder.studies import read_studies
+from generator.data import batch_indices, split_batch
+from generator.model import Drafter, LoraConfig, ModelConfig, add_lora, build, choose_trainable, load
+from generator.prompts import PromptConfig
+from generator.train import Stage, TrainConfig, lr_factor, train
+from tests.conftest import ROOT
+
+
+@pytest.fixture
+def parts(studies_file: Path) -> dict:
+    return {split: read_studies(studies_file, split) for split in ("train", "val")}
+
+
+@pytest.fixture
+def parts_config(tower_folder: Path, lm_folder: Path) -> ModelConfig:
+    return ModelConfig(str(tower_folder), str(lm_folder))
+
+
+def quick(**changes) -> TrainConfig:
+    config = TrainConfig(
+        stages=[Stage(epochs=1, lr=1e-3), Stage(epochs=2, lr=1e-3, lm="full", tower="full")],
+        batch_size=8,
+        micro_batch_size=4,
+        workers=0,
+    )
+    return replace(config, **changes)
+
+
+def losses(run: Path) -> list[tuple]:
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [(row["stage"], row["step"], row.get("loss"), row.get("val_loss"), row.get("grad_norm")) for row in rows]
+
+
+def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
+    assert before.keys() == after.keys()
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+@pytest.mark.parametrize(
+    ("stage", "parts_that_change"),
+    [
+        (Stage(lr=1e-2), {"multi_modal_projector"}),
+        (Stage(lr=1e-2, projector=False, lm="full"), {"language_model", "lm_head"}),
+        (Stage(lr=1e-2, projector=False, lm="lora"), {"language_model"}),
+        (Stage(lr=1e-2, projector=False, tower=1), {"vision_tower.encoder.layer.1"}),
+        (Stage(lr=1e-2, tower="full", lm="lora"), {"multi_modal_projector", "language_model", "vision_tower"}),
+    ],
+)
+def test_a_stage_changes_the_intended_parameters_only(parts, parts_config, tmp_path, stage, parts_that_change) -> None:
+    torch.manual_seed(0)
+    before = weights(build(parts_config)[0])
+    folder = train(parts, tmp_path / "run", parts_config, PromptConfig(), quick(stages=[stage], eval_every=0))
+    after = weights(load(folder).model)
+    moved = changed(before, after)
+    for part in parts_that_change:
+        assert any(part in name for name in moved), f"{part} has not moved"
+    allowed = {name for name in before if any(part in name for part in parts_that_change)}
+    assert moved <= allowed
+    if stage.tower == "full":
+        still = {name for name in allowed - moved if "vision_tower" in name}
+        assert still == {
+            "model.vision_tower.embeddings.mask_token",
+            "model.vision_tower.layernorm.weight",
+            "model.vision_tower.layernorm.bias",
+        }, "the hidden state before the last LayerNorm depends on everything else"
+
+
+def test_lora_wraps_no_vision_layer(parts_config) -> None:
+    model = add_lora(build(parts_config)[0], LoraConfig(rank=4))
+    adapted = {name for name, _ in model.named_parameters() if "lora_" in name}
+    assert adapted
+    assert all("language_model.layers" in name for name in adapted)
+    assert {name.split(".lora_")[0].rsplit(".", 1)[1] for name in adapted} == {
+        *("q_proj", "k_proj", "v_proj", "o_proj"),
+        *("gate_proj", "up_proj", "down_proj"),
+    }
+
+
+def test_lora_run_reloads_with_adapters_merged(parts, parts_config, tmp_path) -> None:
+    config = quick(stages=[Stage(lr=1e-3), Stage(lr=1e-2, lm="lora")], lora=LoraConfig(rank=4, dropout=0.1))
+    folder = train(parts, tmp_path / "run", parts_config, PromptConfig(), config)
+    assert not list(folder.glob("adapter*")), "a plain loader must find merged weights"
+    assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()
+    validation = [row for row in losses(tmp_path / "run") if row[3] is not None]
+    assert evaluate(load(folder), parts["val"]) == pytest.approx(validation[-1][3], abs=1e-5)
+
+
+def evaluate(drafter: Drafter, studies: list) -> float:
+    """Loss per report token by plain transformers: one study at a time, labels over the whole sequence."""
+    total, count = 0.0, 0
+    for study in studies:
+        messages = drafter.prompt.messages(study, study.main_image)
+        prompt = drafter.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        text = prompt + drafter.prompt.answer(study) + drafter.processor.tokenizer.eos_token
+        image = Image.open(study.main_image.path).convert("RGB")
+        inputs = drafter.processor(images=image, text=text, add_special_tokens=False, return_tensors="pt")
+        start = drafter.processor(images=image, text=prompt, add_special_tokens=False, return_tensors="pt")
+        labels = inputs["input_ids"].clone()
+        labels[:, : start["input_ids"].shape[1]] = -100
+        with torch.no_grad():
+            loss = drafter.model(**inputs, labels=labels).loss
+        n = int((labels != -100).sum())
+        total, count = total + loss.item() * n, count + n
+    return total / count
+
+
+def test_loss_is_the_plain_transformers_loss(parts, parts_config, tmp_path) -> None:
+    config = quick(stages=[Stage(lr=1e-9)], eval_every=1)
+    folder = train(parts, tmp_path / "run", parts_config, PromptConfig(context=["view", "indication"]), config)
+    logged = next(row[3] for row in losses(tmp_path / "run") if row[3] is not None)
+    assert logged == pytest.approx(evaluate(load(folder), parts["val"]), abs=1e-5)
+
+
+def test_training_learns(parts, parts_config, tmp_path) -> None:
+    config = quick(stages=[Stage(epochs=12, lr=3e-3, lm="full", tower="full")], eval_every=0)
+    train(parts, tmp_path / "run", parts_config, PromptConfig(), config)
+    values = [row[2] for row in losses(tmp_path / "run")]
+    assert values[-1] < 0.6 * values[0]
+
+
+def write_config(folder: Path, studies: Path, model: ModelConfig, **train_fields) -> Path:
+    stages = [
+        {"epochs": 2, "lr": 1e-3},
+        {"epochs": 3, "lr": 1e-3, "lm": "lora", "tower": 1, "weight_decay": 0.01},
+    ]
+    fields = {"stages": stages, "batch_size": 8, "micro_batch_size": 3, "save_every": 2, "workers": 0, "eval_every": 2}
+    config = {
+        "studies": str(studies),
+        "model": {"tower": model.tower, "lm": model.lm},
+        "prompt": {"context": ["indication"]},
+        "train": fields | train_fields,
+    }
+    path = folder / "train.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def command(config: Path, out: Path, launcher: tuple[str, ...] = ("-m",)) -> list[str]:
+    return [sys.executable, *launcher, "scripts.train", "--config", str(config), "--out", str(out)]
+
+
+def run_here(config: Path, out: Path) -> None:
+    """`raddraft train` in this process, which has paid for the imports."""
+    with pytest.raises(SystemExit) as end:
+        scripts.run("train", scripts.train.main, ["--config", str(config), "--out", str(out)])
+    assert end.value.code == 0
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+
+
+def test_killed_and_resumed_gives_the_same_losses_to_the_last_bit(studies_file, parts_config, tmp_path) -> None:
+    config = write_config(tmp_path, studies_file, parts_config)
+    run_here(config, tmp_path / "whole")
+    expected = losses(tmp_path / "whole")
+    assert len([row for row in expected if row[2] is not None]) == 6 + 9
+    kill_after = random.Random().randint(1, 14)
+    log = tmp_path / "killed" / "log.jsonl"
+    process = subprocess.Popen(
+        command(config, tmp_path / "killed"), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while process.poll() is None and (not log.is_file() or log.read_text().count('"loss"') < kill_after):
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert losses(tmp_path / "killed") != expected, f"killed too late (after {kill_after} steps)"
+    run_here(config, tmp_path / "killed")
+    assert losses(tmp_path / "killed") == expected, f"killed after {kill_after} steps"
+    a, b = (load(tmp_path / name / "model").model.state_dict() for name in ("whole", "killed"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_two_processes_follow_one(studies_file, parts_config, tmp_path) -> None:
+    config = write_config(tmp_path, studies_file, parts_config, batch_size=7, lora={"dropout": 0.0})
+    launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m")
+    subprocess.run(command(config, tmp_path / "two", launcher), env=environment(), check=True, capture_output=True)
+    run_here(config, tmp_path / "one")
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert len(one) == len(two) > 20
+    for ours, theirs in zip(one, two, strict=True):
+        assert ours[:2] == theirs[:2]
+        for a, b in zip(ours[2:], theirs[2:], strict=True):
+            assert a == pytest.approx(b, abs=1e-4)
+
+
+def test_cached_features_give_the_live_losses(parts, parts_config, tmp_path) -> None:
+    stages = [Stage(lr=1e-3), Stage(lr=1e-3, lm="full")]
+    for features in ("live", "cached"):
+        config = quick(stages=stages, features=features)
+        train(parts, tmp_path / features, parts_config, PromptConfig(), config)
+    for live, cached in zip(losses(tmp_path / "live"), losses(tmp_path / "cached"), strict=True):
+        assert live[2:4] == pytest.approx(cached[2:4], abs=2e-4)  # features are kept in float16
+    live, cached = (load(tmp_path / name / "model").model for name in ("live", "cached"))
+    for a, b in zip(
+        live.model.vision_tower.parameters(), cached.model.vision_tower.parameters(), strict=True
+    ):
+        assert torch.equal(a, b), "the tower itself is saved, not its stand-in"
+
+
+def test_early_stopping_keeps_the_best_weights(parts, parts_config, tmp_path) -> None:
+    config = quick(stages=[Stage(epochs=40, lr=3e-2, lm="full", schedule="constant")], patience=2)
+    folder = train(parts, tmp_path / "run", parts_config, PromptConfig(), config)
+    validation = [row[3] for row in losses(tmp_path / "run") if row[3] is not None]
+    assert len(validation) < 40
+    assert min(validation) == validation[-3], "two validations in a row without a better one, then the end"
+    assert evaluate(load(folder), parts["val"]) == pytest.approx(min(validation), abs=1e-4)
+
+
+def test_an_unreadable_image_is_named_and_the_rest_trains(parts, parts_config, tmp_path, capsys) -> None:
+    bad = parts["train"][3]
+    bad.main_image.path.write_bytes(b"not a picture")
+    train(parts, tmp_path / "run", parts_config, PromptConfig(), quick(stages=[Stage()]))
+    assert f"not trained on: {bad.study_id}: " in capsys.readouterr().out
+    assert all(row[2] is None or row[2] > 0 for row in losses(tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: TrainConfig(stages=[]), "stages is empty"),
+        (lambda: TrainConfig(stages=[Stage(lm="lora"), Stage(lm="full")]), "'lora' in one stage and 'full'"),
+        (lambda: TrainConfig(stages=[Stage(tower=1)], features="cached"), "a stage trains the tower"),
+        (lambda: Stage(epochs=0), "epochs > 0"),
+        (lambda: PromptConfig(targets=[]), "targets is empty"),
+        (lambda: PromptConfig(targets=["findings"], context=["findings"]), "given away"),
+    ],
+)
+def test_configs_that_make_no_sense_are_refused(make, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_faults_of_data_and_model_are_named(parts, parts_config, tower_folder, lm_folder, tmp_path) -> None:
+    prompt = PromptConfig()
+    with pytest.raises(ValueError, match="No study in split 'val' has the sections to write: findings"):
+        train({"train": parts["train"], "val": []}, tmp_path / "a", parts_config, prompt, quick())
+    with pytest.raises(ValueError, match="sections to write: impression"):
+        train(parts, tmp_path / "b", parts_config, PromptConfig(targets=["impression"]), quick())
+    parts["train"][5].sections["findings"] = "The heart is enlarged. " * 100
+    with pytest.raises(ValueError, match=r"Study 's5': 4 image tokens .* exceed the context of 256 tokens"):
+        train(parts, tmp_path / "c", parts_config, prompt, quick())
+    with pytest.raises(ValueError, match="Unknown tower 'rad-din'. Choices: rad-dino, "):
+        train(parts, tmp_path / "d", ModelConfig("rad-din", str(lm_folder)), prompt, quick())
+    with pytest.raises((ValueError, OSError), match="No tokenizer for the language model"):
+        train(parts, tmp_path / "e", ModelConfig(str(tower_folder), str(tmp_path)), prompt, quick())
+    with pytest.raises(ValueError, match="image_size 30 is not a multiple of the patch size 14"):
+        train(parts, tmp_path / "f", replace(parts_config, image_size=30), prompt, quick())
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(parts, parts_config, tmp_path) -> None:
+    config = quick(stages=[Stage(epochs=50, lr=1e30, lm="full", warmup=0)], save_every=1)
+    with pytest.raises(FloatingPointError, match=r"The loss is (nan|inf) at step \d+ of stage 1 .* last good checkpoint"):
+        train(parts, tmp_path / "run", parts_config, PromptConfig(), config)
+
+
+def test_choosing_blocks_counts_from_the_end(parts_config) -> None:
+    model, _ = build(parts_config)
+    names = choose_trainable(model, projector=False, lm="frozen", tower=2)
+    assert {name.split("layer.")[1][0] for name in names} == {"0", "1"}
+    with pytest.raises(ValueError, match="3 blocks cannot train, the tower has 2"):
+        choose_trainable(model, projector=False, lm="frozen", tower=3)
+    with pytest.raises(ValueError, match="Nothing to train"):
+        choose_trainable(model, projector=False, lm="frozen", tower="frozen")
+
+
+def test_batches_cover_an_epoch_once_and_repeat_by_seed() -> None:
+    lengths = [random.Random(1).randint(5, 90) for _ in range(1003)]
+    batches = batch_indices(lengths, 8, "0 0 0")
+    assert sorted(i for batch in batches for i in batch) == list(range(1003))
+    assert batches == batch_indices(lengths, 8, "0 0 0")
+    assert batches != batch_indices(lengths, 8, "0 0 1")
+    padding = sum(max(lengths[i] for i in batch) * len(batch) for batch in batches) / sum(lengths)
+    assert padding < 1.1, "batches hold reports of similar length"
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 7, 8, 16])
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_processes_share_a_batch_and_stay_in_step(size: int, world: int) -> None:
+    batch = list(range(size))
+    shares = [split_batch(batch, rank, world, 2) for rank in range(world)]
+    assert sorted(i for share in shares for part in share for i in part) == batch
+    assert len({len(share) for share in shares}) == 1
+    assert all(len(part) <= 2 for share in shares for part in share)
+
+
+def test_learning_rate_schedule() -> None:
+    cosine = [lr_factor(step, 100, 0.1, "cosine") for step in range(100)]
+    assert cosine[0] == pytest.approx(1 / 11)
+    assert cosine[10] == 1.0
+    assert max(cosine) == 1.0
+    assert cosine[55] == pytest.approx(0.5)
+    assert 0 < cosine[99] < 0.001
+    assert lr_factor(99, 100, 0.1, "constant") == 1.0
