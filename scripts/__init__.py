@@ -2,39 +2,48 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
-def run(
-    action: str,
-    command: Callable[..., Any] | dict[str, Callable[..., Any]],
-    arguments: list[str] | None = None,
-    positional: Sequence[str] = (),
-) -> None:
-    """Parse the command line by the signature of `command`, run it, and leave with its exit status.
+def run(action: str, arguments: list[str] | None = None) -> None:
+    """Parse the command line by the signature of the action's `main`, run it, and leave with its exit status.
 
-    Errors that a user can mend (ValueError, OSError) become one sentence on stderr and exit status 1; with
-    RADDRAFT_TRACEBACK=1 in the environment they keep their traceback.
+    Instead of `main` a module may have COMMANDS, its sub-commands by name. POSITIONAL names parameters that may stand
+    first without their names; the last of them takes the rest as a list. The module's docstring opens the help.
+
+    Errors that a user can mend (ValueError, OSError, FloatingPointError) become one sentence on stderr and exit status
+    1; with RADDRAFT_TRACEBACK=1 in the environment they keep their traceback.
 
     Args:
-        action: name of the action.
-        command: its `main`, or its sub-commands by name.
+        action: name of the action, hence of its module.
         arguments: the command line after the name; by default this process's.
-        positional: parameters that may stand first without their names; the last of them takes the rest as a list.
     """
-    from jsonargparse import auto_cli, set_parsing_settings
+    from jsonargparse import DefaultHelpFormatter, auto_cli, set_parsing_settings
+
+    class Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
+        """Keeps the commands in a description on lines of their own."""
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    arguments = name_positionals(sys.argv[1:] if arguments is None else arguments, positional)
+    module = importlib.import_module(f"scripts.{action}")
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        status = auto_cli(command, as_positional=False, args=arguments, prog=f"raddraft {action}")
+        status = auto_cli(
+            getattr(module, "COMMANDS", None) or module.main,
+            as_positional=False,
+            args=name_positionals(arguments, getattr(module, "POSITIONAL", ())),
+            prog=f"raddraft {action}",
+            description=inspect.getdoc(module),
+            formatter_class=Formatter,
+        )
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("RADDRAFT_TRACEBACK"):
             raise

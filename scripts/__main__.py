@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import ast
-import importlib
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -41,9 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
     action = arguments[0]
     if action not in known:
         sys.exit(f"raddraft: unknown action {action!r}. Choices: {', '.join(known)}")
-    module = importlib.import_module(f"scripts.{action}")
-    command = getattr(module, "COMMANDS", None) or module.main
-    run(action, command, arguments[1:], getattr(module, "POSITIONAL", ()))
+    run(action, arguments[1:])
 
 
 if __name__ == "__main__":

@@ -83,4 +83,4 @@ def print_drafts(file: Path) -> None:
 
 
 if __name__ == "__main__":
-    run("draft", main, positional=POSITIONAL)
+    run("draft")

@@ -98,4 +98,4 @@ def _write(out: Path, drafter: Drafter, studies: list[Study], reports: dict[str,
 
 
 if __name__ == "__main__":
-    run("generate", main)
+    run("generate")

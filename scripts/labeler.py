@@ -115,4 +115,4 @@ def _rows(path: Path, needed: set[str]) -> Iterator[dict[str, str]]:
 if __name__ == "__main__":
     from scripts import run
 
-    run("labeler", main)
+    run("labeler")

@@ -65,4 +65,4 @@ COMMANDS = {name: _command(converter(name)) for name in CORPORA} | {"phantom": _
 if __name__ == "__main__":
     from scripts import run
 
-    run("prepare", COMMANDS)
+    run("prepare")

@@ -174,4 +174,4 @@ def _write(path: Path, text: str) -> None:
 
 
 if __name__ == "__main__":
-    run("score", main, positional=POSITIONAL)
+    run("score")

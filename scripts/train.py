@@ -107,4 +107,4 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    run("train", main)
+    run("train")

@@ -18,7 +18,6 @@ import yaml
 from PIL import Image
 
 import scripts
-import scripts.train
 from encoder.studies import read_studies
 from generator.data import batch_indices, split_batch
 from generator.model import Drafter, LoraConfig, ModelConfig, add_lora, build, choose_trainable, load
@@ -167,7 +166,7 @@ def command(config: Path, out: Path, launcher: tuple[str, ...] = ("-m",)) -> lis
 def run_here(config: Path, out: Path) -> None:
     """`raddraft train` in this process, which has paid for the imports."""
     with pytest.raises(SystemExit) as end:
-        scripts.run("train", scripts.train.main, ["--config", str(config), "--out", str(out)])
+        scripts.run("train", ["--config", str(config), "--out", str(out)])
     assert end.value.code == 0
 
 

@@ -1,0 +1,261 @@
+"""Drafting: equal to plain transformers, resumable, and loadable without this project."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import scripts
+from encoder.studies import read_studies
+from generator.controls import most_frequent, nearest_reports, shuffle_images
+from generator.generate import BANNER, DecodeConfig, generate
+from generator.model import Drafter, ModelConfig, load
+from generator.prompts import PromptConfig
+from generator.train import Stage, TrainConfig, train
+from tests.conftest import make_study
+
+
+@pytest.fixture(scope="module")
+def model_folder(tower_folder: Path, lm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that has learnt enough to write different texts of different lengths."""
+    folder = tmp_path_factory.mktemp("trained")
+    studies = [make_study(folder, i, "train") for i in range(32)]
+    config = TrainConfig(
+        stages=[Stage(epochs=30, lr=3e-3, lm="full", tower="full")], batch_size=16, eval_every=0, workers=0
+    )
+    prompt = PromptConfig(context=["view", "indication"])
+    return train({"train": studies}, folder / "run", ModelConfig(str(tower_folder), str(lm_folder)), prompt, config)
+
+
+@pytest.fixture
+def drafter(model_folder: Path) -> Drafter:
+    return load(model_folder)
+
+
+@pytest.fixture
+def studies(studies_file: Path) -> list:
+    return read_studies(studies_file)
+
+
+CONFIG = DecodeConfig(max_new_tokens=40, batch_size=7)
+
+
+def read(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+PLAIN = """
+import importlib.util, json, sys
+assert importlib.util.find_spec("generator") is None, "the project must not be importable here"
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+folder, studies = sys.argv[1], json.load(sys.stdin)
+model, processor = AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+for messages, path in studies:
+    text = processor.apply_chat_template(messages, add_generation_prompt=True)
+    image = Image.open(path).convert("RGB")
+    inputs = processor(text=text, images=image, return_tensors="pt", add_special_tokens=False)
+    tokens = model.generate(**inputs, max_new_tokens=40)[0, inputs["input_ids"].shape[1]:]
+    print(json.dumps(processor.decode(tokens, skip_special_tokens=True).strip()))
+"""
+
+
+def test_the_folder_drafts_the_same_text_in_plain_transformers(drafter, studies, model_folder, tmp_path) -> None:
+    assert generate(drafter, studies, tmp_path / "out.jsonl", CONFIG, "model") == []
+    ours = [row["prediction"] for row in read(tmp_path / "out.jsonl")]
+    assert len(set(ours)) > 3, "a model that always says the same would prove little"
+    questions = [
+        (drafter.prompt.messages(study, study.main_image), str(study.main_image.path)) for study in studies
+    ]
+    # -P and an empty folder keep this project off the path; site-packages' link to it is skipped with a .pth-less copy.
+    code = f"import sys; sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f)]\n{PLAIN}"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code, str(model_folder)],
+        input=json.dumps(questions),
+        cwd=tmp_path,
+        env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert [json.loads(line) for line in done.stdout.splitlines()] == ours
+
+
+def test_batches_do_not_change_the_text(drafter, studies, tmp_path) -> None:
+    texts = []
+    for size in (1, 7, 40):
+        generate(drafter, studies, tmp_path / f"{size}.jsonl", replace(CONFIG, batch_size=size), "model")
+        texts.append([row["prediction"] for row in read(tmp_path / f"{size}.jsonl")])
+    assert texts[0] == texts[1] == texts[2]
+
+
+def test_rows_hold_reference_and_settings_in_the_order_of_the_manifest(drafter, studies, tmp_path) -> None:
+    del studies[2].sections["findings"]
+    generate(drafter, studies, tmp_path / "out.jsonl", CONFIG, "my model")
+    rows = read(tmp_path / "out.jsonl")
+    assert [row["study_id"] for row in rows] == [study.study_id for study in studies]
+    assert rows[1]["reference"] == studies[1].sections["findings"]
+    assert rows[2]["reference"] is None
+    assert rows[0]["model"] == "my model"
+    assert rows[0]["decoding"] == "greedy, 40 new tokens"
+
+
+@pytest.mark.parametrize("config", [CONFIG, replace(CONFIG, sample=True, temperature=1.5), replace(CONFIG, num_beams=3)])
+@pytest.mark.parametrize("kept", [0, 1, 7, 12, 39])
+def test_interrupted_and_started_again_gives_the_same_file(drafter, studies, tmp_path, config, kept) -> None:
+    whole, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
+    generate(drafter, studies, whole, config, "model")
+    lines = whole.read_bytes().splitlines(keepends=True)
+    cut.write_bytes(b"".join(lines[:kept]) + lines[kept][:-9])
+    generate(drafter, studies, cut, config, "model")
+    assert cut.read_bytes() == whole.read_bytes()
+
+
+def test_a_file_of_another_run_is_not_continued(drafter, studies, tmp_path) -> None:
+    out = tmp_path / "out.jsonl"
+    generate(drafter, studies[:3], out, CONFIG, "model")
+    with pytest.raises(ValueError, match="line 1 was written with model 'model', not 'other'"):
+        generate(drafter, studies, out, CONFIG, "other")
+    with pytest.raises(ValueError, match="line 1 was written with decoding 'greedy, 40 new tokens', not 'greedy, 5"):
+        generate(drafter, studies, out, replace(CONFIG, max_new_tokens=5), "model")
+    with pytest.raises(ValueError, match="line 3: study 's2' is not among those to draft"):
+        generate(drafter, studies[:2], out, CONFIG, "model")
+    assert len(read(out)) == 3
+
+
+def test_one_bad_image_costs_one_draft(drafter, studies, tmp_path) -> None:
+    generate(drafter, studies, tmp_path / "whole.jsonl", CONFIG, "model")
+    studies[9].main_image.path.write_bytes(b"")
+    studies[20].main_image.path.unlink()
+    errors = generate(drafter, studies, tmp_path / "out.jsonl", CONFIG, "model")
+    assert [error.split(":")[0] for error in errors] == ["s9", "s20"]
+    expected = [row for row in read(tmp_path / "whole.jsonl") if row["study_id"] not in ("s9", "s20")]
+    assert read(tmp_path / "out.jsonl") == expected
+
+
+def test_prompt_longer_than_the_context_is_named(drafter, studies, tmp_path) -> None:
+    studies[4].sections["indication"] = "cough " * 300
+    with pytest.raises(ValueError, match=r"Study 's4': 4 image tokens \+ \d+ of text \+ 40 for the draft exceed"):
+        generate(drafter, studies, tmp_path / "out.jsonl", CONFIG, "model")
+
+
+def test_model_folders_that_cannot_draft_are_refused(model_folder, tmp_path) -> None:
+    with pytest.raises(ValueError, match="is not a model folder: it has no config.json"):
+        load(tmp_path)
+    broken = tmp_path / "broken"
+    shutil.copytree(model_folder, broken)
+    settings = json.loads((broken / "processor_config.json").read_text())
+    settings["patch_size"] = 7
+    (broken / "processor_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=r"processor writes 16 image tokens, the tower gives 4 features .*patch_size 7"):
+        load(broken)
+    (broken / "processor_config.json").unlink()
+    with pytest.raises(ValueError, match="has no processor: processor_config.json is missing"):
+        load(broken)
+
+
+def test_without_sidecar_the_default_prompt_is_used_and_said(model_folder, tmp_path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(model_folder, copy)
+    (copy / "raddraft.json").unlink()
+    with pytest.warns(UserWarning, match="the default prompt is used"):
+        assert load(copy).prompt == PromptConfig()
+
+
+def test_shuffled_images_are_another_patients(studies) -> None:
+    for study in studies[:6]:
+        study.subject_id = "same"
+    shuffled = shuffle_images(studies)
+    owner = {study.main_image.path: study.subject_id for study in studies}
+    assert all(owner[study.main_image.path] != study.subject_id for study in shuffled)
+    assert [study.sections for study in shuffled] == [study.sections for study in studies]
+    assert sorted(owner) == sorted(study.main_image.path for study in shuffled)
+    for study in studies[6:30]:
+        study.subject_id = "same"
+    with pytest.raises(ValueError, match="One subject has 30 of 40 studies"):
+        shuffle_images(studies)
+
+
+def test_most_frequent_report(drafter, studies) -> None:
+    studies[5].sections["findings"] = studies[6].sections["findings"] = "Seen thrice."
+    studies[7].sections["findings"] = "Seen thrice."
+    texts = [study.sections["findings"] for study in studies]
+    assert texts.count(most_frequent(drafter, studies)) == max(texts.count(text) for text in texts)
+
+
+def test_nearest_report_finds_the_same_picture(drafter, studies, tmp_path) -> None:
+    training, queries = studies[:20], [replace(study, study_id=f"q{i}") for i, study in enumerate(studies[:20])]
+    reports, errors = nearest_reports(drafter, training, queries, tmp_path / "features")
+    assert errors == []
+    assert [reports[f"q{i}"] for i in range(20)] == [study.sections["findings"] for study in training]
+
+
+def run_action(action: str, *arguments: str) -> int:
+    with pytest.raises(SystemExit) as end:
+        scripts.run(action, [*arguments])
+    return end.value.code
+
+
+def test_draft_prints_each_draft_under_the_banner(model_folder, tmp_path, capsys) -> None:
+    for number in range(3):
+        make_study(tmp_path, number, "test")
+    Image.fromarray(np.zeros((40, 40), np.uint8)).save(tmp_path / "black.png")
+    status = run_action("draft", str(model_folder), str(tmp_path), "--decode.max_new_tokens", "12")
+    text = capsys.readouterr().out
+    assert status == 1
+    assert text.count(BANNER) == 3
+    assert "3 of 4 drafts" in text
+    assert "black.png" in text.split("no draft: ")[1]
+
+
+def test_generate_action_writes_controls(model_folder, studies_file, tmp_path, capsys) -> None:
+    for control in ("none", "shuffled-images", "most-frequent", "nearest-report"):
+        arguments = ["--model", str(model_folder), "--studies", str(studies_file), "--control", control]
+        arguments += ["--out", str(tmp_path / f"{control}.jsonl"), "--decode.max_new_tokens", "30"]
+        assert run_action("generate", *arguments) == 0
+    rows = {path.stem: read(path) for path in tmp_path.glob("*.jsonl") if path.stem != "studies"}
+    assert all(len(part) == 8 for part in rows.values())
+    assert [row["reference"] for row in rows["none"]] == [row["reference"] for row in rows["nearest-report"]]
+    assert len({row["prediction"] for row in rows["most-frequent"]}) == 1
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        scripts.run("generate", [*arguments, "--sources", "[nowhere]"])
+    assert "no study in split 'test' of source ['nowhere']" in str(end.value.code)
+
+
+def test_full_disk_keeps_what_was_written(drafter, studies, tmp_path) -> None:
+    resource = pytest.importorskip("resource", reason="file size limits are a POSIX matter")
+    out = tmp_path / "out.jsonl"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    import signal
+
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            generate(drafter, studies, out, CONFIG, "model")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    assert 0 < out.stat().st_size <= 3000
+    generate(drafter, studies, out, CONFIG, "model")
+    generate(drafter, studies, tmp_path / "whole.jsonl", CONFIG, "model")
+    assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+def test_inference_does_not_touch_the_weights(drafter, studies, tmp_path) -> None:
+    before = {name: value.clone() for name, value in drafter.model.state_dict().items()}
+    generate(drafter, studies[:3], tmp_path / "out.jsonl", CONFIG, "model")
+    assert all(torch.equal(before[name], value) for name, value in drafter.model.state_dict().items())
