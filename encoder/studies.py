@@ -182,8 +182,8 @@ def _parse(line: str, root: Path, where: str) -> Study:
     for name, label in mappings["labels"].items():
         if label is not None and (isinstance(label, bool) or label not in (1, 0, -1)):
             raise ManifestError(f"{where}: label {name!r} is {label!r}. Choices: 1, 0, -1, null")
-    named = {key: row.pop(key) for key in ("study_id", "subject_id", "split")}
-    return Study(**named, images=images, **mappings, source=row.pop("source", None), extra=row)
+    study_id, subject_id, split = (row.pop(key) for key in ("study_id", "subject_id", "split"))
+    return Study(study_id, subject_id, split, images, **mappings, source=row.pop("source", None), extra=row)
 
 
 def _parse_image(image: Any, root: Path, where: str) -> StudyImage:

@@ -64,7 +64,9 @@ def load_tower(name: str, image_size: int | None = None) -> tuple[PreTrainedMode
     processor = AutoImageProcessor.from_pretrained(path)
     if image_size is not None:
         if image_size % config.patch_size:
-            raise ValueError(f"image_size {image_size} is not a multiple of the patch size {config.patch_size} of {path}")
+            raise ValueError(
+                f"image_size {image_size} is not a multiple of the patch size {config.patch_size} of {path}"
+            )
         processor.size = {"shortest_edge": image_size}
         processor.crop_size = {"height": image_size, "width": image_size}
         processor.do_resize = processor.do_center_crop = True
@@ -80,4 +82,3 @@ def weights_digest(model: PreTrainedModel) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
-

@@ -68,7 +68,7 @@ def nearest_reports(
         drafter.processor.image_processor,
         paths,
         cache,
-        layer=drafter.model.config.vision_feature_layer,
+        layer=drafter.feature_layer,
         mapping=drafter.image_mapping,
     )
     donors = [study for study in donors if study.main_image.path in store]

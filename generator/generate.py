@@ -51,11 +51,12 @@ class DecodeConfig:
         return arguments | {"do_sample": False}
 
     def __str__(self) -> str:
-        how = f"sampled, temperature {self.temperature}, top_p {self.top_p}, seed {self.seed}" if self.sample else ""
-        how = how or ("greedy" if self.num_beams == 1 else "beam search")
-        return f"{how}, {self.num_beams} beams, {self.max_new_tokens} new tokens" if self.num_beams > 1 else (
-            f"{how}, {self.max_new_tokens} new tokens"
-        )
+        parts = ["greedy"] if not self.sample and self.num_beams == 1 else []
+        if self.sample:
+            parts.append(f"sampled at temperature {self.temperature}, top_p {self.top_p}, seed {self.seed}")
+        if self.num_beams > 1:
+            parts.append(f"{self.num_beams} beams")
+        return ", ".join([*parts, f"{self.max_new_tokens} new tokens"])
 
 
 def generate(
@@ -86,9 +87,9 @@ def generate(
     with open(out, "a", encoding="utf-8") as file, tqdm(total=len(studies), unit="study", desc="drafts") as bar:
         for batch, texts, batch_errors in decode(drafter, studies, config, workers, done):
             rows = [
-                {"study_id": example.study_id, "prediction": text, "reference": references[example.study_id], **settings}
-                for example, text in zip(batch, texts, strict=True)
-                if example.study_id not in done
+                {"study_id": study_id, "prediction": text, "reference": references[study_id], **settings}
+                for study_id, text in zip((example.study_id for example in batch), texts, strict=True)
+                if study_id not in done
             ]
             file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
             file.flush()
@@ -98,7 +99,11 @@ def generate(
 
 
 def decode(
-    drafter: Drafter, studies: Sequence[Study], config: DecodeConfig, workers: int = 0, done: frozenset[str] = frozenset()
+    drafter: Drafter,
+    studies: Sequence[Study],
+    config: DecodeConfig,
+    workers: int = 0,
+    done: frozenset[str] = frozenset(),
 ) -> Iterator[tuple[list[Example], list[str], list[str]]]:
     """Yield for each batch its examples, their drafts, and a sentence for each unreadable image.
 
@@ -127,7 +132,8 @@ def decode(
 @torch.inference_mode()
 def decode_batch(drafter: Drafter, batch: dict[str, Any], config: DecodeConfig, number: int = 0) -> list[str]:
     """Drafts of one collated batch; `number` sets the batch's own random state if sampling."""
-    model, tokenizer = drafter.model, drafter.processor.tokenizer
+    model: Any = drafter.model
+    tokenizer = drafter.processor.tokenizer
     if config.sample:
         torch.manual_seed(config.seed * 1_000_003 + number)
     inputs = {key: batch[key].to(model.device) for key in ("input_ids", "attention_mask", "pixel_values")}

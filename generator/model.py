@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         GenerationConfig,
         LlavaForConditionalGeneration,
         LlavaProcessor,
+        PreTrainedModel,
         PreTrainedTokenizerBase,
     )
 
@@ -72,6 +73,14 @@ class Drafter:
     """How grey values of image files are mapped to 8 bits; see `encoder.images.load_image`."""
 
     @property
+    def feature_layer(self) -> int:
+        """Which hidden state of the tower is projected."""
+        layer = self.model.config.vision_feature_layer
+        if not isinstance(layer, int):
+            raise ValueError(f"Models that project several layers of the tower are not known here: {layer}")
+        return layer
+
+    @property
     def context_length(self) -> int | None:
         """Most tokens the language model can read, or None if it states no limit."""
         return getattr(self.model.config.text_config, "max_position_embeddings", None)
@@ -89,7 +98,7 @@ def build(config: ModelConfig) -> tuple[LlavaForConditionalGeneration, LlavaProc
     tower, image_processor = load_tower(config.tower, config.image_size)
     lm, tokenizer = _load_lm(config)
     n_prefix = _count_prefix_tokens(tower)
-    strategy: Literal["default", "full"] = "default" if n_prefix else "full"
+    strategy: Literal["default", "full"] = "default" if n_prefix > 0 else "full"
     with torch.device("meta"):
         model = LlavaForConditionalGeneration(
             LlavaConfig(
@@ -154,12 +163,19 @@ def _greedy(config: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> Gen
     )
 
 
-def _count_prefix_tokens(tower: nn.Module) -> int:
+def _count_prefix_tokens(tower: PreTrainedModel) -> int:
     """Tokens before the patches (class, registers), found by one forward pass over a blank square."""
-    side = tower.config.image_size if isinstance(tower.config.image_size, int) else tower.config.image_size[0]
+    pixels = _blank_square(tower)
     with torch.no_grad():
-        tokens = tower(torch.zeros(1, 3, side, side)).last_hidden_state.shape[1]
-    return tokens - (side // tower.config.patch_size) ** 2
+        n_tokens = tower(pixels).last_hidden_state.shape[1]
+    return n_tokens - (pixels.shape[-1] // tower.config.patch_size) ** 2
+
+
+def _blank_square(tower: PreTrainedModel) -> torch.Tensor:
+    """A black picture [1, 3, S, S] of the tower's own size."""
+    size = tower.config.image_size
+    side = size if isinstance(size, int) else size[0]
+    return torch.zeros(1, 3, side, side, device=tower.device, dtype=tower.dtype)
 
 
 def check_image_tokens(model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> int:
@@ -179,7 +195,7 @@ def check_image_tokens(model: LlavaForConditionalGeneration, processor: LlavaPro
             f"Image tokens do not match the tower: for {height} x {width} pixels the processor writes {wanted} image "
             f"tokens, the tower gives {given} features (processor: patch_size {processor.patch_size}, "
             f"num_additional_image_tokens {processor.num_additional_image_tokens}; "
-            f"tower: patch_size {model.config.vision_config.patch_size})"
+            f"tower: patch_size {model.model.vision_tower.config.patch_size})"
         )
     return wanted
 
@@ -198,7 +214,7 @@ def count_image_tokens(processor: LlavaProcessor) -> int:
 
 
 def choose_trainable(
-    model: nn.Module, projector: bool, lm: Literal["frozen", "lora", "full"], tower: Literal["frozen", "full"] | int
+    model: Any, projector: bool, lm: Literal["frozen", "lora", "full"], tower: Literal["frozen", "full"] | int
 ) -> list[str]:
     """Set `requires_grad` of every parameter and hold what trains in float32; return the names of what trains.
 
@@ -232,16 +248,13 @@ def choose_trainable(
     return names
 
 
-def _tower_parameters(tower: nn.Module, choice: Literal["frozen", "full"] | int, layer: int) -> set[str]:
+def _tower_parameters(tower: Any, choice: Literal["frozen", "full"] | int, layer: int) -> set[str]:
     """Names of the tower's parameters that train, relative to the tower; `layer` is the projected hidden state."""
     if choice == "frozen" or choice == 0:
         return set()
     tower.requires_grad_(True)
-    side = tower.config.image_size if isinstance(tower.config.image_size, int) else tower.config.image_size[0]
-    parameter = next(tower.parameters())
-    pixels = torch.zeros(1, 3, side, side, device=parameter.device, dtype=parameter.dtype)
     # A trial run tells which parameters the projected hidden state depends on, whatever the architecture.
-    tower(pixels, output_hidden_states=True).hidden_states[layer].sum().backward()
+    tower(_blank_square(tower), output_hidden_states=True).hidden_states[layer].sum().backward()
     reached = {name for name, parameter in tower.named_parameters() if parameter.grad is not None}
     tower.zero_grad(set_to_none=True)
     if choice == "full":
@@ -309,7 +322,7 @@ def load(folder: str | Path, dtype: str = "float32", device: str = "cpu") -> Dra
     processor = AutoProcessor.from_pretrained(folder)
     if not isinstance(processor, LlavaProcessor):
         raise ValueError(f"{folder} has a {type(processor).__name__}; expected a LlavaProcessor")
-    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype)
+    model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype)
     if not isinstance(model, LlavaForConditionalGeneration):
         raise ValueError(f"{folder} holds a {type(model).__name__}; expected a LlavaForConditionalGeneration")
     check_image_tokens(model, processor)

@@ -48,7 +48,7 @@ class PromptConfig:
             raise ValueError("prompt.targets is empty: name at least one section to write, e.g. findings")
         both = set(self.targets) & set(self.context)
         if both:
-            raise ValueError(f"prompt: section {both.pop()!r} is in targets and in context: the answer would be given away")
+            raise ValueError(f"prompt: {min(both)!r} is in targets and in context, so the answer would be given away")
 
     def messages(self, study: Study, image: StudyImage) -> list[dict[str, Any]]:
         """Chat messages that ask for the report of `study` on the picture `image`."""

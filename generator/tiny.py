@@ -1,4 +1,4 @@
-"""Small random models in ordinary Hub folders, to train from scratch: a Dinov2 tower, and a Llama with its tokenizer."""
+"""Small random models in Hub folders, to train from scratch: a Dinov2 tower, and a Llama with its tokenizer."""
 
 from __future__ import annotations
 

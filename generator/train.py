@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -60,9 +60,7 @@ class Stage:
 class TrainConfig:
     """How the loop runs."""
 
-    stages: list[Stage] = field(
-        default_factory=lambda: [Stage(epochs=1, lr=1e-3), Stage(epochs=3, lr=1e-4, lm="lora")]
-    )
+    stages: list[Stage] = field(default_factory=lambda: [Stage(epochs=1, lr=1e-3), Stage(epochs=3, lr=1e-4, lm="lora")])
     """Stages in order; each starts from the best weights of the one before."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     """Adapters of the stages with `lm: lora`."""
@@ -109,11 +107,11 @@ class StoredFeatures(nn.Module):
     def forward(self, pixel_values: torch.Tensor, **_: Any) -> Any:
         from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-        return BaseModelOutputWithPooling(hidden_states=defaultdict(lambda: pixel_values))
+        return BaseModelOutputWithPooling(hidden_states=defaultdict(lambda: pixel_values))  # type: ignore[arg-type]
 
 
 def train(
-    studies: dict[str, Sequence[Study]],
+    studies: Mapping[str, Sequence[Study]],
     out: Path,
     model_config: ModelConfig,
     prompt: PromptConfig,
@@ -318,7 +316,7 @@ def _cache_features(
             drafter.processor.image_processor,
             [example.image for part in examples.values() for example in part],
             folder,
-            layer=drafter.model.config.vision_feature_layer,
+            layer=drafter.feature_layer,
             mapping=drafter.image_mapping,
             workers=workers,
         )
@@ -333,10 +331,10 @@ def _describe(model: nn.Module, number: int, n_stages: int, n_steps: int) -> str
     return f"stage {number + 1} of {n_stages}: {training:,} of {total:,} parameters train, {n_steps} steps"
 
 
-def _save_model(model: nn.Module, drafter: Drafter, out: Path, dtype: str) -> None:
+def _save_model(model: Any, drafter: Drafter, out: Path, dtype: str) -> None:
     """Save the model with adapters merged, and the adapters by themselves."""
     if hasattr(model, "merge_and_unload"):
         model.save_pretrained(out / "adapter")
-        model = model.merge_and_unload()  # type: ignore[operator]
-    drafter = replace(drafter, model=model.to(getattr(torch, dtype)).eval())  # type: ignore[arg-type]
+        model = model.merge_and_unload()
+    drafter = replace(drafter, model=model.to(getattr(torch, dtype)).eval())
     save(drafter, out / "model")

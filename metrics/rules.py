@@ -19,8 +19,8 @@ outweighs negative. Labels follow the conventions of the CheXpert labeler (Irvin
 They differ on purpose where its patterns read against the sense. "Probable X" is positive, like "likely X", and so
 is "X and/or Y" (uncertain there); "no new X" is negative (uncertain there); "history of X" and "evaluate for X" are
 no mention, nor is a heart of which nothing is said (positive there); fibrosis is Pleural Other only if it is pleural;
-heart failure adds no uncertain Cardiomegaly; and an enlarged or normal cardiomediastinal silhouette is the heart's
-as well.
+a calcified nodule is a Lung Lesion; heart failure adds no uncertain Cardiomegaly; Support Devices also take stents,
+shunts and sternal wires; and an enlarged or normal cardiomediastinal silhouette is the heart's as well.
 
 Text is English, findings and impression only (an indication names what is looked for, not what is seen). Words
 that a corpus has masked (`XXXX`) are ordinary unknown words.

@@ -1,7 +1,7 @@
 """The console command `raddraft`: lists the actions, and hands over to the one that is asked for.
 
-    raddraft --help
-    raddraft train --help
+raddraft --help
+raddraft train --help
 """
 
 from __future__ import annotations

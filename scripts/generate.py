@@ -92,9 +92,9 @@ def _write(out: Path, drafter: Drafter, studies: list[Study], reports: dict[str,
     with write_whole(out) as temporary, open(temporary, "w", encoding="utf-8") as file:
         for study in studies:
             if study.study_id in reports:
-                row = {"study_id": study.study_id, "prediction": reports[study.study_id]}
-                row |= {"reference": drafter.prompt.answer(study), "model": name}
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                reference = drafter.prompt.answer(study)
+                row = {"study_id": study.study_id, "prediction": reports[study.study_id], "reference": reference}
+                file.write(json.dumps(row | {"model": name}, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

@@ -112,7 +112,7 @@ def _check_same_studies(systems: dict[str, list[Prediction]]) -> None:
         rows = {row.study_id: row for row in systems[name]}
         for study_id in order.keys() ^ rows.keys():
             holder, lacker = (first, name) if study_id in order else (name, first)
-            raise ValueError(f"Study {study_id!r} is in {holder} but not in {lacker}; systems must draft the same studies")
+            raise ValueError(f"Study {study_id!r} is in {holder} but not in {lacker}; they must hold the same studies")
         for study_id, row in rows.items():
             if row.reference != order[study_id].reference:
                 raise ValueError(f"Study {study_id!r} has one reference in {first} and another in {name}")

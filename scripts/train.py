@@ -44,7 +44,7 @@ def main(
         image_mapping: How grey values become 8 bits: the window the file states, min-max, or percentiles.
         sources: Take only studies of these sources (the manifest's key `source`); by default all.
     """
-    config = {"model": asdict(model), "prompt": asdict(prompt), "train": asdict(train)}
+    config: dict[str, Any] = {"model": asdict(model), "prompt": asdict(prompt), "train": asdict(train)}
     config |= {"studies": str(studies.absolute()), "image_mapping": image_mapping, "sources": sources}
     parts = split_studies(read_studies(studies), sources)
     _keep_config(out, config)

@@ -31,7 +31,11 @@ def model_folder(tower_folder: Path, lm_folder: Path, tmp_path_factory: pytest.T
     folder = tmp_path_factory.mktemp("trained")
     studies = [make_study(folder, i, "train") for i in range(32)]
     config = TrainConfig(
-        stages=[Stage(epochs=30, lr=3e-3, lm="full", tower="full")], batch_size=16, eval_every=0, workers=0
+        stages=[Stage(epochs=150, lr=5e-3, lm="full", tower="full")],
+        batch_size=32,
+        micro_batch_size=32,
+        eval_every=0,
+        workers=0,
     )
     prompt = PromptConfig(context=["view", "indication"])
     return train({"train": studies}, folder / "run", ModelConfig(str(tower_folder), str(lm_folder)), prompt, config)
@@ -75,9 +79,7 @@ def test_the_folder_drafts_the_same_text_in_plain_transformers(drafter, studies,
     assert generate(drafter, studies, tmp_path / "out.jsonl", CONFIG, "model") == []
     ours = [row["prediction"] for row in read(tmp_path / "out.jsonl")]
     assert len(set(ours)) > 3, "a model that always says the same would prove little"
-    questions = [
-        (drafter.prompt.messages(study, study.main_image), str(study.main_image.path)) for study in studies
-    ]
+    questions = [(drafter.prompt.messages(study, study.main_image), str(study.main_image.path)) for study in studies]
     # -P and an empty folder keep this project off the path; site-packages' link to it is skipped with a .pth-less copy.
     code = f"import sys; sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f)]\n{PLAIN}"
     done = subprocess.run(
@@ -112,7 +114,9 @@ def test_rows_hold_reference_and_settings_in_the_order_of_the_manifest(drafter, 
     assert rows[0]["decoding"] == "greedy, 40 new tokens"
 
 
-@pytest.mark.parametrize("config", [CONFIG, replace(CONFIG, sample=True, temperature=1.5), replace(CONFIG, num_beams=3)])
+@pytest.mark.parametrize(
+    "config", [CONFIG, replace(CONFIG, sample=True, temperature=1.5), replace(CONFIG, num_beams=3)]
+)
 @pytest.mark.parametrize("kept", [0, 1, 7, 12, 39])
 def test_interrupted_and_started_again_gives_the_same_file(drafter, studies, tmp_path, config, kept) -> None:
     whole, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
@@ -152,17 +156,19 @@ def test_prompt_longer_than_the_context_is_named(drafter, studies, tmp_path) -> 
 
 
 def test_model_folders_that_cannot_draft_are_refused(model_folder, tmp_path) -> None:
-    with pytest.raises(ValueError, match="is not a model folder: it has no config.json"):
+    with pytest.raises(ValueError, match=r"is not a model folder: it has no config\.json"):
         load(tmp_path)
     broken = tmp_path / "broken"
     shutil.copytree(model_folder, broken)
     settings = json.loads((broken / "processor_config.json").read_text())
     settings["patch_size"] = 7
     (broken / "processor_config.json").write_text(json.dumps(settings))
-    with pytest.raises(ValueError, match=r"processor writes 16 image tokens, the tower gives 4 features .*patch_size 7"):
+    with pytest.raises(
+        ValueError, match=r"processor writes 16 image tokens, the tower gives 4 features .*patch_size 7"
+    ):
         load(broken)
     (broken / "processor_config.json").unlink()
-    with pytest.raises(ValueError, match="has no processor: processor_config.json is missing"):
+    with pytest.raises(ValueError, match=r"has no processor: processor_config\.json is missing"):
         load(broken)
 
 

@@ -13,7 +13,8 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from metrics.text import bleu, rouge_l
 
-WORDS = "No focal consolidation, pleural effusion or pneumothorax. The heart is 1.5 cm enlarged; mild (stable) edema".split()
+SENTENCE = "No focal consolidation, pleural effusion or pneumothorax. The heart is 1.5 cm enlarged; mild (stable) edema"
+WORDS = SENTENCE.split(" ")
 
 
 def random_reports(n: int, seed: int, longest: int = 40) -> list[str]:

@@ -216,9 +216,7 @@ def test_cached_features_give_the_live_losses(parts, parts_config, tmp_path) -> 
     for live, cached in zip(losses(tmp_path / "live"), losses(tmp_path / "cached"), strict=True):
         assert live[2:4] == pytest.approx(cached[2:4], abs=2e-4)  # features are kept in float16
     live, cached = (load(tmp_path / name / "model").model for name in ("live", "cached"))
-    for a, b in zip(
-        live.model.vision_tower.parameters(), cached.model.vision_tower.parameters(), strict=True
-    ):
+    for a, b in zip(live.model.vision_tower.parameters(), cached.model.vision_tower.parameters(), strict=True):
         assert torch.equal(a, b), "the tower itself is saved, not its stand-in"
 
 
@@ -264,7 +262,7 @@ def test_faults_of_data_and_model_are_named(parts, parts_config, tower_folder, l
     parts["train"][5].sections["findings"] = "The heart is enlarged. " * 100
     with pytest.raises(ValueError, match=r"Study 's5': 4 image tokens .* exceed the context of 256 tokens"):
         train(parts, tmp_path / "c", parts_config, prompt, quick())
-    with pytest.raises(ValueError, match="Unknown tower 'rad-din'. Choices: rad-dino, "):
+    with pytest.raises(ValueError, match=r"Unknown tower 'rad-din'\. Choices: rad-dino, "):
         train(parts, tmp_path / "d", ModelConfig("rad-din", str(lm_folder)), prompt, quick())
     with pytest.raises((ValueError, OSError), match="No tokenizer for the language model"):
         train(parts, tmp_path / "e", ModelConfig(str(tower_folder), str(tmp_path)), prompt, quick())
@@ -274,7 +272,9 @@ def test_faults_of_data_and_model_are_named(parts, parts_config, tower_folder, l
 
 def test_a_loss_that_is_not_finite_stops_the_run(parts, parts_config, tmp_path) -> None:
     config = quick(stages=[Stage(epochs=50, lr=1e30, lm="full", warmup=0)], save_every=1)
-    with pytest.raises(FloatingPointError, match=r"The loss is (nan|inf) at step \d+ of stage 1 .* last good checkpoint"):
+    with pytest.raises(
+        FloatingPointError, match=r"The loss is (nan|inf) at step \d+ of stage 1 .* last good checkpoint"
+    ):
         train(parts, tmp_path / "run", parts_config, PromptConfig(), config)
 
 

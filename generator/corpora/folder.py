@@ -80,13 +80,19 @@ def convert(
     return conversion.write(out or root / "studies.jsonl")
 
 
-def _walk(root: Path, split: Split) -> list[Study]:
+def find_image_files(root: Path) -> list[Path]:
+    """Image files anywhere below a folder, by suffix, or as DICOM by content; hidden ones are passed over."""
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder")
     paths = []
     for parent, folders, names in os.walk(root):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         paths += [path for name in sorted(names) if _is_image(path := Path(parent, name))]
+    return paths
+
+
+def _walk(root: Path, split: Split) -> list[Study]:
+    paths = find_image_files(root)
     ids = _study_ids([path.relative_to(root).as_posix() for path in paths])
     return [Study(name, name, _split(split, name), [StudyImage(path)]) for path, name in zip(paths, ids, strict=True)]
 

@@ -1,7 +1,8 @@
 """Synthetic chest radiographs with matching reports, in the layout of MIMIC-CXR-JPG: data for trying things out.
 
-Nothing here comes from a patient. `phantom_body` makes the pictures, `phantom_signs` the disease, `phantom_report` the
-words; this file decides who is examined and writes the folder.
+Nothing here comes from a patient. This file decides who is examined and writes the folder; `phantom_cases` says what
+they have, `phantom_body` and `phantom_solids` make the picture, `phantom_signs` the disease in it, `phantom_report`
+the words.
 
     out/README.txt                                      says that all of it is synthetic
     out/files/p10/p10000032/s50000001.txt               report
@@ -21,6 +22,7 @@ import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from datetime import date, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,9 +32,11 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from encoder.studies import Study, StudyImage, write_studies, write_whole
-from generator.corpora.phantom_body import Array, Patient, build, render
-from generator.corpora.phantom_report import OBSERVATIONS, Sign, write_report
-from generator.corpora.phantom_signs import draw, plan
+from generator.corpora.phantom_body import Patient, build, render
+from generator.corpora.phantom_cases import Sign, plan
+from generator.corpora.phantom_report import OBSERVATIONS, write_report
+from generator.corpora.phantom_signs import draw
+from generator.corpora.phantom_solids import Array
 
 SPLIT_PATTERN = ("train", "train", "test", "train", "val", "train", "train", "test", "train", "train")
 """Split of the subjects, over and over: 70, 10 and 20 %."""
@@ -137,7 +141,8 @@ def _make(order: Order, out: Path, size: int, seed: int, dicoms: int) -> Study:
         study_id, subject_id, order.split, [StudyImage(picture, order.view, {"lungs": mask})], sections, labels,
         {"sex": order.patient.sex, "age": order.patient.age, "weight": round(order.patient.weight, 1),
          "bmi": order.patient.bmi},
-        "phantom", {"truth": truth},
+        "phantom", {"study_date": f"{date(2100, 1, 1) + timedelta(days=order.index):%Y%m%d}", "study_time": "120000",
+                    "truth": truth},
     )  # fmt: skip
     if order.index < dicoms:
         dataset = _dicom(grey, study, inverted=order.index % 2 == 0)
@@ -156,13 +161,13 @@ def _mark(grey: Array, rng: np.random.Generator) -> Array:
     layer = Image.new("L", (size, size))
     position = (size * rng.uniform(0.9, 0.94), size * rng.uniform(0.03, 0.1))
     ImageDraw.Draw(layer).text(position, "L", 255, ImageFont.load_default(size * 0.055))
-    grey = np.maximum(grey, np.asarray(layer) * (0.92 / 255) * 255)
+    grey = np.maximum(grey, np.asarray(layer) * 0.92)
     if rng.random() < 0.3:
         edge = int(size * rng.uniform(0.005, 0.03))
-        sides = rng.random(4) < 0.5
-        for i, strip in enumerate((np.s_[:edge], np.s_[size - edge :], np.s_[:, :edge], np.s_[:, size - edge :])):
-            if sides[i]:
-                grey[strip] = 2
+        top, bottom, left, right = (int(edge * (rng.random() < 0.5)) for _ in range(4))
+        framed = np.full_like(grey, 2)
+        framed[top : size - bottom, left : size - right] = grey[top : size - bottom, left : size - right]
+        return framed
     return grey
 
 
@@ -177,7 +182,7 @@ def _report_text(sections: dict[str, str], view: str) -> str:
 
 
 def _write_tables(out: Path, studies: list[Study], size: int) -> None:
-    """The tables of MIMIC-CXR-JPG 2.0.0, with its columns; the release's dates are shifted, these are made up."""
+    """The tables of MIMIC-CXR-JPG 2.0.0, with its columns; the dates are made up, in the order of the studies."""
     names = sorted(OBSERVATIONS)
     rows = [(study, study.images[0].path.stem, study.subject_id[1:], study.study_id[1:]) for study in studies]
     labels = [
@@ -186,9 +191,10 @@ def _write_tables(out: Path, studies: list[Study], size: int) -> None:
     ]
     metadata = [
         [image, subject, number, f"CHEST ({'PORTABLE AP' if study.images[0].view == 'AP' else 'PA'})",
-         study.images[0].view, size, size, 21000101 + i % 28, 80000 + i % 60, "CHEST (SYNTHETIC)",
-         "antero-posterior" if study.images[0].view == "AP" else "postero-anterior", "Erect"]
-        for i, (study, image, subject, number) in enumerate(rows)
+         study.images[0].view, size, size, study.extra["study_date"], study.extra["study_time"], "CHEST (SYNTHETIC)",
+         "antero-posterior" if study.images[0].view == "AP" else "postero-anterior",
+         "Recumbent" if study.extra["truth"]["supine"] else "Erect"]
+        for study, image, subject, number in rows
     ]  # fmt: skip
     official = {"train": "train", "val": "validate", "test": "test"}
     split = [[image, number, subject, official[study.split]] for study, image, subject, number in rows]
@@ -214,7 +220,10 @@ def _dicom(grey: Array, study: Study, inverted: bool) -> Any:
     """The picture as an uncompressed 12-bit CR (AP) or DX (PA) object whose window gives back the grey values."""
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.uid import (
-        ComputedRadiographyImageStorage, DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid,
+        ComputedRadiographyImageStorage,
+        DigitalXRayImageStorageForPresentation,
+        ExplicitVRLittleEndian,
+        generate_uid,
     )  # fmt: skip
 
     image, view = study.images[0].path.stem, study.images[0].view

@@ -1,29 +1,22 @@
-"""The picture of a chest phantom: line integrals of attenuation through simple solids, then a detector.
+"""A chest phantom: the solids of a healthy body, and how a radiograph of it comes about.
 
-Lengths are centimetres of a standard body. x points to the patient's left (to the right of the picture), y to the
-feet with the carina at 0, z to the back. Attenuation coefficients are per cm, near 60 keV, rounded.
-
-A beam diverges from a point, so every solid is magnified by its own depth: the heart lies far from the detector in
-an AP film and looks larger there. Soft solids are spans along z (a front and a back), so that the lung along a ray
-is the chest cavity less what heart and diaphragm take of it; bones, vessels and devices are bundles of curves.
+The lung along a ray is the chest cavity less what heart, mediastinum and diaphragm take of it; disease fills it,
+thickens its border or lets air in beside it. The exposure adds scatter, noise and blur; a grey scale makes the film.
+Units and axes as in `phantom_solids`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import fft, ndimage
-from scipy.interpolate import CubicSpline
+from scipy import ndimage
 
-Array = NDArray[np.floating[Any]]
+from generator.corpora.phantom_solids import SIGN, Array, Beam, Curves, Ellipsoid, Stack, attenuation_of, curve, mirror
 
 SOFT, LUNG, VESSEL, METAL = 0.21, 0.055, 0.28, 1.6
-SIGN = {"right": -1.0, "left": 1.0}  # direction of x
-
+"""Attenuation of soft tissue and of aerated lung; what a vessel (enhanced) and a device add."""
 CAVITY = np.array(  # y, half width, half depth of the inner chest wall
     [(-11.5, 4.0, 0.6), (-10.9, 5.4, 2.0), (-10, 6.9, 3.2), (-8.5, 8.6, 4.6), (-6.5, 10.1, 5.8), (-4, 11.4, 6.8),
      (-1, 12.5, 7.5), (2, 13.2, 8.0), (5, 13.7, 8.3), (9, 14.1, 8.4), (13, 14.3, 8.4), (16, 14.3, 8.2), (20, 13.8, 7.6)]
@@ -41,182 +34,6 @@ RIB_PITCH = 2.45
 RIB_WIDTH = np.array([6.9, 10.1, 11.9, 13.0, 13.7, 14.2, 14.5, 14.7, 14.7, 14.5, 13.8, 12.4])
 RIB_DROP = np.array([4.4, 6.2, 7.8, 9.0, 9.8, 10.4, 10.6, 10.6, 10.0, 8.0, 4.0, 3.0])
 HILUM = {"right": np.array([-3.4, 2.4, 0.5]), "left": np.array([3.6, 1.4, 0.5])}
-
-
-@dataclass
-class Beam:
-    """Source, detector and pixel grid. PA has the detector in front (negative z), AP behind."""
-
-    source: float
-    """Distance from source to detector."""
-    detector: float
-    """z of the detector."""
-    turn: float
-    """Rotation of the patient about the long axis, radians."""
-    roll: float
-    """Rotation of the picture in its plane, radians."""
-    pixel: float
-    size: int
-    shift: tuple[float, float]
-    """Point of the body in the middle of the picture."""
-    x: Array = field(init=False)
-    y: Array = field(init=False)
-
-    def __post_init__(self) -> None:
-        rows, columns = np.mgrid[: self.size, : self.size].astype(np.float32) - (self.size - 1) / 2
-        cos, sin = np.cos(self.roll), np.sin(self.roll)
-        self.x = ((cos * columns - sin * rows) * self.pixel + self.shift[0]).astype(np.float32)
-        self.y = ((sin * columns + cos * rows) * self.pixel + self.shift[1]).astype(np.float32)
-
-    def magnification(self, z: Any) -> Any:
-        return self.source / (self.source - np.abs(z - self.detector))
-
-    def project(self, points: Array) -> tuple[Array, Array, Array]:
-        """Points [..., 3] of the body -> x, y on the detector and the magnification there, each [...]."""
-        cos, sin = np.cos(self.turn), np.sin(self.turn)
-        x = cos * points[..., 0] + sin * points[..., 2]
-        z = cos * points[..., 2] - sin * points[..., 0]
-        scale = self.magnification(z)
-        return x * scale, points[..., 1] * scale, scale
-
-    def to_pixel(self, x: Array, y: Array) -> tuple[Array, Array]:
-        """Detector coordinates -> column, row."""
-        cos, sin = np.cos(self.roll), np.sin(self.roll)
-        x, y = (x - self.shift[0]) / self.pixel, (y - self.shift[1]) / self.pixel
-        middle = (self.size - 1) / 2
-        return cos * x + sin * y + middle, cos * y - sin * x + middle
-
-    def place(self, point: Any) -> list[float]:
-        """A point of the body as [x, y] in fractions of the picture's sides, for the record."""
-        x, y, _ = self.project(np.asarray(point, dtype=float))
-        column, row = self.to_pixel(x, y)
-        return [round(float((value + 0.5) / self.size), 3) for value in (column, row)]
-
-
-@dataclass
-class Ellipsoid:
-    """An ellipsoid; `power` above 1 makes it boxier."""
-
-    centre: tuple[float, float, float]
-    radii: tuple[float, float, float]
-    angle: float = 0.0
-    """Tilt in the plane of the picture, radians."""
-    power: float = 1.0
-    fade: bool = False
-    """Thin towards the top, as a breast is."""
-
-    def half_depth(self, beam: Beam) -> Array:
-        x, y, scale = beam.project(np.array(self.centre))
-        dx, dy = (beam.x - x) / scale, (beam.y - y) / scale
-        cos, sin = np.cos(self.angle), np.sin(self.angle)
-        radius = ((cos * dx + sin * dy) / self.radii[0]) ** 2 + ((cos * dy - sin * dx) / self.radii[1]) ** 2
-        depth = self.radii[2] * np.sqrt(np.clip(1 - radius**self.power, 0, None))
-        return np.asarray(depth * np.clip(0.5 + 0.6 * dy / self.radii[1], 0, 1) ** 2 if self.fade else depth)
-
-    def within(self, depth: Array, beam: Beam) -> Array:
-        """Length of the ray inside both this solid and the span from -depth to depth."""
-        half = self.half_depth(beam)
-        return np.clip(np.minimum(self.centre[2] + half, depth) - np.maximum(self.centre[2] - half, -depth), 0, None)
-
-    def edge(self, beam: Beam, side: float) -> float:
-        """x of the outermost point on that side (-1 or 1), on the detector."""
-        reach = np.hypot(self.radii[0] * np.cos(self.angle), self.radii[1] * np.sin(self.angle))
-        x, _, scale = beam.project(np.array(self.centre))
-        return float(x + side * reach * scale)
-
-
-@dataclass
-class Stack:
-    """Superellipses of varying width and depth, one upon the other along y."""
-
-    knots: Array
-    """[n, 3]: y, half width, half depth."""
-    power: float = 2.0
-
-    def half_depth(self, x: Array, y: Array) -> Array:
-        width, depth = (np.interp(y, self.knots[:, 0], self.knots[:, i], left=1e-3, right=1e-3) for i in (1, 2))
-        return depth * np.clip(1 - np.abs(x / width) ** self.power, 0, None) ** (1 / self.power)
-
-    def width(self, y: float) -> float:
-        return float(np.interp(y, self.knots[:, 0], self.knots[:, 1]))
-
-
-@dataclass
-class Curves:
-    """A bundle of round tubes: points [n, p, 3], radius [n, p] (0: a gap), attenuation of the wall and of the core."""
-
-    points: Array
-    radius: Array
-    wall: float
-    core: float | None = None
-    """None: solid."""
-    hollow: float = 0.72
-    """Radius of the core as a part of the tube's."""
-
-
-@lru_cache(maxsize=512)
-def _disc(radius: float, wall: float, core: float, hollow: float, size: int) -> Array:
-    """Spectrum of a disc of attenuation: summing discs along a curve gives the chord through a round tube."""
-    axis = fft.fftfreq(size, 1 / size).astype(np.float32)
-    distance = np.hypot(axis[:, None], axis[None, :])
-
-    def disc(r: float) -> Array:
-        soft = np.clip(r - distance + 0.5, 0, 1)
-        return np.asarray(soft * (np.pi * r * r / max(soft.sum(), 1e-9)))
-
-    kernel = wall * disc(radius) - ((wall - core) * disc(radius * hollow) if core != wall else 0)
-    return np.asarray(fft.rfft2(kernel.astype(np.float32)))
-
-
-def attenuation_of(bundles: list[Curves], beam: Beam) -> Array:
-    """Attenuation [size, size] of all tubes together."""
-    pad = beam.size // 8
-    size = fft.next_fast_len(beam.size + 2 * pad, real=True)
-    kinds: dict[tuple[float, float, float, float], int] = {}
-    where, amount = [], []
-    for bundle in bundles:
-        x, y, scale = beam.project(bundle.points)
-        column, row = (value + pad for value in beam.to_pixel(x, y))
-        radius = np.broadcast_to(bundle.radius, scale.shape)[:, 1:]
-        length = np.linalg.norm(np.diff(bundle.points, axis=1), axis=-1) * scale[:, 1:] * (radius > 0) / beam.pixel
-        radius = np.exp(np.round(np.log(np.clip(radius * scale[:, 1:] / beam.pixel, 0.2, None)) * 4) / 4)
-        core = bundle.wall if bundle.core is None else bundle.core
-        radii, kind = np.unique(radius.reshape(-1), return_inverse=True)  # few radii, few transforms
-        ids = [kinds.setdefault((round(float(r), 4), bundle.wall, core, bundle.hollow), len(kinds)) for r in radii]
-        pieces = max(1, int(np.ceil(np.percentile(length, 90) / 0.7)))
-        t = (np.arange(pieces) + 0.5) / pieces
-        columns = (column[:, :-1, None] + (column[:, 1:] - column[:, :-1])[..., None] * t).reshape(-1)
-        rows = (row[:, :-1, None] + (row[:, 1:] - row[:, :-1])[..., None] * t).reshape(-1)
-        inside = (columns >= 0) & (rows >= 0) & (columns < size - 1) & (rows < size - 1)
-        columns, rows = columns[inside], rows[inside]
-        weight = np.repeat(length.reshape(-1) / pieces, pieces)[inside]
-        left, top = columns.astype(int), rows.astype(int)
-        right, bottom = columns - left, rows - top
-        first = (np.repeat(np.array(ids)[kind], pieces)[inside] * size + top) * size + left
-        where += [first, first + 1, first + size, first + size + 1]
-        amount += [weight * (1 - right) * (1 - bottom), weight * right * (1 - bottom),
-                   weight * (1 - right) * bottom, weight * right * bottom]  # fmt: skip
-    layers = np.bincount(np.concatenate(where), np.concatenate(amount), len(kinds) * size * size)
-    spectra = fft.rfft2(layers.reshape(-1, size, size).astype(np.float32))
-    total = sum(spectrum * _disc(*kind, size) for spectrum, kind in zip(spectra, kinds, strict=True))
-    picture = fft.irfft2(total, (size, size))[pad : pad + beam.size, pad : pad + beam.size]
-    return np.asarray(picture * beam.pixel)
-
-
-@lru_cache
-def _spline(knots: int, points: int) -> Array:
-    grid = np.linspace(0, 1, knots)
-    return np.asarray(CubicSpline(grid, np.eye(knots))(np.linspace(0, 1, points)))
-
-
-def curve(knots: Any, points: int = 24) -> Array:
-    """A smooth curve [points, 3] through knots [n, 3]."""
-    return np.asarray(_spline(len(knots), points) @ np.asarray(knots, dtype=float))
-
-
-def mirror(points: Array, side: str) -> Array:
-    """Points drawn for the left side, on the side asked for."""
-    return points * np.array([SIGN[side], 1, 1])
 
 
 @dataclass
@@ -320,27 +137,29 @@ def build(patient: Patient, view: str, size: int, rng: np.random.Generator) -> B
     cavity = CAVITY * np.array([1, width, width * (1.06 if old > 0.5 else 1)])
     torso = TORSO * np.array([1, width, 1])
     torso[:, 1:] += np.array([fat * 0.8, fat]) * np.clip((torso[:, :1] + 14) / 10, 0.25, 1)
-    middle = MIDDLE + np.array([0, 0.1, 0.1]) * fat
+    grid = np.arange(-13, 22, 0.5)
+    borders = [np.interp(grid, MIDDLE[:, 0], MIDDLE[:, i]) + 0.1 * fat + rng.normal(0, 0.15) for i in (1, 2)]
+    middle = np.stack([grid, *ndimage.gaussian_filter1d(borders, 2, axis=1)], -1)
     density = (0.9 if female else 1.0) * (1 - 0.4 * old)
     hilum = {side: HILUM[side] + rng.normal(0, 0.25, 3) for side in SIGN}
     return Body(
         patient, film, beam, Stack(torso, 2.6), Stack(cavity, 2.0),
-        heart=_heart(rng.uniform(0.86, 0.98) + 0.004 * (patient.bmi - 24), old),
+        heart=_heart(rng.uniform(0.86, 0.98) + 0.004 * (patient.bmi - 24), old, 0.5 * film.inspiration),
         domes=_domes(film.inspiration, width),
         middle=middle,
         vessels={side: _vessels(hilum[side], SIGN[side], rng) for side in SIGN},
-        bones=_ribs(density, width, rng) | _girdle(view, density, width),
+        bones=_ribs(density, width, rng) | _girdle(view, density, width) | _calcified_aorta(old),
         airways=_airways(),
         soft=_soft_parts(patient, film, fat, old, rng),
         bone_density=density,
     )  # fmt: skip
 
 
-def _heart(size: float, old: float) -> list[Ellipsoid]:
+def _heart(size: float, old: float, sink: float) -> list[Ellipsoid]:
     """Ventricles, right atrium, outflow with the left atrial appendage."""
     return [
-        Ellipsoid((2.6 * size, 9.6, -1.4), (7.0 * size, 5.3 * size, 7.2), 0.5, 1.3),
-        Ellipsoid((-1.2 * size, 8.4, -2.0), (2.8 * size, 5.9 * size, 6.6), 0.0, 1.3),
+        Ellipsoid((2.8 * size, 10.3 + sink, -1.4), (7.1 * size, 5.5 * size, 7.2), 0.55, 1.4),
+        Ellipsoid((-1.2 * size, 9.0 + sink, -2.0), (2.8 * size, 6.2 * size, 6.6), 0.0, 1.3),
         Ellipsoid((1.4 * size, 4.0, -2.0), (3.2 * size, 5.4, 6.2), -0.35, 1.3),
         Ellipsoid((0.9 + 0.6 * old, -2.2 - 0.5 * old, 1.0), (2.2 + 0.4 * old, 2.3, 5.0), 0.3, 1.2),
     ]
@@ -365,13 +184,8 @@ def _ribs(density: float, width: float, rng: np.random.Generator) -> dict[str, C
         y = y - 0.8 * np.sin(np.clip(along * 5, 0, np.pi))  # the ribs rise before they fall
         depth = np.interp(y, CAVITY[:, 0], CAVITY[:, 2]) + 0.4
         points = mirror(np.stack([x, y, depth * np.cos(angle)], -1), side)
-        ribs[f"ribs {side}"] = Curves(
-            points,
-            np.repeat([[0.45], [0.55], [0.62]], [1, 1, 10], 0) * np.ones(40),
-            0.3 * density,
-            0.055 * density,
-            0.78,
-        )
+        radius = np.repeat([[0.45], [0.55], [0.62]], [1, 1, 10], 0) * np.ones(40)
+        ribs[f"ribs {side}"] = Curves(points, radius, 0.3 * density, 0.055 * density, 0.78)
     return ribs
 
 
@@ -395,21 +209,30 @@ def _girdle(view: str, density: float, width: float) -> dict[str, Curves]:
     return bones
 
 
+def _calcified_aorta(old: float) -> dict[str, Curves]:
+    """A thin shell in the wall of the aortic knob, in the aged."""
+    if old < 0.55:
+        return {}
+    turn = np.linspace(-1.2, 1.3, 40)
+    points = np.stack([0.7 + 0.6 * old + 2.5 * np.cos(turn), -2.5 + 2.0 * np.sin(turn), np.ones(40)], -1)
+    return {"aortic wall": Curves(points[None], np.full((1, 40), 0.13), 0.8 * old)}
+
+
 def _airways() -> list[Curves]:
     """Trachea and main bronchi: air in soft tissue."""
     trachea = curve([(0, -22, 2), (0.1, -8, 2.5), (0.3, -0.3, 3.5)])
-    right, left = (
-        curve([(0.2, -0.6, 3.5), (-2.0, 1.4, 3), (-3.6, 3.2, 2)]),
-        curve([(0.4, -0.6, 3.5), (2.6, 1.3, 3), (4.6, 2.4, 2)]),
-    )
-    return [Curves(points[None], np.array([[radius]]), -SOFT)
-            for points, radius in ((trachea, 0.9), (right, 0.65), (left, 0.6))]  # fmt: skip
+    right = curve([(0.2, -0.6, 3.5), (-2.0, 1.4, 3), (-3.6, 3.2, 2)])
+    left = curve([(0.4, -0.6, 3.5), (2.6, 1.3, 3), (4.6, 2.4, 2)])
+    return [
+        Curves(points[None], np.array([[radius]]), -SOFT)
+        for points, radius in ((trachea, 0.9), (right, 0.65), (left, 0.6))
+    ]
 
 
 def _soft_parts(
     patient: Patient, film: Film, fat: float, old: float, rng: np.random.Generator
 ) -> list[tuple[Ellipsoid, float]]:
-    """Upper arms and shoulders, breasts, gas of the stomach, calcified aortic knob."""
+    """Arms at the side (AP), breasts, gas in the stomach."""
     parts = []
     for sign in SIGN.values():
         if film.view == "AP":
@@ -472,16 +295,16 @@ def _attenuation(body: Body, rng: np.random.Generator) -> tuple[Array, Array, Ar
     x, y = beam.x / scale - np.sin(beam.turn), beam.y / scale
     torso = 2 * body.torso.half_depth(x, y)
     tissue = torso + sum(2 * part.half_depth(beam) * mu / SOFT for part, mu in body.soft if mu > 0)
-        shifted = x - body.shift * np.clip((15 - y) / 6, 0, 1)  # the diaphragm holds the lower end
+    shifted = x - body.shift * np.clip((15 - y) / 6, 0, 1)  # the diaphragm holds the lower end
     cavity, air, line = _cavity(body, x, y, shifted)
     heart = np.max([part.within(cavity, beam) for part in body.heart], axis=0)
     dome = sum(part.within(cavity, beam) for part in body.domes.values())
     border = [np.interp(y, body.middle[:, 0], body.middle[:, i]) for i in (1, 2)]
     soft_edge = np.interp(y, [-2, 6], [0.5, 1.6])
     clear = np.clip((np.where(shifted < 0, -shifted - border[0], shifted - border[1])) / soft_edge + 0.5, 0, 1)
-    field_ = np.clip(2 * cavity - heart - dome, 0, None) * clear
-    air = np.minimum(air, field_)
-    lung = field_ - air
+    lung_field = np.clip(2 * cavity - heart - dome, 0, None) * clear
+    air = np.minimum(air, lung_field)
+    lung = lung_field - air
     filled = _filled(body, shifted, y, cavity, rng)
     vessels = attenuation_of([_squeezed(bundle, body, side) for side in SIGN for bundle in body.vessels[side]], beam)
     vessels = vessels * np.clip(lung / 2.5, 0, 1) * (1 - filled)
@@ -498,7 +321,7 @@ def _attenuation(body: Body, rng: np.random.Generator) -> tuple[Array, Array, Ar
             [_moved(tube, body.shift) for tube in body.airways] + [*body.bones.values(), *body.devices], beam
         )
     )
-    return np.clip(attenuation, 0, None), field_, tissue
+    return np.clip(attenuation, 0, None), lung_field, tissue
 
 
 def _cavity(body: Body, x: Array, y: Array, shifted: Array) -> tuple[Array, Array, Array]:
@@ -522,7 +345,7 @@ def _filled(body: Body, x: Array, y: Array, cavity: Array, rng: np.random.Genera
     empty = 1 + 0.012 * _noise(rng, beam.size, 0.5 / beam.pixel) - 0.012
     for patch in body.patches:
         dx, dy = (x - patch.centre[0]) / patch.radii[0], (y - patch.centre[1]) / patch.radii[1]
-        wobble = 1 + 0.9 * (texture - 0.5)
+        wobble = 1 + (0.3 + 0.7 * patch.grain) * (texture - 0.5)
         shape = np.exp(-(((dx**2 + dy**2) * wobble) ** patch.sharp))
         edges = np.clip((y - patch.limits[0]) / 0.4, 0, 1) * np.clip((patch.limits[1] - y) / 0.4, 0, 1)
         own = np.clip(np.sign(patch.centre[0]) * x / 0.5, 0, 1)
@@ -533,7 +356,7 @@ def _filled(body: Body, x: Array, y: Array, cavity: Array, rng: np.random.Genera
         depth = np.clip(y - level + rise, 0, None) / (2.0 if not body.film.supine else 3.5)
         empty = empty * np.where(x * SIGN[side] > 0, np.exp(-2 * depth**1.5), 1)
     for side, above, below, thick in body.peels:
-        reach = 8.4 * np.sqrt(1 - (1 - thick / 14) ** 2) * (0.75 + 0.5 * texture)  # half depth where the peel ends
+        reach = 8.4 * np.sqrt(1 - (1 - thick / 14) ** 2) * (0.85 + 0.3 * texture)  # half depth where the peel ends
         rim = np.clip((reach - cavity) / 0.5, 0, 1) * (cavity > 0.05)
         part = np.clip((y - above) / 0.8, 0, 1) * np.clip((below - y) / 0.8, 0, 1) * (x * SIGN[side] > 0)
         empty = empty * (1 - 0.9 * rim * part)
@@ -602,6 +425,8 @@ def _tone(
     shoulder = rng.uniform(0.68, 0.82)
     low, high = rng.uniform(45, 75), rng.uniform(214, 226)
     picture = np.where(
-        signal < dark, np.interp(signal, [0, dark * 0.45, dark], [3, 14, low]), low + (high - low) * level**shoulder
+        signal < dark,
+        np.interp(signal, np.array([0, 0.45, 1]) * dark, np.array([3, 14, low])),
+        low + (high - low) * level**shoulder,
     )
     return np.asarray(np.clip(picture, 0, 255))

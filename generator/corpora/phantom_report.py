@@ -7,10 +7,9 @@ nothing about the patient's sex, age or build.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
-
 import numpy as np
+
+from generator.corpora.phantom_cases import Sign
 
 OBSERVATIONS = (
     "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema", "Consolidation", "Pneumonia",
@@ -18,35 +17,12 @@ OBSERVATIONS = (
 )  # fmt: skip
 
 
-@dataclass
-class Sign:
-    """One thing that a picture shows (Pneumonia: what the reader makes of an opacity)."""
-
-    name: str
-    """One of OBSERVATIONS."""
-    severity: float = 0.5
-    """0 hardly seen, 1 as large as it gets."""
-    side: str = ""
-    """left, right, both, or empty where there is no side."""
-    place: str = ""
-    """Lung zone, or kind of device, fracture, atelectasis, pleural thickening."""
-    stable: bool = False
-    """It stood in the subject's previous study as well."""
-    truth: dict[str, Any] = field(default_factory=dict)
-    """Measures and places, filled in when the sign is drawn."""
-
-    @property
-    def certain(self) -> bool:
-        """Faint signs are reported with doubt; what is drawn for a device is always sure."""
-        return self.name == "Support Devices" or self.severity >= 0.12
-
-
 INDICATIONS = {
     "infection": ("Fever and cough.", "Productive cough and fever, evaluate for pneumonia.", "Leukocytosis and fever."),
     "failure": ("Shortness of breath.", "Dyspnea and leg swelling.", "Hypoxia and shortness of breath."),
     "trauma": ("Status post fall.", "Chest wall pain after trauma.", "Motor vehicle collision."),
     "pain": ("Chest pain.", "Acute chest pain and dyspnea.", "Sudden chest pain."),
-    "lesion": ("Weight loss, evaluate for malignancy.", "Smoker with chronic cough.", "Staging of known malignancy."),
+    "lesion": ("Hemoptysis, evaluate for malignancy.", "Smoker with chronic cough.", "Staging of known malignancy."),
     "pleural": ("Asbestos exposure.", "Chronic dyspnea, asbestos exposure.", "Follow up of pleural disease."),
     "icu": ("Respiratory failure, check lines and tubes.", "Intubated, check tube position.", "Line placement."),
     "surgery": ("Postoperative chest radiograph.", "Status post cardiac surgery.", "Postoperative hypoxia."),
@@ -168,7 +144,7 @@ def _sentence(sign: Sign, rng: np.random.Generator) -> str:
     else:
         text = _pick((SURE_MANY if many else SURE) if sign.certain else DOUBT, rng).format(phrase)
     if sign.stable and sign.certain:
-        text = text[:-1] + ", unchanged from the prior study."
+        text = text[:-1] + ", unchanged."
     if sign.truth.get("tension"):
         text += f" The midline structures are shifted to the {'left' if sign.side == 'right' else 'right'}."
     return text[0].upper() + text[1:]
@@ -212,9 +188,10 @@ def _phrase(sign: Sign) -> tuple[str, bool]:
             f"{'calcified ' if sign.place == 'calcified' else ''}pleural thickening along the {side} chest wall",
             False,
         )
+    displaced = "displaced " if sign.certain else ""
     if sign.place == "clavicle":
-        return f"a displaced fracture of the {side} clavicle", False
-    return f"displaced fractures of the {side} lateral ribs", True
+        return f"a {displaced}fracture of the {side} clavicle", False
+    return f"{displaced}fractures of the {side} lateral ribs", True
 
 
 def _device(sign: Sign, rng: np.random.Generator) -> str:
@@ -225,10 +202,11 @@ def _device(sign: Sign, rng: np.random.Generator) -> str:
         "nasogastric tube": _pick(
             ("Nasogastric tube {} in the stomach.", "Enteric tube {} in the stomach."), rng
         ).format(ends),
-        "jugular line": f"{side} internal jugular central venous catheter {ends} in the {tip}.",
-        "subclavian line": f"{side} subclavian central venous catheter {ends} in the {tip}.",
+        "jugular line": f"{side} internal jugular central line {ends} in the {tip}.",
+        "subclavian line": f"{side} subclavian central line {ends} in the {tip}.",
         "picc": f"{side} PICC {ends} in the {tip}.",
-        "pacemaker": f"{side} chest wall pacemaker has leads in the {tip}.",
+        "pacemaker": f"{side} chest wall pacemaker has a lead in the {tip}.",
+        "dual chamber pacemaker": f"{side} chest wall pacemaker has leads in the {tip}.",
         "sternotomy": _pick(("Median sternotomy wires are intact.", "Intact median sternotomy wires are noted."), rng),
         "chest tube": _pick((f"{side} chest tube is in place.", f"A {side} chest tube is present."), rng),
     }

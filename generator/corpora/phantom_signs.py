@@ -1,4 +1,4 @@
-"""Signs of disease in a chest phantom: which occur together, and how each changes the body.
+"""Signs of disease in a chest phantom: how each changes the body.
 
 Every drawing function takes the body and a sign, changes the solids, and returns what it drew (sizes in cm of the
 standard body, places as fractions of the picture's sides).
@@ -12,134 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from generator.corpora.phantom_body import LUNG, METAL, SIGN, SOFT, Array, Body, Curves, Ellipsoid, Patch, curve, mirror
-from generator.corpora.phantom_report import Sign
+from generator.corpora.phantom_body import METAL, SOFT, Body, Patch
+from generator.corpora.phantom_cases import ZONES, Sign
+from generator.corpora.phantom_solids import SIGN, Array, Curves, Ellipsoid, curve, mirror
 
-ZONES = {"upper lobe": -4.5, "mid lung": 3.0, "lower lobe": 10.0}
-"""Name in the report -> y of its middle."""
 Truth = dict[str, Any]
-
-# What brings people to the X-ray (also the key of the report's indication) and how often.
-SCENARIOS = {
-    "normal": 0.33, "failure": 0.13, "infection": 0.15, "icu": 0.06, "trauma": 0.11, "pain": 0.04, "lesion": 0.07,
-    "pleural": 0.06, "surgery": 0.05,
-}  # fmt: skip
-# Chance of each sign in each scenario. A name may carry a place after a colon.
-CHANCES: dict[str, dict[str, float]] = {
-    "normal": {},
-    "failure": {"Cardiomegaly": 0.85, "Edema": 0.7, "Pleural Effusion": 0.6, "Atelectasis": 0.12, "pacemaker": 0.3,
-                "sternotomy": 0.2, "Enlarged Cardiomediastinum": 0.12},
-    "infection": {"Consolidation": 0.6, "Lung Opacity": 0.55, "Pleural Effusion": 0.25},
-    "icu": {"endotracheal tube": 0.75, "nasogastric tube": 0.6, "jugular line": 0.5, "picc": 0.2, "subclavian line": 0.15,
-            "Atelectasis": 0.5, "Pleural Effusion": 0.4, "Edema": 0.3, "Consolidation": 0.2, "Lung Opacity": 0.25},
-    "trauma": {"Fracture": 0.85, "Pneumothorax": 0.5, "Enlarged Cardiomediastinum": 0.25, "Lung Opacity": 0.2,
-               "Pleural Effusion": 0.15},
-    "pain": {"Pneumothorax": 0.75, "Enlarged Cardiomediastinum": 0.3},
-    "lesion": {"Lung Lesion": 0.95, "Enlarged Cardiomediastinum": 0.35, "Pleural Effusion": 0.15, "Lung Opacity": 0.15,
-               "picc": 0.15},
-    "pleural": {"Pleural Other": 0.95, "Atelectasis": 0.25, "Lung Lesion": 0.15, "Fracture": 0.2},
-    "surgery": {"sternotomy": 0.7, "Atelectasis": 0.7, "Pleural Effusion": 0.4, "Enlarged Cardiomediastinum": 0.35,
-                "Cardiomegaly": 0.4, "jugular line": 0.4, "Pneumothorax": 0.2, "pacemaker": 0.15},
-}  # fmt: skip
-LASTING = ("Cardiomegaly", "Enlarged Cardiomediastinum", "Lung Lesion", "Pleural Other", "pacemaker", "sternotomy")
-"""Still there, unchanged, in the subject's next study."""
-
-
-def plan(rng: np.random.Generator, before: list[Sign]) -> tuple[str, list[Sign]]:
-    """Choose the indication and the signs of a subject's study, given the signs of the study before it."""
-    scenario = str(rng.choice(list(SCENARIOS), p=np.array(list(SCENARIOS.values()))))
-    signs = [replace(sign, stable=True, truth={}) for sign in before if (sign.place in LASTING or sign.name in LASTING)]
-    for name, chance in CHANCES[scenario].items():
-        if rng.random() < chance and not any(name in (sign.name, sign.place) for sign in signs):
-            signs.append(_sign(name, rng))
-    if scenario == "normal":
-        if rng.random() < 0.15:
-            signs.append(_sign(str(rng.choice(["jugular line", "picc", "pacemaker", "subclavian line"])), rng))
-        scenario = str(rng.choice([name for name in SCENARIOS if name not in ("normal",)]))
-    elif scenario == "infection" and not signs:
-        signs.append(_sign("Consolidation", rng))
-    signs = _reconcile(signs, rng)
-    if scenario == "infection":
-        shadow = [sign for sign in signs if sign.name in ("Consolidation", "Lung Opacity") and sign.certain]
-        if shadow:  # dense consolidation with fever is called pneumonia, anything less is suspected
-            sure = any(sign.name == "Consolidation" and sign.severity > 0.2 for sign in shadow)
-            signs.append(Sign("Pneumonia", 1.0 if sure else 0.0, shadow[0].side, shadow[0].place))
-    return scenario, signs
-
-
-def _sign(name: str, rng: np.random.Generator) -> Sign:
-    """A sign of random side, place and severity."""
-    side = str(rng.choice(["left", "right"]))
-    severity = float(rng.uniform(0, 1))
-    if name in ("Consolidation", "Lung Opacity", "Lung Lesion"):
-        place = str(rng.choice(list(ZONES), p=[0.3, 0.2, 0.5] if name != "Lung Lesion" else [0.4, 0.4, 0.2]))
-        return Sign(name, severity, "both" if name == "Lung Lesion" and rng.random() < 0.2 else side, place)
-    if name == "Atelectasis":
-        lobar = severity > 0.45 and rng.random() < 0.45
-        return Sign(name, severity, side if lobar or rng.random() < 0.6 else "both", "lobar" if lobar else "linear")
-    if name == "Pleural Effusion":
-        return Sign(name, severity, "both" if severity < 0.6 and rng.random() < 0.35 else side)
-    if name == "Pleural Other":
-        return Sign(name, severity, side, str(rng.choice(["apical", "lateral", "calcified"])))
-    if name == "Fracture":
-        return Sign(
-            name, max(severity, 0.15 if severity > 0.08 else 0), side, "ribs" if rng.random() < 0.65 else "clavicle"
-        )
-    if name in ("Cardiomegaly", "Enlarged Cardiomediastinum", "Edema"):
-        return Sign(name, severity)
-    if name == "Pneumothorax":
-        return Sign(name, severity, side)
-    return Sign("Support Devices", 1.0, _device_side(name, side, rng), name)
-
-
-def _device_side(name: str, side: str, rng: np.random.Generator) -> str:
-    usual = {"jugular line": ("right", 0.85), "pacemaker": ("left", 0.9), "picc": ("right", 0.6)}
-    if name in ("endotracheal tube", "nasogastric tube", "sternotomy"):
-        return ""
-    if name in usual:
-        first, chance = usual[name]
-        return first if rng.random() < chance else ("left" if first == "right" else "right")
-    return side
-
-
-def _reconcile(signs: list[Sign], rng: np.random.Generator) -> list[Sign]:
-    """Make the signs of one picture agree: no two things in one place, a drain where there is air or much fluid."""
-    air = next((sign for sign in signs if sign.name == "Pneumothorax"), None)
-    fluid = next((sign for sign in signs if sign.name == "Pleural Effusion"), None)
-    broken = next((sign for sign in signs if sign.name == "Fracture"), None)
-    if air and broken:
-        air.side = broken.side
-    if air and fluid:  # fluid and air on one side would need a level, which this phantom does not draw
-        fluid.side = "left" if air.side == "right" else "right"
-    drained = air or (fluid if fluid and fluid.side != "both" else None)
-    if drained and drained.severity > 0.25 and rng.random() < (0.45 if air else 0.15):
-        signs.append(Sign("Support Devices", 1.0, drained.side, "chest tube"))
-    for sign in signs:
-        if (
-            sign.name in ("Consolidation", "Lung Opacity", "Lung Lesion", "Pleural Other")
-            and air
-            and sign.side == air.side
-        ):
-            sign.side = "left" if air.side == "right" else "right"
-        if sign.name == "Atelectasis" and (air or fluid) and sign.side != "both":
-            wet = (fluid or air).side  # type: ignore[union-attr]
-            sign.side = wet if fluid else ("left" if wet == "right" else "right")
-    shadows = [sign for sign in signs if sign.name in ("Consolidation", "Lung Opacity", "Lung Lesion")]
-    taken: set[tuple[str, str]] = set()
-    if fluid and fluid.severity > 0.3:  # hidden under the fluid
-        taken |= {(side, "lower lobe") for side in _sides(fluid)}
-        taken |= {(side, "mid lung") for side in _sides(fluid) if fluid.severity > 0.6}
-    for sign in shadows:
-        free = [
-            (side, zone)
-            for side in SIGN
-            for zone in ZONES
-            if (side, zone) not in taken and (not air or side != air.side)
-        ]
-        if sign.side != "both" and (sign.side, sign.place) in taken and free:
-            sign.side, sign.place = free[int(rng.integers(len(free)))]
-        taken.add((sign.side, sign.place))
-    return signs
 
 
 def draw(body: Body, signs: list[Sign], rng: np.random.Generator) -> Truth:
@@ -164,10 +41,6 @@ def draw(body: Body, signs: list[Sign], rng: np.random.Generator) -> Truth:
     }
 
 
-def _sides(sign: Sign) -> list[str]:
-    return list(SIGN) if sign.side == "both" else [sign.side]
-
-
 def _spot(body: Body, side: str, part: float, y: float) -> tuple[float, float, float]:
     """A point of the lung, `part` of the way from the midline to the chest wall."""
     return (SIGN[side] * part * body.cavity.width(y), y, 0.0)
@@ -190,7 +63,7 @@ def _cardiomegaly(body: Body, sign: Sign, rng: np.random.Generator) -> Truth:
 
 
 def _wide_mediastinum(body: Body, sign: Sign, rng: np.random.Generator) -> Truth:
-    extra = 0.8 + 1.9 * sign.severity
+    extra = 0.6 + 2.0 * sign.severity
     right = rng.uniform(0.35, 0.65)
     bulge = np.exp(-(((body.middle[:, :1] + 3.5) / 5) ** 2))
     body.middle = body.middle + bulge * np.array([[0, 2 * right * extra, 2 * (1 - right) * extra]])
@@ -210,7 +83,7 @@ def _opacity(body: Body, sign: Sign, rng: np.random.Generator) -> Truth:
 def _consolidation(body: Body, sign: Sign, rng: np.random.Generator) -> Truth:
     radius = 2.8 + 2.4 * sign.severity
     y = ZONES[sign.place] + rng.uniform(-0.8, 0.8)
-    limits = {"upper lobe": (-99.0, 1.8), "mid lung": (0.5, 7.5), "lower lobe": (4.0, 99.0)}[sign.place]
+    limits = {"upper lobe": (-99.0, 1.8), "mid lung": (0.5, 99.0), "lower lobe": (4.0, 99.0)}[sign.place]
     centre = _spot(body, sign.side, rng.uniform(0.48, 0.62), y)
     body.patches.append(Patch(centre, (radius * 1.1, radius), 0.7 + 0.25 * sign.severity, 0.25, limits, 1.8))
     start = np.array([SIGN[sign.side] * 3.5, 2.0, 0.5])
@@ -237,14 +110,16 @@ def _lesion(body: Body, sign: Sign, rng: np.random.Generator) -> Truth:
             angle, size = rng.uniform(0, 2 * np.pi), radius * (0.92 if part == 0 else rng.uniform(0.4, 0.6))
             away = 0 if part == 0 else radius - size
             place = (centre[0] + away * np.cos(angle), centre[1] + away * np.sin(angle), 0.0)
-            body.soft.append((Ellipsoid(place, (size * rng.uniform(0.9, 1.1), size, size)), 0.18 if part == 0 else 0.09))
+            body.soft.append(
+                (Ellipsoid(place, (size * rng.uniform(0.9, 1.1), size, size)), 0.18 if part == 0 else 0.09)
+            )
         places.append(body.beam.place(centre))
     return {"at": places, "diameter_cm": round(2 * max(radius for _, _, radius in spots), 1), "count": len(spots)}
 
 
 def _edema(body: Body, sign: Sign, rng: np.random.Generator) -> Truth:
     """Perihilar haze, wide vessels above as well as below, septal lines at the bases."""
-    density = 0.2 + 0.42 * sign.severity
+    density = 0.22 + 0.42 * sign.severity
     for side, sign_x in SIGN.items():
         body.patches.append(Patch((sign_x * 5.5, 3.5, 0), (6.0, 8.5), density, 0.55))
         body.patches.append(Patch((sign_x * 8, 9.0, 0), (5.5, 5.0), density * 0.5, 0.5))
@@ -264,13 +139,13 @@ def _edema(body: Body, sign: Sign, rng: np.random.Generator) -> Truth:
 def _atelectasis(body: Body, sign: Sign, rng: np.random.Generator) -> Truth:
     """Collapse of a lower lobe behind the heart, or bands at the bases; the diaphragm rises either way."""
     places = []
-    for side in _sides(sign):
+    for side in sign.sides:
         dome, sign_x = body.domes[side], SIGN[side]
         rise = 0.6 + 1.8 * sign.severity
         body.domes[side] = replace(dome, centre=(dome.centre[0], dome.centre[1] - rise, dome.centre[2]))
         if sign.place == "lobar":
             centre = (sign_x * 4.6, 11.0 - rise, 0.0)
-            body.patches.append(Patch(centre, (3.6 + sign.severity, 5.5), 0.92, 0.1, sharp=2.5))
+            body.patches.append(Patch(centre, (3.6 + sign.severity, 5.5), 0.95, 0.0, sharp=2.0))
             body.shift += sign_x * (0.6 + 0.8 * sign.severity)
             places.append(body.beam.place(centre))
             continue
@@ -303,13 +178,13 @@ def _pneumothorax(body: Body, sign: Sign, rng: np.random.Generator) -> Truth:
 
 def _effusion(body: Body, sign: Sign, rng: np.random.Generator) -> Truth:
     places = []
-    for side in _sides(sign):
+    for side in sign.sides:
         level = 14.6 - 15.5 * sign.severity**1.2 + (rng.uniform(-0.8, 0.8) if sign.side == "both" else 0)
         body.fluid[side] = level
         if sign.severity > 0.75:
             body.shift -= SIGN[side] * 5 * (sign.severity - 0.7)
         places.append(body.beam.place(_spot(body, side, 0.85, min(level + 2, 14))))
-    return {"at": places, "surface_cm": {side: round(body.fluid[side], 1) for side in _sides(sign)}}
+    return {"at": places, "surface_cm": {side: round(body.fluid[side], 1) for side in sign.sides}}
 
 
 def _pleural(body: Body, sign: Sign, rng: np.random.Generator) -> Truth:
@@ -344,7 +219,9 @@ def _fracture(body: Body, sign: Sign, rng: np.random.Generator) -> Truth:
     body.bones[name] = replace(body.bones[name], points=points, radius=radius)
     middle = points[first + count // 2, 16]
     if ribs:
-        body.soft.append((Ellipsoid((middle[0] * 0.98, middle[1], 0), (0.8 + 0.8 * sign.severity, 3.0, 2.5)), SOFT * 0.7))
+        body.soft.append(
+            (Ellipsoid((middle[0] * 0.98, middle[1], 0), (0.8 + 0.8 * sign.severity, 3.0, 2.5)), SOFT * 0.7)
+        )
     return {"step_cm": round(step, 1), "count": count, "at": body.beam.place(middle)}
 
 
@@ -390,7 +267,7 @@ def _central_line(body: Body, sign: Sign, rng: np.random.Generator) -> Truth:
     """Jugular, subclavian or peripherally inserted: three ways to the superior vena cava."""
     side = SIGN[sign.side]
     depth, tip = [(0.5, "mid SVC"), (3.0, "lower SVC"), (7.5, "right atrium")][int(rng.integers(3))]
-    ways = {
+    ways: dict[str, list[tuple[float, float, float]]] = {
         "jugular line": [(side * 4.6, -18, -2), (side * 3.8, -11, -3)],
         "subclavian line": [(side * 12, -8.6, -6), (side * 8, -8.8, -5), (side * 4.5, -7.6, -4)],
         "picc": [
@@ -404,7 +281,7 @@ def _central_line(body: Body, sign: Sign, rng: np.random.Generator) -> Truth:
     start = ways[sign.place] + ([(0.8, -5.8, -3.5)] if side > 0 else [])
     end = [(-2.0 + body.shift, -3.5, -3), (-2.2 + body.shift, depth - 1.5, -2), (-2.2 + body.shift, depth, -2)]
     points = _tube(
-        body, start + end, 0.12 if sign.place == "picc" else 0.17, METAL * (0.9 if sign.place == "picc" else 0.8)
+        body, start + end, 0.12 if sign.place == "picc" else 0.17, METAL * (1.4 if sign.place == "picc" else 1.0)
     )
     return {"tip": tip, "at": body.beam.place(points[-1])}
 
@@ -416,7 +293,7 @@ def _pacemaker(body: Body, sign: Sign, rng: np.random.Generator) -> Truth:
     path = [(side * 8.2, -5.5, -10), (side * 6, -7.6, -7), (side * 3, -6.4, -5), (-2.0, -3.5, -3), (-2.2, 3, -2)]
     x = body.heart[0].edge(body.beam, 1) * 0.62
     _tube(body, [*path, (0.5, 10.0, -5), (x, 12.0, -6)], 0.11, METAL)
-    two = rng.random() < 0.6
+    two = sign.place == "dual chamber pacemaker"
     if two:
         _tube(body, [*path, (-2.6, 6.2, -3), (-1.6, 5.6, -5)], 0.11, METAL)
     return {"tip": "right atrium and right ventricle" if two else "right ventricle", "at": body.beam.place(box)}
@@ -426,7 +303,7 @@ def _sternotomy(body: Body, sign: Sign, rng: np.random.Generator) -> Truth:
     turn = np.linspace(0, 2 * np.pi, 40)
     for y in np.linspace(-6.5, 7.5, 6):
         loop = np.stack([0.9 * np.cos(turn), y + 0.45 * np.sin(turn) + rng.normal(0, 0.1), np.full(40, -10.0)], -1)
-        body.devices.append(Curves(loop[None], np.full((1, 40), 0.09), METAL * 1.3))
+        body.devices.append(Curves(loop[None], np.full((1, 40), 0.11), METAL * 1.8))
     return {"at": body.beam.place((0, 0.5, -10))}
 
 
@@ -438,8 +315,8 @@ def _chest_tube(body: Body, sign: Sign, rng: np.random.Generator) -> Truth:
         (side * wall * 0.72, 0, 3),
         (side * 6.5, -7.5, 2),
     ]
-    points = _tube(body, knots, 0.45, 0.4, True)
-    _tube(body, points[::4], 0.1, METAL)
+    points = _tube(body, knots, 0.45, 0.6, True)
+    _tube(body, points[::4], 0.12, METAL * 1.4)
     return {"at": body.beam.place(points[-1])}
 
 
@@ -450,6 +327,7 @@ DEVICES: dict[str, Callable[[Body, Sign, np.random.Generator], Truth]] = {
     "subclavian line": _central_line,
     "picc": _central_line,
     "pacemaker": _pacemaker,
+    "dual chamber pacemaker": _pacemaker,
     "sternotomy": _sternotomy,
     "chest tube": _chest_tube,
 }

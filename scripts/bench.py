@@ -1,0 +1,126 @@
+"""Speed as ratios in one process, against what a user would otherwise run.
+
+    raddraft bench
+    raddraft bench --run runs/demo --studies runs/demo/phantom/studies.jsonl
+
+Needs a finished run, such as the demo's. Prints
+- drafting: the test split in batches, against one study at a time through plain transformers `generate`: same
+  weights, same greedy text;
+- training: studies per second with cached features of a frozen ViT-S/14 tower, against the same loop without.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from encoder.studies import Study, read_studies
+from generator.generate import DecodeConfig, decode
+from generator.model import Drafter, ModelConfig, load
+from generator.prompts import PromptConfig
+from generator.train import Stage, TrainConfig, train
+from scripts import run as run_action
+
+
+def main(
+    run: Path = Path("runs/demo"),
+    studies: Path | None = None,
+    n_drafts: int | None = None,
+    n_steps: int = 12,
+    batch_size: int = 32,
+    image_size: int = 224,
+) -> int:
+    """Measure drafting and training against the plain way.
+
+    Args:
+        run: A run folder with model/ and lm/, as the demo leaves it.
+        studies: The manifest; by default the demo's.
+        n_drafts: Studies to draft; by default the whole test split.
+        n_steps: Optimiser steps of each training loop.
+        batch_size: Studies drafted together, and studies of one training step.
+        image_size: Side in pixels of the pictures of the training bench.
+    """
+    manifest = studies or run / "phantom" / "studies.jsonl"
+    for needed in (run / "model" / "config.json", manifest):
+        if not needed.is_file():
+            raise ValueError(f"{needed} is missing; run `raddraft demo` first, or name another --run and --studies")
+    everything = read_studies(manifest)
+    wanted = [study for study in everything if study.split == "test"][:n_drafts]
+    equal = bench_drafting(load(run / "model"), wanted, batch_size)
+    training = [study for study in everything if study.split == "train"]
+    bench_training(run / "lm", training, n_steps, batch_size, image_size)
+    return 0 if equal else 1
+
+
+def bench_drafting(drafter: Drafter, studies: list[Study], batch_size: int) -> bool:
+    """Print the ratio of batched drafting to the plain loop; return whether the texts are equal."""
+    config = DecodeConfig(batch_size=batch_size)
+    _plain_drafts(drafter, studies[:2], config)  # the first call pays for lazy set-up
+    started = time.perf_counter()
+    plain = _plain_drafts(drafter, studies, config)
+    plain_seconds = time.perf_counter() - started
+    started = time.perf_counter()
+    ours = [text for _, texts, _ in decode(drafter, studies, config) for text in texts]
+    our_seconds = time.perf_counter() - started
+    equal = sum(a == b for a, b in zip(plain, ours, strict=True))
+    print(f"drafting {len(studies)} studies")
+    print(f"  one by one, plain transformers: {plain_seconds:.1f} s; in batches of {batch_size}: {our_seconds:.1f} s")
+    print(f"  {plain_seconds / our_seconds:.1f} times as fast; {equal} of {len(studies)} texts are equal")
+    return equal == len(studies)
+
+
+def _plain_drafts(drafter: Drafter, studies: list[Study], config: DecodeConfig) -> list[str]:
+    """What a user of plain transformers would write: one study at a time."""
+    from PIL import Image
+
+    model: Any = drafter.model
+    processor = drafter.processor
+    texts = []
+    for study in studies:
+        messages = drafter.prompt.messages(study, study.main_image)
+        text = processor.apply_chat_template(messages, add_generation_prompt=True)
+        image = Image.open(study.main_image.path).convert("RGB")
+        inputs = processor(text=text, images=image, return_tensors="pt", add_special_tokens=False)
+        tokens = model.generate(**inputs, max_new_tokens=config.max_new_tokens)[0, inputs["input_ids"].shape[1] :]
+        texts.append(processor.decode(tokens, skip_special_tokens=True).strip())
+    return texts
+
+
+def bench_training(lm: Path, studies: list[Study], n_steps: int, batch_size: int, image_size: int) -> None:
+    """Print the ratio of training from cached features to running the frozen tower in every step."""
+    from generator.tiny import make_tower
+
+    studies = studies[: batch_size * n_steps]
+    epochs = n_steps * batch_size / len(studies)
+    with TemporaryDirectory() as scratch:
+        tower = Path(scratch) / "tower"
+        make_tower(tower, image_size=image_size, patch_size=14, hidden=384, layers=12)
+        speeds, summaries = {}, []
+        for features in ("live", "cached"):
+            config = TrainConfig(
+                stages=[Stage(epochs=epochs, lr=1e-3, lm="full")],
+                batch_size=batch_size,
+                micro_batch_size=batch_size,
+                features=features,  # type: ignore[arg-type]
+                eval_every=0,
+            )
+            out = Path(scratch) / features
+            started = time.perf_counter()
+            train({"train": studies}, out, ModelConfig(str(tower), str(lm)), PromptConfig(), config)
+            seconds = time.perf_counter() - started
+            rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+            speeds[features] = statistics.median(row["studies_per_second"] for row in rows[2:])
+            summaries.append(
+                f"  {features}: {speeds[features]:.1f} studies/s; {n_steps} steps took {seconds:.1f} s in all"
+            )
+    print(f"training {n_steps} steps of {batch_size} on a frozen ViT-S/14 at {image_size} px")
+    print("\n".join(summaries))
+    print(f"  {speeds['cached'] / speeds['live']:.1f} times as fast with cached features, once these are stored")
+
+
+if __name__ == "__main__":
+    run_action("bench")
