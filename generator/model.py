@@ -146,7 +146,7 @@ def _load_lm(config: ModelConfig):
     if tokenizer.pad_token is None:  # padding is masked everywhere, so sharing a token does no harm
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
-    if len(tokenizer) > lm.get_input_embeddings().num_embeddings:
+    if len(tokenizer) > lm.get_input_embeddings().weight.shape[0]:
         lm.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     return lm, tokenizer
 
@@ -322,7 +322,7 @@ def load(folder: str | Path, dtype: str = "float32", device: str = "cpu") -> Dra
     processor = AutoProcessor.from_pretrained(folder)
     if not isinstance(processor, LlavaProcessor):
         raise ValueError(f"{folder} has a {type(processor).__name__}; expected a LlavaProcessor")
-    model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype)
+    model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype).to(device).eval()  # type: ignore
     if not isinstance(model, LlavaForConditionalGeneration):
         raise ValueError(f"{folder} holds a {type(model).__name__}; expected a LlavaForConditionalGeneration")
     check_image_tokens(model, processor)
@@ -332,4 +332,4 @@ def load(folder: str | Path, dtype: str = "float32", device: str = "cpu") -> Dra
     else:
         warnings.warn(f"{folder} has no {SIDECAR}: the default prompt is used", stacklevel=2)
     prompt = PromptConfig(**sidecar.get("prompt", {}))
-    return Drafter(model.to(device).eval(), processor, prompt, sidecar.get("image_mapping", "window"))
+    return Drafter(model, processor, prompt, sidecar.get("image_mapping", "window"))

@@ -7,13 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedTokenizerFast
 
 
 def make_tower(
-    folder: Path, image_size: int = 112, patch_size: int = 14, hidden: int = 192, layers: int = 4, seed: int = 0
+    folder: Path, image_size: int = 112, patch_size: int = 28, hidden: int = 128, layers: int = 4, seed: int = 0
 ) -> None:
-    """Save a Dinov2 with random weights and its image processor (shorter side to `image_size`, centre square)."""
+    """Save a Dinov2 with random weights and its image processor (shorter side to `image_size`, centre square).
+
+    What differs from Dinov2's own start makes a narrow network learn in minutes: weights have the standard deviation
+    width^-0.5 instead of 0.02, and position embeddings start as two-dimensional sines instead of nearly nothing.
+    """
     import torch
     from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 
@@ -21,12 +26,16 @@ def make_tower(
     config = Dinov2Config(
         hidden_size=hidden,
         num_hidden_layers=layers,
-        num_attention_heads=hidden // 64,
+        num_attention_heads=hidden // 32,
         image_size=image_size,
         patch_size=patch_size,
         layerscale_value=1.0,
+        initializer_range=hidden**-0.5,
     )
-    Dinov2Model(config).save_pretrained(folder)
+    tower = Dinov2Model(config)
+    with torch.no_grad():
+        tower.embeddings.position_embeddings[0, 1:] = _sine_positions(image_size // patch_size, hidden)
+    tower.save_pretrained(folder)
     # Mean and standard deviation of the public RAD-DINO processor, the same for all three channels.
     BitImageProcessor(
         size={"shortest_edge": image_size},
@@ -36,8 +45,19 @@ def make_tower(
     ).save_pretrained(folder)
 
 
+def _sine_positions(grid: int, width: int) -> torch.Tensor:
+    """Two-dimensional sine-cosine position embeddings [grid * grid, width], row by row (as in MAE)."""
+    import torch
+
+    frequencies = 100.0 ** -(torch.arange(width // 4) / (width // 4))
+    angles = torch.arange(grid)[:, None] * frequencies
+    axis = torch.cat([angles.sin(), angles.cos()], 1)  # [grid, width / 2]
+    rows, columns = axis[:, None].expand(-1, grid, -1), axis[None].expand(grid, -1, -1)
+    return torch.cat([rows, columns], 2).flatten(0, 1)
+
+
 def make_lm(
-    folder: Path, texts: Iterable[str], vocab_size: int = 1000, hidden: int = 192, layers: int = 3, seed: int = 0
+    folder: Path, texts: Iterable[str], vocab_size: int = 1000, hidden: int = 128, layers: int = 2, seed: int = 0
 ) -> None:
     """Save a Llama with random weights, and a tokenizer trained on `texts`."""
     import torch
@@ -54,6 +74,7 @@ def make_lm(
         num_attention_heads=hidden // 32,
         max_position_embeddings=1024,
         tie_word_embeddings=True,
+        initializer_range=hidden**-0.5,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

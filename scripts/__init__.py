@@ -18,7 +18,8 @@ def run(action: str, arguments: list[str] | None = None) -> None:
     """Parse the command line by the signature of the action's `main`, run it, and leave with its exit status.
 
     Instead of `main` a module may have COMMANDS, its sub-commands by name. POSITIONAL names parameters that may stand
-    first without their names; the last of them takes the rest as a list. The module's docstring opens the help.
+    first without their names; the last of them takes the rest as a list. DEFAULT_CONFIG is read where no --config is
+    given. The module's docstring opens the help.
 
     Errors that a user can mend (ValueError, OSError, FloatingPointError) become one sentence on stderr and exit status
     1; with RADDRAFT_TRACEBACK=1 in the environment they keep their traceback.
@@ -43,6 +44,7 @@ def run(action: str, arguments: list[str] | None = None) -> None:
             prog=f"raddraft {action}",
             description=inspect.getdoc(module),
             formatter_class=Formatter,
+            default_config_files=[str(module.DEFAULT_CONFIG)] if hasattr(module, "DEFAULT_CONFIG") else [],
         )
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("RADDRAFT_TRACEBACK"):

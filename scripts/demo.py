@@ -32,7 +32,7 @@ def main(
     count: int = 2400,
     size: int = 128,
     seed: int = 0,
-    tower_width: int = 192,
+    tower_width: int = 128,
     tower_layers: int = 4,
     lm_width: int = 128,
     lm_layers: int = 2,
@@ -47,7 +47,7 @@ def main(
         count: Number of synthetic studies.
         size: Side of their pictures in pixels.
         seed: Of the phantoms and of the random weights.
-        tower_width: Hidden size of the tower, a multiple of 64.
+        tower_width: Hidden size of the tower, a multiple of 32.
         tower_layers: Blocks of the tower.
         lm_width: Hidden size of the language model, a multiple of 32.
         lm_layers: Blocks of the language model.
@@ -66,8 +66,8 @@ def main(
         training = read_studies(manifest, "train")
         texts = [prompt.answer(study) or "" for study in training]
         questions = [prompt.messages(study, study.main_image)[0]["content"][1]["text"] for study in training]
-        make_tower(out / "tower", image_size=size // 16 * 16, patch_size=16, hidden=tower_width, layers=tower_layers)
-        make_lm(out / "lm", texts + questions, hidden=lm_width, layers=lm_layers)
+        make_tower(out / "tower", hidden=tower_width, layers=tower_layers, seed=seed)
+        make_lm(out / "lm", texts + questions, hidden=lm_width, layers=lm_layers, seed=seed)
     if not (out / "model" / "raddraft.json").is_file():
         _say("train", config=DEFAULT_CONFIG, studies=manifest, out=out)
         model = ModelConfig(str(out / "tower"), str(out / "lm"))
