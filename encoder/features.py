@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -76,7 +77,7 @@ def store_features(
     """Compute the features that are not stored yet, and return the store and a sentence for each unreadable image.
 
     Args:
-        tower: vision tower, on the device that is to compute.
+        tower: vision tower in eval mode, on the device that is to compute.
         image_processor: makes its pixels.
         paths: image files.
         folder: where stores of all towers lie.
@@ -84,8 +85,11 @@ def store_features(
         mapping: grey-value mapping of `encoder.images.load_image`.
         batch_size: images per forward pass.
         workers: processes that decode and prepare images while the tower runs.
+
+    Raises:
+        ValueError: the tower has no such layer.
     """
-    from tqdm import tqdm
+    from filelock import FileLock
 
     dataset = _ImageFiles(list(dict.fromkeys(paths)), image_processor, mapping)
     pixels = image_processor([_blank_image()], return_tensors="pt")["pixel_values"]
@@ -101,10 +105,24 @@ def store_features(
     key = hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()[:16]
     folder = Path(folder) / key
     folder.mkdir(parents=True, exist_ok=True)
-    with write_whole(folder / "meta.json") as temporary:
-        temporary.write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
-    stored = _resume(folder, shape)
-    dataset.paths = [path for path in dataset.paths if _identity(path) not in stored]
+    # Runs that share a folder wait for each other here: rows of two at once would not match the index.
+    if True:
+        with write_whole(folder / "meta.json") as temporary:
+            temporary.write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+        stored = _resume(folder, shape)
+        dataset.paths = [path for path in dataset.paths if _identity(path) not in stored]
+        errors = _append(tower, dataset, folder, layer, batch_size, workers)
+        stored = _resume(folder, shape)
+    rows = {str(path): stored[_identity(path)] for path in paths if _identity(path) in stored}
+    return FeatureStore(folder, shape, rows), errors  # type: ignore[arg-type]
+
+
+def _append(
+    tower: PreTrainedModel, dataset: _ImageFiles, folder: Path, layer: int, batch_size: int, workers: int
+) -> list[str]:
+    """Append the features of the files of `dataset`; return a sentence for each unreadable one."""
+    from tqdm import tqdm
+
     errors = []
     loader: DataLoader = DataLoader(
         dataset, batch_size, num_workers=workers, collate_fn=list, generator=torch.Generator()
@@ -120,9 +138,7 @@ def store_features(
             features.flush()
             index.write("".join(json.dumps(_identity(path)) + "\n" for path, _ in good))
             index.flush()
-    stored = _resume(folder, shape)
-    rows = {str(path): stored[_identity(path)] for path in paths if _identity(path) in stored}
-    return FeatureStore(folder, shape, rows), errors  # type: ignore[arg-type]
+    return errors
 
 
 class _ImageFiles(Dataset):
@@ -145,7 +161,13 @@ class _ImageFiles(Dataset):
 def prepare_pixels(image_processor: Any, path: Path, mapping: str) -> torch.Tensor:
     """An image file as the tower gets it: [3, H, W]."""
     image = load_image(path, mapping=mapping).convert("RGB")  # type: ignore[arg-type]
-    return image_processor([image], return_tensors="pt")["pixel_values"][0]
+    # One picture is too little work to share: handing it to several threads took ten times as long on two cores.
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return image_processor([image], return_tensors="pt")["pixel_values"][0]
+    finally:
+        torch.set_num_threads(n_threads)
 
 
 def _blank_image():
@@ -157,7 +179,12 @@ def _blank_image():
 @torch.no_grad()
 def _hidden_state(tower: PreTrainedModel, pixels: torch.Tensor, layer: int) -> torch.Tensor:
     """Hidden state [B, T, D] of pixels [B, 3, H, W]."""
-    return tower(pixels.to(tower.device, tower.dtype), output_hidden_states=True).hidden_states[layer]
+    states = tower(pixels.to(tower.device, tower.dtype), output_hidden_states=True).hidden_states
+    if not -len(states) <= layer < len(states):
+        raise ValueError(
+            f"Layer {layer} does not exist. The tower has hidden states {-len(states)} to {len(states) - 1}"
+        )
+    return states[layer]
 
 
 def _identity(path: Path) -> tuple[str, int, int]:
@@ -172,14 +199,11 @@ def _resume(folder: Path, shape: tuple[int, ...]) -> dict[tuple[str, int, int], 
     """Rows that are wholly stored; what a killed run left behind them is cut off."""
     row_bytes = 2 * int(np.prod(shape))
     features, index = folder / "features.bin", folder / "index.jsonl"
-    lines = list(_whole_lines(index)) if index.is_file() else []
-    stored = features.stat().st_size // row_bytes if features.is_file() else 0
-    lines = lines[:stored]
-    if index.is_file():
-        with open(index, "r+b") as file:
-            file.truncate(sum(len(line) for line in lines))
-        with open(features, "r+b") as file:
-            file.truncate(len(lines) * row_bytes)
+    for path in (features, index):
+        path.touch()
+    lines = list(_whole_lines(index))[: features.stat().st_size // row_bytes]
+    os.truncate(features, len(lines) * row_bytes)
+    os.truncate(index, sum(len(line) for line in lines))
     return {tuple(json.loads(line)): row for row, line in enumerate(lines)}
 
 

@@ -45,7 +45,7 @@ class StudyImage:
     @property
     def frontal(self) -> bool:
         """True for PA, AP and their variants, and where the view is not stated."""
-        return self.view is None or self.view.upper() in FRONTAL_VIEWS
+        return not self.view or self.view.upper() in FRONTAL_VIEWS
 
     @property
     def lateral(self) -> bool:
@@ -95,7 +95,7 @@ def read_studies(path: str | Path, split: str | None = None, check_images: bool 
     studies: list[Study] = []
     first_line: dict[str, int] = {}
     split_of: dict[str, tuple[str, int]] = {}
-    with open(path, encoding="utf-8") as file:
+    with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
@@ -154,11 +154,13 @@ def write_whole(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _parse(line: str, root: Path, where: str) -> Study:
+def _parse(line: bytes, root: Path, where: str) -> Study:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
-        raise ManifestError(f"{where}: not valid JSON: {error}") from None
+        raise ManifestError(f"{where}: not valid JSON: {error.msg} at character {error.pos + 1}") from None
+    except UnicodeDecodeError as error:
+        raise ManifestError(f"{where}: not in UTF-8: {error}") from None
     if not isinstance(row, dict):
         raise ManifestError(f"{where}: expected an object, got {type(row).__name__}")
     for key in ("study_id", "subject_id", "split", "images"):
@@ -172,10 +174,10 @@ def _parse(line: str, root: Path, where: str) -> Study:
     if not isinstance(row["images"], list) or not row["images"]:
         raise ManifestError(f"{where}: images must be a non-empty list, got {row['images']!r}")
     images = [_parse_image(image, root, where) for image in row.pop("images")]
-    mappings = {key: row.pop(key, None) or {} for key in ("sections", "labels", "patient")}
-    for key, value in mappings.items():
-        if not isinstance(value, dict):
-            raise ManifestError(f"{where}: {key} must be an object, got {value!r}")
+    mappings = {key: _pop_object(row, key, where) for key in ("sections", "labels", "patient")}
+    source = row.pop("source", None)
+    if source is not None and not isinstance(source, str):
+        raise ManifestError(f"{where}: source must be a string or null, got {source!r}")
     for name, text in mappings["sections"].items():
         if not isinstance(text, str):
             raise ManifestError(f"{where}: section {name!r} must be a string, got {text!r}")
@@ -183,18 +185,26 @@ def _parse(line: str, root: Path, where: str) -> Study:
         if label is not None and (isinstance(label, bool) or label not in (1, 0, -1)):
             raise ManifestError(f"{where}: label {name!r} is {label!r}. Choices: 1, 0, -1, null")
     study_id, subject_id, split = (row.pop(key) for key in ("study_id", "subject_id", "split"))
-    return Study(study_id, subject_id, split, images, **mappings, source=row.pop("source", None), extra=row)
+    return Study(study_id, subject_id, split, images, **mappings, source=source, extra=row)
+
+
+def _pop_object(row: dict[str, Any], key: str, where: str) -> dict[str, Any]:
+    """An optional object out of `row`; null is the same as missing."""
+    value = row.pop(key, None)
+    if value is not None and not isinstance(value, dict):
+        raise ManifestError(f"{where}: {key} must be an object, got {value!r}")
+    return value or {}
 
 
 def _parse_image(image: Any, root: Path, where: str) -> StudyImage:
-    if not isinstance(image, dict) or not isinstance(image.get("path"), str):
+    if not isinstance(image, dict) or not isinstance(image.get("path"), str) or not image["path"]:
         raise ManifestError(f"{where}: an image must be an object with a path, got {image!r}")
     image = dict(image)
     view = image.pop("view", None)
     if view is not None and not isinstance(view, str):
         raise ManifestError(f"{where}: view must be a string or null, got {view!r}")
-    masks = image.pop("masks", None) or {}
-    if not isinstance(masks, dict) or not all(isinstance(mask, str) for mask in masks.values()):
+    masks = _pop_object(image, "masks", where)
+    if not all(isinstance(mask, str) for mask in masks.values()):
         raise ManifestError(f"{where}: masks must map a structure to a path, got {masks!r}")
 
     def absolute(name: str) -> Path:

@@ -50,18 +50,31 @@ def load_tower(name: str, image_size: int | None = None) -> tuple[PreTrainedMode
             embeddings by itself, as Dinov2 does.
 
     Raises:
-        ValueError: unknown name, or no vision model under it.
-        OSError: the checkpoint cannot be reached.
+        ValueError: unknown name, no vision transformer under it, or one that takes no pictures of `image_size`.
+        OSError: the checkpoint cannot be reached or read.
     """
+    path = resolve_tower(name)
+    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
-    path = resolve_tower(name)
-    config = AutoConfig.from_pretrained(path)
-    config = getattr(config, "vision_config", config)
-    if not hasattr(config, "patch_size"):
-        raise ValueError(f"{path} holds a {config.model_type!r} model, which has no patches: not a vision transformer")
-    tower = AutoModel.from_pretrained(path, config=config, dtype="float32").eval()
-    processor = AutoImageProcessor.from_pretrained(path)
+    try:
+        config = AutoConfig.from_pretrained(path)
+        config = getattr(config, "vision_config", config)
+        if not hasattr(config, "patch_size"):
+            raise ValueError(
+                f"{path} holds a {config.model_type!r} model, which has no patches: not a vision transformer"
+            )
+        tower, report = AutoModel.from_pretrained(path, config=config, dtype="float32", output_loading_info=True)
+        processor = AutoImageProcessor.from_pretrained(path)
+    except (OSError, SafetensorError) as error:
+        raise checkpoint_error(f"Tower {name!r} cannot be loaded", path, error) from error
+    # Poolers and heads lie behind the hidden states; a checkpoint of another task may lack them.
+    missing = [key for key in sorted(report["missing_keys"]) if not key.startswith(("pooler.", "head."))]
+    if missing:
+        raise ValueError(
+            f"{path} has no weights for {len(missing)} parts of its {config.model_type!r} tower, e.g. {missing[0]}"
+        )
+    tower.eval()
     if image_size is not None:
         if image_size % config.patch_size:
             raise ValueError(
@@ -70,7 +83,49 @@ def load_tower(name: str, image_size: int | None = None) -> tuple[PreTrainedMode
         processor.size = {"shortest_edge": image_size}
         processor.crop_size = {"height": image_size, "width": image_size}
         processor.do_resize = processor.do_center_crop = True
+        count_prefix_tokens(tower, processor)
     return tower, processor
+
+
+def checkpoint_error(what: str, path: str, error: Exception) -> OSError:
+    """One sentence: what fails, why, and what to do about it, for a folder or hub id that transformers cannot load."""
+    if Path(path).is_dir():
+        return OSError(f"{what}: {' '.join(str(error).split())}")
+    if path.startswith((".", "/", "~")):
+        return OSError(f"{what}: there is no folder {path}")
+    reason = str(error).strip().split("\n")[0].rstrip(".")
+    return OSError(
+        f"{what}: {path} is not on this machine, and the Hugging Face hub did not give it ({reason}); where there is "
+        f"a network, run `hf download {path} --local-dir FOLDER`, then name that FOLDER instead"
+    )
+
+
+def count_prefix_tokens(tower: PreTrainedModel, processor: BaseImageProcessor) -> int:
+    """Tokens before the patches (class, registers), found by a forward pass over a black picture.
+
+    Raises:
+        ValueError: the tower does not take pictures of the size that the processor makes, or gives no patch grid.
+    """
+    import torch
+    from PIL import Image
+
+    pixels = processor([Image.new("RGB", (64, 64))], return_tensors="pt")["pixel_values"]
+    height, width = pixels.shape[-2:]
+    try:
+        with torch.no_grad():
+            hidden = tower(pixels.to(tower.device, tower.dtype)).last_hidden_state  # [1, T, D]
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"The {tower.config.model_type!r} tower does not take pictures of {height} x {width} pixels, its own size "
+            f"is {tower.config.image_size}: {error}"
+        ) from error
+    n_patches = (height // tower.config.patch_size) * (width // tower.config.patch_size)
+    if hidden.ndim != 3 or hidden.shape[1] < n_patches:
+        raise ValueError(
+            f"The {tower.config.model_type!r} tower is not a plain vision transformer: for {height} x {width} pixels "
+            f"it gives features of shape {tuple(hidden.shape[1:])}, not one for each of the {n_patches} patches"
+        )
+    return hidden.shape[1] - n_patches
 
 
 def weights_digest(model: PreTrainedModel) -> str:

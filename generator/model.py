@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,7 +17,7 @@ import torch
 from torch import nn
 
 from encoder.studies import write_whole
-from encoder.towers import load_tower
+from encoder.towers import checkpoint_error, count_prefix_tokens, load_tower
 from generator.prompts import PromptConfig, chat_template
 
 if TYPE_CHECKING:
@@ -90,15 +91,21 @@ def build(config: ModelConfig) -> tuple[LlavaForConditionalGeneration, LlavaProc
     """Join a pretrained tower and a pretrained language model by a new two-layer projector.
 
     Raises:
-        ValueError: unknown tower, or a language model without tokenizer.
-        OSError: a checkpoint cannot be reached.
+        ValueError: unknown tower, a layer that it lacks, or parts that a LLaVA model cannot hold.
+        OSError: a checkpoint or the language model's tokenizer cannot be reached or read.
     """
     from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 
     tower, image_processor = load_tower(config.tower, config.image_size)
-    lm, tokenizer = _load_lm(config)
-    n_prefix = _count_prefix_tokens(tower)
+    n_states = tower.config.num_hidden_layers + 1
+    if not -n_states <= config.feature_layer < n_states:
+        raise ValueError(
+            f"model.feature_layer is {config.feature_layer}; the hidden states of {config.tower} are numbered "
+            f"{-n_states} to {n_states - 1}"
+        )
+    n_prefix = count_prefix_tokens(tower, image_processor)
     strategy: Literal["default", "full"] = "default" if n_prefix > 0 else "full"
+    lm, tokenizer = _load_lm(config)
     with torch.device("meta"):
         model = LlavaForConditionalGeneration(
             LlavaConfig(
@@ -110,9 +117,11 @@ def build(config: ModelConfig) -> tuple[LlavaForConditionalGeneration, LlavaProc
                 tie_word_embeddings=lm.config.tie_word_embeddings,
             )
         )
+    saved = _shapes(model)
     projector = type(model.model.multi_modal_projector)(model.config)
     model.model.vision_tower, model.model.multi_modal_projector = tower, projector
     model.model.language_model, model.lm_head = lm.base_model, lm.get_output_embeddings()
+    _check_joined(model, lm, saved)
     model.generation_config = _greedy(lm.generation_config, tokenizer)
     model.to(getattr(torch, config.dtype)).eval()
     processor = LlavaProcessor(
@@ -122,7 +131,7 @@ def build(config: ModelConfig) -> tuple[LlavaForConditionalGeneration, LlavaProc
         vision_feature_select_strategy=strategy,
         num_additional_image_tokens=n_prefix,
         image_token=IMAGE_TOKEN,
-        chat_template=chat_template(tokenizer.chat_template, IMAGE_TOKEN),
+        chat_template=chat_template(tokenizer.get_chat_template() if tokenizer.chat_template else None, IMAGE_TOKEN),
     )
     model.config.image_seq_length = check_image_tokens(model, processor)
     return model, processor
@@ -130,25 +139,54 @@ def build(config: ModelConfig) -> tuple[LlavaForConditionalGeneration, LlavaProc
 
 def _load_lm(config: ModelConfig):
     """Load the language model and its tokenizer, with the image placeholder added to both."""
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source = {"gguf_file": config.gguf_file} if config.gguf_file else {}
     try:
         tokenizer = AutoTokenizer.from_pretrained(config.lm, **source)
     except (ValueError, OSError) as error:
-        raise type(error)(f"No tokenizer for the language model {config.lm!r}: {error}") from None
-    lm = AutoModelForCausalLM.from_pretrained(config.lm, dtype="float32", **source)
+        raise checkpoint_error(f"No tokenizer for the language model {config.lm!r}", config.lm, error) from error
+    try:
+        lm = AutoModelForCausalLM.from_pretrained(config.lm, dtype=config.dtype, **source).eval()
+    except (ValueError, OSError, SafetensorError) as error:
+        raise checkpoint_error(f"The language model {config.lm!r} cannot be loaded", config.lm, error) from error
     if hasattr(lm.config, "quantization_config"):  # a GGUF file is unpacked while loading; its weights are plain now
         del lm.config.quantization_config
     if tokenizer.eos_token is None:
         raise ValueError(f"The tokenizer of {config.lm!r} has no eos token, so a report could not end")
-    tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]})
+    tokenizer.add_special_tokens({"extra_special_tokens": [IMAGE_TOKEN]}, replace_extra_special_tokens=False)
     if tokenizer.pad_token is None:  # padding is masked everywhere, so sharing a token does no harm
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
     if len(tokenizer) > lm.get_input_embeddings().weight.shape[0]:
         lm.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    if lm.config.tie_word_embeddings and not hasattr(lm.base_model, "embed_tokens"):
+        # A LLaVA model knows its embeddings by this name only; under others (GPT-2, OPT) they cannot be tied.
+        lm.config.tie_word_embeddings = False
+        lm.set_output_embeddings(deepcopy(lm.get_output_embeddings()))
     return lm, tokenizer
+
+
+def _shapes(model: nn.Module) -> set[tuple[str, torch.Size]]:
+    return {(name, tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+@torch.no_grad()
+def _check_joined(
+    model: LlavaForConditionalGeneration, lm: PreTrainedModel, saved: set[tuple[str, torch.Size]]
+) -> None:
+    """Make sure that the joined model is what a saved one will be, and writes text as the language model by itself.
+
+    Raises:
+        ValueError: a weight has no place among the names and shapes `saved`, or the logits differ.
+    """
+    kind = f"Language models of type {lm.config.model_type!r} do not fit into a LLaVA model"
+    if misfits := sorted(name for name, _ in _shapes(model) ^ saved):
+        raise ValueError(f"{kind}, which has no place for {misfits[0]} as it is")
+    tokens = torch.arange(8)[None]
+    if not torch.allclose(lm(tokens).logits, model(tokens).logits, rtol=1e-4, atol=1e-5):
+        raise ValueError(f"{kind}, which would leave out what they do to the logits of the last layer (scale, cap)")
 
 
 def _greedy(config: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
@@ -161,14 +199,6 @@ def _greedy(config: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> Gen
         eos_token_id=sorted({tokenizer.eos_token_id, *ends} - {None}),
         pad_token_id=tokenizer.pad_token_id,
     )
-
-
-def _count_prefix_tokens(tower: PreTrainedModel) -> int:
-    """Tokens before the patches (class, registers), found by one forward pass over a blank square."""
-    pixels = _blank_square(tower)
-    with torch.no_grad():
-        n_tokens = tower(pixels).last_hidden_state.shape[1]
-    return n_tokens - (pixels.shape[-1] // tower.config.patch_size) ** 2
 
 
 def _blank_square(tower: PreTrainedModel) -> torch.Tensor:
@@ -223,7 +253,11 @@ def choose_trainable(
         projector: whether the projector trains.
         lm: frozen, its LoRA adapters, or all of it.
         tower: frozen, full, or the number of last blocks that train. Parameters that do not reach the projected
-            hidden state (final LayerNorm, mask token, later blocks) stay frozen: they would get no gradient.
+            hidden state (final LayerNorm, mask token, later blocks) stay frozen: they would get no gradient. The last
+            blocks are those before that state.
+
+    Raises:
+        ValueError: nothing trains, there are no adapters for `lora`, or the tower has fewer blocks.
     """
     if lm == "lora" and not any("lora_" in name for name, _ in model.named_parameters()):
         raise ValueError("The language model has no LoRA adapters to train")
@@ -255,23 +289,23 @@ def _tower_parameters(tower: Any, choice: Literal["frozen", "full"] | int, layer
     tower.requires_grad_(True)
     # A trial run tells which parameters the projected hidden state depends on, whatever the architecture.
     tower(_blank_square(tower), output_hidden_states=True).hidden_states[layer].sum().backward()
-    reached = {name for name, parameter in tower.named_parameters() if parameter.grad is not None}
+    reached = {name: parameter for name, parameter in tower.named_parameters() if parameter.grad is not None}
     tower.zero_grad(set_to_none=True)
     if choice == "full":
-        return reached
-    blocks = max((module for module in tower.modules() if isinstance(module, nn.ModuleList)), key=len)
+        return set(reached)
+    stack = max((module for module in tower.modules() if isinstance(module, nn.ModuleList)), key=len)
+    ids = [{id(parameter) for parameter in block.parameters()} for block in stack]
+    blocks = [block for block in ids if any(id(parameter) in block for parameter in reached.values())]
     if not 0 < choice <= len(blocks):
-        raise ValueError(f"tower: {choice} blocks cannot train, the tower has {len(blocks)}")
-    last = {id(parameter) for block in blocks[-choice:] for parameter in block.parameters()}
-    return {name for name, parameter in tower.named_parameters() if name in reached and id(parameter) in last}
+        raise ValueError(
+            f"tower: {choice} blocks cannot train, the tower has {len(blocks)} before its hidden state {layer}"
+        )
+    last = set().union(*blocks[-choice:])
+    return {name for name, parameter in reached.items() if id(parameter) in last}
 
 
 def add_lora(model: nn.Module, config: LoraConfig) -> nn.Module:
-    """Wrap the language model's linear layers, and only those, with LoRA adapters.
-
-    Raises:
-        ValueError: the language model names its layers in a way that is not known here.
-    """
+    """Wrap the linear layers of the language model's blocks, and only those, with LoRA adapters."""
     import peft
 
     lora = peft.LoraConfig(
@@ -306,8 +340,8 @@ def save(drafter: Drafter, folder: str | Path) -> None:
         temporary.write_text(json.dumps(sidecar, indent=2) + "\n", encoding="utf-8")
 
 
-def load(folder: str | Path, dtype: str = "float32", device: str = "cpu") -> Drafter:
-    """Load what `save` wrote.
+def load(folder: str | Path, dtype: str = "auto", device: str = "cpu") -> Drafter:
+    """Load what `save` wrote, in the type it was saved in unless told otherwise.
 
     Raises:
         ValueError: no such folder, no processor in it, a model of another kind, or image tokens that do not match.

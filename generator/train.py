@@ -50,10 +50,12 @@ class Stage:
     """Part of the stage's steps over which the learning rate rises from zero."""
     weight_decay: float = 0.0
     """Decoupled weight decay, on matrices only."""
+    beta2: float = 0.999
+    """Decay of AdamW's mean squared gradient; 0.95 to 0.98 adapts faster in short runs from random weights."""
 
     def __post_init__(self) -> None:
-        if self.epochs <= 0 or self.lr <= 0 or not 0 <= self.warmup < 1:
-            raise ValueError(f"stage: need epochs > 0, lr > 0 and 0 <= warmup < 1, got {self}")
+        if self.epochs <= 0 or self.lr <= 0 or not 0 <= self.warmup < 1 or not 0 < self.beta2 < 1:
+            raise ValueError(f"stage: need epochs > 0, lr > 0, 0 <= warmup < 1 and 0 < beta2 < 1, got {self}")
 
 
 @dataclass
@@ -171,7 +173,8 @@ def train(
         if number < progress.stage:
             continue
         run.restore(model)
-        optimizer = torch.optim.AdamW(_parameter_groups(model, stage.weight_decay), lr=stage.lr)
+        groups = _parameter_groups(model, stage.weight_decay)
+        optimizer = torch.optim.AdamW(groups, lr=stage.lr, betas=(0.9, stage.beta2))
         wrapped, optimizer = accelerator.prepare(model, optimizer)
         run.restore(model, optimizer)
         steps_per_epoch = math.ceil(len(datasets["train"]) / config.batch_size)
@@ -234,6 +237,7 @@ def train(
         progress = Progress(stage=number + 1)
         run.save(model, progress)
 
+    run.restore(model)  # where every stage had been done before, the weights are still to be loaded
     for sentence in sorted(unreadable):
         accelerator.print(f"not trained on: {sentence}")
     drafter.model.model.vision_tower = tower
@@ -322,6 +326,7 @@ def _cache_features(
         )
     for sentence in errors:
         accelerator.print(f"no features: {sentence}")
+    tower.to("cpu")
     return store
 
 

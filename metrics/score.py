@@ -52,13 +52,15 @@ def measure(
     """Per-study statistics of the metrics asked for (by default all).
 
     Raises:
-        ValueError: unequal lengths, nothing to score, or an unknown metric.
+        ValueError: unequal lengths, nothing to score, no metric, or an unknown one.
     """
     if len(predictions) != len(references):
         raise ValueError(f"{len(predictions)} predictions and {len(references)} references: the numbers must be equal")
     if not predictions:
         raise ValueError("Nothing to score: there is no prediction")
     wanted = METRICS if metrics is None else tuple(metrics)
+    if not wanted:
+        raise ValueError(f"No metric is asked for. Choices: {', '.join(METRICS)}")
     for name in wanted:
         if name not in METRICS:
             raise ValueError(f"Unknown metric {name!r}. Choices: {', '.join(METRICS)}")
@@ -88,7 +90,12 @@ def score(
 
     Returns:
         {"n", "metrics": {name: {"value", "low", "high", "median", "signature"}}, "skipped": {name: reason}}
+
+    Raises:
+        ValueError: as `measure`, or resamples or a seed out of range.
     """
+    if n_resamples < 1 or seed < 0:
+        raise ValueError(f"Need at least 1 resample and a seed of at least 0, got {n_resamples} and {seed}")
     measures = measure(predictions, references, metrics, uncertain)
     results = {}
     for name, one in measures.items():
@@ -113,7 +120,7 @@ def read_predictions(path: str | Path) -> tuple[list[Prediction], int]:
     predictions: list[Prediction] = []
     first_line: dict[str, int] = {}
     n_without = 0
-    with open(path, encoding="utf-8") as file:
+    with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
@@ -132,10 +139,10 @@ def read_predictions(path: str | Path) -> tuple[list[Prediction], int]:
     return predictions, n_without
 
 
-def _parse(line: str, where: str) -> dict[str, Any]:
+def _parse(line: bytes, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # broken JSON, or bytes that are not UTF-8
         raise ValueError(f"{where}: not valid JSON: {error}") from None
     if not isinstance(row, dict):
         raise ValueError(f"{where}: expected an object, got {type(row).__name__}")

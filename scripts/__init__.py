@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import io
 import json
 import os
 import sys
-from argparse import RawDescriptionHelpFormatter
-from collections.abc import Sequence
+import warnings
+from argparse import Action, RawDescriptionHelpFormatter
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = ROOT / "configs"
+PACKAGES = ("encoder", "generator", "metrics", "scripts")
 
 
 def run(action: str, arguments: list[str] | None = None) -> None:
     """Parse the command line by the signature of the action's `main`, run it, and leave with its exit status.
 
     Instead of `main` a module may have COMMANDS, its sub-commands by name. POSITIONAL names parameters that may stand
-    first without their names; the last of them takes the rest as a list. DEFAULT_CONFIG is read where no --config is
-    given. The module's docstring opens the help.
+    first without their names; the last of them takes the rest as a list. Parameters of `main` that are lists also take
+    plain words: --metrics rouge_l bleu_4. DEFAULT_CONFIG is read where no --config is given. The module's docstring
+    opens the help.
 
     Errors that a user can mend (ValueError, OSError, FloatingPointError) become one sentence on stderr and exit status
-    1; with RADDRAFT_TRACEBACK=1 in the environment they keep their traceback.
+    1; with RADDRAFT_TRACEBACK=1 in the environment they keep their traceback. This project's warnings become one line.
 
     Args:
         action: name of the action, hence of its module.
@@ -31,25 +38,33 @@ def run(action: str, arguments: list[str] | None = None) -> None:
     from jsonargparse import DefaultHelpFormatter, auto_cli, set_parsing_settings
 
     class Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
-        """Keeps the commands in a description on lines of their own."""
+        """Keeps the commands in a description on lines of their own, and names lists of paths as they are typed."""
+
+        def _format_args(self, action: Action, default_metavar: str) -> str:
+            text = super()._format_args(action, default_metavar)
+            return "PATH …" if "LIST_OF_PATHS_FILE" in text else text
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     module = importlib.import_module(f"scripts.{action}")
-    arguments = sys.argv[1:] if arguments is None else arguments
+    function = getattr(module, "COMMANDS", None) or module.main
+    arguments = name_positionals(sys.argv[1:] if arguments is None else arguments, getattr(module, "POSITIONAL", ()))
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a console that lacks a letter must not cost the drafts after it
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        status = auto_cli(
-            getattr(module, "COMMANDS", None) or module.main,
-            as_positional=False,
-            args=name_positionals(arguments, getattr(module, "POSITIONAL", ())),
-            prog=f"raddraft {action}",
-            description=inspect.getdoc(module),
-            formatter_class=Formatter,
-            default_config_files=[str(module.DEFAULT_CONFIG)] if hasattr(module, "DEFAULT_CONFIG") else [],
-        )
+        with _warnings_in_one_line(action):
+            status = auto_cli(
+                function,
+                as_positional=False,
+                args=gather_lists(arguments, _list_parameters(function)),
+                prog=f"raddraft {action}",
+                description=inspect.getdoc(module),
+                formatter_class=Formatter,
+                default_config_files=[str(module.DEFAULT_CONFIG)] if hasattr(module, "DEFAULT_CONFIG") else [],
+            )
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("RADDRAFT_TRACEBACK"):
             raise
-        sys.exit(f"raddraft {action}: {error}")
+        sys.exit(f"raddraft {action}: {' '.join(str(error).split())}")
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(status if isinstance(status, int) else 0)
@@ -66,3 +81,44 @@ def name_positionals(arguments: list[str], names: Sequence[str]) -> list[str]:
     if len(values) > len(singles):
         named += [f"--{rest}", json.dumps(values[len(singles) :])]
     return named + options
+
+
+def gather_lists(arguments: list[str], names: Collection[str]) -> list[str]:
+    """Make one list of the words after such an option: --metrics A B -> --metrics ["A", "B"]; [A, B] stays as it is."""
+    groups: list[list[str]] = []
+    for argument in arguments:
+        if argument.startswith("--") or not groups:
+            groups.append([])
+        groups[-1].append(argument)
+    for group in groups:
+        option, *values = group
+        if option.removeprefix("--") in names and values not in ([], ["null"]) and not values[0].startswith("["):
+            group[1:] = [json.dumps(values)]
+    return [argument for group in groups for argument in group]
+
+
+def _list_parameters(function: Any) -> list[str]:
+    """Names of the parameters that are lists; none where there are sub-commands."""
+    parameters = {} if isinstance(function, dict) else inspect.signature(function).parameters
+    return [name for name, parameter in parameters.items() if str(parameter.annotation).startswith("list[")]
+
+
+@contextmanager
+def _warnings_in_one_line(action: str) -> Iterator[None]:
+    """Print this project's warnings as one line each, above any progress bar; those of libraries stay as they are."""
+    before = warnings.showwarning
+
+    def show(message, category, filename, lineno, file=None, line=None) -> None:
+        from tqdm import tqdm
+
+        path = Path(filename).resolve()
+        if path.is_relative_to(ROOT) and path.relative_to(ROOT).parts[0] in PACKAGES:
+            tqdm.write(f"raddraft {action}: warning: {message}", file=file or sys.stderr)
+        else:
+            before(message, category, filename, lineno, file, line)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = before

@@ -29,8 +29,8 @@ CONTROLS = ("shuffled-images", "most-frequent", "nearest-report")
 def main(
     train: TrainConfig,
     out: Path = Path("runs/demo"),
-    count: int = 2400,
-    size: int = 128,
+    count: int = 4000,
+    size: int = 112,
     seed: int = 0,
     tower_width: int = 128,
     tower_layers: int = 4,

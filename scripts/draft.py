@@ -47,7 +47,11 @@ def main(
     paths = find_images(images)
     drafter = load(model, device=pick_device(device))
     sections = {"indication": indication} if indication else {}
-    studies = [Study(str(path), str(path), "test", [StudyImage(path.absolute(), view)], sections) for path in paths]
+    names = [os.fsencode(path).decode(errors="replace") for path in paths]  # file names may hold any bytes
+    studies = [
+        Study(name, name, "test", [StudyImage(path.absolute(), view)], sections)
+        for name, path in zip(names, paths, strict=True)
+    ]
     with TemporaryDirectory() as scratch:
         file = out or Path(scratch) / "drafts.jsonl"
         errors = generate(drafter, studies, file, decode, str(model), workers)
@@ -72,13 +76,15 @@ def find_images(arguments: list[Path]) -> list[Path]:
 def print_drafts(file: Path) -> None:
     """Print every draft of a predictions.jsonl under the banner that it is one."""
     import json
+    import shutil
     import textwrap
 
-    width = min(100, os.get_terminal_size().columns if os.isatty(1) else 100)
-    for line in file.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        print(f"\n{row['study_id']}\n{BANNER}\n")
-        print(textwrap.fill(row["prediction"] or "(empty)", width, initial_indent="  ", subsequent_indent="  "))
+    width = min(100, shutil.get_terminal_size((100, 24)).columns)
+    with open(file, encoding="utf-8") as lines:
+        for line in lines:
+            row = json.loads(line)
+            print(f"\n{row['study_id']}\n{BANNER}\n")
+            print(textwrap.fill(row["prediction"] or "(empty)", width, initial_indent="  ", subsequent_indent="  "))
     print()
 
 

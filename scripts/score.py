@@ -1,7 +1,7 @@
 """Score drafts against reports: a table with intervals, scores.json, per-study values, and a page to read.
 
     raddraft score runs/first/model.jsonl runs/first/shuffled-images.jsonl --studies data/phantom/studies.jsonl
-    raddraft score other_system.jsonl --metrics '[rouge_l, bleu_4]' --out scores/other
+    raddraft score other_system.jsonl --metrics rouge_l bleu_4 --out scores/other
 
 The first file is the system under test; the others, such as its controls, stand beside it on the same studies. Each
 line of a file is {"study_id", "prediction", "reference"}: any system's drafts can be scored.
@@ -61,6 +61,7 @@ def main(
             print(f"{path}: {n_without} predictions without a reference are left out")
     _check_same_studies(systems)
     first = next(iter(systems))
+    known = {study.study_id: study for study in read_studies(studies)} if studies else {}
     scores = {
         name: score(
             [row.prediction for row in rows], [row.reference for row in rows], metrics, uncertain, resamples, seed
@@ -68,16 +69,15 @@ def main(
         for name, rows in systems.items()
     }
     out = out or predictions[0].parent / "scores"
-    known = {study.study_id: study for study in read_studies(studies)} if studies else {}
     sources = {study.source for study in known.values()}
     title = title or f"Drafts by {first}" + (", on synthetic data" if sources == {"phantom"} else "")
     others = {name: one for name, one in scores.items() if name != first}
-    _write(out / "scores.json", json.dumps(scores[first] | ({"others": others} if others else {}), indent=2) + "\n")
     labels = [(label(row.reference), label(row.prediction)) for row in systems[first]]
-    _write(out / "per_study.csv", _per_study_csv(systems[first], labels))
     table = per_observation([ours for _, ours in labels], [theirs for theirs, _ in labels], OBSERVATIONS, uncertain)
-    shown = _choose_cases(systems, labels, known, cases)
-    _write(out / "report.html", render_report(title, scores, shown, table))
+    page = render_report(title, scores, _choose_cases(systems, labels, known, cases), table)
+    _write(out / "scores.json", json.dumps(scores[first] | ({"others": others} if others else {}), indent=2) + "\n")
+    _write(out / "per_study.csv", _per_study_csv(systems[first], labels))
+    _write(out / "report.html", page)
     print(format_table(scores))
     print(f"\nscores: {out / 'scores.json'}\nper study: {out / 'per_study.csv'}\npage: {out / 'report.html'}")
 
@@ -110,9 +110,13 @@ def _check_same_studies(systems: dict[str, list[Prediction]]) -> None:
     order = {row.study_id: row for row in systems[first]}
     for name in others:
         rows = {row.study_id: row for row in systems[name]}
-        for study_id in order.keys() ^ rows.keys():
+        if alone := order.keys() ^ rows.keys():
+            study_id = min(alone)
             holder, lacker = (first, name) if study_id in order else (name, first)
-            raise ValueError(f"Study {study_id!r} is in {holder} but not in {lacker}; they must hold the same studies")
+            raise ValueError(
+                f"Study {study_id!r} is in {holder} but not in {lacker}; they must hold the same studies "
+                f"({len(alone)} are in one of them only)"
+            )
         for study_id, row in rows.items():
             if row.reference != order[study_id].reference:
                 raise ValueError(f"Study {study_id!r} has one reference in {first} and another in {name}")
@@ -141,9 +145,9 @@ def _choose_cases(
     """Studies at equal distances through the file, so that neither the best nor the worst are picked."""
     first = next(iter(systems))
     n = len(systems[first])
-    chosen = sorted({round(i * (n - 1) / max(1, count - 1)) for i in range(min(count, n))})
+    count = min(count, n)
     cases = []
-    for i in chosen:
+    for i in (round(k * (n - 1) / max(1, count - 1)) for k in range(count)):
         row = systems[first][i]
         study = known.get(row.study_id)
         drafts = {name: rows[i].prediction for name, rows in systems.items()}
@@ -170,7 +174,8 @@ def _thumbnail(path: Path, side: int = 512) -> bytes | None:
 
 def _write(path: Path, text: str) -> None:
     with write_whole(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        # JSON can hold half a surrogate pair, UTF-8 cannot.
+        temporary.write_text(text, encoding="utf-8", errors="replace")
 
 
 if __name__ == "__main__":

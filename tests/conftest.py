@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"  # networks this small run faster on one thread, above all on a busy machine
 
 ROOT = Path(__file__).resolve().parent.parent
 

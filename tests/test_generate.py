@@ -22,6 +22,7 @@ from generator.generate import BANNER, DecodeConfig, generate
 from generator.model import Drafter, ModelConfig, load
 from generator.prompts import PromptConfig
 from generator.train import Stage, TrainConfig, train
+from scripts.app import draft_upload
 from tests.conftest import make_study
 
 
@@ -265,3 +266,18 @@ def test_inference_does_not_touch_the_weights(drafter, studies, tmp_path) -> Non
     before = {name: value.clone() for name, value in drafter.model.state_dict().items()}
     generate(drafter, studies[:3], tmp_path / "out.jsonl", CONFIG, "model")
     assert all(torch.equal(before[name], value) for name, value in drafter.model.state_dict().items())
+
+
+def test_app_drafts_an_upload_or_says_what_is_wrong(drafter, studies, tmp_path) -> None:
+    study = studies[1]
+    picture, text = draft_upload(drafter, CONFIG, str(study.main_image.path), study.sections["indication"])
+    without_view = replace(study, images=[replace(study.main_image, view=None)])
+    generate(drafter, [without_view], tmp_path / "no_view.jsonl", CONFIG, "model")
+    assert text == read(tmp_path / "no_view.jsonl")[0]["prediction"]
+    assert picture is not None
+    assert picture.size == (32, 32)
+    (tmp_path / "notes.txt").write_text("not a picture")
+    picture, text = draft_upload(drafter, CONFIG, str(tmp_path / "notes.txt"), "")
+    assert picture is None
+    assert "notes.txt" in text
+    assert draft_upload(drafter, CONFIG, None, "")[1] == "Choose a file first."

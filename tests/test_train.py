@@ -109,6 +109,14 @@ def test_lora_run_reloads_with_adapters_merged(parts, parts_config, tmp_path) ->
     assert evaluate(load(folder), parts["val"]) == pytest.approx(validation[-1][3], abs=1e-5)
 
 
+def test_a_finished_run_started_again_keeps_its_model(parts, parts_config, tmp_path) -> None:
+    first = weights(load(train(parts, tmp_path / "run", parts_config, PromptConfig(), quick())).model)
+    log = losses(tmp_path / "run")
+    again = weights(load(train(parts, tmp_path / "run", parts_config, PromptConfig(), quick())).model)
+    assert changed(first, again) == set()
+    assert losses(tmp_path / "run") == log
+
+
 def evaluate(drafter: Drafter, studies: list) -> float:
     """Loss per report token by plain transformers: one study at a time, labels over the whole sequence."""
     total, count = 0.0, 0

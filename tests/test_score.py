@@ -1,0 +1,304 @@
+"""`raddraft score`: right numbers in every file it writes, and a sentence for everything that cannot be scored."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from encoder.studies import Study, StudyImage, write_studies
+from metrics.score import METRICS
+from tests.conftest import make_study
+from tests.test_cli import files_no_larger_than, run
+
+# study -> prediction, reference, and by hand: ROUGE-L, observations missed and invented
+BY_HAND = {
+    "s1": ("The heart is enlarged.", "The heart is enlarged.", 1.0, "", ""),
+    "s2": ("Small left pleural effusion.", "No pleural effusion.", 4 / 7, "", "Pleural Effusion"),
+    "s3": ("The lungs are clear.", "Right lower lobe consolidation.", 0.0, "Consolidation", ""),
+    "s4": ("", "Possible pneumonia.", 0.0, "", ""),
+}
+ROWS: list[dict[str, Any]] = [
+    {"study_id": name, "prediction": row[0], "reference": row[1]} for name, row in BY_HAND.items()
+]
+
+
+def write(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def read_scores(folder: Path) -> dict:
+    return json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+
+
+def test_one_file(tmp_path, capsys) -> None:
+    assert run("score", write(tmp_path / "model.jsonl", ROWS)) == (0, "")
+    folder = tmp_path / "scores"
+    assert {path.name for path in folder.iterdir()} == {"scores.json", "per_study.csv", "report.html"}
+    scores = read_scores(folder)
+    assert scores["n"] == 4
+    assert scores["skipped"] == {}
+    assert "others" not in scores
+    metrics = scores["metrics"]
+    assert list(metrics) == list(METRICS)
+    assert metrics["rouge_l"]["value"] == pytest.approx((1 + 4 / 7) / 4)
+    # Cardiomegaly found, Pleural Effusion invented, Consolidation missed; No Finding missed once and invented twice,
+    # in s4 beside an uncertain Pneumonia, which itself counts as negative.
+    assert metrics["rule_micro_f1_5"]["value"] == pytest.approx(2 * 1 / (2 * 1 + 1 + 1))
+    assert metrics["rule_macro_f1_5"]["value"] == pytest.approx(1 / 5)
+    assert metrics["rule_micro_f1_14"]["value"] == pytest.approx(2 * 1 / (2 * 1 + 5))
+    assert metrics["rule_macro_f1_14"]["value"] == pytest.approx(1 / 14)
+    for name, one in metrics.items():
+        assert 0 <= one["low"] <= one["value"] <= one["high"] <= 1, name
+        assert "|n:4|bootstrap:500 seed 0" in one["signature"], name
+
+    with open(folder / "per_study.csv", encoding="utf-8", newline="") as file:
+        table = {row["study_id"]: row for row in csv.DictReader(file)}
+    assert list(table) == list(BY_HAND)
+    for name, (_, _, rouge_l, missed, invented) in BY_HAND.items():
+        assert float(table[name]["rouge_l"]) == pytest.approx(rouge_l, abs=1e-6)
+        assert (table[name]["rule_missed"], table[name]["rule_invented"]) == (missed, invented)
+
+    shown, page = capsys.readouterr().out, (folder / "report.html").read_text(encoding="utf-8")
+    low, high = metrics["rouge_l"]["low"], metrics["rouge_l"]["high"]
+    assert f"rouge_l           0.393 [{low:.3f} {high:.3f}]" in shown
+    assert str(folder / "report.html") in shown
+    assert "Drafts by model" in page
+    assert "data:image" not in page
+    for part in ("0.393", f"{low:.3f}", f"{high:.3f}", "Small left pleural effusion.", "Possible pneumonia."):
+        assert part in page
+
+
+def test_bleu_is_sacrebleus(tmp_path) -> None:
+    from sacrebleu.metrics import BLEU
+
+    run("score", write(tmp_path / "model.jsonl", ROWS))
+    drafts, references = [row["prediction"] for row in ROWS], [row["reference"] for row in ROWS]
+    for order in (1, 2, 3, 4):
+        expected = BLEU(max_ngram_order=order, smooth_method="none").corpus_score(drafts, [references]).score / 100
+        assert read_scores(tmp_path / "scores")["metrics"][f"bleu_{order}"]["value"] == pytest.approx(expected)
+
+
+def test_several_files_stand_side_by_side_whatever_their_order(tmp_path, capsys) -> None:
+    model = write(tmp_path / "model.jsonl", ROWS)
+    # Another system's file: other order, no "model", keys of its own, and one study that has no reference anywhere.
+    other = [row | {"candidates": ["a", "b"], "score": 0.3} for row in reversed(ROWS)]
+    other += [{"study_id": "s9", "prediction": "Normal."}]
+    perfect = [row | {"prediction": row["reference"], "model": "copy"} for row in ROWS]
+    files = (model, write(tmp_path / "other.jsonl", other), write(tmp_path / "perfect.jsonl", perfect))
+    assert run("score", *files, "--out", tmp_path / "side", "--title", "Three systems") == (0, "")
+    scores = read_scores(tmp_path / "side")
+    assert list(scores["others"]) == ["other", "perfect"]
+    assert scores["others"]["other"]["metrics"] == scores["metrics"], "the same drafts on the same resamples"
+    best = scores["others"]["perfect"]["metrics"]
+    assert best["rouge_l"]["value"] == best["rouge_l"]["low"] == 1.0
+    assert best["bleu_4"]["value"] == pytest.approx(1.0)
+    assert best["rule_micro_f1_14"]["value"] == 1.0
+    shown, page = capsys.readouterr().out, (tmp_path / "side" / "report.html").read_text(encoding="utf-8")
+    assert "other.jsonl: 1 predictions without a reference are left out" in shown
+    header = next(line for line in shown.splitlines() if line.startswith("n = "))
+    assert header.split() == ["n", "=", "4", "model", "other", "perfect"]
+    assert "1.000 [1.000 1.000]" in shown
+    assert "Three systems" in page
+    assert len((tmp_path / "side" / "per_study.csv").read_text().splitlines()) == 1 + 4, "of the first system only"
+    assert not (tmp_path / "scores").exists()
+
+
+def test_studies_bring_their_images_into_the_page(tmp_path) -> None:
+    studies = [make_study(tmp_path, i, "test") for i in (1, 2)]
+    studies[1].images[0].path.write_bytes(b"broken")
+    studies.append(Study("s8", "p8", "test", [StudyImage(tmp_path / "1.png")]))  # has no draft
+    write_studies(tmp_path / "studies.jsonl", studies)
+    model = write(tmp_path / "model.jsonl", ROWS)
+    assert run("score", model, "--studies", tmp_path / "studies.jsonl") == (0, "")
+    page = (tmp_path / "scores" / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/jpeg;base64,") == 1, "s1; s2 cannot be read, s3 and s4 are not in the manifest"
+    assert "on synthetic data" not in page
+    write_studies(
+        tmp_path / "phantoms.jsonl", [Study("s1", "p1", "test", [StudyImage(tmp_path / "1.png")], source="phantom")]
+    )
+    assert run("score", model, "--studies", tmp_path / "phantoms.jsonl", "--out", tmp_path / "phantoms") == (0, "")
+    assert "Drafts by model, on synthetic data" in (tmp_path / "phantoms" / "report.html").read_text(encoding="utf-8")
+
+
+def changed(number: int, **keys: object) -> list[dict]:
+    """The rows, one of them with other keys; None takes a key away."""
+    rows = [dict(row) for row in ROWS]
+    rows[number] |= keys
+    rows[number] = {key: value for key, value in rows[number].items() if value is not None}
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("rows", "sentence"),
+    [
+        (changed(1, prediction=None), "model.jsonl line 2: prediction must be a string, got None"),
+        (changed(1, study_id=None), "model.jsonl line 2: study_id must be a string, got None"),
+        (changed(2, study_id=3), "model.jsonl line 3: study_id must be a string, got 3"),
+        (changed(2, reference=["x"]), "model.jsonl line 3: reference must be a string or null, got ['x']"),
+        (changed(3, study_id="s1"), "model.jsonl line 4: study 's1' stands already on line 1"),
+        ([row | {"reference": None} for row in ROWS], "model.jsonl: no prediction with a reference (4 without)"),
+        ([], "model.jsonl: no prediction with a reference (0 without)"),
+    ],
+)
+def test_faulty_predictions_are_named_by_line(tmp_path, rows, sentence) -> None:
+    status, message = run("score", write(tmp_path / "model.jsonl", rows))
+    assert status == 1
+    assert message.startswith("raddraft score: ")
+    assert message.endswith(sentence)
+    assert not (tmp_path / "scores").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "culprit"),
+    [
+        (b'{"study_id": "s9", "predic', "Unterminated string"),
+        (b'["s9", "x", "y"]', "expected an object, got list"),
+        ('{"study_id": "s9", "prediction": "Herz vergrößert", "reference": "x"}'.encode("latin-1"), "'utf-8' codec"),
+    ],
+)
+def test_a_broken_line_is_named(tmp_path, line, culprit) -> None:
+    model = write(tmp_path / "model.jsonl", ROWS)
+    with open(model, "ab") as file:
+        file.write(b"\n" + line)
+    status, message = run("score", model)
+    assert status == 1
+    assert "raddraft score: model.jsonl line 6: " in message
+    assert culprit in message
+
+
+def test_byte_order_mark_and_windows_line_ends_are_read(tmp_path) -> None:
+    model = write(tmp_path / "model.jsonl", ROWS)
+    model.write_bytes(b"\xef\xbb\xbf" + model.read_bytes().replace(b"\n", b"\r\n"))
+    assert run("score", model) == (0, "")
+    assert read_scores(tmp_path / "scores")["n"] == 4
+
+
+def test_systems_must_hold_the_same_studies_with_the_same_references(tmp_path) -> None:
+    model, fewer = write(tmp_path / "model.jsonl", ROWS), write(tmp_path / "fewer.jsonl", ROWS[:2])
+    expected = "in model but not in fewer; they must hold the same studies (2 are in one of them only)"
+    assert run("score", model, fewer) == (1, f"raddraft score: Study 's3' is {expected}")
+    assert f"Study 's3' is {expected}" in run("score", fewer, model)[1]
+    differing = write(tmp_path / "differing.jsonl", changed(1, reference="No effusion."))
+    expected = "raddraft score: Study 's2' has one reference in model and another in differing"
+    assert run("score", model, differing) == (1, expected)
+    (tmp_path / "b").mkdir()
+    same_name = write(tmp_path / "b" / "model.jsonl", ROWS)
+    expected = "raddraft score: Two files are named 'model'; systems are told apart by file name"
+    assert run("score", model, same_name) == (1, expected)
+
+
+def test_metrics_are_chosen_by_name_in_any_spelling_of_a_list(tmp_path, capsys) -> None:
+    model = write(tmp_path / "model.jsonl", ROWS)
+    for words in (("bleu_2", "rouge_l"), ("[bleu_2, rouge_l]",), ('["bleu_2", "rouge_l"]',)):
+        assert run("score", "--predictions", model, "--metrics", *words) == (0, "")
+        assert list(read_scores(tmp_path / "scores")["metrics"]) == ["bleu_2", "rouge_l"]
+        assert "bleu_1" not in capsys.readouterr().out
+    assert run("score", model, "--metrics", "rule_micro_f1_5") == (0, "")
+    assert list(read_scores(tmp_path / "scores")["metrics"]) == ["rule_micro_f1_5"]
+
+
+@pytest.mark.parametrize(
+    ("options", "culprits"),
+    [
+        (("--metrics", "rouge_l", "meteor"), ("Unknown metric 'meteor'", "Choices: rouge_l, bleu_1")),
+        (("--metrics", "[]"), ("No metric is asked for", "Choices: rouge_l, bleu_1")),
+        (("--resamples", "0"), ("at least 1 resample", "got 0 and 0")),
+        (("--seed", "-1"), ("a seed of at least 0", "got 500 and -1")),
+        (("--studies", "nowhere.jsonl"), ("nowhere.jsonl",)),
+    ],
+)
+def test_options_that_make_no_sense_are_refused_before_anything_is_written(tmp_path, options, culprits) -> None:
+    status, message = run("score", write(tmp_path / "model.jsonl", ROWS), *options)
+    assert status == 1
+    assert all(culprit in message for culprit in culprits)
+    assert not (tmp_path / "scores").exists()
+
+
+def test_a_metric_asked_for_by_name_that_cannot_run_is_an_error(tmp_path) -> None:
+    cannot = [name for name in ("radgraph_er", "chexbert_macro_f1_14") if name not in METRICS]
+    for name in cannot or pytest.skip("every metric that this test knows of can run"):
+        status, message = run("score", write(tmp_path / "model.jsonl", ROWS), "--metrics", "rouge_l", name)
+        assert status == 1
+        assert repr(name) in message
+
+
+def test_uncertain_is_a_choice_that_changes_value_and_signature(tmp_path, capsys) -> None:
+    rows = [*ROWS, {"study_id": "s5", "prediction": "Edema.", "reference": "Possible edema."}]
+    model = write(tmp_path / "model.jsonl", rows)
+    scores = {}
+    for uncertain in ("negative", "positive"):
+        out = tmp_path / uncertain
+        assert run("score", model, "--uncertain", uncertain, "--out", out) == (0, "")
+        scores[uncertain] = read_scores(out)["metrics"]
+    negative, positive = scores["negative"], scores["positive"]
+    assert positive["rule_micro_f1_5"]["value"] > negative["rule_micro_f1_5"]["value"]
+    for name in METRICS:
+        if name.startswith("rule_"):
+            assert "|uncertain:negative|" in negative[name]["signature"]
+            assert negative[name]["signature"].replace(":negative", ":positive") == positive[name]["signature"]
+        else:
+            assert negative[name] == positive[name]
+    assert run("score", model, "--uncertain", "maybe")[0] == 2
+    error = capsys.readouterr().err
+    assert "'negative', 'positive'" in error
+    assert "maybe" in error
+
+
+def test_blank_drafts_score_nothing_and_do_not_stop(tmp_path) -> None:
+    rows = [row | {"prediction": blank} for row, blank in zip(ROWS, ("", " ", "\n", "-"), strict=True)]
+    assert run("score", write(tmp_path / "model.jsonl", rows)) == (0, "")
+    metrics = read_scores(tmp_path / "scores")["metrics"]
+    for name in ("rouge_l", "bleu_1", "bleu_4", "rule_macro_f1_5"):
+        assert (metrics[name]["value"], metrics[name]["low"], metrics[name]["high"]) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(("cases", "shown"), [(36, 7), (7, 7), (4, 4), (2, 2), (1, 1), (0, 0)])
+def test_the_page_shows_as_many_studies_as_asked_for_from_first_to_last(tmp_path, cases, shown) -> None:
+    rows = [{"study_id": f"study-{i}", "prediction": "x", "reference": "y"} for i in range(7)]
+    assert run("score", write(tmp_path / "model.jsonl", rows), "--metrics", "rouge_l", "--cases", cases) == (0, "")
+    page = (tmp_path / "scores" / "report.html").read_text(encoding="utf-8")
+    found = [i for i in range(7) if f"study-{i}" in page]
+    assert len(found) == shown
+    assert found[:1] + found[-1:] == ([0, 6] if shown > 1 else [0, 0] if shown else [])
+
+
+def test_letters_of_every_language_reach_the_page(tmp_path) -> None:
+    texts = [
+        "Das Herz ist vergrößert.",
+        "Сердце увеличено.",
+        "心臓は拡大している。",
+        "القلب متضخم",
+        "half a pair \ud83d",
+    ]
+    rows = [{"study_id": f"Fuß {i}", "prediction": text, "reference": text} for i, text in enumerate(texts)]
+    model = tmp_path / "моя модель.jsonl"
+    model.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    assert run("score", model) == (0, "")
+    page = (tmp_path / "scores" / "report.html").read_text(encoding="utf-8")
+    assert all(text in page for text in (*texts[:4], "half a pair ?", "Fuß 3", "моя модель"))
+    assert "Fuß 2,0.000000" in (tmp_path / "scores" / "per_study.csv").read_text(encoding="utf-8"), "no Latin letter"
+    assert read_scores(tmp_path / "scores")["metrics"]["bleu_1"]["value"] == pytest.approx(1.0)
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_whole_files_only(tmp_path, capsys) -> None:
+    model = write(tmp_path / "model.jsonl", ROWS)
+    assert run("score", model) == (0, "")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "scores").iterdir()}
+    with files_no_larger_than(1000):
+        assert run("score", model, "--resamples", 20) == (1, "raddraft score: [Errno 27] File too large")
+        assert run("score", model, "--out", tmp_path / "new")[0] == 1
+    assert {path.name: path.read_bytes() for path in (tmp_path / "scores").iterdir()} == before
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_an_output_folder_that_is_a_file_is_named(tmp_path) -> None:
+    model = write(tmp_path / "model.jsonl", ROWS)
+    status, message = run("score", model, "--out", model)
+    assert status == 1
+    assert str(model) in message
+    assert len(model.read_text().splitlines()) == 4

@@ -1,0 +1,237 @@
+"""The manifest: faults are named by file, line and value; what is written reads back; real data can be read."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from encoder.studies import ManifestError, Study, StudyImage, count_splits, read_studies, write_studies, write_whole
+
+
+def row(number: int = 1, **changes: Any) -> dict[str, Any]:
+    """A line of a manifest; a change to `...` takes the key out."""
+    base = {"study_id": f"s{number}", "subject_id": f"p{number}", "split": "train", "images": [{"path": "a.png"}]}
+    return {key: value for key, value in (base | changes).items() if value is not ...}
+
+
+def write_lines(folder: Path, *lines: Any) -> Path:
+    path = folder / "studies.jsonl"
+    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ('{"study_id": "s2", }', "not valid JSON: Expecting property name enclosed in double quotes at character 20"),
+        ('{"study_id": "s2"', "not valid JSON: Expecting ',' delimiter at character 19"),
+        ("[1, 2]", "expected an object, got list"),
+        (row(2, study_id=...), "key 'study_id' is missing"),
+        (row(2, subject_id=...), "key 'subject_id' is missing"),
+        (row(2, split=...), "key 'split' is missing"),
+        (row(2, images=...), "key 'images' is missing"),
+        (row(2, study_id=17), "study_id must be a non-empty string, got 17"),
+        (row(2, subject_id=""), "subject_id must be a non-empty string, got ''"),
+        (row(2, study_id="s1"), "study 's1' stands already on line 1"),
+        (row(2, split="validate"), "unknown split 'validate'. Choices: train, val, test"),
+        (row(2, split=["train"]), "unknown split ['train']. Choices: train, val, test"),
+        (row(2, subject_id="p1", split="val"), "subject 'p1' is in split 'val', and in 'train' on line 1"),
+        (row(2, images=[]), "images must be a non-empty list, got []"),
+        (row(2, images="a.png"), "images must be a non-empty list, got 'a.png'"),
+        (row(2, images=["a.png"]), "an image must be an object with a path, got 'a.png'"),
+        (row(2, images=[{"view": "PA"}]), "an image must be an object with a path, got {'view': 'PA'}"),
+        (row(2, images=[{"path": ""}]), "an image must be an object with a path, got {'path': ''}"),
+        (row(2, images=[{"path": "a.png", "view": 3}]), "view must be a string or null, got 3"),
+        (row(2, images=[{"path": "a.png", "masks": ["m.png"]}]), "masks must be an object, got ['m.png']"),
+        (
+            row(2, images=[{"path": "a.png", "masks": {"lungs": 1}}]),
+            "masks must map a structure to a path, got {'lungs': 1}",
+        ),
+        (row(2, sections="Clear."), "sections must be an object, got 'Clear.'"),
+        (row(2, sections=[]), "sections must be an object, got []"),
+        (row(2, sections={"findings": None}), "section 'findings' must be a string, got None"),
+        (row(2, labels=["Edema"]), "labels must be an object, got ['Edema']"),
+        (row(2, labels={"Edema": 2}), "label 'Edema' is 2. Choices: 1, 0, -1, null"),
+        (row(2, labels={"Edema": True}), "label 'Edema' is True. Choices: 1, 0, -1, null"),
+        (row(2, labels={"Edema": "1"}), "label 'Edema' is '1'. Choices: 1, 0, -1, null"),
+        (row(2, patient="F"), "patient must be an object, got 'F'"),
+        (row(2, source=5), "source must be a string or null, got 5"),
+    ],
+)
+def test_a_fault_is_named_with_its_line_and_value(tmp_path: Path, second: Any, message: str) -> None:
+    path = write_lines(tmp_path, row(1), second, row(3))
+    with pytest.raises(ManifestError) as error:
+        read_studies(path)
+    assert str(error.value) == f"studies.jsonl line 2: {message}"
+
+
+def test_a_fault_in_another_split_is_found_too(tmp_path: Path) -> None:
+    path = write_lines(tmp_path, row(1), "", row(2, split="test", labels={"Edema": 7}))
+    with pytest.raises(ManifestError, match="line 3: label 'Edema' is 7"):
+        read_studies(path, "train")
+
+
+def test_text_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    line = json.dumps(row(1, sections={"findings": "Épanchement pleural."}), ensure_ascii=False)
+    (tmp_path / "studies.jsonl").write_bytes(line.encode("latin-1"))
+    with pytest.raises(ManifestError, match=r"^studies\.jsonl line 1: not in UTF-8: .* byte 0xc9"):
+        read_studies(tmp_path / "studies.jsonl")
+
+
+def test_files_written_on_windows_are_read(tmp_path: Path) -> None:
+    lines = "".join(json.dumps(row(number)) + "\r\n" for number in (1, 2))
+    (tmp_path / "studies.jsonl").write_bytes(b"\xef\xbb\xbf" + lines.encode())  # byte order mark
+    assert [study.study_id for study in read_studies(tmp_path / "studies.jsonl")] == ["s1", "s2"]
+
+
+@pytest.mark.parametrize("kind", ["image", "mask"])
+def test_missing_files_are_named_if_asked_for(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "a.png").touch()
+    images = [{"path": "a.png"}, {"path": "gone.png"}]
+    if kind == "mask":
+        images = [{"path": "a.png", "masks": {"lungs": "gone.png"}}]
+    path = write_lines(tmp_path, row(1), row(2, images=images))
+    assert len(read_studies(path)) == 2
+    with pytest.raises(ManifestError) as error:
+        read_studies(path, check_images=True)
+    assert str(error.value) == f"studies.jsonl line 2: {kind} '{tmp_path / 'gone.png'}' does not exist"
+
+
+def test_nothing_to_read_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match=r"studies\.jsonl: no study$"):
+        read_studies(write_lines(tmp_path, "", "  "))
+    path = write_lines(tmp_path, row(1), row(2), row(3, split="test"))
+    with pytest.raises(ManifestError, match=r"no study in split 'val' \(there are: train 2, val 0, test 1\)$"):
+        read_studies(path, "val")
+    with pytest.raises(ManifestError, match=r"Unknown split 'dev'\. Choices: train, val, test"):
+        read_studies(path, "dev")
+    with pytest.raises(FileNotFoundError):
+        read_studies(tmp_path / "nowhere.jsonl")
+
+
+def test_optional_parts_may_be_null_or_missing(tmp_path: Path) -> None:
+    empty = {"sections": None, "labels": None, "patient": None, "source": None}
+    path = write_lines(tmp_path, row(1), row(2, images=[{"path": "a.png", "masks": None, "view": None}], **empty))
+    first, second = read_studies(path)
+    image = StudyImage(tmp_path / "a.png")
+    assert first == Study("s1", "p1", "train", [image])
+    assert second == Study("s2", "p2", "train", [image])
+
+
+def full_study(data: Path) -> Study:
+    return Study(
+        study_id="Fall 1 – Ärztin",
+        subject_id="患者1",
+        split="val",
+        images=[
+            StudyImage(data / "bild ä.png", "PA", {"lungs": data / "masks" / "肺.png"}, {"licence": "CC0", "rows": 3}),
+            StudyImage(data / "b.png", None),
+        ],
+        sections={"findings": "Kein Erguß; “clear” lungs.\nЛёгкие чистые."},
+        labels={"Edema": 1, "Fracture": 0, "Pneumonia": -1, "Mass": None},
+        patient={"sex": "F", "age": 63.5, "weight": None},
+        source="made up",
+        extra={"clinical": {"days": [1, 2]}, "note": None},
+    )
+
+
+def test_what_is_written_reads_back(tmp_path: Path) -> None:
+    """All fields, keys that the format does not know, letters of any language; the data lie beside the manifest."""
+    studies = [full_study(tmp_path / "data"), Study("s2", "p2", "train", [StudyImage(tmp_path / "c.png", "LATERAL")])]
+    path = tmp_path / "lists" / "deep" / "studies.jsonl"
+    assert write_studies(path, iter(studies)) == 2
+    assert read_studies(path) == studies
+    assert read_studies(path, "val") == studies[:1]
+    first, second = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+    assert [image["path"] for image in first["images"]] == ["../../data/bild ä.png", "../../data/b.png"]
+    assert first["images"][0]["masks"] == {"lungs": "../../data/masks/肺.png"}
+    assert second == {
+        "study_id": "s2",
+        "subject_id": "p2",
+        "split": "train",
+        "images": [{"path": "../../c.png", "view": "LATERAL"}],
+    }
+    assert "Лёгкие" in path.read_text(encoding="utf-8"), "people read these files"
+
+
+def test_a_manifest_may_move_with_its_data(tmp_path: Path) -> None:
+    write_studies(tmp_path / "old" / "studies.jsonl", [full_study(tmp_path / "old")])
+    (tmp_path / "old").rename(tmp_path / "new")
+    assert read_studies(tmp_path / "new" / "studies.jsonl") == [full_study(tmp_path / "new")]
+
+
+def test_paths_do_not_depend_on_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_studies("studies.jsonl", [full_study(tmp_path)])
+    studies = read_studies("studies.jsonl")
+    os.chdir("/")
+    assert studies == [full_study(tmp_path)]
+
+
+def test_a_failing_writer_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "studies.jsonl"
+    write_studies(path, [full_study(tmp_path)])
+    before = path.read_bytes()
+
+    def studies():
+        yield Study("s2", "p2", "train", [StudyImage(tmp_path / "c.png")])
+        raise RuntimeError("the source broke off")
+
+    with pytest.raises(RuntimeError, match="broke off"):
+        write_studies(path, studies())
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path], "no temporary file is left"
+
+
+def test_a_whole_file_appears_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "x.json"
+    with write_whole(path) as temporary:
+        temporary.write_text("[]")
+        assert temporary.parent == path.parent, "a rename is atomic within a file system only"
+        assert not path.exists()
+    assert path.read_text() == "[]"
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("view", "frontal", "lateral"),
+    [
+        (None, True, False),
+        ("", True, False),
+        ("PA", True, False),
+        ("ap supine", True, False),
+        ("LATERAL", False, True),
+        ("L", False, True),
+        ("LL", False, True),
+        ("SWIMMERS", False, False),
+    ],
+)
+def test_views(view: str | None, frontal: bool, lateral: bool) -> None:
+    image = StudyImage(Path("x.png"), view)
+    assert (image.frontal, image.lateral) == (frontal, lateral)
+
+
+def test_main_image_is_the_first_frontal_one(tmp_path: Path) -> None:
+    images = [StudyImage(tmp_path / f"{view}.png", view) for view in ("LATERAL", "AP", "PA")]
+    assert Study("s", "p", "train", images).main_image is images[1]
+    assert Study("s", "p", "train", images[:1]).main_image is images[0]
+
+
+def test_real_data_can_be_read(cxr: Path) -> None:
+    studies = read_studies(cxr / "studies.jsonl", check_images=True)
+    assert count_splits(studies) == {"train": 1348, "val": 173, "test": 438}
+    assert {study.source for study in studies} == {"nih", "covid", "hannover", "kaggle"}
+    assert sum(len(study.images) for study in studies) == 875 + 191 + 183 + 727
+    assert sum("lungs" in image.masks for study in studies for image in study.images) == 117 + 31
+    assert not [image.view for study in studies for image in study.images if not image.frontal and not image.lateral]
+    assert len(read_studies(cxr / "studies.jsonl", "val")) == 173
+
+
+def test_real_data_survive_a_round_trip(cxr: Path, tmp_path: Path) -> None:
+    studies = read_studies(cxr / "studies.jsonl")
+    write_studies(tmp_path / "copy.jsonl", studies)
+    assert read_studies(tmp_path / "copy.jsonl") == studies
