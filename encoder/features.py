@@ -106,7 +106,7 @@ def store_features(
     folder = Path(folder) / key
     folder.mkdir(parents=True, exist_ok=True)
     # Runs that share a folder wait for each other here: rows of two at once would not match the index.
-    if True:
+    with FileLock(folder / "lock"):
         with write_whole(folder / "meta.json") as temporary:
             temporary.write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
         stored = _resume(folder, shape)

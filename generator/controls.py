@@ -63,7 +63,7 @@ def nearest_reports(
     if not donors:
         raise ValueError(f"No training study has the sections {', '.join(drafter.prompt.targets)}")
     paths = [study.main_image.path for study in (*donors, *studies)]
-    store, errors = store_features(
+    store, _ = store_features(
         drafter.model.model.vision_tower,
         drafter.processor.image_processor,
         paths,
@@ -73,6 +73,8 @@ def nearest_reports(
     )
     donors = [study for study in donors if study.main_image.path in store]
     wanted = [study for study in studies if study.main_image.path in store]
+    unreadable = [study for study in studies if study.main_image.path not in store]
+    errors = [f"{study.study_id}: {study.main_image.path} cannot be read" for study in unreadable]
     n_prefix = drafter.processor.num_additional_image_tokens
 
     def describe(part: Sequence[Study]) -> torch.Tensor:  # [n, D] or [n, 2 D]

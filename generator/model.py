@@ -98,10 +98,10 @@ def build(config: ModelConfig) -> tuple[LlavaForConditionalGeneration, LlavaProc
 
     tower, image_processor = load_tower(config.tower, config.image_size)
     n_states = tower.config.num_hidden_layers + 1
-    if not -n_states <= config.feature_layer < n_states:
+    if config.feature_layer == 0 or not -n_states <= config.feature_layer < n_states:  # LlavaModel takes 0 for none
         raise ValueError(
-            f"model.feature_layer is {config.feature_layer}; the hidden states of {config.tower} are numbered "
-            f"{-n_states} to {n_states - 1}"
+            f"model.feature_layer is {config.feature_layer}. Choices for {config.tower}: {-n_states} to -1, or 1 to "
+            f"{n_states - 1}"
         )
     n_prefix = count_prefix_tokens(tower, image_processor)
     strategy: Literal["default", "full"] = "default" if n_prefix > 0 else "full"
@@ -123,7 +123,9 @@ def build(config: ModelConfig) -> tuple[LlavaForConditionalGeneration, LlavaProc
     model.model.language_model, model.lm_head = lm.base_model, lm.get_output_embeddings()
     _check_joined(model, lm, saved)
     model.generation_config = _greedy(lm.generation_config, tokenizer)
-    model.to(getattr(torch, config.dtype)).eval()
+    for parameter in model.parameters():  # not the buffers: transformers keeps rotary frequencies in float32
+        parameter.data = parameter.data.to(getattr(torch, config.dtype))
+    model.eval()
     processor = LlavaProcessor(
         image_processor,
         tokenizer,
@@ -140,19 +142,21 @@ def build(config: ModelConfig) -> tuple[LlavaForConditionalGeneration, LlavaProc
 def _load_lm(config: ModelConfig):
     """Load the language model and its tokenizer, with the image placeholder added to both."""
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     source = {"gguf_file": config.gguf_file} if config.gguf_file else {}
     try:
         tokenizer = AutoTokenizer.from_pretrained(config.lm, **source)
     except (ValueError, OSError) as error:
         raise checkpoint_error(f"No tokenizer for the language model {config.lm!r}", config.lm, error) from error
+    # Packed weights can neither train nor be saved as an ordinary model.
+    unpack = {"quantization_config": GgufConfig(dequantize=True)} if config.gguf_file else {}
     try:
-        lm = AutoModelForCausalLM.from_pretrained(config.lm, dtype=config.dtype, **source).eval()
+        lm = AutoModelForCausalLM.from_pretrained(config.lm, dtype=config.dtype, **source, **unpack).eval()
     except (ValueError, OSError, SafetensorError) as error:
         raise checkpoint_error(f"The language model {config.lm!r} cannot be loaded", config.lm, error) from error
-    if hasattr(lm.config, "quantization_config"):  # a GGUF file is unpacked while loading; its weights are plain now
-        del lm.config.quantization_config
+    if config.gguf_file and hasattr(lm.config, "quantization_config"):
+        del lm.config.quantization_config  # the weights are plain now
     if tokenizer.eos_token is None:
         raise ValueError(f"The tokenizer of {config.lm!r} has no eos token, so a report could not end")
     tokenizer.add_special_tokens({"extra_special_tokens": [IMAGE_TOKEN]}, replace_extra_special_tokens=False)

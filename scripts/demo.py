@@ -57,19 +57,23 @@ def main(
     from generator.corpora import phantom
     from generator.tiny import make_lm, make_tower
 
+    if tower_width % 32 or lm_width % 32 or min(tower_width, lm_width) < 32:
+        raise ValueError(f"tower_width {tower_width} and lm_width {lm_width} must be multiples of 32")
     started = time.monotonic()
+    widths = {"tower_width": tower_width, "tower_layers": tower_layers, "lm_width": lm_width, "lm_layers": lm_layers}
+    train_action.keep_config(out / "demo.yaml", {"count": count, "size": size, "seed": seed, **widths})
     manifest = out / "phantom" / "studies.jsonl"
     if not manifest.is_file():
         _say("prepare", "phantom", root=out / "phantom", count=count, size=size, seed=seed)
         phantom.generate(out / "phantom", count, size, seed)
-    if not (out / "lm" / "config.json").is_file():
+    if not (out / "lm" / "model.safetensors").is_file():
         training = read_studies(manifest, "train")
         texts = [prompt.answer(study) or "" for study in training]
         questions = [prompt.messages(study, study.main_image)[0]["content"][1]["text"] for study in training]
         make_tower(out / "tower", hidden=tower_width, layers=tower_layers, seed=seed)
         make_lm(out / "lm", texts + questions, hidden=lm_width, layers=lm_layers, seed=seed)
     if not (out / "model" / "raddraft.json").is_file():
-        _say("train", config=DEFAULT_CONFIG, studies=manifest, out=out)
+        _say("train", config=out / "config.yaml", out=out)
         model = ModelConfig(str(out / "tower"), str(out / "lm"))
         train_action.main(manifest, out, model, prompt, train)
     files = []

@@ -83,6 +83,10 @@ def pick_device(name: str) -> str:
     import torch
 
     if name != "auto":
+        try:
+            torch.zeros(1, device=name)
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(f"Device {name!r} cannot be used: {str(error).splitlines()[0]}") from None
         return name
     return torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"  # type: ignore
 

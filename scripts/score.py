@@ -59,7 +59,7 @@ def main(
         systems[path.stem], n_without = read_predictions(path)
         if n_without:
             print(f"{path}: {n_without} predictions without a reference are left out")
-    _check_same_studies(systems)
+    systems = keep_common_studies(systems)
     first = next(iter(systems))
     known = {study.study_id: study for study in read_studies(studies)} if studies else {}
     scores = {
@@ -100,27 +100,27 @@ def format_table(scores: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines + [f"skipped {name}: {reason}" for name, reason in skipped.items()])
 
 
-def _check_same_studies(systems: dict[str, list[Prediction]]) -> None:
-    """Bring all systems into the order of the first.
+def keep_common_studies(systems: dict[str, list[Prediction]]) -> dict[str, list[Prediction]]:
+    """The studies that every system holds, in the order of the first system; those left out are named.
+
+    An image that cannot be read leaves one system without a draft; it must not cost the comparison of all others.
 
     Raises:
-        ValueError: a study is missing from one of them, or has another reference there.
+        ValueError: a study has different references in two systems, or there is no common study.
     """
-    first, *others = systems
-    order = {row.study_id: row for row in systems[first]}
-    for name in others:
-        rows = {row.study_id: row for row in systems[name]}
-        if alone := order.keys() ^ rows.keys():
-            study_id = min(alone)
-            holder, lacker = (first, name) if study_id in order else (name, first)
-            raise ValueError(
-                f"Study {study_id!r} is in {holder} but not in {lacker}; they must hold the same studies "
-                f"({len(alone)} are in one of them only)"
-            )
-        for study_id, row in rows.items():
-            if row.reference != order[study_id].reference:
+    first = next(iter(systems))
+    rows = {name: {row.study_id: row for row in part} for name, part in systems.items()}
+    common = [study_id for study_id in rows[first] if all(study_id in part for part in rows.values())]
+    if not common:
+        raise ValueError(f"No study is in all of {', '.join(systems)}: do they come from the same split?")
+    for name, part in rows.items():
+        for study_id in common:
+            if part[study_id].reference != rows[first][study_id].reference:
                 raise ValueError(f"Study {study_id!r} has one reference in {first} and another in {name}")
-        systems[name] = [rows[study_id] for study_id in order]
+        if left_out := sorted(part.keys() - set(common)):
+            named = ", ".join(left_out[:5]) + (" …" if len(left_out) > 5 else "")
+            print(f"left out of {name}, since not every system holds them: {len(left_out)} studies ({named})")
+    return {name: [part[study_id] for study_id in common] for name, part in rows.items()}
 
 
 def _per_study_csv(rows: list[Prediction], labels: list[tuple[dict[str, int | None], dict[str, int | None]]]) -> str:

@@ -1,6 +1,7 @@
 """Train a report generator: tower + projector + language model, in stages.
 
-    raddraft train --config configs/demo.yaml --studies data/phantom/studies.jsonl --out runs/first
+    raddraft train --studies runs/demo/phantom/studies.jsonl --out runs/first \\
+        --model.tower runs/demo/tower --model.lm runs/demo/lm
     raddraft train --studies studies.jsonl --out runs/x --model.tower rad-dino --model.lm lmsys/vicuna-7b-v1.5
     accelerate launch --num_processes 8 -m scripts.train --config my.yaml --studies studies.jsonl --out runs/x
 
@@ -47,7 +48,7 @@ def main(
     config: dict[str, Any] = {"model": asdict(model), "prompt": asdict(prompt), "train": asdict(train)}
     config |= {"studies": str(studies.absolute()), "image_mapping": image_mapping, "sources": sources}
     parts = split_studies(read_studies(studies), sources)
-    _keep_config(out, config)
+    keep_config(out / "config.yaml", config)
     folder = _train(parts, out, model, prompt, train, image_mapping)
     if os.environ.get("RANK", "0") == "0":
         print(f"model: {folder}")
@@ -64,12 +65,10 @@ def split_studies(studies: Iterable[Study], sources: list[str] | None) -> dict[s
     return {split: [study for study in wanted if study.split == split] for split in SPLITS if split != "test"}
 
 
-def _keep_config(out: Path, config: dict[str, Any]) -> None:
-    """Write config.yaml, or make sure that a run which is there already was started with the same one."""
-    path = out / "config.yaml"
+def keep_config(path: Path, config: dict[str, Any]) -> None:
+    """Write the config, or make sure that what is there already was started with the same one."""
     text = yaml.safe_dump(_plain(config), sort_keys=False)
     if not path.is_file():
-        out.mkdir(parents=True, exist_ok=True)
         with write_whole(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
         return
@@ -78,7 +77,7 @@ def _keep_config(out: Path, config: dict[str, Any]) -> None:
     if changed:
         key = min(changed)
         raise ValueError(
-            f"{out} holds a run with another config: {key} was {old.get(key)!r}, now {new.get(key)!r}; "
+            f"{path.parent} holds a run with another config: {key} was {old.get(key)!r}, now {new.get(key)!r}; "
             "choose another --out, or the old value to go on"
         )
 

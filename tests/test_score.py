@@ -178,11 +178,22 @@ def test_byte_order_mark_and_windows_line_ends_are_read(tmp_path) -> None:
     assert read_scores(tmp_path / "scores")["n"] == 4
 
 
-def test_systems_must_hold_the_same_studies_with_the_same_references(tmp_path) -> None:
-    model, fewer = write(tmp_path / "model.jsonl", ROWS), write(tmp_path / "fewer.jsonl", ROWS[:2])
-    expected = "in model but not in fewer; they must hold the same studies (2 are in one of them only)"
-    assert run("score", model, fewer) == (1, f"raddraft score: Study 's3' is {expected}")
-    assert f"Study 's3' is {expected}" in run("score", fewer, model)[1]
+def test_systems_are_compared_on_the_studies_that_all_hold(tmp_path, capsys) -> None:
+    model, fewer = write(tmp_path / "model.jsonl", ROWS), write(tmp_path / "fewer.jsonl", ROWS[1:3])
+    assert run("score", model, fewer) == (0, "")
+    assert "left out of model, since not every system holds them: 2 studies (s1, s4)" in capsys.readouterr().out
+    assert read_scores(tmp_path / "scores")["n"] == 2
+    assert run("score", fewer) == (0, "")
+    alone = read_scores(tmp_path / "scores")
+    assert run("score", fewer, model) == (0, "")
+    assert read_scores(tmp_path / "scores")["metrics"] == alone["metrics"]
+    other = write(tmp_path / "other.jsonl", changed(0, study_id="x")[:1])
+    expected = "raddraft score: No study is in all of model, other: do they come from the same split?"
+    assert run("score", model, other) == (1, expected)
+
+
+def test_systems_must_hold_the_same_references(tmp_path) -> None:
+    model = write(tmp_path / "model.jsonl", ROWS)
     differing = write(tmp_path / "differing.jsonl", changed(1, reference="No effusion."))
     expected = "raddraft score: Study 's2' has one reference in model and another in differing"
     assert run("score", model, differing) == (1, expected)
