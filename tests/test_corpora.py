@@ -640,7 +640,7 @@ def test_every_corpus_is_a_command_with_its_options_documented(capsys):
     assert {*COMMANDS} == {*CORPORA, "phantom"}
     for name in COMMANDS:
         with pytest.raises(SystemExit):
-            run("prepare", COMMANDS, [name, "--help"])
+            run("prepare", [name, "--help"])
         shown = capsys.readouterr().out
         assert "--out" in shown
         assert "The manifest to write" in shown
@@ -649,7 +649,7 @@ def test_every_corpus_is_a_command_with_its_options_documented(capsys):
 def test_command_line(iu, capsys):
     arguments = ["iu-xray", "--root", str(iu), "--sections", "[findings,impression]", "--views", "frontal"]
     with pytest.raises(SystemExit) as left:
-        run("prepare", COMMANDS, arguments)
+        run("prepare", arguments)
     assert left.value.code == 0
     assert f"Wrote 2 studies to {iu / 'studies.jsonl'}" in capsys.readouterr().out
     assert len(read_studies(iu / "studies.jsonl")) == 2

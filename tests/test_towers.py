@@ -110,10 +110,16 @@ def test_image_size_is_what_the_processor_makes_and_the_tower_takes(towers, fami
     for width, height in ((90, 64), (64, 90), (20, 30), (56, 56)):
         assert pixels_of(processor, width, height).shape == (1, 3, 56, 56)
     assert tower(pixels_of(processor)).last_hidden_state.shape[1] - count_prefix_tokens(tower, processor) == 16
-    framed = np.zeros((100, 300), np.uint8)
+
+
+@pytest.mark.parametrize(("family", "image_size"), [("dinov2", 56), ("clip", 28), ("siglip", 28)])
+def test_with_an_image_size_the_centre_square_is_kept(towers, family: str, image_size: int) -> None:
+    _, processor = load_tower(str(towers[family]), image_size)
+    framed = np.zeros((100, 300, 3), np.uint8)
     framed[:, 100:200] = 255
-    pixels = processor([Image.fromarray(framed).convert("RGB")], return_tensors="pt")["pixel_values"]
-    assert pixels[0, 0, :, 3:-3].unique().numel() == 1, "the shorter side is fitted, the centre square is kept"
+    pixels = processor([Image.fromarray(framed)], return_tensors="pt")["pixel_values"]
+    assert pixels.shape == (1, 3, image_size, image_size)
+    assert pixels[0, 0, :, 3:-3].unique().numel() == 1, "white from edge to edge, but for the resampling"
 
 
 @pytest.mark.parametrize("family", ["clip", "siglip"])
