@@ -507,7 +507,7 @@ def test_prompts_are_tokenised_as_plain_transformers_does(join, studies, tower, 
     for study, example in zip(studies, encode(drafter, studies, answers=False), strict=True):
         assert example.prompt == plain_inputs(drafter.processor, PROMPT, study)["input_ids"][0].tolist()
         (message,) = PROMPT.messages(study, study.main_image)
-        message["content"][0]["path"] = str(study.main_image.path)
+        message["content"][0]["image"] = Image.open(study.main_image.path).convert("RGB")
         at_once = drafter.processor.apply_chat_template(
             [message], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
         )
