@@ -24,23 +24,25 @@ def f1_measures(
     signature: str,
     uncertain: Uncertain = "negative",
 ) -> dict[str, Measure]:
-    """`<prefix>_macro_f1_14` and its three siblings.
+    """`<prefix>_macro_f1_14` and its three siblings; `<prefix>_macro_f1_14_plus` … where uncertain is positive.
 
     Args:
         predictions, references: observation -> 1, 0, -1 or None, one mapping a report.
         observations: the 14 names.
         prefix: which labeler, e.g. rule or chexbert.
         signature: implementation and version of the labeler.
-        uncertain: what -1 counts as. Not mentioned counts as negative. An F1 without positives is 0.
+        uncertain: what -1 counts as; the "+" rows of papers count it as positive. Not mentioned counts as negative.
+            An F1 without positives is 0.
     """
     counts = _counts(predictions, references, observations, uncertain)
     five = [observations.index(name) for name in FIVE]
+    suffix = "_plus" if uncertain == "positive" else ""
     measures = {}
     for name, columns in ((f"{len(observations)}", range(len(observations))), ("5", five)):
         part = counts[:, columns]
         for average, reduce in (("macro", _macro), ("micro", _micro)):
-            text = f"{signature}|uncertain:{uncertain}|average:{average}|classes:{name}|zero_division:0|n:{len(part)}"
-            measures[f"{prefix}_{average}_f1_{name}"] = Measure(part.reshape(len(part), -1), reduce, text)
+            text = f"{signature}|uncertain:{uncertain}|average:{average}|classes:{name}|zero_division:0"
+            measures[f"{prefix}_{average}_f1_{name}{suffix}"] = Measure(part.reshape(len(part), -1), reduce, text)
     return measures
 
 

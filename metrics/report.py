@@ -1,6 +1,6 @@
 """The page people read after scoring: how the systems compare, and the drafts beside their images and references.
 
-    html = render_report("Test split", {"model": scores, "shuffled images": control_scores}, cases, observations)
+    html = render_report("Test split", {"model": scores, "shuffled images": control_scores}, cases)
 
 One HTML file that loads nothing from anywhere, so that it can be opened, mailed or archived as it is.
 """
@@ -8,31 +8,57 @@ One HTML file that loads nothing from anywhere, so that it can be opened, mailed
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+Scores = Mapping[str, Mapping[str, Any]]
+Differences = Mapping[str, Mapping[str, Mapping[str, float]]]
 
 NO_FINDING = "No Finding"
 LABEL_WORDS = {1: "positive", 0: "negative", -1: "uncertain", None: "not mentioned"}
 
-# Label and short explanation of each metric, in the order of the page.
+# Label and short explanation of each metric of metrics.scoring, in the order of the page.
 METRICS = {
     "rouge_l": ("ROUGE-L", "longest common sequence of words"),
     "bleu_1": ("BLEU-1", "shared words"),
     **{f"bleu_{n}": (f"BLEU-{n}", f"shared runs of up to {n} words") for n in (2, 3, 4)},
-    "radgraph_e": ("RadGraph E", "clinical entities"),
-    "radgraph_er": ("RadGraph ER", "entities, and whether they have a relation"),
-    "radgraph_bar_er": ("RadGraph bar-ER", "entities with their relations"),
     **{
-        f"{labeler}_{average}_f1_{count}": (f"{average.title()}-F1-{count}, {name}", f"{count} observations, {how}")
+        f"{model}_{kind}{suffix}": (f"{name} {label}{', lower case' if suffix else ''}", explanation)
+        for model, name in (("radgraph", "RadGraph"), ("radgraph_xl", "RadGraph-XL"))
+        for suffix in ("", "_lower")
+        for kind, label, explanation in (
+            ("e", "E", "clinical entities"),
+            ("er", "ER", "entities, and whether they have a relation"),
+            ("bar_er", "bar-ER", "entities with their relations"),
+        )
+    },
+    **{
+        f"{labeler}_{average}_f1_{count}{suffix}": (
+            f"{average.title()}-F1-{count}{'+' if suffix else ''}, {name}",
+            f"{count} observations, {how}{', uncertain as positive' if suffix else ''}",
+        )
+        for suffix in ("", "_plus")
         for labeler, name in (("chexbert", "CheXbert"), ("rule", "rules"))
         for count in (14, 5)
         for average, how in (("macro", "averaged"), ("micro", "pooled"))
     },
+    "coco_bleu_1": ("BLEU-1, COCO", "shared words, as in image captioning"),
+    **{f"coco_bleu_{n}": (f"BLEU-{n}, COCO", f"shared runs of up to {n} words") for n in (2, 3, 4)},
+    "coco_rouge_l": ("ROUGE-L, COCO", "longest common sequence, recall weighs more"),
+    "coco_cider": ("CIDEr, COCO", "shared runs, rare ones weigh more; may exceed 1"),
+    "nltk_sentence_bleu_4": ("Sentence BLEU-4, NLTK", "mean over reports"),
+    "meteor": ("METEOR", "words, their stems and synonyms, in order"),
+    "bertscore_f1": ("BERTScore F1", "likeness of words in context; rescaled, may be negative"),
+    "radcliq_v1": ("RadCliQ-v1 ↓", "predicted errors; lower is better, no bounds"),
 }
-PLOTTED = ("rouge_l", "bleu_4", "radgraph_er", "chexbert_macro_f1_14", "rule_macro_f1_14", "rule_micro_f1_14")
+LOWER_IS_BETTER = {"radcliq_v1"}
+# The bar charts; only metrics that lie in [0, 1].
+F1_PLOTTED = ("chexbert_macro_f1_14", "rule_macro_f1_14", "rule_micro_f1_14")
+PLOTTED = ("rouge_l", "bleu_4", "coco_bleu_4", "radgraph_er", *F1_PLOTTED)
+SIGNIFICANT = 0.05
 
 
 @dataclass
@@ -52,6 +78,8 @@ class Case:
     """The same of the first system's draft."""
     scores: dict[str, float]
     """Per-report scores of the first system's draft."""
+    group: str = ""
+    """Heading under which the card stands, such as "Worst by rouge_l"; may be empty."""
 
 
 def compare_labels(reference: Mapping[str, int | None], draft: Mapping[str, int | None]) -> list[tuple[str, str]]:
@@ -83,9 +111,11 @@ def compare_labels(reference: Mapping[str, int | None], draft: Mapping[str, int 
 
 def render_report(
     title: str,
-    systems: dict[str, dict[str, Any]],
-    cases: list[Case],
-    observations: dict[str, dict[str, float]] | None = None,
+    systems: Scores,
+    cases: Sequence[Case],
+    observations: Mapping[str, Mapping[str, Mapping[str, float]]] | None = None,
+    differences: Differences | None = None,
+    strata: Mapping[str, Scores] | None = None,
 ) -> str:
     """Return the page as self-contained HTML; every text is escaped.
 
@@ -93,9 +123,13 @@ def render_report(
         title: heading of the page; says so if the data are synthetic.
         systems: name -> {"n": studies, "metrics": {name: {"value", "low", "high", "signature"}},
             "skipped": {name: reason}}; the first is the system under test, the others stand beside it as controls.
-            Values lie in 0..1, higher is better; low and high bound the 95 % interval.
-        cases: the studies to show.
-        observations: observation -> {"precision", "recall", "f1", "support"} of the first system.
+            low and high bound the 95 % interval.
+        cases: the studies to show, those of a group under its name.
+        observations: labeler -> observation -> {"precision", "recall", "f1", "support"} of the first system, with
+            uncertain as negative.
+        differences: other system -> metric -> {"value", "low", "high", "p"}: the first system minus the other, by
+            paired bootstrap over the same studies.
+        strata: what the studies are divided by -> group -> scores of the first system, as in `systems`.
 
     Raises:
         ValueError: `systems` is empty.
@@ -104,9 +138,7 @@ def render_report(
 
     if not systems:
         raise ValueError("systems is empty: the page needs at least the system under test")
-    rank = {name: position for position, name in enumerate(METRICS)}
-    names = dict.fromkeys(name for system in systems.values() for name in system["metrics"])
-    rows = [_table_row(name, systems) for name in sorted(names, key=lambda name: rank.get(name, len(rank)))]
+    rows = _table_rows(systems, differences or {})
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -127,36 +159,49 @@ def render_report(
                 for name, system in systems.items()
             }
         ),
-        observations=sorted((observations or {}).items(), key=lambda item: -item[1]["support"]),
-        cards=[_card(case) for case in cases],
+        strata={by: (parts, _table_rows(parts, {})) for by, parts in (strata or {}).items()},
+        observations={
+            labeler: sorted(table.items(), key=lambda item: -item[1]["support"])
+            for labeler, table in (observations or {}).items()
+        },
+        groups=_card_groups(cases),
         words=LABEL_WORDS,
         no_finding=NO_FINDING,
         label=lambda name: METRICS.get(name, (name, ""))[0],
+        number=_number,
+        p_text=_p_text,
     )
 
 
-def _table_row(metric: str, systems: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """One metric of all systems, and where the first one's interval lies against the others'."""
-    scores = {name: system["metrics"].get(metric) for name, system in systems.items()}
-    own, *others = scores.values()
-    compared = own is not None and any(others)
-    below, overlapping = [], []
-    for name, other in list(scores.items())[1:]:
-        if own and other and other["low"] > own["high"]:
-            below.append(name)
-        elif own and other and other["high"] >= own["low"]:
-            overlapping.append(name)
+def _table_rows(columns: Scores, differences: Differences) -> list[dict[str, Any]]:
+    """Each metric of all columns (systems, or strata), in the order of METRICS."""
+    rank = {name: position for position, name in enumerate(METRICS)}
+    names = dict.fromkeys(name for column in columns.values() for name in column["metrics"])
+    return [
+        _table_row(name, columns, differences) for name in sorted(names, key=lambda name: rank.get(name, len(rank)))
+    ]
+
+
+def _table_row(metric: str, columns: Scores, differences: Differences) -> dict[str, Any]:
+    """One metric of all columns, and which of them the first one differs from."""
+    scores = {name: column["metrics"].get(metric) for name, column in columns.items()}
+    values = [score["value"] for score in scores.values() if score]
+    lower = metric in LOWER_IS_BETTER
+    found = {name: differences[name][metric] for name in columns if metric in differences.get(name, {})}
+    verdict: dict[str, list[str]] = {"better": [], "worse": [], "unclear": []}
+    for name, difference in found.items():
+        better = (difference["value"] < 0) if lower else (difference["value"] > 0)
+        verdict["unclear" if difference["p"] >= SIGNIFICANT else "better" if better else "worse"].append(name)
     label, explanation = METRICS.get(metric, (metric, ""))
     return {
         "name": metric,
         "label": label,
         "explanation": explanation,
         "scores": scores,
-        "best": max(score["value"] for score in scores.values() if score),
-        "below": below,
-        "overlapping": overlapping,
-        "compared": compared,
-        "above": compared and not below and not overlapping,
+        "best": min(values) if lower else max(values),
+        "differences": found,
+        **verdict,
+        "best_of_all": bool(found) and len(verdict["better"]) == len(found),
     }
 
 
@@ -168,13 +213,23 @@ def _panel(row: dict[str, Any]) -> dict[str, Any]:
     return row | {"top": count * step, "ticks": [step * number for number in range(count + 1)]}
 
 
-def _by_text(texts: dict[str, dict[str, str]]) -> dict[str, dict[str, list[str]]]:
+def _by_text(texts: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, list[str]]]:
     """{system: {metric: text}} -> {metric: {text: systems}}, so that what all systems share is printed once."""
     grouped: dict[str, dict[str, list[str]]] = {}
     for system, by_metric in texts.items():
         for metric, text in by_metric.items():
             grouped.setdefault(metric, {}).setdefault(text, []).append(system)
     return grouped
+
+
+def _card_groups(cases: Sequence[Case]) -> dict[str, list[dict[str, Any]]]:
+    """Heading -> cards, in the order in which the groups first appear."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for case in cases:
+        words, _, metric = case.group.rpartition(" ")
+        heading = f"{words} {METRICS[metric][0]}" if metric in METRICS else case.group
+        groups.setdefault(heading, []).append(_card(case))
+    return groups
 
 
 def _card(case: Case) -> dict[str, Any]:
@@ -187,3 +242,17 @@ def _card(case: Case) -> dict[str, Any]:
         "found": found,
         "differs": "missed" in found or "invented" in found,
     }
+
+
+def _number(value: float, sign: Literal["", "+"] = "") -> str:
+    """Three decimals with a true minus; what rounds to zero has no sign."""
+    return f"{value:{sign}z.3f}".replace("-", "−").replace("+0.000", "0.000")
+
+
+def _p_text(p: float) -> str:
+    """p as in journals: "p .012"; never rounded across the threshold of the verdict."""
+    if p < 0.0005:
+        return "p < .001"
+    if p < SIGNIFICANT <= round(p, 3):
+        return "p < .05"
+    return "p 1" if round(p, 3) == 1 else f"p {p:.3f}".replace("0.", ".", 1)

@@ -31,7 +31,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 VERSION = "1"
 """Changes whenever a rule changes; part of every score's signature."""
@@ -223,7 +223,8 @@ def _tokens() -> re.Pattern[str]:
     return re.compile(r"(?:\b|(?=[,?]))(?:" + "|".join(groups) + r")(?!\w)")
 
 
-def _read(sentence: str) -> list[tuple[str, int]]:
+@lru_cache(maxsize=1 << 16)  # reports are made of the same sentences
+def _read(sentence: str) -> tuple[tuple[str, int], ...]:
     """(observation or "other", value) of every mention in a sentence of single-spaced lower-case words."""
     said: list[_Said] = []
     organs: list[re.Match[str]] = []
@@ -263,7 +264,7 @@ def _read(sentence: str) -> list[tuple[str, int]]:
         previous = kind
     found = [(word.kind.replace("_", " "), word.value) for word in said if word.kind not in SIZES]
     found += _measure(sentence, organs, [word for word in said if word.kind in SIZES])
-    return [(name, value) for name, value in found if value is not None]
+    return tuple((name, value) for name, value in found if value is not None)
 
 
 def _ends_at_comma(sentence: str, comma: int, state: int | None) -> bool:

@@ -8,7 +8,7 @@ from importlib.metadata import version
 
 import numpy as np
 
-from metrics.bootstrap import Measure
+from metrics.bootstrap import Measure, mean_measure
 
 
 def rouge_l(predictions: Sequence[str], references: Sequence[str]) -> Measure:
@@ -20,17 +20,11 @@ def rouge_l(predictions: Sequence[str], references: Sequence[str]) -> Measure:
 
     tokenize = DefaultTokenizer(use_stemmer=False).tokenize
     scores = [
-        _rouge_l_f(tokenize(prediction), tokenize(reference))
+        rouge_l_f(tokenize(prediction), tokenize(reference))
         for prediction, reference in zip(predictions, references, strict=True)
     ]
     signature = f"rouge-score {version('rouge-score')} rougeL F-measure|stemmer:no|case:lower|mean over reports"
     return mean_measure(scores, signature)
-
-
-def mean_measure(scores: Sequence[float], signature: str) -> Measure:
-    """The mean of per-report scores."""
-    statistics = np.column_stack([scores, np.ones(len(scores))])
-    return Measure(statistics, lambda sums: sums[:, 0] / sums[:, 1], f"{signature}|n:{len(scores)}")
 
 
 def bleu(predictions: Sequence[str], references: Sequence[str], max_order: int = 4) -> dict[int, Measure]:
@@ -42,28 +36,29 @@ def bleu(predictions: Sequence[str], references: Sequence[str], max_order: int =
 
     tokenize = Tokenizer13a()
     rows = [
-        _bleu_statistics(tokenize(prediction.rstrip()).split(), tokenize(reference.rstrip()).split(), max_order)
+        bleu_statistics(tokenize(prediction.rstrip()).split(), tokenize(reference.rstrip()).split(), max_order)
         for prediction, reference in zip(predictions, references, strict=True)
     ]
     statistics = np.array(rows, dtype=np.float64).reshape(len(rows), 2 + 2 * max_order)
-    signature = f"sacrebleu {version('sacrebleu')}|nrefs:1|case:mixed|eff:no|tok:13a|smooth:none|corpus|n:{len(rows)}"
+    signature = f"sacrebleu {version('sacrebleu')}|nrefs:1|case:mixed|eff:no|tok:13a|smooth:none|corpus"
     return {
         order: Measure(statistics, lambda sums, order=order: _bleu_value(sums, order, max_order), signature)  # type: ignore[misc]
         for order in range(1, max_order + 1)
     }
 
 
-def _bleu_statistics(prediction: list[str], reference: list[str], max_order: int) -> list[int]:
+def bleu_statistics(prediction: list[str], reference: list[str], max_order: int) -> list[int]:
     """Lengths of both, then for each order the clipped matches, then for each order the n-grams of the prediction."""
     matches = []
     for order in range(1, max_order + 1):
-        ours, theirs = _ngrams(prediction, order), _ngrams(reference, order)
-        matches.append(sum(min(count, theirs[ngram]) for ngram, count in ours.items()))
+        ours, theirs = ngrams(prediction, order), ngrams(reference, order)
+        matches.append(sum(min(ours[ngram], theirs[ngram]) for ngram in ours.keys() & theirs.keys()))
     totals = [max(0, len(prediction) - order + 1) for order in range(1, max_order + 1)]
     return [len(prediction), len(reference), *matches, *totals]
 
 
-def _ngrams(tokens: list[str], order: int) -> Counter[tuple[str, ...]]:
+def ngrams(tokens: list[str], order: int) -> Counter[tuple[str, ...]]:
+    """How often each sequence of `order` tokens occurs."""
     return Counter(zip(*(tokens[start:] for start in range(order)), strict=False))
 
 
@@ -78,12 +73,13 @@ def _bleu_value(sums: np.ndarray, order: int, max_order: int) -> np.ndarray:
     return np.where((matches > 0).all(1), value, 0.0)
 
 
-def _rouge_l_f(prediction: list[str], reference: list[str]) -> float:
+def rouge_l_f(prediction: list[str], reference: list[str], beta: float = 1.0) -> float:
+    """ROUGE-L F of one pair of token lists, in [0, 1]; recall counts `beta` times as much as precision."""
     if not prediction or not reference:
         return 0.0
     common = _lcs_length(prediction, reference)
     precision, recall = common / len(prediction), common / len(reference)
-    return 2 * precision * recall / (precision + recall) if common else 0.0
+    return (1 + beta**2) * precision * recall / (recall + beta**2 * precision) if common else 0.0
 
 
 def _lcs_length(a: list[str], b: list[str]) -> int:

@@ -1,22 +1,26 @@
 """Speed as ratios in one process, against what a user would otherwise run.
 
     raddraft bench
-    raddraft bench --run runs/demo --studies runs/demo/phantom/studies.jsonl
+    raddraft bench metrics --reports iu/indiana_reports.csv
+    raddraft bench drafting training --run runs/demo --studies runs/demo/phantom/studies.jsonl
 
-Needs a finished run, such as the demo's. Prints
-- drafting: the test split in batches, against one study at a time through plain transformers `generate`: same
-  weights, same greedy text;
-- training: studies per second with cached features of a frozen ViT-S/14 tower, against the same loop without.
+Parts:
+- drafting: the test split of a finished run, such as the demo's, in batches, against one study at a time through plain
+  transformers `generate`: same weights, same greedy text;
+- training: studies per second with cached features of a frozen ViT-S/14 tower, against the same loop without;
+- metrics: intervals against scikit-learn in a loop, CheXbert in batches, RadGraph against its package, lexical scores
+  against rouge-score's aggregator, and a second system against the same references; weights are random.
 """
 
 from __future__ import annotations
 
+import csv
 import json
 import statistics
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 from encoder.studies import Study, read_studies
 from generator.generate import DecodeConfig, decode
@@ -25,35 +29,61 @@ from generator.prompts import PromptConfig
 from generator.train import Stage, TrainConfig, train
 from scripts import run as run_action
 
+Part = Literal["drafting", "training", "metrics"]
+POSITIONAL = ("parts",)
+
 
 def main(
+    parts: list[Part] = ["drafting", "training", "metrics"],  # noqa: B006 - the parser's default, never changed
     run: Path = Path("runs/demo"),
     studies: Path | None = None,
     n_drafts: int | None = None,
     n_steps: int = 12,
     batch_size: int = 32,
     image_size: int = 224,
+    reports: Path | None = None,
+    n_reports: int = 400,
 ) -> int:
-    """Measure drafting and training against the plain way.
+    """Measure each part against the plain way; the exit status is 1 if any result differs.
 
     Args:
-        run: A run folder with model/ and lm/, as the demo leaves it.
+        parts: What to measure.
+        run: A run folder with model/ and lm/, as the demo leaves it; for drafting and training.
         studies: The manifest; by default the demo's.
         n_drafts: Studies to draft; by default the whole test split.
         n_steps: Optimiser steps of each training loop.
         batch_size: Studies drafted together, and studies of one training step.
         image_size: Side in pixels of the pictures of the training bench.
+        reports: Table (.csv) whose columns findings and impression are the reports of the metrics' bench; by default
+            the findings of the manifest.
+        n_reports: Reports that CheXbert and RadGraph read.
     """
     manifest = studies or run / "phantom" / "studies.jsonl"
-    for needed in (run / "model" / "config.json", manifest):
-        if not needed.is_file():
-            raise ValueError(f"{needed} is missing; run `raddraft demo` first, or name another --run and --studies")
-    everything = read_studies(manifest)
-    wanted = [study for study in everything if study.split == "test"][:n_drafts]
-    equal = bench_drafting(load(run / "model"), wanted, batch_size)
-    training = [study for study in everything if study.split == "train"]
-    bench_training(run / "lm", training, n_steps, batch_size, image_size)
+    needed = [run / "model" / "config.json"] if set(parts) - {"metrics"} else []
+    for path in [*needed, *([] if parts == ["metrics"] and reports else [manifest])]:
+        if not path.is_file():
+            raise ValueError(
+                f"{path} is missing; run `raddraft demo` first, or name another --run, --studies, --reports"
+            )
+    everything = read_studies(manifest) if manifest.is_file() else []
+    equal = True
+    if "drafting" in parts:
+        wanted = [study for study in everything if study.split == "test"][:n_drafts]
+        equal &= bench_drafting(load(run / "model"), wanted, batch_size)
+    if "training" in parts:
+        training = [study for study in everything if study.split == "train"]
+        bench_training(run / "lm", training, n_steps, batch_size, image_size)
+    if "metrics" in parts:
+        from scripts._bench_metrics import bench_metrics
+
+        texts = _read_reports(reports) if reports else [study.sections.get("findings", "") for study in everything]
+        equal &= bench_metrics(texts, n_reports)
     return 0 if equal else 1
+
+
+def _read_reports(path: Path) -> list[str]:
+    with open(path, encoding="utf-8", newline="") as file:
+        return [f"{row['findings']} {row['impression']}".strip() for row in csv.DictReader(file)]
 
 
 def bench_drafting(drafter: Drafter, studies: list[Study], batch_size: int) -> bool:

@@ -81,14 +81,17 @@ def main(
         files.append(out / f"{'model' if control == 'none' else control}.jsonl")
         _say("generate", model=out / "model", studies=manifest, control=control, out=files[-1])
         generate.main(out / "model", manifest, files[-1], control=control, decode=decode)  # type: ignore[arg-type]
-    _say("score", *files, studies=manifest)
-    score.main(files, studies=manifest)
+    # These need no weights, so that the demo prints the same table everywhere.
+    metrics = ["rouge", "bleu", "rule"]
+    _say("score", *files, metrics=metrics, studies=manifest)
+    score.main(files, studies=manifest, metrics=metrics)
     print(f"\nThe demo took {(time.monotonic() - started) / 60:.1f} minutes. The data are synthetic.")
 
 
 def _say(action: str, *values: object, **options: object) -> None:
     """Print the command that does the same by itself."""
-    words = [*map(str, values), *(str(part) for key, value in options.items() for part in (f"--{key}", value))]
+    parts = ([f"--{key}", *(value if isinstance(value, list) else [value])] for key, value in options.items())
+    words = [str(word) for part in ([*values], *parts) for word in part]
     print(f"\n$ raddraft {action} {shlex.join(words)}", flush=True)
 
 

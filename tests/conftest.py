@@ -65,6 +65,16 @@ def lm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uncased WordPiece tokenizer of a few words and letters, and the config of a two-layer BERT; no weights."""
+    from metrics.tiny import save_bert
+
+    folder = tmp_path_factory.mktemp("bert")
+    save_bert(folder, SENTENCES, 400, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
+    return folder
+
+
 SENTENCES = [
     "The heart is normal in size.",
     "The heart is enlarged.",

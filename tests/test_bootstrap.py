@@ -7,10 +7,14 @@ import pytest
 from scipy import stats
 from sklearn.metrics import f1_score, precision_recall_fscore_support
 
-from metrics.bootstrap import bootstrap, resample
+from metrics.bootstrap import Interval, Measure, interval, mean_measure, resample
 from metrics.labels import FIVE, f1_measures, per_observation
 from metrics.rules import OBSERVATIONS
-from metrics.text import bleu, mean_measure
+from metrics.text import bleu
+
+
+def bootstrap(measure: Measure, n_resamples: int) -> Interval:
+    return interval(resample([measure], n_resamples)[0])
 
 
 def random_labels(n: int, seed: int) -> list[dict[str, int | None]]:
@@ -30,9 +34,11 @@ def as_matrix(labels: list[dict[str, int | None]], positive: tuple[int, ...], na
 def test_f1s_equal_scikit_learn(uncertain, positive) -> None:
     predictions, references = random_labels(200, 0), random_labels(200, 1)
     measures = f1_measures(predictions, references, OBSERVATIONS, "rule", "rules", uncertain)
-    assert list(measures) == ["rule_macro_f1_14", "rule_micro_f1_14", "rule_macro_f1_5", "rule_micro_f1_5"]
+    suffix = "_plus" if uncertain == "positive" else ""
+    names = ("rule_macro_f1_14", "rule_micro_f1_14", "rule_macro_f1_5", "rule_micro_f1_5")
+    assert list(measures) == [name + suffix for name in names]
     for name, measure in measures.items():
-        classes = OBSERVATIONS if name.endswith("14") else FIVE
+        classes = OBSERVATIONS if "_14" in name else FIVE
         ours, theirs = as_matrix(predictions, positive, classes), as_matrix(references, positive, classes)
         average = "macro" if "macro" in name else "micro"
         assert measure.value == pytest.approx(f1_score(theirs, ours, average=average, zero_division=0), abs=1e-12)
@@ -53,7 +59,7 @@ def test_f1_of_nothing_is_zero() -> None:
 
 def test_interval_of_a_mean_agrees_with_scipy() -> None:
     scores = np.random.default_rng(3).beta(2, 5, 400)
-    ours = bootstrap(mean_measure(list(scores), "x"), n_resamples=5000)
+    ours = bootstrap(mean_measure(list(scores), "x"), 5000)
     theirs = stats.bootstrap((scores,), np.mean, n_resamples=5000, method="percentile", rng=4).confidence_interval
     assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.002)
     assert ours.low < ours.median < ours.high
@@ -63,7 +69,7 @@ def test_resamples_of_a_corpus_metric_equal_scoring_the_drawn_studies() -> None:
     predictions = ["the heart is normal in size", "no effusion is seen today", "the lungs are clear of disease"]
     references = ["the heart is normal in size", "no effusion is seen", "both lungs are clear of disease"]
     measure = bleu(predictions, references)[2]
-    values = resample(measure, 50, seed=7)
+    values = resample([measure], 50, seed=7)[0]
     drawn = np.random.default_rng(7).integers(0, 3, (50, 3))
     expected = [bleu([predictions[i] for i in row], [references[i] for i in row])[2].value for row in drawn]
     np.testing.assert_allclose(values, expected, atol=1e-12)
@@ -72,10 +78,19 @@ def test_resamples_of_a_corpus_metric_equal_scoring_the_drawn_studies() -> None:
 def test_same_seed_same_resamples_whatever_the_chunks() -> None:
     scores = list(np.random.default_rng(0).random(30_000))
     measure = mean_measure(scores, "x")
-    first = resample(measure, 300, seed=1)
+    (first,) = resample([measure], 300, seed=1)
     assert len(first) == 300
-    np.testing.assert_array_equal(first, resample(measure, 300, seed=1))
-    assert not np.array_equal(first, resample(measure, 300, seed=2))
+    np.testing.assert_array_equal(first, resample([measure], 300, seed=1)[0])
+    assert not np.array_equal(first, resample([measure], 300, seed=2)[0])
+
+
+def test_metrics_resampled_together_see_the_same_studies() -> None:
+    scores = np.random.default_rng(0).random(50)
+    together = resample([mean_measure(scores, "x"), mean_measure(1 - scores, "y")], 40, seed=3)
+    np.testing.assert_allclose(together[0] + together[1], 1)
+    np.testing.assert_allclose(together[0], resample([mean_measure(scores, "x")], 40, seed=3)[0])
+    with pytest.raises(ValueError, match=r"different numbers of studies cannot be paired: \[49, 50\]"):
+        resample([mean_measure(scores, "x"), mean_measure(scores[1:], "y")])
 
 
 def test_one_study_and_no_study() -> None:

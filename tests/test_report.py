@@ -11,7 +11,8 @@ from itertools import product
 
 import pytest
 
-from metrics.report import Case, compare_labels, render_report
+from metrics.report import METRICS, Case, compare_labels, render_report
+from metrics.scoring import METRICS as SCORED
 
 VOID = {"meta", "link", "img", "input"}
 JPEG = b"\xff\xd8\xff\xe0 not a real picture \xff\xd9"
@@ -99,10 +100,16 @@ def case(study_id: str = "s1", **changes) -> Case:
     return Case(study_id, **(values | changes))
 
 
+def difference(value: float, p: float) -> dict:
+    return {"value": value, "low": value - 0.01, "high": value + 0.01, "p": p}
+
+
 SYSTEMS = {
     "model": system(rouge_l=score(0.41, 0.39, 0.43), bleu_4=score(0.1, 0.08, 0.12, "sacrebleu, corpus")),
     "shuffled images": system(rouge_l=score(0.3, 0.28, 0.32), bleu_4=score(0.11, 0.1, 0.13, "sacrebleu, corpus")),
 }
+
+DIFFERENCES = {"shuffled images": {"rouge_l": difference(0.11, 0.004), "bleu_4": difference(-0.01, 0.3)}}
 
 EXPECTED = {  # (reference, draft) -> state; every combination not named here is not listed
     (1, 1): "positive",
@@ -210,11 +217,32 @@ def test_filter_states_and_counts():
     page = parse(render_report("t", SYSTEMS, cases))
     states = [(card.attributes["data-states"] or "").split() for card in page.find("article")]
     assert states == [["differs", "missed"], ["differs", "invented", "uncertain"], ["positive"], []]
-    options = {option.attributes["value"]: option.text for option in page.find("option")}
+    (select,) = page.find("select")  # no choice of groups where no study has one
+    options = {option.attributes["value"]: option.text for option in select.find("option")}
     for value, text in options.items():
         if value:
             assert text.endswith(f"({sum(value in own for own in states)})")
     assert "None is stated" in page.find("article")[3].text
+
+
+def test_studies_stand_under_their_group_which_the_filter_offers():
+    groups = ["Worst by rouge_l", "Worst by rouge_l", "Best by my_metric", "", "Worst by rouge_l"]
+    cases = [case(f"s{number}", group=group) for number, group in enumerate(groups)]
+    page = parse(render_report("t", SYSTEMS, cases))
+    sections = page.find("section", "group")
+    assert [[node.text for node in section.find("h3")] for section in sections] == [
+        ["Worst by ROUGE-L", "s0", "s1", "s4"],
+        ["Best by my_metric", "s2"],
+        ["s3"],
+    ]
+    (select,) = page.find("select", name="group")
+    options = {option.attributes["value"]: option.text for option in select.find("option")}
+    assert options == {
+        "": "All groups",
+        sections[0].attributes["data-group"]: "Worst by ROUGE-L (3)",
+        sections[1].attributes["data-group"]: "Best by my_metric (1)",
+        sections[2].attributes["data-group"]: "Others (1)",
+    }
 
 
 def test_hostile_text_is_inert_wherever_it_stands():
@@ -230,12 +258,16 @@ def test_hostile_text_is_inert_wherever_it_stands():
             drafts={ATTACK: ATTACK, "b": ATTACK},
             reference_labels={ATTACK: 1},
             scores={ATTACK: 0.5},
+            group=ATTACK,
         ),
         case('" onmouseover="alert(1)'),
     ]
-    observations = {ATTACK: {"precision": 0.5, "recall": 0.5, "f1": 0.5, "support": 1}}
+    hostile["b"]["metrics"] = hostile[ATTACK]["metrics"]
+    row = {ATTACK: {"precision": 0.5, "recall": 0.5, "f1": 0.5, "support": 1}}
+    observations = {ATTACK: row, "b": row}
+    differences = {"b": {ATTACK: difference(0.1, 0.01)}}
     clean = parse(render_report("t", SYSTEMS, [case()]))
-    page = parse(render_report(ATTACK, hostile, cases, observations))
+    page = parse(render_report(ATTACK, hostile, cases, observations, differences, {ATTACK: hostile}))
     assert page.find("h1")[0].text == page.find("title")[0].text == ATTACK
     assert [node.text for node in page.find("script")] == [node.text for node in clean.find("script")]
     assert len(page.find("img")) == len(cases) + 1  # one a card, one in the dialog
@@ -270,41 +302,114 @@ def test_empty_draft_is_said_to_be_empty():
     assert not card.find("details")
 
 
-def test_table_holds_values_intervals_and_where_they_lie():
-    (table,) = parse(render_report("t", SYSTEMS, [])).find("table")
+def test_table_holds_values_intervals_differences_and_verdict():
+    page = parse(render_report("t", SYSTEMS, [], None, DIFFERENCES))
+    (table,) = page.find("table")
     header, rouge, bleu = table.find("tr")
-    assert [cell.text for cell in header.find("th")[1:3]] == ["model n = 120", "shuffled images n = 120"]
+    assert [cell.text for cell in header.find("th")[1:]] == [
+        "model n = 120",
+        "shuffled images n = 120",
+        "Verdict on model",
+    ]
     assert [cell.text for cell in rouge.find("td")] == [
-        "0.410 0.390 – 0.430",
-        "0.300 0.280 – 0.320",
-        "above all others",
+        "0.410 0.390 to 0.430",
+        "0.300 0.280 to 0.320 Δ +0.110, p .004",
+        "better than shuffled images",
     ]
     assert [cell.text for cell in rouge.find("b")] == ["0.410"]
-    assert bleu.find("td")[-1].text == "overlaps shuffled images"
+    assert [cell.text for cell in bleu.find("td")[1:]] == [
+        "0.110 0.100 to 0.130 Δ −0.010, p .300",
+        "no clear difference to shuffled images",
+    ]
     assert [cell.text for cell in bleu.find("b")] == ["0.110"]
+    (delta, _) = table.find("small", "delta")
+    assert delta.attributes["title"] == "95 % interval of the difference: 0.100 to 0.120"
+    assert (
+        "better than every system it is compared with in 1 of 2 metrics, and worse than at least one in 0" in page.text
+    )
+    assert "paired bootstrap over the same studies" in page.text
+    assert "not corrected for many comparisons" in page.text
 
 
-def test_interval_below_a_control_is_said_even_if_another_overlaps():
-    systems = {
-        "model": system(rouge_l=score(0.3, 0.28, 0.32)),
-        "nearest report": system(rouge_l=score(0.4, 0.33, 0.42)),
-        "frequent report": system(rouge_l=score(0.27, 0.25, 0.28)),
-        "shuffled images": system(rouge_l=score(0.2, 0.18, 0.22)),
+def test_verdict_follows_p_not_overlap_and_leaves_out_what_was_not_compared():
+    same = system(rouge_l=score(0.3, 0.2, 0.4))
+    systems = dict.fromkeys(("model", "A", "B", "C", "D", "E"), same)
+    differences = {
+        "A": {"rouge_l": difference(0.01, 0.049)},
+        "B": {"rouge_l": difference(0.02, 0.002)},
+        "C": {"rouge_l": difference(-0.01, 0.01)},
+        "D": {"rouge_l": difference(0.05, 0.05)},
     }
-    page = parse(render_report("t", systems, []))
-    assert page.find("td", "verdict")[0].text == "below nearest report; overlaps frequent report"
-    assert "above that of every other system in 0 of 1 metrics, and below that of at least one in 1." in page.text
+    page = parse(render_report("t", systems, [], None, differences))
+    (verdict,) = page.find("td", "verdict")
+    assert [part.text for part in verdict.find("div")] == [
+        "better than A, B",
+        "worse than C",
+        "no clear difference to D",
+    ]
+    assert page.find("td")[5].text == "0.300 0.200 to 0.400"
+    assert "compared with in 0 of 1 metric, and worse than at least one in 1" in page.text
+    table = parse(render_report("t", {"model": same, "A": same, "E": same}, [], None, differences))
+    assert table.find("td", "verdict")[0].text == "better than A"
+    assert "compared with in 1 of 1 metric" in table.text
+
+
+def test_lower_is_better_for_predicted_errors():
+    systems = {
+        "model": system(radcliq_v1=score(0.9, 0.8, 1.0)),
+        "A": system(radcliq_v1=score(1.3, 1.2, 1.4)),
+        "B": system(radcliq_v1=score(-0.2, -0.3, -0.1)),
+    }
+    differences = {"A": {"radcliq_v1": difference(-0.4, 0.004)}, "B": {"radcliq_v1": difference(1.1, 0.004)}}
+    page = parse(render_report("t", systems, [], None, differences))
+    (row,) = page.find("tbody")[0].find("tr")
+    assert [part.text for part in row.find("div")] == ["better than A", "worse than B"]
+    assert row.find("b")[0].text == "−0.200"
+    assert "lower is better" in row.find("th")[0].text
+    assert "−0.300 to −0.100" in row.text
+
+
+@pytest.mark.parametrize(
+    ("value", "p", "shown"),
+    [
+        (0.0331, 0.0042, "Δ +0.033, p .004"),
+        (0.2, 0.0001, "Δ +0.200, p < .001"),
+        (0.1, 0.04995, "Δ +0.100, p < .05"),
+        (0.1, 0.0504, "Δ +0.100, p .050"),
+        (-0.0002, 1.0, "Δ 0.000, p 1"),
+        (1.25, 0.9999, "Δ +1.250, p 1"),
+    ],
+)
+def test_difference_and_p_as_text(value, p, shown):
+    page = parse(render_report("t", SYSTEMS, [], None, {"shuffled images": {"rouge_l": difference(value, p)}}))
+    assert [delta.text for delta in page.find("small", "delta")] == [shown]
+    expected = "better than" if p < 0.05 else "no clear difference to"
+    assert page.find("td", "verdict")[0].text == f"{expected} shuffled images"
+
+
+def test_every_metric_has_a_label_of_its_own():
+    assert set(METRICS) == set(SCORED)
+    assert len({label for label, _ in METRICS.values()}) == len(METRICS)
+
+
+def test_metrics_beyond_0_to_1_are_not_plotted():
+    unbounded = {name: score(1.2, -0.1, 2.0) for name in ("coco_cider", "bertscore_f1", "radcliq_v1")}
+    page = parse(render_report("t", {"model": system(coco_bleu_4=score(0.1, 0.0, 0.2), **unbounded)}, []))
+    assert [caption.text for caption in page.find("figcaption")] == ["BLEU-4, COCO"]
+    assert {row.find("th")[0].children[0] for row in page.find("tbody")[0].find("tr")} == {
+        METRICS[name][0] for name in ("coco_bleu_4", *unbounded)
+    }
 
 
 def test_metric_that_one_system_lacks_and_unknown_metric():
     systems = {"model": system(my_metric=score(0.2, 0.1, 0.3)), "control": system(rouge_l=score(0.5, 0.4, 0.6))}
     rouge, mine = parse(render_report("t", systems, [])).find("tbody")[0].find("tr")
-    assert [cell.text for cell in rouge.find("td")] == ["–", "0.500 0.400 – 0.600", ""]
+    assert [cell.text for cell in rouge.find("td")] == ["–", "0.500 0.400 to 0.600"]
     assert mine.find("th")[0].text == "my_metric"
-    assert [cell.text for cell in mine.find("td")] == ["0.200 0.100 – 0.300", "–", ""]
+    assert [cell.text for cell in mine.find("td")] == ["0.200 0.100 to 0.300", "–"]
 
 
-def test_plot_draws_intervals_to_scale():
+def test_plot_draws_bars_and_intervals_to_scale():
     page = parse(render_report("t", SYSTEMS, []))
     (panel, _) = page.find("figure")
     ticks = [(float(text.text), float((text.attributes["x"] or "")[:-1])) for text in panel.find("text")]
@@ -312,11 +417,16 @@ def test_plot_draws_intervals_to_scale():
     assert ticks[0] == (0, 0)
     assert top >= 0.43
     assert all(at == pytest.approx(100 * value / top, abs=0.01) for value, at in ticks)
-    for name, line, dot in zip(SYSTEMS, panel.find("line", "whisker"), panel.find("circle"), strict=True):
+    bars = zip(panel.find("line", "value"), panel.find("line", "whisker"), strict=True)
+    for name, (bar, whisker) in zip(SYSTEMS, bars, strict=True):
         expected = SYSTEMS[name]["metrics"]["rouge_l"]
-        drawn = [float((line.attributes[end] or "")[:-1]) for end in ("x1", "x2")]
-        drawn.append(float((dot.attributes["cx"] or "")[:-1]))
+        assert bar.attributes["x1"] == "0"
+        drawn = [float((end or "")[:-1]) for end in (whisker.attributes["x1"], whisker.attributes["x2"])]
+        drawn.append(float((bar.attributes["x2"] or "")[:-1]))
         assert drawn == pytest.approx([100 * expected[key] / top for key in ("low", "high", "value")], abs=0.01)
+    caps = [cap.attributes["x1"] for cap in panel.find("line", "cap")]
+    assert caps == [whisker.attributes[end] for whisker in panel.find("line", "whisker") for end in ("x1", "x2")]
+    assert [node.text for node in panel.find("span", "reading")] == ["0.410", "0.300"]
     for band in panel.find("rect", "band"):  # the first system's interval, behind every row
         drawn = [float((band.attributes[name] or "")[:-1]) for name in ("x", "width")]
         assert drawn == pytest.approx([100 * 0.39 / top, 100 * 0.04 / top], abs=0.01)
@@ -325,7 +435,7 @@ def test_plot_draws_intervals_to_scale():
 
 def test_zero_scores_can_be_drawn():
     page = parse(render_report("t", {"model": system(bleu_4=score(0, 0, 0))}, []))
-    assert page.find("circle")[0].attributes["cx"] == "0.00%"
+    assert page.find("line", "value")[0].attributes["x2"] == "0.00%"
 
 
 def test_skipped_metrics_and_signatures_are_printed_once_with_their_reason():
@@ -346,11 +456,42 @@ def test_observations_are_sorted_by_support_and_unsupported_ones_marked():
         "Fracture": {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 0},
         "Edema": {"precision": 0.25, "recall": 0.5, "f1": 1 / 3, "support": 12},
     }
-    table = parse(render_report("t", SYSTEMS, [], observations)).find("section", id="observations")[0]
-    edema, fracture = table.find("tbody")[0].find("tr")
+    page = parse(render_report("t", SYSTEMS, [], {"the rule-based labeler": observations}))
+    (section,) = page.find("section", id="observations")
+    assert not section.find("h3")
+    assert "by the labels of the rule-based labeler." in section.text
+    edema, fracture = section.find("tbody")[0].find("tr")
     assert edema.text == "Edema 12 0.250 0.500 0.333"
     assert [bar.attributes["style"] for bar in edema.find("i")] == ["width: 25.00%", "width: 50.00%", "width: 33.33%"]
     assert fracture.attributes["class"] == "unsupported"
+
+
+def test_each_labeler_has_its_table():
+    rules = {"Edema": {"precision": 0.25, "recall": 0.5, "f1": 1 / 3, "support": 12}}
+    chexbert = {"Edema": {"precision": 1.0, "recall": 1.0, "f1": 1.0, "support": 9}}
+    tables = {"the rule-based labeler": rules, "CheXbert": chexbert}
+    (section,) = parse(render_report("t", SYSTEMS, [], tables)).find("section", id="observations")
+    assert [heading.text for heading in section.find("h3")] == ["By the rule-based labeler", "By CheXbert"]
+    rows = [body.find("tr")[0].text for body in section.find("tbody")]
+    assert rows == ["Edema 12 0.250 0.500 0.333", "Edema 9 1.000 1.000 1.000"]
+
+
+def test_strata_have_a_table_each_with_a_column_for_each_group():
+    women = {"n": 7, "metrics": {"bleu_4": score(0.1, 0.0, 0.2), "rouge_l": score(0.4, 0.3, 0.5)}, "skipped": {}}
+    men = {"n": 5, "metrics": {"rouge_l": score(0.2, 0.1, 0.3)}, "others": {"shuffled images": women}}
+    strata = {"sex": {"F": women, "M": men}, "view": {"PA": women}}
+    page = parse(render_report("t", SYSTEMS, [], None, DIFFERENCES, strata))
+    (section,) = page.find("section", id="strata")
+    assert [heading.text for heading in section.find("h3")] == ["By sex", "By view"]
+    by_sex, by_view = section.find("table")
+    assert [row.text for row in by_sex.find("tr")] == [
+        "Metric F n = 7 M n = 5",
+        "ROUGE-L 0.400 0.300 to 0.500 0.200 0.100 to 0.300",
+        "BLEU-4 0.100 0.000 to 0.200 –",
+    ]
+    assert by_view.find("tr")[0].text == "Metric PA n = 7"
+    assert "low in a part where some of them never occur" in section.text
+    assert not parse(render_report("t", SYSTEMS, [], None, DIFFERENCES, {})).find("section", id="strata")
 
 
 def test_one_system_stands_without_comparison_and_none_is_an_error():

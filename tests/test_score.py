@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from encoder.studies import Study, StudyImage, write_studies
-from metrics.score import METRICS
+from metrics.scoring import choose
 from tests.conftest import make_study
 from tests.test_cli import files_no_larger_than, run
+
+HERE = choose(["rouge", "bleu", "rule"])  # what runs without weights
 
 # study -> prediction, reference, and by hand: ROUGE-L, observations missed and invented
 BY_HAND = {
@@ -24,6 +27,14 @@ BY_HAND = {
 ROWS: list[dict[str, Any]] = [
     {"study_id": name, "prediction": row[0], "reference": row[1]} for name, row in BY_HAND.items()
 ]
+
+
+@pytest.fixture(autouse=True)
+def no_weights(tmp_path_factory, monkeypatch) -> None:
+    """The learned metrics find nothing, whatever this machine has."""
+    monkeypatch.setenv("RADDRAFT_WEIGHTS", str(tmp_path_factory.mktemp("weights")))
+    monkeypatch.setenv("RADDRAFT_CACHE", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path_factory.mktemp("hub")))
 
 
 def write(path: Path, rows: list[dict]) -> Path:
@@ -38,13 +49,14 @@ def read_scores(folder: Path) -> dict:
 def test_one_file(tmp_path, capsys) -> None:
     assert run("score", write(tmp_path / "model.jsonl", ROWS)) == (0, "")
     folder = tmp_path / "scores"
-    assert {path.name for path in folder.iterdir()} == {"scores.json", "per_study.csv", "report.html"}
+    written = {"scores.json", "per_study.csv", "per_observation.csv", "report.html"}
+    assert {path.name for path in folder.iterdir()} == written
     scores = read_scores(folder)
     assert scores["n"] == 4
-    assert scores["skipped"] == {}
-    assert "others" not in scores
+    assert set(scores["skipped"]) == {name for name in choose(None) if name.startswith(("radgraph", "chexbert"))}
+    assert not {"others", "differences", "strata"} & set(scores)
     metrics = scores["metrics"]
-    assert list(metrics) == list(METRICS)
+    assert list(metrics) == list(HERE)
     assert metrics["rouge_l"]["value"] == pytest.approx((1 + 4 / 7) / 4)
     # Cardiomegaly found, Pleural Effusion invented, Consolidation missed; No Finding missed once and invented twice,
     # in s4 beside an uncertain Pneumonia, which itself counts as negative.
@@ -62,10 +74,19 @@ def test_one_file(tmp_path, capsys) -> None:
     for name, (_, _, rouge_l, missed, invented) in BY_HAND.items():
         assert float(table[name]["rouge_l"]) == pytest.approx(rouge_l, abs=1e-6)
         assert (table[name]["rule_missed"], table[name]["rule_invented"]) == (missed, invented)
+        assert table[name]["system"] == "model"
+    with open(folder / "per_observation.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2 * 14, "both rules for what is uncertain"
+    effusion = next(row for row in rows if row["observation"] == "Pleural Effusion")
+    assert (effusion["labeler"], effusion["uncertain_as"], effusion["support"]) == ("rule", "negative", "0.0")
+    pneumonia = {row["uncertain_as"]: row["support"] for row in rows if row["observation"] == "Pneumonia"}
+    assert pneumonia == {"negative": "0.0", "positive": "1.0"}
 
     shown, page = capsys.readouterr().out, (folder / "report.html").read_text(encoding="utf-8")
     low, high = metrics["rouge_l"]["low"], metrics["rouge_l"]["high"]
     assert f"rouge_l           0.393 [{low:.3f} {high:.3f}]" in shown
+    assert "skipped radgraph_e, radgraph_er, radgraph_bar_er: radgraph is missing" in shown
     assert str(folder / "report.html") in shown
     assert "Drafts by model" in page
     assert "data:image" not in page
@@ -100,11 +121,17 @@ def test_several_files_stand_side_by_side_whatever_their_order(tmp_path, capsys)
     assert best["rule_micro_f1_14"]["value"] == 1.0
     shown, page = capsys.readouterr().out, (tmp_path / "side" / "report.html").read_text(encoding="utf-8")
     assert "other.jsonl: 1 predictions without a reference are left out" in shown
-    header = next(line for line in shown.splitlines() if line.startswith("n = "))
-    assert header.split() == ["n", "=", "4", "model", "other", "perfect"]
+    header = next(line for line in shown.splitlines() if "(n = " in line)
+    assert header.split("(n = 4)") == [f"{'':18}{'model ':>12}", f"{'other ':>22}", f"{'perfect ':>22}", ""]
+    assert "p 1.000" in shown
+    assert "p: paired bootstrap, of the difference to model" in shown
+    difference = scores["differences"]["perfect"]["rouge_l"]
+    assert difference["value"] == pytest.approx((1 + 4 / 7) / 4 - 1)
+    assert difference["low"] < difference["value"] < difference["high"] <= 0
+    assert 0 < difference["p"] < 0.2
     assert "1.000 [1.000 1.000]" in shown
     assert "Three systems" in page
-    assert len((tmp_path / "side" / "per_study.csv").read_text().splitlines()) == 1 + 4, "of the first system only"
+    assert len((tmp_path / "side" / "per_study.csv").read_text().splitlines()) == 1 + 3 * 4
     assert not (tmp_path / "scores").exists()
 
 
@@ -216,7 +243,11 @@ def test_metrics_are_chosen_by_name_in_any_spelling_of_a_list(tmp_path, capsys) 
 @pytest.mark.parametrize(
     ("options", "culprits"),
     [
-        (("--metrics", "rouge_l", "meteor"), ("Unknown metric 'meteor'", "Choices: rouge_l, bleu_1")),
+        (("--metrics", "rouge_l", "rouge_2"), ("Unknown metric 'rouge_2'", "Choices: rouge_l, bleu_1")),
+        (("--rank_by", "bleu_4"), ("'bleu_4' is no score of single studies. Choices: rouge_l",)),
+        (("--by", "sex"), ("--by sex needs the manifest",)),
+        (("--by", "Oedema"), ("Unknown --by 'Oedema'. Choices: view, sex, age, normal, Enlarged",)),
+        (("--references", "nowhere.txt"), ("nowhere.txt",)),
         (("--metrics", "[]"), ("No metric is asked for", "Choices: rouge_l, bleu_1")),
         (("--resamples", "0"), ("at least 1 resample", "got 0 and 0")),
         (("--seed", "-1"), ("a seed of at least 0", "got 500 and -1")),
@@ -231,33 +262,51 @@ def test_options_that_make_no_sense_are_refused_before_anything_is_written(tmp_p
 
 
 def test_a_metric_asked_for_by_name_that_cannot_run_is_an_error(tmp_path) -> None:
-    cannot = [name for name in ("radgraph_er", "chexbert_macro_f1_14") if name not in METRICS]
-    for name in cannot or pytest.skip("every metric that this test knows of can run"):
+    for name in ("radgraph_er", "chexbert", "chexbert_macro_f1_14_plus", "bertscore_f1"):
         status, message = run("score", write(tmp_path / "model.jsonl", ROWS), "--metrics", "rouge_l", name)
         assert status == 1
-        assert repr(name) in message
+        assert f"{name.partition('_')[0]} is missing" in message
+        assert "raddraft weights --fetch" in message
 
 
-def test_uncertain_is_a_choice_that_changes_value_and_signature(tmp_path, capsys) -> None:
-    rows = [*ROWS, {"study_id": "s5", "prediction": "Edema.", "reference": "Possible edema."}]
-    model = write(tmp_path / "model.jsonl", rows)
-    scores = {}
-    for uncertain in ("negative", "positive"):
-        out = tmp_path / uncertain
-        assert run("score", model, "--uncertain", uncertain, "--out", out) == (0, "")
-        scores[uncertain] = read_scores(out)["metrics"]
-    negative, positive = scores["negative"], scores["positive"]
-    assert positive["rule_micro_f1_5"]["value"] > negative["rule_micro_f1_5"]["value"]
-    for name in METRICS:
-        if name.startswith("rule_"):
-            assert "|uncertain:negative|" in negative[name]["signature"]
-            assert negative[name]["signature"].replace(":negative", ":positive") == positive[name]["signature"]
-        else:
-            assert negative[name] == positive[name]
-    assert run("score", model, "--uncertain", "maybe")[0] == 2
-    error = capsys.readouterr().err
-    assert "'negative', 'positive'" in error
-    assert "maybe" in error
+def test_strata(tmp_path, capsys) -> None:
+    studies = [make_study(tmp_path, i, "test") for i in (1, 2, 3)]
+    for study, sex, age in zip(studies, ("F", "M", None), (17, 80, 40.5), strict=True):
+        study.patient.update({"sex": sex, "age": age})
+    studies[0].labels["Edema"], studies[1].labels["Edema"] = 1, -1
+    write_studies(tmp_path / "studies.jsonl", studies)
+    model = write(tmp_path / "model.jsonl", ROWS)
+    perfect = write(tmp_path / "perfect.jsonl", [row | {"prediction": row["reference"]} for row in ROWS])
+    by = ("view", "sex", "age", "normal", "Edema", "Consolidation")
+    assert run("score", model, perfect, "--studies", tmp_path / "studies.jsonl", "--by", *by) == (0, "")
+    strata = read_scores(tmp_path / "scores")["strata"]
+    counts = {name: {group: one["n"] for group, one in groups.items()} for name, groups in strata.items()}
+    assert counts == {
+        "view": {"PA": 3, "not stated": 1},
+        "sex": {"F": 1, "M": 1, "not stated": 2},
+        "age": {"0–17": 1, "40–59": 1, "80+": 1, "not stated": 1},
+        "normal": {"abnormal": 3, "normal": 1},
+        "Edema": {"not mentioned": 2, "positive": 1, "uncertain": 1},  # the manifest knows this label
+        "Consolidation": {"not mentioned": 3, "positive": 1},  # the rules read this one
+    }
+    one = strata["sex"]["M"]  # s2 alone
+    assert one["metrics"]["rouge_l"]["value"] == one["metrics"]["rouge_l"]["low"] == pytest.approx(4 / 7)
+    assert one["others"]["perfect"]["metrics"]["rouge_l"]["value"] == 1
+    assert one["differences"]["perfect"]["rouge_l"]["value"] == pytest.approx(4 / 7 - 1)
+    assert "|n:1|" in one["metrics"]["rouge_l"]["signature"]
+    shown, page = capsys.readouterr().out, (tmp_path / "scores" / "report.html").read_text(encoding="utf-8")
+    assert "model by age" in shown
+    assert "0–17 (n = 1)" in shown
+    assert "not stated" in page
+
+
+def test_plain_text_and_tables(tmp_path) -> None:
+    for name, key in (("drafts.txt", "prediction"), ("reports.txt", "reference")):
+        (tmp_path / name).write_text("".join(f"{row[key]}\n" for row in ROWS))
+    assert run("score", tmp_path / "drafts.txt", "--references", tmp_path / "reports.txt") == (0, "")
+    from_text = read_scores(tmp_path / "scores")
+    assert run("score", write(tmp_path / "model.jsonl", ROWS)) == (0, "")
+    assert read_scores(tmp_path / "scores") == from_text
 
 
 def test_blank_drafts_score_nothing_and_do_not_stop(tmp_path) -> None:
@@ -268,14 +317,23 @@ def test_blank_drafts_score_nothing_and_do_not_stop(tmp_path) -> None:
         assert (metrics[name]["value"], metrics[name]["low"], metrics[name]["high"]) == (0, 0, 0)
 
 
-@pytest.mark.parametrize(("cases", "shown"), [(36, 7), (7, 7), (4, 4), (2, 2), (1, 1), (0, 0)])
-def test_the_page_shows_as_many_studies_as_asked_for_from_first_to_last(tmp_path, cases, shown) -> None:
-    rows = [{"study_id": f"study-{i}", "prediction": "x", "reference": "y"} for i in range(7)]
-    assert run("score", write(tmp_path / "model.jsonl", rows), "--metrics", "rouge_l", "--cases", cases) == (0, "")
+@pytest.mark.parametrize(("cases", "shown"), [(36, 9), (9, 9), (4, 4), (2, 2), (1, 1), (0, 0)])
+def test_the_page_shows_the_worst_the_best_and_some_between(tmp_path, cases, shown) -> None:
+    """Study i shares i of 9 words with its reference."""
+    words = "heart lung rib spine hilum apex base pleura vessel".split()  # noqa: SIM905
+    rows = [
+        {"study_id": f"study-{i}", "prediction": " ".join(words[:i] + ["x"] * (9 - i)), "reference": " ".join(words)}
+        for i in (4, 0, 7, 2, 8, 5, 1, 3, 6)
+    ]
+    assert run("score", write(tmp_path / "model.jsonl", rows), "--cases", cases) == (0, "")
     page = (tmp_path / "scores" / "report.html").read_text(encoding="utf-8")
-    found = [i for i in range(7) if f"study-{i}" in page]
-    assert len(found) == shown
-    assert found[:1] + found[-1:] == ([0, 6] if shown > 1 else [0, 0] if shown else [])
+    found = [int(number) for number in re.findall(r"<h3>study-(\d)</h3>", page)]
+    assert len(found) == len(set(found)) == shown
+    ends = shown // 3
+    assert found[:ends] == list(range(ends)), "the worst first"
+    assert found[ends : 2 * ends] == list(range(8, 8 - ends, -1))
+    assert found[2 * ends :] == sorted(found[2 * ends :])
+    assert ("Worst" in page) == (ends > 0)
 
 
 def test_letters_of_every_language_reach_the_page(tmp_path) -> None:
@@ -292,7 +350,9 @@ def test_letters_of_every_language_reach_the_page(tmp_path) -> None:
     assert run("score", model) == (0, "")
     page = (tmp_path / "scores" / "report.html").read_text(encoding="utf-8")
     assert all(text in page for text in (*texts[:4], "half a pair ?", "Fuß 3", "моя модель"))
-    assert "Fuß 2,0.000000" in (tmp_path / "scores" / "per_study.csv").read_text(encoding="utf-8"), "no Latin letter"
+    assert "Fuß 2,моя модель,0.000000" in (tmp_path / "scores" / "per_study.csv").read_text(encoding="utf-8"), (
+        "no Latin letter"
+    )
     assert read_scores(tmp_path / "scores")["metrics"]["bleu_1"]["value"] == pytest.approx(1.0)
 
 

@@ -76,8 +76,6 @@ def test_bleu_keeps_case_and_is_not_smoothed() -> None:
     assert bleu([""], [same])[1].value == 0.0
 
 
-def test_signature_names_implementation_and_count() -> None:
-    measure = rouge_l(["a", "b"], ["a", "c"])
-    assert "rouge-score 0" in measure.signature
-    assert measure.signature.endswith("n:2")
+def test_signature_names_implementation() -> None:
+    assert "rouge-score 0" in rouge_l(["a", "b"], ["a", "c"]).signature
     assert "smooth:none" in bleu(["a"], ["a"])[4].signature

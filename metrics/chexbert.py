@@ -1,0 +1,212 @@
+"""CheXbert (Smit et al., EMNLP 2020, arXiv 2004.09167): 14 observations of a report, read by BERT.
+
+The authors' checkpoint is loaded into transformers' plain BertModel: the hidden state of [CLS] in the last layer goes
+through one linear head for each observation, without dropout. All arithmetic is 32-bit, so that labels do not depend on
+the device.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import re
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from metrics.rules import NEGATIVE, OBSERVATIONS, POSITIVE, UNCERTAIN
+from metrics.weights import digest
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import BertModel, PreTrainedTokenizerBase
+
+# Classes of a head in the checkpoint's order; No Finding knows the first two only.
+CLASSES = (None, POSITIVE, NEGATIVE, UNCERTAIN)
+N_CLASSES = {name: 2 if name == "No Finding" else 4 for name in OBSERVATIONS}
+
+
+class CheXbert:
+    """The labeler and its sentence embedding. Every method takes the texts of one batch."""
+
+    key: str
+    """Names all that a label depends on: labels may be stored under (key, text)."""
+    signature: str
+    batch_size: int
+
+    def __init__(self, checkpoint: Path, tokenizer: Path, batch_size: int = 16, device: str | None = None) -> None:
+        """Load the labeler.
+
+        Args:
+            checkpoint: the authors' chexbert.pth.
+            tokenizer: folder with the tokenizer of bert-base-uncased.
+            batch_size: texts that fit into memory together; for the caller, who makes the batches.
+            device: by default a GPU, if there is one.
+
+        Raises:
+            ValueError: not a CheXbert checkpoint (the parameters at fault are named), or not its tokenizer.
+        """
+        import torch
+
+        self.batch_size = batch_size
+        self._tokenizer = _load_tokenizer(tokenizer)
+        self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._bert, self._heads = load_network(checkpoint)  # the heads stay on the CPU, they are small
+        torch.nn.Module.to(self._bert, self._device)  # transformers' own `to` has no usable types
+        config = self._bert.config
+        if len(self._tokenizer) != config.vocab_size:
+            raise ValueError(
+                f"The tokenizer in {tokenizer} has {len(self._tokenizer)} entries, the vocabulary of {checkpoint} has "
+                f"{config.vocab_size}: it is not the one that the checkpoint was trained with"
+            )
+        self._max_length = config.max_position_embeddings
+        sha256 = digest(checkpoint)
+        self.key = f"chexbert:{sha256}:{_vocabulary_digest(self._tokenizer)}"
+        self.signature = f"chexbert sha256:{sha256[:12]}"
+
+    def annotate(self, texts: list[str]) -> list[dict[str, int | None]]:
+        """Observation -> 1 positive, 0 negative, -1 uncertain, None not mentioned (No Finding: 1 or None)."""
+        classes = [head.argmax(dim=1).tolist() for head in self.logits(texts)]
+        return [
+            {name: CLASSES[i] for name, i in zip(OBSERVATIONS, row, strict=True)} for row in zip(*classes, strict=True)
+        ]
+
+    def logits(self, texts: list[str]) -> list[Tensor]:
+        """One [B, 4] for each observation, in the order of CLASSES; [B, 2] for No Finding."""
+        import torch
+
+        embedded = self.embed(texts)
+        with torch.inference_mode():
+            return [head(embedded) for head in self._heads]
+
+    def embed(self, texts: list[str]) -> Tensor:
+        """[B, 768]: the last hidden state of [CLS], on the CPU. A text is cut after 512 word pieces."""
+        import torch
+        from torch.nn.utils.rnn import pad_sequence
+
+        cleaned = [" ".join(text.split()) for text in texts]
+        options = {"truncation": True, "max_length": self._max_length}
+        pieces = self._tokenizer(cleaned, **options)["input_ids"] if cleaned else []
+        lengths = [len(ids) for ids in pieces]
+        embedded = torch.empty(len(texts), self._bert.config.hidden_size)
+        for group in alike(lengths):
+            ids = pad_sequence([torch.tensor(pieces[i]) for i in group], batch_first=True)  # [G, T]
+            mask = torch.arange(ids.shape[1]) < torch.tensor([[lengths[i]] for i in group])  # [G, T]
+            with torch.inference_mode():
+                hidden = self._bert(ids.to(self._device), mask.long().to(self._device)).last_hidden_state
+                embedded[group] = hidden[:, 0].cpu()
+        return embedded
+
+
+def alike(lengths: list[int], waste: float = 0.1) -> list[list[int]]:
+    """Indices in groups of like lengths, so that less than `waste` of the length in a padded group is padding."""
+    groups: list[list[int]] = []
+    filled = 0
+    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
+        filled += lengths[i]
+        if groups and filled > (1 - waste) * lengths[i] * (len(groups[-1]) + 1):
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+            filled = lengths[i]
+    return groups
+
+
+def load_network(checkpoint: Path) -> tuple[BertModel, nn.ModuleList]:
+    """BERT and the 14 linear heads of a checkpoint, in fp32 and eval mode.
+
+    The sizes of BERT are those of the checkpoint's own tensors.
+
+    Raises:
+        ValueError: not a checkpoint, or parameters are missing, unexpected or of a wrong shape.
+    """
+    from torch import nn
+    from transformers import BertConfig, BertModel
+
+    state = _read_state(checkpoint)
+    config = BertConfig(**_sizes(state, checkpoint))
+    bert = BertModel(config, add_pooling_layer=False)
+    heads = nn.ModuleList(nn.Linear(config.hidden_size, N_CLASSES[name]) for name in OBSERVATIONS)
+    network = nn.ModuleDict({"bert": bert, "linear_heads": heads})
+    expected = network.state_dict()
+    faults = [f"{key} is missing" for key in expected.keys() - state.keys()]
+    faults += [f"{key} is not expected" for key in state.keys() - expected.keys()]
+    faults += [
+        f"{key} has the shape {tuple(state[key].shape)}, not {tuple(expected[key].shape)}"
+        for key in expected.keys() & state.keys()
+        if state[key].shape != expected[key].shape
+    ]
+    _refuse(checkpoint, sorted(faults))
+    network.load_state_dict(state)
+    network.eval()
+    return bert, heads
+
+
+def _read_state(checkpoint: Path) -> dict[str, Tensor]:
+    """Parameters by name, without DataParallel's prefix, the pooler and the position numbers: none of them is used."""
+    import torch
+
+    try:
+        # Two thirds of the file are the optimizer's: mapped, they stay on disk. Files older than torch 1.6 are no zip.
+        mapped = zipfile.is_zipfile(checkpoint)
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=mapped)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{checkpoint} is not a whole PyTorch checkpoint of plain tensors: {reason}") from error
+    state = content.get("model_state_dict") if isinstance(content, dict) else None
+    if not isinstance(state, dict):
+        raise ValueError(f"{checkpoint} is no CheXbert checkpoint: it has no model_state_dict")
+    named = {key.removeprefix("module."): value for key, value in state.items()}
+    return {
+        key: value
+        for key, value in named.items()
+        if not key.startswith("bert.pooler.") and key != "bert.embeddings.position_ids"
+    }
+
+
+def _sizes(state: dict[str, Tensor], checkpoint: Path) -> dict[str, Any]:
+    """Arguments of BertConfig, as the parameters' shapes tell. Attention heads are 64 wide, as in every BERT."""
+    word, position, kind = (f"bert.embeddings.{name}_embeddings.weight" for name in ("word", "position", "token_type"))
+    inner = "bert.encoder.layer.0.intermediate.dense.weight"
+    _refuse(checkpoint, [f"{key} is missing" for key in (word, position, kind, inner) if key not in state])
+    _refuse(
+        checkpoint,
+        [f"{key} is no matrix" for key in (word, position, kind, inner) if getattr(state[key], "ndim", 0) != 2],
+    )
+    hidden = state[word].shape[1]
+    layers = [int(match[1]) for key in state if (match := re.match(r"bert\.encoder\.layer\.(\d+)\.", key))]
+    return {
+        "vocab_size": state[word].shape[0],
+        "hidden_size": hidden,
+        "num_hidden_layers": max(layers) + 1,
+        "num_attention_heads": max(1, hidden // 64),
+        "intermediate_size": state[inner].shape[0],
+        "max_position_embeddings": state[position].shape[0],
+        "type_vocab_size": state[kind].shape[0],
+        "attn_implementation": "sdpa",
+    }
+
+
+def _refuse(checkpoint: Path, faults: list[str]) -> None:
+    if faults:
+        more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
+        raise ValueError(f"{checkpoint} is no CheXbert checkpoint: {'; '.join(faults[:5])}{more}")
+
+
+def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"No tokenizer can be loaded from {folder}: {str(error).strip().splitlines()[0]}") from error
+    if tokenizer.tokenize("HEART") != tokenizer.tokenize("heart"):
+        raise ValueError(f"The tokenizer in {folder} tells capitals from small letters, that of CheXbert does not")
+    return tokenizer
+
+
+def _vocabulary_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 of the entries in order, one a line: that of the usual vocab.txt."""
+    vocabulary = tokenizer.get_vocab()
+    lines = "".join(f"{entry}\n" for entry in sorted(vocabulary, key=vocabulary.__getitem__))
+    return hashlib.sha256(lines.encode()).hexdigest()

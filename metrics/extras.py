@@ -1,0 +1,345 @@
+"""Scores that other papers report: COCO caption scores, sentence BLEU, METEOR, BERTScore and RadCliQ.
+
+They have names of their own: other words and other smoothing than in `metrics.text` give other numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from metrics.bootstrap import Measure, mean_measure
+from metrics.text import bleu_statistics, ngrams, rouge_l_f
+from metrics.weights import CannotRun
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    # Unit vectors of a text's word pieces [L, D], and which of them are words and not special tokens [L].
+    Embedded = tuple[Tensor, Tensor]
+
+COCO_ORDER = 4
+# What the COCO script adds to numerators and denominators so that it never divides by zero.
+COCO_TINY, COCO_SMALL = 1e-15, 1e-9
+COCO_BETA = 1.2
+CIDER_SIGMA = 6.0
+
+BERTSCORE_LAYER = 5
+# F of random sentence pairs at layer 5 of distilroberta-base: rescale_baseline/en/distilroberta-base.tsv, bert-score.
+BERTSCORE_BASELINE = 0.8473319
+
+# RadCliQ-v1 (Yu et al., Patterns 2023): rajpurkarlab/CXR-Report-Metric, radcliq-v1.pkl.
+RADCLIQ_INPUTS = ("radgraph", "bertscore", "semb", "bleu")
+RADCLIQ_MEAN = np.array([0.53792312, 0.61757256, 0.76479421, 0.44738335])
+RADCLIQ_SCALE = np.array([0.30282584, 0.22430938, 0.25394391, 0.29892717])
+RADCLIQ_WEIGHTS = np.array([-3.77083683e-01, -3.70300100e-01, -2.52616218e-01, 4.31504841e-12])
+RADCLIQ_INTERCEPT = 2.46655256e-10
+
+
+def coco(predictions: Sequence[str], references: Sequence[str]) -> dict[str, Measure]:
+    """`coco_bleu_1` to `_4`, `coco_rouge_l`, `coco_cider`, equal to pycocoevalcap 1.2 on the text as it stands.
+
+    This is how R2Gen and its successors score: words are what stands between blanks, case and punctuation are kept, and
+    the PTB tokenizer is not used. BLEU and ROUGE-L are in [0, 1], CIDEr (Vedantam et al., 2015) in [0, 10]. CIDEr
+    weighs n-grams by their document frequency in `references`, so it depends on the whole set, and is 0 on one report.
+    """
+    base = f"raddraft {version('raddraft')}, as pycocoevalcap 1.2|tok:blanks|case:mixed|nrefs:1"
+    pairs = list(zip(predictions, references, strict=True))
+    rows = [bleu_statistics(ours.split(), theirs.split(), COCO_ORDER) for ours, theirs in pairs]
+    statistics = np.array(rows, dtype=np.float64).reshape(len(rows), 2 + 2 * COCO_ORDER)
+    bleu_signature = f"{base}|smooth:+{COCO_TINY:g}/+{COCO_SMALL:g}|corpus"
+    measures = {
+        f"coco_bleu_{order}": Measure(statistics, _coco_bleu_reducer(order), bleu_signature)
+        for order in range(1, COCO_ORDER + 1)
+    }
+    # split(" ") and not split(): there the COCO script counts the empty word between two blanks, and in a blank text.
+    rouge = [rouge_l_f(ours.split(" "), theirs.split(" "), COCO_BETA) for ours, theirs in pairs]
+    measures["coco_rouge_l"] = mean_measure(rouge, f"{base}|beta:{COCO_BETA}|mean over reports")
+    cider_choices = f"n-grams:1-{COCO_ORDER}|sigma:{CIDER_SIGMA:g}|mean over reports"
+    fixed = "document frequencies: of these references, kept fixed in the interval"
+    measures["coco_cider"] = mean_measure(_cider(predictions, references), f"{base}|{cider_choices}|{fixed}")
+    return measures
+
+
+def _coco_bleu_reducer(order: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Sums of `bleu_statistics` [r, 10] -> BLEU of one order [r]."""
+
+    def reduce(sums: np.ndarray) -> np.ndarray:
+        matches, totals = sums[:, 2 : 2 + order], sums[:, 2 + COCO_ORDER : 2 + COCO_ORDER + order]
+        precision = ((matches + COCO_TINY) / (totals + COCO_SMALL)).prod(1) ** (1 / order)
+        ratio = (sums[:, 0] + COCO_TINY) / (sums[:, 1] + COCO_SMALL)
+        return precision * np.exp(np.minimum(0.0, 1 - 1 / ratio))
+
+    return reduce
+
+
+def _cider(predictions: Sequence[str], references: Sequence[str]) -> list[float]:
+    """CIDEr-D of each report, [0, 10]; the names of the COCO script leave out the D."""
+    ours, theirs = [_counts(text) for text in predictions], [_counts(text) for text in references]
+    frequency = Counter(ngram for counts in theirs for order in counts for ngram in order)
+    log_n = math.log(len(theirs))
+
+    def weigh(counts: Counter[tuple[str, ...]]) -> dict[tuple[str, ...], float]:
+        return {ngram: count * (log_n - math.log(max(1, frequency[ngram]))) for ngram, count in counts.items()}
+
+    scores = []
+    for prediction, reference in zip(ours, theirs, strict=True):
+        cosines = [_clipped_cosine(weigh(a), weigh(b)) for a, b in zip(prediction, reference, strict=True)]
+        longer = prediction[1].total() - reference[1].total()  # in bigrams, as the script measures length
+        scores.append(10 * sum(cosines) / COCO_ORDER * math.exp(-(longer**2) / (2 * CIDER_SIGMA**2)))
+    return scores
+
+
+def _counts(text: str) -> list[Counter[tuple[str, ...]]]:
+    return [ngrams(text.split(), order) for order in range(1, COCO_ORDER + 1)]
+
+
+def _clipped_cosine(ours: dict[tuple[str, ...], float], theirs: dict[tuple[str, ...], float]) -> float:
+    """Cosine in which an n-gram of ours weighs no more than it does in theirs; 0 if either has no weight."""
+    product = sum(min(weight, theirs[ngram]) * theirs[ngram] for ngram, weight in ours.items() if ngram in theirs)
+    norm = math.hypot(*ours.values()) * math.hypot(*theirs.values())
+    return product / norm if norm else 0.0
+
+
+def sentence_bleu(predictions: Sequence[str], references: Sequence[str], order: int = 4) -> dict[str, Measure]:
+    """`nltk_sentence_bleu_{order}`: BLEU of each report with nltk's `SmoothingFunction().method1`, in [0, 1].
+
+    Words are what stands between blanks, case is kept. A report that shares no word with its reference scores 0.
+    """
+    from nltk.translate.bleu_score import SmoothingFunction
+    from nltk.translate.bleu_score import sentence_bleu as nltk_sentence_bleu
+
+    smooth, weights = SmoothingFunction().method1, (1 / order,) * order
+    scores = [
+        float(nltk_sentence_bleu([theirs.split()], ours.split(), weights, smooth))
+        for ours, theirs in zip(predictions, references, strict=True)
+    ]
+    choices = "sentence_bleu|smooth:method1 epsilon 0.1|tok:blanks|case:mixed|mean over reports"
+    return {f"nltk_sentence_bleu_{order}": mean_measure(scores, f"nltk {version('nltk')} {choices}")}
+
+
+def meteor(predictions: Sequence[str], references: Sequence[str]) -> dict[str, Measure]:
+    """`meteor`: METEOR of each report (Banerjee and Lavie, 2005) as nltk computes it, in [0, 1].
+
+    Words are what stands between blanks, in lower case; they match as they are, by Porter stem, or where the stem of
+    one stands among the WordNet synonyms of the other's (so "big" does not find "large", whose stem is "larg").
+    It is not METEOR 1.5, the Java program behind COCO's and R2Gen's column: those numbers are not comparable.
+
+    Raises:
+        CannotRun: nltk finds no WordNet; nothing is downloaded here.
+    """
+    import nltk
+    from nltk.corpus import wordnet
+    from nltk.translate.meteor_score import meteor_score
+
+    try:
+        nltk.data.find("corpora/wordnet")
+    except LookupError:
+        raise CannotRun(
+            "meteor needs nltk's WordNet data, found in no folder of nltk.data.path: python -m nltk.downloader wordnet"
+        ) from None
+    scores = [
+        float(meteor_score([theirs.split()], ours.split()))
+        for ours, theirs in zip(predictions, references, strict=True)
+    ]
+    choices = "alpha:0.9|beta:3|gamma:0.5|tok:blanks|case:lower|not COCO's METEOR 1.5|mean over reports"
+    signature = f"nltk {version('nltk')} METEOR|WordNet {wordnet.get_version()}|{choices}"
+    return {"meteor": mean_measure(scores, signature)}
+
+
+def bertscore(
+    predictions: Sequence[str],
+    references: Sequence[str],
+    model: Path,
+    device: str | None = None,
+    batch_size: int = 32,
+) -> dict[str, Measure]:
+    """`bertscore_f1`: BERTScore F1 of each report (Zhang et al., 2020), layer 5 of distilroberta-base, rescaled.
+
+    Equal to bert-score 0.3.13 with `lang="en"`, `rescale_with_baseline=True` and no idf, as it was on transformers 4;
+    on 5, that package runs but loses the blank before the first word, and fails on blank texts. 1 is identity and 0
+    what two random sentences have; values below 0 occur. A blank text on either side gives 0 before rescaling, which
+    is -5.55 after it. Texts are cut at 512 word pieces.
+
+    Args:
+        predictions, references: one text a report, in the same order.
+        model: local folder with distilroberta-base, its weights and tokenizer.
+        device: of torch; by default a GPU if there is one.
+        batch_size: pairs encoded at a time; changes the speed, not the scores.
+
+    Raises:
+        CannotRun: there is no model in the folder, one of fewer than 5 layers, or one whose weights are incomplete.
+    """
+    import torch
+
+    from metrics.weights import digest
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    encode = _word_piece_encoder(Path(model), device)
+    pairs = [(ours.strip(), theirs.strip()) for ours, theirs in zip(predictions, references, strict=True)]
+    by_length = sorted(set(pairs), key=lambda pair: len(pair[0]) + len(pair[1]))
+    found: dict[tuple[str, str], float] = {}
+    for start in range(0, len(by_length), batch_size):
+        batch = by_length[start : start + batch_size]
+        embedded = encode([ours for ours, _ in batch] + [theirs for _, theirs in batch])
+        for pair, ours, theirs in zip(batch, embedded[: len(batch)], embedded[len(batch) :], strict=True):
+            found[pair] = (_matched_f1(ours, theirs) - BERTSCORE_BASELINE) / (1 - BERTSCORE_BASELINE)
+    choices = f"layer:{BERTSCORE_LAYER}|idf:no|rescaled:en F {BERTSCORE_BASELINE}|mean over reports"
+    signature = (
+        f"raddraft {version('raddraft')}, as bert-score 0.3.13 F1|distilroberta-base sha256:{digest(model)[:12]}"
+    )
+    return {"bertscore_f1": mean_measure([found[pair] for pair in pairs], f"{signature}|{choices}")}
+
+
+def _word_piece_encoder(folder: Path, device: str) -> Callable[[list[str]], list[Embedded]]:
+    """A function from stripped texts to their `Embedded`."""
+    import torch
+    from transformers import AutoConfig, AutoTokenizer
+
+    if not (folder / "config.json").is_file():
+        raise CannotRun(f"bertscore needs a folder with distilroberta-base, and {folder} holds no config.json")
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    if config.num_hidden_layers < BERTSCORE_LAYER:
+        raise CannotRun(
+            f"bertscore takes layer {BERTSCORE_LAYER} of distilroberta-base; "
+            f"the model in {folder} has {config.num_hidden_layers}"
+        )
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    network = _load_network(folder).to(device).eval()
+    # RoBERTa counts positions from 2; a folder without tokenizer_config.json says nothing of a limit.
+    longest = min(tokenizer.model_max_length, config.max_position_embeddings - 2)
+    special = torch.tensor([tokenizer.cls_token_id, tokenizer.sep_token_id])
+
+    @torch.inference_mode()
+    def encode(texts: list[str]) -> list[Embedded]:
+        # bert-score starts every text with a blank, so that the first word has the word piece it has elsewhere.
+        spaced = [f" {text}" if text else "" for text in texts]
+        inputs = tokenizer(spaced, truncation=True, max_length=longest, padding=True, return_tensors="pt")
+        ids, mask = inputs["input_ids"], inputs["attention_mask"].bool()
+        states = network(
+            input_ids=ids.to(device), attention_mask=mask.to(device), output_hidden_states=True
+        ).hidden_states[BERTSCORE_LAYER]  # [B, L, D]
+        units = torch.nn.functional.normalize(states.float(), dim=-1).cpu()
+        words = ~torch.isin(ids, special)
+        return [(units[i, mask[i]], words[i, mask[i]]) for i in range(len(texts))]
+
+    return encode
+
+
+def _load_network(folder: Path) -> nn.Module:
+    """The model without heads, quietly: that the checkpoint also holds a masked language model's head is no news."""
+    from transformers import AutoModel
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        network, report = AutoModel.from_pretrained(
+            folder, local_files_only=True, add_pooling_layer=False, output_loading_info=True
+        )
+    finally:
+        logging.set_verbosity(verbosity)
+    if report["missing_keys"]:
+        raise CannotRun(f"bertscore: the weights in {folder} lack {', '.join(sorted(report['missing_keys'])[:3])} …")
+    return network
+
+
+def _matched_f1(ours: Embedded, theirs: Embedded) -> float:
+    """F1 of greedy matching: special tokens may be matched, but only words count; 0 where one side has no word."""
+    (our_units, our_words), (their_units, their_words) = ours, theirs
+    if not our_words.any() or not their_words.any():
+        return 0.0
+    similarity = our_units @ their_units.T
+    precision = similarity.amax(1)[our_words].mean().item()
+    recall = similarity.amax(0)[their_words].mean().item()
+    return 2 * precision * recall / (precision + recall)
+
+
+def radcliq_v1(
+    radgraph: Measure, bertscore: Measure, semb: np.ndarray, predictions: Sequence[str], references: Sequence[str]
+) -> dict[str, Measure]:
+    """`radcliq_v1`: errors of each report as predicted from four scores (Yu et al., Patterns 2023); lower is better.
+
+    Values are standardised: 0 is the mean of the reports the formula was fitted on, about -1.44 a perfect report. The
+    mean over reports is given, and not its inverse, as some tables do.
+
+    Args:
+        radgraph: the authors' is `radgraph_combined` of the model `radgraph`.
+        bertscore: as `bertscore` gives it; the authors first put one blank where several follow each other.
+        semb: `cosine_similarities` of CheXbert [n].
+        predictions, references: for sentence BLEU-2, whose weight of 4e-12 leaves no trace in the result.
+
+    Raises:
+        ValueError: unequal lengths, or a score that is not finite, with its name and place.
+    """
+    bleu = sentence_bleu(predictions, references, 2)["nltk_sentence_bleu_2"]
+    scores = radcliq_formula(radgraph.statistics[:, 0], bertscore.statistics[:, 0], semb, bleu.statistics[:, 0])
+    inputs = f"radgraph ({radgraph.signature}), bertscore ({bertscore.signature}), CheXbert cosine, {bleu.signature}"
+    formula = "RadCliQ-v1, coefficients of CXR-Report-Metric|lower is better"
+    return {"radcliq_v1": mean_measure(scores, f"{formula}|of {inputs}|mean over reports")}
+
+
+def radcliq_formula(radgraph: np.ndarray, bertscore: np.ndarray, semb: np.ndarray, bleu: np.ndarray) -> np.ndarray:
+    """RadCliQ-v1 [n] from four per-study scores [n] each.
+
+    Raises:
+        ValueError: unequal lengths, or a score that is not finite, with its name and place.
+    """
+    columns = np.column_stack([radgraph, bertscore, semb, bleu]).astype(np.float64)  # [n, 4]
+    broken = np.argwhere(~np.isfinite(columns))
+    if len(broken):
+        row, column = broken[0]
+        raise ValueError(f"radcliq_v1: {RADCLIQ_INPUTS[column]} of report {row + 1} is {columns[row, column]}")
+    return (columns - RADCLIQ_MEAN) / RADCLIQ_SCALE @ RADCLIQ_WEIGHTS + RADCLIQ_INTERCEPT
+
+
+def radgraph_combined(prediction: dict[str, Any], reference: dict[str, Any]) -> float:
+    """What RadCliQ takes of RadGraph: the mean of the F1s of entities and of relations, each compared as sets, [0, 1].
+
+    Args:
+        prediction, reference: annotations with "entities": {id: {"tokens", "label", "relations": [(name, id)]}}.
+    """
+    return sum(_set_f1(kind(prediction), kind(reference)) for kind in (_entities, _relations)) / 2
+
+
+def _entities(annotation: dict[str, Any]) -> set[tuple[str, ...]]:
+    return {(entity["tokens"], entity["label"]) for entity in annotation["entities"].values()}
+
+
+def _relations(annotation: dict[str, Any]) -> set[tuple[str, ...]]:
+    entities = annotation["entities"]
+    return {
+        (source["tokens"], source["label"], name, entities[target]["tokens"], entities[target]["label"])
+        for source in entities.values()
+        for name, target in source["relations"]
+    }
+
+
+def _set_f1(ours: set[tuple[str, ...]], theirs: set[tuple[str, ...]]) -> float:
+    return 2 * len(ours & theirs) / (len(ours) + len(theirs)) if ours or theirs else 0.0
+
+
+class Embedder(Protocol):
+    """A model that turns reports into vectors."""
+
+    batch_size: int
+
+    def embed(self, texts: list[str]) -> Tensor:
+        """[B, D], on the CPU, for one batch."""
+
+
+def cosine_similarities(model: Embedder, predictions: Sequence[str], references: Sequence[str]) -> np.ndarray:
+    """Cosine of the embeddings of each prediction and its reference [n], in [-1, 1]."""
+    texts = sorted({*predictions, *references}, key=len)
+    units: dict[str, np.ndarray] = {}
+    for start in range(0, len(texts), model.batch_size):
+        batch = texts[start : start + model.batch_size]
+        vectors = model.embed(batch).double().numpy()
+        units |= zip(batch, vectors / np.linalg.norm(vectors, axis=1, keepdims=True), strict=True)
+    return np.array([units[ours] @ units[theirs] for ours, theirs in zip(predictions, references, strict=True)])

@@ -1,0 +1,74 @@
+"""The learned metrics' models: found where `raddraft weights` shows them, loaded when needed, shared by metrics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from metrics.annotate import AnnotationCache
+from metrics.weights import cache_folder, locate
+
+if TYPE_CHECKING:
+    from metrics.chexbert import CheXbert
+    from metrics.radgraph import RadGraph
+
+
+@dataclass
+class Models:
+    """Where the weights are, if not where `raddraft weights` shows them, and how the models run."""
+
+    chexbert: Path | None = None
+    """CheXbert's checkpoint, chexbert.pth."""
+    chexbert_tokenizer: Path | None = None
+    """Folder of the tokenizer of bert-base-uncased."""
+    radgraph: Path | None = None
+    """RadGraph, version 1: radgraph.tar.gz or the folder it unpacks to."""
+    radgraph_xl: Path | None = None
+    """RadGraph-XL: radgraph-xl.tar.gz or the folder it unpacks to."""
+    radgraph_tokenizer: Path | None = None
+    """Folder of the tokenizer and config that RadGraph's config.json names."""
+    bertscore: Path | None = None
+    """Folder of distilroberta-base, for BERTScore and RadCliQ."""
+    batch_size: int = 16
+    """Reports of like length that a model reads at a time; changes the speed, not the labels."""
+    device: str | None = None
+    """cpu, cuda, cuda:1 …; by default a GPU if there is one."""
+    keep: bool = True
+    """Keep labels and graphs on disk, under RADDRAFT_CACHE or ~/.cache/raddraft, so that a report is read once."""
+
+    @cached_property
+    def cache(self) -> AnnotationCache:
+        return AnnotationCache(cache_folder() / "annotations.sqlite" if self.keep else None)
+
+    @cached_property
+    def chexbert_model(self) -> CheXbert:
+        """Raises MissingWeights."""
+        from metrics.chexbert import CheXbert
+
+        checkpoint = locate("chexbert", self.chexbert)
+        tokenizer = locate("chexbert-tokenizer", self.chexbert_tokenizer)
+        return CheXbert(checkpoint, tokenizer, self.batch_size, self.device)
+
+    @cached_property
+    def radgraph_model(self) -> RadGraph:
+        """Raises MissingWeights."""
+        return self._radgraph("radgraph", self.radgraph)
+
+    @cached_property
+    def radgraph_xl_model(self) -> RadGraph:
+        """Raises MissingWeights."""
+        return self._radgraph("radgraph-xl", self.radgraph_xl)
+
+    def _radgraph(self, name: Literal["radgraph", "radgraph-xl"], path: Path | None) -> RadGraph:
+        from metrics.radgraph import RadGraph
+
+        model = locate(name, path)
+        tokenizer = locate("radgraph-tokenizer", self.radgraph_tokenizer)
+        return RadGraph(model, tokenizer, name, self.batch_size, self.device)
+
+    @property
+    def bertscore_folder(self) -> Path:
+        """Raises MissingWeights."""
+        return locate("bertscore", self.bertscore)

@@ -1,0 +1,259 @@
+"""Score drafts against reports: every metric with its interval and the signature that says how it was made.
+
+    from metrics import score
+
+    score(predictions, references)                                    # all of DEFAULT that can run
+    score(predictions, references, ["rouge_l", "radgraph", "coco"])   # metrics and families by name
+
+A name means one definition for good: other conventions (uncertain as positive, lower case, another model, COCO's
+tokens) have other names, and no option changes what a name stands for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from metrics import extras
+from metrics.annotate import annotate
+from metrics.bootstrap import Measure, interval, mean_measure, p_value, resample
+from metrics.labels import Uncertain, f1_measures
+from metrics.models import Models
+from metrics.rules import OBSERVATIONS, VERSION, label
+from metrics.text import bleu, rouge_l
+from metrics.weights import CannotRun
+
+if TYPE_CHECKING:
+    from metrics.radgraph import RadGraph
+
+Texts = Sequence[str]
+Labels = dict[str, int | None]
+
+
+@dataclass(frozen=True)
+class Family:
+    """Metrics that are computed together."""
+
+    names: tuple[str, ...]
+    compute: Callable[[Texts, Texts, Models], dict[str, Measure]]
+    """(predictions, references, models) -> name -> measure."""
+
+
+def rule_labels(texts: Texts, _: Models) -> list[Labels]:
+    """Labels of the rule-based labeler."""
+    return [label(text) for text in texts]
+
+
+def chexbert_labels(texts: Texts, models: Models) -> list[Labels]:
+    """Labels of CheXbert. Raises MissingWeights."""
+    return list(annotate(models.chexbert_model, texts, models.cache))
+
+
+LABELERS: dict[str, Callable[[Texts, Models], list[Labels]]] = {"rule": rule_labels, "chexbert": chexbert_labels}
+
+
+def _f1(labeler: str, uncertain: Uncertain, predictions: Texts, references: Texts, models: Models):
+    labels = LABELERS[labeler]
+    ours, theirs = labels(predictions, models), labels(references, models)
+    signature = f"raddraft rules {VERSION}" if labeler == "rule" else models.chexbert_model.signature
+    return f1_measures(ours, theirs, OBSERVATIONS, labeler, signature, uncertain)
+
+
+def _graphs(annotator: RadGraph, predictions: Texts, references: Texts, models: Models) -> Iterator[tuple[Any, Any]]:
+    """Annotations of each prediction and its reference."""
+    return zip(*(annotate(annotator, texts, models.cache) for texts in (predictions, references)), strict=True)
+
+
+def _radgraph(model: str, lower: bool, predictions: Texts, references: Texts, models: Models) -> dict[str, Measure]:
+    from metrics.radgraph import radgraph_f1
+
+    annotator = models.radgraph_model if model == "radgraph" else models.radgraph_xl_model
+    graphs = _graphs(annotator, predictions, references, models)
+    scores = np.array([radgraph_f1(ours, theirs, lower) for ours, theirs in graphs])
+    case = "lower" if lower else "as written"
+    return {
+        f"{model}_{kind}{'_lower' if lower else ''}": mean_measure(
+            scores[:, column], f"{annotator.signature}|{reward}|case:{case}|no entities:0|mean over reports"
+        )
+        for column, (kind, reward) in enumerate((("e", "simple"), ("er", "partial"), ("bar_er", "complete")))
+    }
+
+
+def _bertscore(predictions: Texts, references: Texts, models: Models) -> dict[str, Measure]:
+    return extras.bertscore(predictions, references, models.bertscore_folder, models.device)
+
+
+def _radcliq(predictions: Texts, references: Texts, models: Models) -> dict[str, Measure]:
+    annotator, chexbert, folder = models.radgraph_model, models.chexbert_model, models.bertscore_folder
+    combined = [extras.radgraph_combined(*pair) for pair in _graphs(annotator, predictions, references, models)]
+    return extras.radcliq_v1(
+        mean_measure(combined, f"{annotator.signature}|mean of entity and relation F1"),
+        extras.bertscore(predictions, references, folder, models.device)["bertscore_f1"],
+        extras.cosine_similarities(chexbert, predictions, references),
+        predictions,
+        references,
+    )
+
+
+def _names(prefix: str, suffix: str = "") -> tuple[str, ...]:
+    return tuple(f"{prefix}_{average}_f1_{count}{suffix}" for count in (14, 5) for average in ("macro", "micro"))
+
+
+def _graph_names(prefix: str, suffix: str = "") -> tuple[str, ...]:
+    return tuple(f"{prefix}_{kind}{suffix}" for kind in ("e", "er", "bar_er"))
+
+
+COCO = ("coco_bleu_1", "coco_bleu_2", "coco_bleu_3", "coco_bleu_4", "coco_rouge_l", "coco_cider")
+
+FAMILIES: dict[str, Family] = {
+    "rouge": Family(("rouge_l",), lambda ours, theirs, _: {"rouge_l": rouge_l(ours, theirs)}),
+    "bleu": Family(
+        tuple(f"bleu_{order}" for order in range(1, 5)),
+        lambda ours, theirs, _: {f"bleu_{order}": measure for order, measure in bleu(ours, theirs).items()},
+    ),
+    "radgraph": Family(_graph_names("radgraph"), partial(_radgraph, "radgraph", False)),
+    "chexbert": Family(_names("chexbert"), partial(_f1, "chexbert", "negative")),
+    "rule": Family(_names("rule"), partial(_f1, "rule", "negative")),
+    "chexbert_plus": Family(_names("chexbert", "_plus"), partial(_f1, "chexbert", "positive")),
+    "rule_plus": Family(_names("rule", "_plus"), partial(_f1, "rule", "positive")),
+    "radgraph_lower": Family(_graph_names("radgraph", "_lower"), partial(_radgraph, "radgraph", True)),
+    "radgraph_xl": Family(_graph_names("radgraph_xl"), partial(_radgraph, "radgraph_xl", False)),
+    "radgraph_xl_lower": Family(_graph_names("radgraph_xl", "_lower"), partial(_radgraph, "radgraph_xl", True)),
+    "coco": Family(COCO, lambda ours, theirs, _: extras.coco(ours, theirs)),
+    "sentence_bleu": Family(("nltk_sentence_bleu_4",), lambda ours, theirs, _: extras.sentence_bleu(ours, theirs)),
+    "meteor": Family(("meteor",), lambda ours, theirs, _: extras.meteor(ours, theirs)),
+    "bertscore": Family(("bertscore_f1",), _bertscore),
+    "radcliq": Family(("radcliq_v1",), _radcliq),
+}
+DEFAULT = ("rouge", "bleu", "radgraph", "chexbert", "rule")
+METRICS = tuple(name for family in FAMILIES.values() for name in family.names)
+
+
+def choose(metrics: Sequence[str] | None) -> tuple[str, ...]:
+    """Names of metrics from names of metrics and families; None for those of DEFAULT, "all" for all.
+
+    Raises:
+        ValueError: no metric, or an unknown one.
+    """
+    choices = f"Choices: {', '.join(METRICS)}; families: {', '.join(FAMILIES)}; all"
+    wanted: dict[str, None] = {}
+    for name in DEFAULT if metrics is None else metrics:
+        if name not in METRICS and name not in FAMILIES and name != "all":
+            raise ValueError(f"Unknown metric {name!r}. {choices}")
+        names = METRICS if name == "all" else FAMILIES[name].names if name in FAMILIES else (name,)
+        wanted |= dict.fromkeys(names)
+    if not wanted:
+        raise ValueError(f"No metric is asked for. {choices}")
+    return tuple(wanted)
+
+
+def measure(
+    predictions: Texts, references: Texts, metrics: Sequence[str] | None = None, models: Models | None = None
+) -> tuple[dict[str, Measure], dict[str, str]]:
+    """Per-study statistics of the metrics asked for, and why others were skipped.
+
+    Args:
+        predictions, references: one text a report, in the same order.
+        metrics: as for `choose`. What None or "all" brings in is skipped where it cannot run.
+        models: where the learned metrics find their weights.
+
+    Raises:
+        ValueError: unequal lengths, nothing to score, no or an unknown metric, or one asked for by name cannot run.
+    """
+    if len(predictions) != len(references):
+        raise ValueError(f"{len(predictions)} predictions and {len(references)} references: the numbers must be equal")
+    if not predictions:
+        raise ValueError("Nothing to score: there is no prediction")
+    wanted, by_name = choose(metrics), metrics is not None and "all" not in metrics
+    models = models or Models()
+    found: dict[str, Measure] = {}
+    skipped: dict[str, str] = {}
+    for family in FAMILIES.values():
+        names = [name for name in family.names if name in wanted]
+        if not names:
+            continue
+        try:
+            found |= family.compute(predictions, references, models)
+        except CannotRun as error:
+            if by_name:
+                raise
+            skipped |= dict.fromkeys(names, str(error))
+    return {name: found[name] for name in wanted if name in found}, skipped
+
+
+def score(
+    predictions: Texts,
+    references: Texts,
+    metrics: Sequence[str] | None = None,
+    models: Models | None = None,
+    n_resamples: int = 500,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Score drafts against reports.
+
+    Args:
+        predictions, references, metrics, models: as for `measure`.
+        n_resamples: bootstrap resamples for the 95 % percentile intervals.
+        seed: of the resamples.
+
+    Returns:
+        {"n", "metrics": {name: {"value", "low", "high", "median", "signature"}}, "skipped": {name: reason}}
+
+    Raises:
+        ValueError: as `measure`, or resamples or a seed out of range.
+    """
+    check_resamples(n_resamples, seed)
+    measures, skipped = measure(predictions, references, metrics, models)
+    summary = summarize({"": measures}, n_resamples, seed)
+    return {"n": len(predictions), "metrics": summary["systems"][""], "skipped": skipped}
+
+
+def check_resamples(n_resamples: int, seed: int) -> None:
+    """Raises ValueError where the bootstrap cannot run so."""
+    if n_resamples < 1 or seed < 0:
+        raise ValueError(f"Need at least 1 resample and a seed of at least 0, got {n_resamples} and {seed}")
+
+
+def summarize(systems: Mapping[str, Mapping[str, Measure]], n_resamples: int, seed: int) -> dict[str, Any]:
+    """Values with intervals of systems on the same studies, and how the first differs from each other one.
+
+    Returns:
+        {"systems": {system: {metric: {"value", "low", "high", "median", "signature"}}},
+         "differences": {other system: {metric: {"value", "low", "high", "p"}}}}: first minus other, by resamples in
+        which both are scored on the same studies.
+    """
+    keys = [(system, name) for system, measures in systems.items() for name in measures]
+    if not keys:
+        return {"systems": {system: {} for system in systems}, "differences": {}}
+    values = dict(zip(keys, resample([systems[system][name] for system, name in keys], n_resamples, seed), strict=True))
+    first, *others = systems
+    return {
+        "systems": {
+            system: {
+                name: {
+                    "value": one.value,
+                    **vars(interval(values[system, name])),
+                    "signature": f"{one.signature}|n:{one.n}|bootstrap:{n_resamples} seed {seed}",
+                }
+                for name, one in measures.items()
+            }
+            for system, measures in systems.items()
+        },
+        "differences": {
+            other: {
+                name: _difference(one.value - systems[other][name].value, values[first, name] - values[other, name])
+                for name, one in systems[first].items()
+                if name in systems[other]
+            }
+            for other in others
+        },
+    }
+
+
+def _difference(value: float, resampled: np.ndarray) -> dict[str, float]:
+    bounds = interval(resampled)
+    return {"value": value, "low": bounds.low, "high": bounds.high, "p": p_value(resampled)}

@@ -1,0 +1,157 @@
+"""The metrics' part of `raddraft bench`: BERT-base-size models with random weights, on the reports given."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from metrics.annotate import AnnotationCache, Annotator, annotate
+from metrics.chexbert import CheXbert
+from metrics.labels import f1_measures
+from metrics.radgraph import RadGraph
+from metrics.rules import OBSERVATIONS
+from metrics.scoring import score
+from metrics.tiny import radgraph_package, save_bert, save_chexbert, save_radgraph
+
+
+def bench_metrics(reports: list[str], n: int) -> bool:
+    """Print every ratio; return whether all results are equal."""
+    reports = list(dict.fromkeys(report for report in reports if report.strip()))
+    if len(reports) < 3 * n:
+        n = len(reports) // 3
+    drafts, others, references = (reports[start : start + n] for start in (0, n, 2 * n))
+    equal = [bench_intervals(), bench_lexical(reports)]
+    with TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        save_bert(folder / "bert", reports)
+        save_chexbert(folder / "chexbert.pth", folder / "bert")
+        chexbert = CheXbert(folder / "chexbert.pth", folder / "bert", device="cpu")
+        equal.append(bench_chexbert(chexbert, references))
+        with redirect_stdout(StringIO()):
+            save_radgraph(folder / "radgraph", folder / "bert", references[:8])
+        radgraph = RadGraph(folder / "radgraph", folder / "bert", device="cpu")
+        bench_cache([chexbert, radgraph], drafts[: n // 4], others[: n // 4], references[: n // 4])
+        equal.append(bench_radgraph(folder, radgraph, references))
+    return all(equal)
+
+
+def timed(function: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds, and what the function returns."""
+    started = time.perf_counter()
+    result = function()
+    return time.perf_counter() - started, result
+
+
+def bench_intervals(n: int = 2461, n_resamples: int = 500) -> bool:
+    """All four F1s of n studies x 14 labels with intervals, against scikit-learn in a loop."""
+    from sklearn.metrics import f1_score
+
+    from metrics.bootstrap import interval, resample
+    from metrics.labels import FIVE
+
+    generator = np.random.default_rng(0)
+    ours, theirs = generator.random((2, n, len(OBSERVATIONS))) < 0.2
+    rows = [[dict(zip(OBSERVATIONS, map(int, row), strict=True)) for row in part] for part in (ours, theirs)]
+    measures = list(f1_measures(rows[0], rows[1], OBSERVATIONS, "x", "x").values())
+    seconds, values = timed(lambda: resample(measures, n_resamples))
+    columns_of = [list(range(len(OBSERVATIONS))), [OBSERVATIONS.index(name) for name in FIVE]]
+
+    def loop() -> list[list[float]]:
+        random = np.random.default_rng(0)
+        return [
+            [
+                f1_score(theirs[drawn][:, columns], ours[drawn][:, columns], average=average, zero_division=0)
+                for columns in columns_of
+                for average in ("macro", "micro")
+            ]
+            for drawn in (random.integers(0, n, n) for _ in range(n_resamples))
+        ]
+
+    loop_seconds, loop_values = timed(loop)
+    print(f"{n_resamples} resamples of four F1s on {n:,} x 14: scikit-learn {loop_seconds:.1f} s, here {seconds:.2f} s")
+    equal = np.allclose(values, np.array(loop_values).T)
+    print(f"  {loop_seconds / seconds:.0f} times as fast; the resampled values are {'' if equal else 'NOT '}equal")
+    return equal and interval(values[0]).low < interval(values[0]).high
+
+
+def bench_lexical(reports: list[str]) -> bool:
+    """ROUGE-L and BLEU-1 to 4 with intervals, against rouge-score with its aggregator and sacrebleu."""
+    from rouge_score import rouge_scorer, scoring
+    from sacrebleu.metrics import BLEU
+
+    drafts, references = reports[1:2001], reports[: len(reports[1:2001])]
+
+    def plain() -> list[float]:
+        scorer, aggregator = rouge_scorer.RougeScorer(["rougeL"]), scoring.BootstrapAggregator()
+        scores = [scorer.score(theirs, ours) for ours, theirs in zip(drafts, references, strict=True)]
+        for one in scores:
+            aggregator.add_scores(one)
+        aggregator.aggregate()
+        orders = [BLEU(max_ngram_order=order, smooth_method="none") for order in range(1, 5)]
+        means = [float(np.mean([one["rougeL"].fmeasure for one in scores]))]
+        return means + [one.corpus_score(drafts, [references]).score / 100 for one in orders]
+
+    seconds, found = timed(lambda: score(drafts, references, ["rouge", "bleu"]))
+    plain_seconds, expected = timed(plain)
+    equal = np.allclose([one["value"] for one in found["metrics"].values()], expected)
+    plainly = f"rouge-score with its aggregator and sacrebleu {plain_seconds:.1f} s"
+    print(f"ROUGE-L and BLEU of {len(drafts):,} reports: {plainly}, here with intervals {seconds:.1f} s")
+    print(f"  {plain_seconds / seconds:.1f} times as fast; the values are {'' if equal else 'NOT '}equal")
+    return equal
+
+
+def bench_chexbert(chexbert: CheXbert, reports: list[str]) -> bool:
+    """Batches of like length against one report at a time."""
+    chexbert.annotate(reports[:1])  # the first call pays for lazy set-up
+    single_seconds, single = timed(lambda: [chexbert.annotate([report])[0] for report in reports])
+    seconds, batched = timed(lambda: list(annotate(chexbert, reports)))
+    equal = sum(a == b for a, b in zip(single, batched, strict=True))
+    print(f"CheXbert on {len(reports)} reports: one at a time {single_seconds:.1f} s, in batches {seconds:.1f} s")
+    print(f"  {single_seconds / seconds:.2f} times as fast; {equal} of {len(reports)} labelled equally")
+    return equal == len(reports)
+
+
+def bench_cache(annotators: list[Annotator], drafts: list[str], others: list[str], references: list[str]) -> None:
+    """A second system against the same references."""
+
+    def read(texts: list[str], cache: AnnotationCache) -> None:
+        for annotator in annotators:
+            for part in (texts, references):
+                list(annotate(annotator, part, cache))
+
+    with TemporaryDirectory() as scratch:
+        first, _ = timed(lambda: read(drafts, AnnotationCache(Path(scratch) / "annotations.sqlite")))
+        second, _ = timed(lambda: read(others, AnnotationCache(Path(scratch) / "annotations.sqlite")))
+        again, _ = timed(lambda: read(others, AnnotationCache(Path(scratch) / "annotations.sqlite")))
+    print(
+        f"CheXbert and RadGraph, {len(drafts)} drafts and references: first system {first:.1f} s, second {second:.1f} s"
+    )
+    print(f"  {first / second:.2f} times as fast; scored once more {again:.2f} s")
+
+
+def bench_radgraph(folder: Path, radgraph: RadGraph, reports: list[str]) -> bool:
+    """Batches against the package, which reads one report at a time."""
+    with radgraph_package(folder / "bert"), redirect_stdout(StringIO()):
+        from radgraph import RadGraph as Package
+
+        package = Package(model_type="radgraph", model_cache_dir=str(folder), cuda=-1)
+        package(reports[:2])
+        package_seconds, expected = timed(lambda: list(package(reports).values()))
+    seconds, found = timed(lambda: list(annotate(radgraph, reports)))
+    as_json = [json.loads(json.dumps(one)) for one in expected]
+    equal = sum(a == b for a, b in zip(as_json, found, strict=True))
+    n_entities = sum(len(one["entities"]) for one in found)
+    print(f"RadGraph on {len(reports)} reports: package {package_seconds:.1f} s, here {seconds:.1f} s")
+    print(
+        f"  {package_seconds / seconds:.2f} times as fast; {equal} of {len(reports)} annotations are equal, which hold"
+    )
+    print(f"  {n_entities:,} entities; random weights put some on the brink, where rounding decides")
+    return equal >= 0.95 * len(reports)

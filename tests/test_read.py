@@ -1,0 +1,88 @@
+"""metrics/read.py: drafts and references in every form, and a sentence for each that cannot be joined."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from metrics.read import Prediction, read_predictions, read_texts
+
+
+def put(path: Path, text: str | bytes) -> Path:
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def test_text_a_line_each_joined_by_line(tmp_path) -> None:
+    drafts = put(tmp_path / "drafts.txt", "\ufeffThe heart is enlarged.\r\n\r\nNo edema.")
+    reports = put(tmp_path / "reports", "Cardiomegaly.\n  Clear lungs. \nEdema.\n")
+    found, left_out = read_predictions(drafts, reports)
+    assert found == [
+        Prediction("1", "The heart is enlarged.", "Cardiomegaly."),
+        Prediction("2", "", "  Clear lungs. "),
+        Prediction("3", "No edema.", "Edema."),
+    ]
+    assert left_out == []
+
+
+def test_tables_joined_by_study_whatever_their_order_and_what_is_left_out_is_told(tmp_path) -> None:
+    drafts = put(tmp_path / "drafts.csv", 'study_id,prediction,score\ns2,"Clear, dry.\nNo edema.",1\ns1,Edema.,2\n')
+    reports = put(tmp_path / "reports.tsv", "study_id\treport\ns1\tEdema.\ns2\tClear.\ns3\tNo one drafted this.\n")
+    found, left_out = read_predictions(drafts, reports)
+    assert found == [Prediction("s2", "Clear, dry.\nNo edema.", "Clear."), Prediction("s1", "Edema.", "Edema.")]
+    assert left_out == [f"{reports}: 1 references without a prediction in {drafts} are left out"]
+
+
+def test_a_table_without_ids_goes_by_line_and_json_lines_by_id(tmp_path) -> None:
+    drafts = put(tmp_path / "drafts.csv", "prediction\nEdema.\nClear.\n")
+    reports = put(tmp_path / "reports.txt", "Edema.\nClear lungs.\n")
+    assert [row.reference for row in read_predictions(drafts, reports)[0]] == ["Edema.", "Clear lungs."]
+    rows = [{"study_id": "s1", "prediction": "Edema."}, {"study_id": "s2", "prediction": "Clear."}]
+    drafts = put(tmp_path / "drafts.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    reports = put(tmp_path / "reports.csv", "study_id,reference\ns2,Clear lungs.\n")
+    found, left_out = read_predictions(drafts, reports)
+    assert found == [Prediction("s2", "Clear.", "Clear lungs.")]
+    assert left_out == [f"{drafts}: 1 predictions without a reference in {reports} are left out"]
+
+
+def test_an_enormous_cell_is_read(tmp_path) -> None:
+    before = csv.field_size_limit()
+    text = "No edema. " * 100_000
+    assert read_texts(put(tmp_path / "drafts.csv", f"prediction\n{text}\n"), "prediction") == {1: text}
+    assert csv.field_size_limit() == before, "a limit of the whole process is left as it was"
+
+
+@pytest.mark.parametrize(
+    ("drafts", "reports", "sentence"),
+    [
+        (("d.txt", "a\nb\n"), ("r.txt", "a\n"), "d.txt holds 2 texts and .*r.txt 1: without ids"),
+        (("d.txt", "a\n"), ("r.csv", "study_id,reference\ns1,a\n"), "Only one of .*d.txt and .*r.csv has study_ids"),
+        (("d.csv", "study_id,prediction\ns1,a\n"), ("r.csv", "study_id,reference\ns2,a\n"), "no prediction with a ref"),
+        (
+            ("d.csv", "study_id,text,more\ns1,a,b\n"),
+            ("r.csv", "reference\na\n"),
+            "no column 'prediction'. Columns: study",
+        ),
+        (("d.csv", "study_id,prediction\ns1\n"), ("r.csv", "reference\na\n"), "d.csv row 1: fewer cells than columns"),
+        (("d.csv", "prediction\na,b\n"), ("r.csv", "reference\na\n"), "d.csv row 1: more cells than columns"),
+        (
+            ("d.csv", "study_id,prediction\ns1,a\ns1,b\n"),
+            ("r.csv", "reference\na\n"),
+            "row 2: study 's1' stands there al",
+        ),
+        (("d.csv", ""), ("r.csv", "reference\na\n"), "d.csv: no column 'prediction'. Columns: none"),
+        (("d.txt", ""), ("r.txt", ""), "d.txt is empty"),
+        (("d.txt", b"Herz vergr\xf6\xdfert\n"), ("r.txt", "a\n"), "d.txt: not UTF-8"),
+        (("d.csv", b"prediction\nHerz vergr\xf6\xdfert\n"), ("r.txt", "a\n"), "d.csv: 'utf-8' codec"),
+        (("d.jsonl", '{"study_id": "s1", "prediction": 3}\n'), ("r.txt", "a\n"), "d.jsonl line 1: prediction must be"),
+        (("d.txt", "a\n"), None, "d.txt holds no references: name their file with --references"),
+    ],
+)
+def test_what_cannot_be_joined_is_one_sentence(tmp_path, drafts, reports, sentence) -> None:
+    path = put(tmp_path / drafts[0], drafts[1])
+    references = put(tmp_path / reports[0], reports[1]) if reports else None
+    with pytest.raises(ValueError, match=sentence):
+        read_predictions(path, references)
