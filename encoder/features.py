@@ -1,11 +1,13 @@
 """Features of a frozen tower, computed once and kept on disk: memory-mapped, append-only, resumable.
 
+    FOLDER/files.jsonl           SHA-256 of every image file, with what tells that it has not changed since
     FOLDER/<key>/meta.json       what the features are; the key is made of it
-    FOLDER/<key>/features.bin    [n images, T tokens, D] in float16, row after row
-    FOLDER/<key>/index.jsonl     the file that each row belongs to, with its size and modification time
+    FOLDER/<key>/part-0.bin      [n images, T vectors, D], row after row
+    FOLDER/<key>/part-0.jsonl    the SHA-256 of the image that each row belongs to; further parts by other processes
 
-The key is a digest of the tower's weights, the image processor, the grey-value mapping and the layer; a row belongs to
-a file as long as its size and modification time stay the same. So a stale feature is never read.
+The key is a digest of the tower's weights, the image processor, the grey-value mapping, the layers and the type; a row
+belongs to the content of a file. So a stale feature is never read, and an image that lies in two places is encoded
+once.
 """
 
 from __future__ import annotations
@@ -13,11 +15,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,38 +28,77 @@ from torch.utils.data import DataLoader, Dataset
 
 from encoder.images import ImageError, load_image
 from encoder.studies import write_whole
-from encoder.towers import weights_digest
+from encoder.towers import Tower, weights_digest
 
-if TYPE_CHECKING:
-    from transformers import BaseImageProcessor, PreTrainedModel
+INTEGERS = {"float16": np.int16, "bfloat16": np.int16, "float32": np.int32}  # numpy has no bfloat16
+
+
+@dataclass(frozen=True)
+class FeatureConfig:
+    """What is kept of each image."""
+
+    keep: Literal["pooled", "grid", "hidden"] = "pooled"
+    """pooled: the class token (or what the tower pools) and the mean patch, two vectors; grid: the pooled vector, then
+    every patch; hidden: one raw hidden state with its prefix tokens, for training a report model."""
+    layers: tuple[int, ...] | None = None
+    """Indices into the tower's hidden states; by default its final output, behind the last LayerNorm."""
+    average: bool = False
+    """Average several layers instead of putting them side by side."""
+    dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+    """Type in which features are kept."""
+    mapping: Literal["window", "minmax", "percentile"] = "window"
+    """How grey values are mapped to 8 bits; see `encoder.images.load_image`."""
+
+    def __post_init__(self) -> None:
+        if self.keep == "hidden" and (self.layers is None or len(self.layers) != 1):
+            raise ValueError(f"keep 'hidden' takes one layer, not {self.layers}")
 
 
 @dataclass
 class FeatureStore:
-    """Hidden states of many images, read row by row from one memory-mapped file."""
+    """Features of many images, read row by row from memory-mapped files."""
 
     folder: Path
+    config: FeatureConfig
     shape: tuple[int, int]
-    """Tokens and width of one image: (T, D), class and register tokens first."""
-    rows: dict[str, int]
-    """Absolute path of an image -> its row."""
-
-    @cached_property
-    def _array(self) -> np.ndarray:
-        return np.memmap(self.folder / "features.bin", np.float16, "r").reshape(-1, *self.shape)
+    """Vectors and width of one image: (T, D)."""
+    grid: tuple[int, int]
+    """Rows and columns of patches: (H, W)."""
+    rows: dict[str, tuple[str, int]]
+    """Absolute path of an image -> part and row."""
+    _parts: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
 
     def __contains__(self, path: Path) -> bool:
         return str(path) in self.rows
 
     def __getitem__(self, path: Path) -> torch.Tensor:
-        """Hidden states [T, D] of an image, float16.
+        """All that is kept of an image: [T, D].
 
         Raises:
             ImageError: the image has no features, since it could not be read.
         """
         if str(path) not in self.rows:
             raise ImageError(f"{path}: no features are stored for this image")
-        return torch.from_numpy(np.array(self._array[self.rows[str(path)]]))
+        part, row = self.rows[str(path)]
+        if part not in self._parts:
+            array = np.memmap(self.folder / part, INTEGERS[self.config.dtype], "r")
+            self._parts[part] = array.reshape(-1, *self.shape)
+        return torch.from_numpy(np.array(self._parts[part][row])).view(getattr(torch, self.config.dtype))
+
+    def patches(self, path: Path) -> torch.Tensor:
+        """The patch grid of an image, [H, W, D], of a store that keeps the grid. Raises as by index."""
+        if self.config.keep != "grid":
+            raise ValueError(f"This store keeps {self.config.keep!r}, not the patch grid")
+        return self[path][1:].unflatten(0, self.grid)
+
+    def vectors(self, paths: Iterable[Path], pooling: Literal["class", "mean", "both"] = "class") -> torch.Tensor:
+        """One vector for each image, float32: [n, D], or [n, 2 D] of both. Raises as by index."""
+        if self.config.keep == "hidden":
+            raise ValueError("This store keeps hidden states; vectors are read from 'pooled' or 'grid'")
+        rows = (self[path].float() for path in paths)
+        found = [torch.stack([row[0], row[1:].mean(0)]) for row in rows]  # pooled: the mean of one vector
+        stacked = torch.stack(found) if found else torch.empty(0, 2, self.shape[1])  # [n, 2, D]
+        return {"class": stacked[:, 0], "mean": stacked[:, 1], "both": stacked.flatten(1)}[pooling]
 
     @property
     def blank(self) -> torch.Tensor:
@@ -64,98 +106,236 @@ class FeatureStore:
         return torch.zeros(self.shape)
 
 
+@dataclass
+class Computed:
+    """What `compute_features` did."""
+
+    errors: list[str]
+    """A sentence for each image that cannot be read."""
+    n_images: int = 0
+    """Images that were encoded and stored."""
+    seconds: float = 0.0
+    tower_seconds: float = 0.0
+    """Part of it in which the tower was at work; the rest waited for pictures or wrote features."""
+
+
 def store_features(
-    tower: PreTrainedModel,
-    image_processor: BaseImageProcessor,
+    tower: Tower,
     paths: Sequence[Path],
     folder: str | Path,
-    layer: int = -1,
-    mapping: str = "window",
+    config: FeatureConfig | None = None,
     batch_size: int = 32,
     workers: int = 2,
 ) -> tuple[FeatureStore, list[str]]:
     """Compute the features that are not stored yet, and return the store and a sentence for each unreadable image.
 
     Args:
-        tower: vision tower in eval mode, on the device that is to compute.
-        image_processor: makes its pixels.
+        tower: on the device that is to compute.
         paths: image files.
         folder: where stores of all towers lie.
-        layer: which of the tower's hidden states to keep, as an index into its `hidden_states`.
-        mapping: grey-value mapping of `encoder.images.load_image`.
+        config: what is kept.
         batch_size: images per forward pass.
         workers: processes that decode and prepare images while the tower runs.
 
     Raises:
-        ValueError: the tower has no such layer.
+        ValueError: a layer that the tower lacks, or values that the type cannot hold.
+        OSError: the folder cannot be written, e.g. a full disk; what is stored stays good.
+    """
+    config = config or FeatureConfig()
+    computed = compute_features(tower, paths, folder, config, batch_size, workers)
+    return read_features(tower, paths, folder, config), computed.errors
+
+
+def compute_features(
+    tower: Tower,
+    paths: Sequence[Path],
+    folder: str | Path,
+    config: FeatureConfig,
+    batch_size: int = 32,
+    workers: int = 2,
+    process: tuple[int, int] = (0, 1),
+) -> Computed:
+    """Compute and store what is missing; several processes may each take a share.
+
+    The batches depend on `paths` only: a run that was cut goes on to the same bytes.
+
+    Args:
+        tower, paths, folder, config, batch_size, workers: as for `store_features`, and raises as that.
+        process: index of this process and their number; each writes a part of its own.
     """
     from filelock import FileLock
 
-    dataset = _ImageFiles(list(dict.fromkeys(paths)), image_processor, mapping)
-    pixels = image_processor([_blank_image()], return_tensors="pt")["pixel_values"]
-    shape = tuple(_hidden_state(tower, pixels, layer).shape[1:])
-    meta = {
-        "weights": weights_digest(tower),
-        "processor": json.loads(image_processor.to_json_string()),
-        "mapping": mapping,
-        "layer": layer,
-        "shape": shape,
-        "dtype": "float16",
-    }
-    key = hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()[:16]
-    folder = Path(folder) / key
+    number, n_processes = process
+    folder = Path(folder)
+    meta = _describe(tower, config)
+    target = folder / _key(meta)
+    target.mkdir(parents=True, exist_ok=True)
+    with write_whole(target / "meta.json") as temporary:
+        temporary.write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+    digests = digest_files(paths, folder, workers)
+    part = f"part-{number}.bin"
+    # Runs that share a part wait for each other here: rows of two at once would not match the index.
+    with FileLock(target / f"{part}.lock"):
+        _cut(target / part, meta)
+        stored = _stored(target, meta).keys()
+        unique = {digests.get(str(path), str(path)): path for path in reversed(paths)}
+        items = [(digest, path, digest not in stored) for digest, path in reversed(unique.items())]
+        batches = [items[start : start + batch_size] for start in range(0, len(items), batch_size)][number::n_processes]
+        batches = [batch for batch in batches if any(missing for _, _, missing in batch)]
+        return _append(tower, _Batches(batches, tower, config.mapping), target / part, config, workers)
+
+
+def read_features(tower: Tower, paths: Sequence[Path], folder: str | Path, config: FeatureConfig) -> FeatureStore:
+    """The features that are stored of some images; others are simply not in the store."""
+    meta = _describe(tower, config)
+    target = Path(folder) / _key(meta)
+    stored = _stored(target, meta)
+    digests = digest_files(paths, Path(folder))
+    rows = {str(path): stored[digests[str(path)]] for path in paths if digests.get(str(path)) in stored}
+    return FeatureStore(target, config, tuple(meta["shape"]), tuple(meta["grid"]), rows)
+
+
+def digest_files(paths: Sequence[Path], folder: Path, workers: int = 2) -> dict[str, str]:
+    """Path -> SHA-256 of the files that are there; those that have not changed since are not read again.
+
+    A file counts as unchanged while its size, inode, and times of modification and of status change stay the same:
+    content cannot change without the last of them.
+    """
+    from filelock import FileLock
+
     folder.mkdir(parents=True, exist_ok=True)
-    # Runs that share a folder wait for each other here: rows of two at once would not match the index.
-    with FileLock(folder / "lock"):
-        with write_whole(folder / "meta.json") as temporary:
-            temporary.write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
-        stored = _resume(folder, shape)
-        dataset.paths = [path for path in dataset.paths if _identity(path) not in stored]
-        errors = _append(tower, dataset, folder, layer, batch_size, workers)
-        stored = _resume(folder, shape)
-    rows = {str(path): stored[_identity(path)] for path in paths if _identity(path) in stored}
-    return FeatureStore(folder, shape, rows), errors  # type: ignore[arg-type]
+    record = folder / "files.jsonl"
+    with FileLock(folder / "files.lock"):
+        record.touch()
+        lines = list(_whole_lines(record))
+        os.truncate(record, sum(map(len, lines)))
+        known = {tuple(row[:-1]): row[-1] for row in map(json.loads, lines)}
+    states = {state for path in dict.fromkeys(paths) if (state := _state(path))}
+    new = [state for state in states if state not in known]
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        for state, digest in zip(new, pool.map(lambda state: _digest(Path(state[0])), new), strict=True):
+            if digest and _state(Path(state[0])) == state:  # else it has changed while it was read
+                known[state] = digest
+    rows = [[*state, known[state]] for state in sorted(new) if state in known]
+    with FileLock(folder / "files.lock"), open(record, "a", encoding="utf-8") as file:
+        file.write("".join(json.dumps(row) + "\n" for row in rows))
+    return {state[0]: known[state] for state in states if state in known}
 
 
-def _append(
-    tower: PreTrainedModel, dataset: _ImageFiles, folder: Path, layer: int, batch_size: int, workers: int
-) -> list[str]:
-    """Append the features of the files of `dataset`; return a sentence for each unreadable one."""
+def _state(path: Path) -> tuple[str, int, int, int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return str(path), found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
+
+
+def _digest(path: Path) -> str | None:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None
+
+
+def _describe(tower: Tower, config: FeatureConfig) -> dict[str, Any]:
+    """All that features depend on but the images; `shape` and `grid` follow from it."""
+    black = _vectors(tower, tower.black_pixels, config)
+    processor: Any = tower.processor
+    return {
+        "weights": weights_digest(tower.model),
+        "processor": json.loads(processor.to_json_string()),
+        "mapping": config.mapping,
+        "keep": config.keep,
+        "layers": list(config.layers) if config.layers else None,
+        "average": config.average,
+        "dtype": config.dtype,
+        "shape": list(black.shape[1:]),
+        "grid": list(tower.shape[:2]),
+    }
+
+
+def _key(meta: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _vectors(tower: Tower, pixels: torch.Tensor, config: FeatureConfig) -> torch.Tensor:
+    """What is kept of pixels [B, 3, height, width]: [B, T, D]."""
+    if config.keep == "hidden" and config.layers:
+        return tower.hidden(pixels, config.layers[0])
+    encoded = tower.encode(pixels, config.layers, config.average)
+    rest = encoded.patches.flatten(1, 2)
+    rest = rest.mean(1, keepdim=True) if config.keep == "pooled" else rest
+    return torch.cat([encoded.pooled[:, None], rest], dim=1)
+
+
+def _append(tower: Tower, batches: _Batches, part: Path, config: FeatureConfig, workers: int) -> Computed:
+    """Append the features of the missing images of these batches."""
     from tqdm import tqdm
 
-    errors = []
-    loader: DataLoader = DataLoader(
-        dataset, batch_size, num_workers=workers, collate_fn=list, generator=torch.Generator()
-    )
-    with open(folder / "features.bin", "ab") as features, open(folder / "index.jsonl", "a", encoding="utf-8") as index:
-        for batch in tqdm(loader, desc="features", disable=not dataset.paths, unit="batch"):
-            errors += [item for _, item in batch if isinstance(item, str)]
-            good = [(path, item) for path, item in batch if not isinstance(item, str)]
-            if not good:
+    computed = Computed([])
+    started = time.perf_counter()
+    loader: DataLoader = DataLoader(batches, batch_size=None, num_workers=workers, generator=torch.Generator())
+    with open(part, "ab") as features, open(part.with_suffix(".jsonl"), "a", encoding="utf-8") as index:
+        for batch in tqdm(loader, desc="features", disable=not len(batches), unit="batch"):
+            computed.errors += batch.errors
+            if not batch.missing:
                 continue
-            hidden = _hidden_state(tower, torch.stack([item for _, item in good]), layer)
-            features.write(hidden.to("cpu", torch.float16).numpy().tobytes())
+            tower_started = time.perf_counter()
+            vectors = _vectors(tower, batch.pixels, config)[batch.missing].cpu()  # waits for a GPU
+            computed.tower_seconds += time.perf_counter() - tower_started
+            kept = vectors.to(getattr(torch, config.dtype))
+            if not kept.isfinite().all():
+                raise ValueError(f"{tower.name} gives values that {config.dtype} cannot hold; keep bfloat16 or float32")
+            features.write(kept.contiguous().view(torch.uint8).numpy().tobytes())
             features.flush()
-            index.write("".join(json.dumps(_identity(path)) + "\n" for path, _ in good))
+            index.write("".join(json.dumps(digest) + "\n" for digest in batch.digests))
             index.flush()
-    return errors
+            computed.n_images += len(batch.missing)
+    computed.seconds = time.perf_counter() - started
+    return computed
 
 
-class _ImageFiles(Dataset):
-    """Image files as pixels; what cannot be read, as a sentence."""
+@dataclass
+class _Batch:
+    pixels: torch.Tensor
+    """Of all readable images, stored ones too: the result for an image may depend on its neighbours in the last bit."""
+    missing: list[int]
+    """Rows of `pixels` that are to be stored."""
+    digests: list[str]
+    """What they are stored under."""
+    errors: list[str]
 
-    def __init__(self, paths: list[Path], image_processor: Any, mapping: str) -> None:
-        self.paths, self.image_processor, self.mapping = paths, image_processor, mapping
+
+class _Batches(Dataset):
+    """Batches of (digest, path, whether its features are missing), prepared in workers."""
+
+    def __init__(self, batches: list[list[tuple[str, Path, bool]]], tower: Tower, mapping: str) -> None:
+        self.batches, self.processor, self.mapping = batches, tower.processor, mapping
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.batches)
 
-    def __getitem__(self, index: int) -> tuple[Path, torch.Tensor | str]:
-        path = self.paths[index]
-        try:
-            return path, prepare_pixels(self.image_processor, path, self.mapping)
-        except (ImageError, OSError) as error:
-            return path, str(error)
+    def __getitem__(self, index: int) -> _Batch:
+        batch = self.batches[index]
+        pictures: dict[str, torch.Tensor] = {}
+        errors = []
+        for wanted in (True, False):
+            if not wanted and not pictures:
+                break  # nothing that is missing can be read
+            for digest, path, missing in batch:
+                if missing is wanted:
+                    try:
+                        pictures[digest] = prepare_pixels(self.processor, path, self.mapping)
+                    except (ImageError, OSError) as error:
+                        errors += [str(error)] if missing else []
+        rows = [(digest, missing) for digest, _, missing in batch if digest in pictures]
+        return _Batch(
+            torch.stack([pictures[digest] for digest, _ in rows]) if rows else torch.empty(0),
+            [row for row, (_, missing) in enumerate(rows) if missing],
+            [digest for digest, missing in rows if missing],
+            errors,
+        )
 
 
 def prepare_pixels(image_processor: Any, path: Path, mapping: str) -> torch.Tensor:
@@ -170,41 +350,29 @@ def prepare_pixels(image_processor: Any, path: Path, mapping: str) -> torch.Tens
         torch.set_num_threads(n_threads)
 
 
-def _blank_image():
-    from PIL import Image
-
-    return Image.new("RGB", (64, 64))
-
-
-@torch.no_grad()
-def _hidden_state(tower: PreTrainedModel, pixels: torch.Tensor, layer: int) -> torch.Tensor:
-    """Hidden state [B, T, D] of pixels [B, 3, H, W]."""
-    states = tower(pixels.to(tower.device, tower.dtype), output_hidden_states=True).hidden_states
-    if not -len(states) <= layer < len(states):
-        raise ValueError(
-            f"Layer {layer} does not exist. The tower has hidden states {-len(states)} to {len(states) - 1}"
-        )
-    return states[layer]
-
-
-def _identity(path: Path) -> tuple[str, int, int]:
-    """What a row belongs to: path, size and modification time of a file (0, 0 if it is missing)."""
-    if not path.is_file():
-        return str(path), 0, 0
-    stat = path.stat()
-    return str(path), stat.st_size, stat.st_mtime_ns
-
-
-def _resume(folder: Path, shape: tuple[int, ...]) -> dict[tuple[str, int, int], int]:
-    """Rows that are wholly stored; what a killed run left behind them is cut off."""
-    row_bytes = 2 * int(np.prod(shape))
-    features, index = folder / "features.bin", folder / "index.jsonl"
-    for path in (features, index):
+def _cut(part: Path, meta: dict[str, Any]) -> None:
+    """Cut off what a killed run left behind the last whole row."""
+    index = part.with_suffix(".jsonl")
+    for path in (part, index):
         path.touch()
-    lines = list(_whole_lines(index))[: features.stat().st_size // row_bytes]
-    os.truncate(features, len(lines) * row_bytes)
-    os.truncate(index, sum(len(line) for line in lines))
-    return {tuple(json.loads(line)): row for row, line in enumerate(lines)}
+    lines = list(_whole_lines(index))[: part.stat().st_size // _row_bytes(meta)]
+    os.truncate(part, len(lines) * _row_bytes(meta))
+    os.truncate(index, sum(map(len, lines)))
+
+
+def _stored(folder: Path, meta: dict[str, Any]) -> dict[str, tuple[str, int]]:
+    """Digest of an image -> part and row, of all rows that are whole."""
+    found: dict[str, tuple[str, int]] = {}
+    for index in sorted(folder.glob("part-*.jsonl")):
+        part = index.with_suffix(".bin")
+        n_rows = part.stat().st_size // _row_bytes(meta) if part.is_file() else 0
+        for row, line in zip(range(n_rows), _whole_lines(index), strict=False):
+            found.setdefault(json.loads(line), (part.name, row))
+    return found
+
+
+def _row_bytes(meta: dict[str, Any]) -> int:
+    return int(np.prod(meta["shape"])) * getattr(torch, meta["dtype"]).itemsize
 
 
 def _whole_lines(path: Path) -> Iterator[bytes]:

@@ -63,14 +63,7 @@ def nearest_reports(
     if not donors:
         raise ValueError(f"No training study has the sections {', '.join(drafter.prompt.targets)}")
     paths = [study.main_image.path for study in (*donors, *studies)]
-    store, _ = store_features(
-        drafter.model.model.vision_tower,
-        drafter.processor.image_processor,
-        paths,
-        cache,
-        layer=drafter.feature_layer,
-        mapping=drafter.image_mapping,
-    )
+    store, _ = store_features(drafter.tower, paths, cache, drafter.features)
     donors = [study for study in donors if study.main_image.path in store]
     wanted = [study for study in studies if study.main_image.path in store]
     unreadable = [study for study in studies if study.main_image.path not in store]

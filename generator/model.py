@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
+from encoder.features import FeatureConfig
 from encoder.studies import write_whole
-from encoder.towers import checkpoint_error, count_prefix_tokens, load_tower
+from encoder.towers import Tower, checkpoint_error, load_tower
 from generator.prompts import PromptConfig, chat_template
 
 if TYPE_CHECKING:
@@ -82,6 +83,16 @@ class Drafter:
         return layer
 
     @property
+    def tower(self) -> Tower:
+        """Its vision tower with the image processor."""
+        return Tower("the model's tower", self.model.model.vision_tower, self.processor.image_processor)
+
+    @property
+    def features(self) -> FeatureConfig:
+        """What has to be stored of an image so that the tower need not run."""
+        return FeatureConfig("hidden", (self.feature_layer,), mapping=self.image_mapping)
+
+    @property
     def context_length(self) -> int | None:
         """Most tokens the language model can read, or None if it states no limit."""
         return getattr(self.model.config.text_config, "max_position_embeddings", None)
@@ -96,14 +107,14 @@ def build(config: ModelConfig) -> tuple[LlavaForConditionalGeneration, LlavaProc
     """
     from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 
-    tower, image_processor = load_tower(config.tower, config.image_size)
+    loaded = load_tower(config.tower, config.image_size)
+    tower, image_processor, n_prefix = loaded.model, loaded.processor, loaded.n_prefix
     n_states = tower.config.num_hidden_layers + 1
     if config.feature_layer == 0 or not -n_states <= config.feature_layer < n_states:  # LlavaModel takes 0 for none
         raise ValueError(
             f"model.feature_layer is {config.feature_layer}. Choices for {config.tower}: {-n_states} to -1, or 1 to "
             f"{n_states - 1}"
         )
-    n_prefix = count_prefix_tokens(tower, image_processor)
     strategy: Literal["default", "full"] = "default" if n_prefix > 0 else "full"
     lm, tokenizer = _load_lm(config)
     with torch.device("meta"):

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
-from encoder.features import FeatureStore, store_features
+from encoder.features import FeatureStore, compute_features, read_features
 from encoder.studies import Study
 from generator.checkpoints import Progress, RunFolder
 from generator.data import IGNORE, Example, ExampleDataset, batch_indices, encode, load_micro_batches, split_batch
@@ -312,21 +312,17 @@ def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, A
 def _cache_features(
     accelerator: Accelerator, drafter: Drafter, examples: dict[str, list[Example]], folder: Path, workers: int
 ) -> FeatureStore:
-    """Features of all images of the examples; the main process computes them, the others wait and then read."""
-    tower = drafter.model.model.vision_tower.to(accelerator.device)
-    with accelerator.main_process_first():
-        store, errors = store_features(
-            tower,
-            drafter.processor.image_processor,
-            [example.image for part in examples.values() for example in part],
-            folder,
-            layer=drafter.feature_layer,
-            mapping=drafter.image_mapping,
-            workers=workers,
-        )
-    for sentence in errors:
-        accelerator.print(f"no features: {sentence}")
-    tower.to("cpu")
+    """Features of all images of the examples; every process computes its share, and then reads them all."""
+    tower = drafter.tower
+    tower.model.to(accelerator.device)
+    paths = [example.image for part in examples.values() for example in part]
+    process = (accelerator.process_index, accelerator.num_processes)
+    computed = compute_features(tower, paths, folder, drafter.features, workers=workers, process=process)
+    for sentence in computed.errors:
+        print(f"no features: {sentence}")
+    accelerator.wait_for_everyone()
+    store = read_features(tower, paths, folder, drafter.features)
+    tower.model.to("cpu")
     return store
 
 

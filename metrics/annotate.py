@@ -91,6 +91,20 @@ def annotate(annotator: Annotator, texts: Sequence[str], cache: AnnotationCache 
         yield from (found[text] for text in part)
 
 
+def alike(lengths: list[int], waste: float = 0.1) -> list[list[int]]:
+    """Indices in groups of like lengths, so that less than `waste` of the length in a padded group is padding."""
+    groups: list[list[int]] = []
+    filled = 0
+    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
+        filled += lengths[i]
+        if groups and filled > (1 - waste) * lengths[i] * (len(groups[-1]) + 1):
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+            filled = lengths[i]
+    return groups
+
+
 def _fill(annotator: Annotator, texts: Sequence[str], cache: AnnotationCache) -> None:
     from tqdm import tqdm
 

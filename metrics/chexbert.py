@@ -14,6 +14,7 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from metrics.annotate import alike
 from metrics.rules import NEGATIVE, OBSERVATIONS, POSITIVE, UNCERTAIN
 from metrics.weights import digest
 
@@ -96,20 +97,6 @@ class CheXbert:
                 hidden = self._bert(ids.to(self._device), mask.long().to(self._device)).last_hidden_state
                 embedded[group] = hidden[:, 0].cpu()
         return embedded
-
-
-def alike(lengths: list[int], waste: float = 0.1) -> list[list[int]]:
-    """Indices in groups of like lengths, so that less than `waste` of the length in a padded group is padding."""
-    groups: list[list[int]] = []
-    filled = 0
-    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
-        filled += lengths[i]
-        if groups and filled > (1 - waste) * lengths[i] * (len(groups[-1]) + 1):
-            groups[-1].append(i)
-        else:
-            groups.append([i])
-            filled = lengths[i]
-    return groups
 
 
 def load_network(checkpoint: Path) -> tuple[BertModel, nn.ModuleList]:

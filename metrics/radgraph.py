@@ -23,6 +23,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from metrics.weights import cache_folder, digest
+
 if TYPE_CHECKING:
     import torch
 
@@ -84,12 +86,12 @@ class RadGraph:
         max_length = config["dataset_reader"]["token_indexers"]["bert"].get("max_length")
         self._max_length: int = max_length or bert_config.max_position_embeddings
 
-        weights = _sha256(folder / "weights.th")
+        weights = digest(folder / "weights.th")
         others = [folder / "config.json", *sorted((folder / "vocabulary").glob("*.txt"))]
         settings = {
             k: v for k, v in bert_config.to_dict().items() if k not in ("_name_or_path", "transformers_version")
         }
-        parts = [weights, *(f"{file.name} {_sha256(file)}" for file in others), version("radgraph")]
+        parts = [weights, *(f"{file.name} {digest(file)}" for file in others), version("radgraph")]
         parts += [self._tokenizer.backend_tokenizer.to_str(), json.dumps(settings, sort_keys=True, default=str)]
         self.key = f"radgraph:{model_type}:{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()}"
         self.signature = f"radgraph {version('radgraph')} model {model_type} sha256:{weights[:12]}"
@@ -290,11 +292,7 @@ def _unpacked(model: Path, model_type: str, cache: Path | None) -> Path:
                 f"The {model_type} model in {model} lacks {', '.join(lacking)}, and there is no {archive} to unpack"
             )
         model = archive
-    if cache is None:
-        from metrics.weights import cache_folder
-
-        cache = cache_folder()
-    target = cache / f"radgraph-{_sha256(model)[:12]}"
+    target = (cache or cache_folder()) / f"radgraph-{digest(model)[:12]}"
     if _lacking(target, model_type):
         _unpack(model, target, model_type)
     return target
@@ -323,11 +321,6 @@ def _lacking(folder: Path, model_type: str) -> list[str]:
     labels = [f"vocabulary/{model_type}__{task}_labels.txt" for task in ("ner", "relation")]
     needed = ["config.json", "weights.th", "vocabulary/non_padded_namespaces.txt", *labels]
     return [name for name in needed if not (folder / name).is_file()]
-
-
-def _sha256(file: Path) -> str:
-    with open(file, "rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _read_config(file: Path) -> dict[str, Any]:

@@ -12,12 +12,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from encoder.towers import TOWERS, count_prefix_tokens, load_tower, resolve_tower, weights_digest
+from encoder.towers import TOWERS, Card, count_prefix_tokens, load_tower, resolve_tower, weights_digest
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
 TEXT = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 TOKENS = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
-FAMILIES = ("dinov2", "registers", "clip", "clip-vision", "siglip")
+FAMILIES = ("dinov2", "registers", "dinov3", "clip", "clip-vision", "siglip", "vit")
+PREFIXES = (1, 5, 5, 1, 1, 0, 1)
 
 
 def save_tower(family: str, folder: Path) -> Path:
@@ -31,6 +32,10 @@ def save_tower(family: str, folder: Path) -> Path:
         hf.Dinov2Model(hf.Dinov2Config(**TINY)).save_pretrained(folder)
     elif family == "registers":
         hf.Dinov2WithRegistersModel(hf.Dinov2WithRegistersConfig(**TINY)).save_pretrained(folder)
+    elif family == "dinov3":
+        hf.DINOv3ViTModel(hf.DINOv3ViTConfig(**TINY, **mlp, num_register_tokens=4)).save_pretrained(folder)
+    elif family == "vit":  # what BiomedCLIP and MRM are converted to
+        hf.ViTModel(hf.ViTConfig(**TINY, **mlp)).save_pretrained(folder)
     elif family == "clip":
         text = TEXT | TOKENS
         hf.CLIPModel(hf.CLIPConfig(text_config=text, vision_config=TINY | mlp)).save_pretrained(folder)
@@ -52,6 +57,11 @@ def towers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {family: save_tower(family, folder / family) for family in FAMILIES}
 
 
+def model_and_processor(name: str, image_size: int | None = None):
+    tower = load_tower(name, image_size)
+    return tower.model, tower.processor
+
+
 def pixels_of(processor, width: int = 90, height: int = 64) -> torch.Tensor:
     picture = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return processor([Image.fromarray(picture)], return_tensors="pt")["pixel_values"]
@@ -60,25 +70,31 @@ def pixels_of(processor, width: int = 90, height: int = 64) -> torch.Tensor:
 def test_short_names_stand_for_hub_ids() -> None:
     assert resolve_tower("rad-dino") == "microsoft/rad-dino"
     assert resolve_tower("owner/some-model") == "owner/some-model"
-    assert all(hub_id.count("/") == 1 for hub_id in TOWERS.values())
+    assert all(card.source.count("/") == 1 + card.source.startswith("github.com/") for card in TOWERS.values())
+
+
+@pytest.mark.parametrize("name", [name for name, card in TOWERS.items() if card.converted])
+def test_checkpoints_that_have_to_be_converted_first_say_so(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"Tower '{name}' is no transformers checkpoint: .* `raddraft convert"):
+        load_tower(name)
 
 
 @pytest.mark.parametrize("name", ["rad-din", "./nowhere/tower", "/nowhere/tower", "~/tower", "a/b/c"])
 def test_unknown_names_are_refused_with_the_choices(name: str) -> None:
     message = f"Unknown tower {name!r}. Choices: rad-dino, rad-dino-maira-2, dinov2-small"
     with pytest.raises(ValueError, match=re.escape(message)):
-        load_tower(name)
+        model_and_processor(name)
 
 
 def test_a_folder_comes_before_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_tower("dinov2", tmp_path / "my" / "tower")
     monkeypatch.chdir(tmp_path)
-    assert load_tower("my/tower")[0].config.model_type == "dinov2"
+    assert model_and_processor("my/tower")[0].config.model_type == "dinov2"
 
 
-@pytest.mark.parametrize(("family", "n_prefix"), [*zip(FAMILIES, (1, 5, 1, 1, 0), strict=True)])
+@pytest.mark.parametrize(("family", "n_prefix"), [*zip(FAMILIES, PREFIXES, strict=True)])
 def test_every_family_gives_patches_after_its_prefix_tokens(towers, family: str, n_prefix: int) -> None:
-    tower, processor = load_tower(str(towers[family]))
+    tower, processor = model_and_processor(str(towers[family]))
     assert not tower.training
     assert {parameter.dtype for parameter in tower.parameters()} == {torch.float32}
     assert count_prefix_tokens(tower, processor) == n_prefix
@@ -92,7 +108,7 @@ def test_every_family_gives_patches_after_its_prefix_tokens(towers, family: str,
 def test_of_two_towers_the_vision_half_is_loaded(towers, family: str, whole: str) -> None:
     import transformers
 
-    tower, processor = load_tower(str(towers[family]))
+    tower, processor = model_and_processor(str(towers[family]))
     reference = getattr(transformers, whole).from_pretrained(towers[family]).eval().vision_model
     expected = reference.state_dict()
     assert {name: tuple(value.shape) for name, value in tower.state_dict().items()} == {
@@ -106,7 +122,7 @@ def test_of_two_towers_the_vision_half_is_loaded(towers, family: str, whole: str
 
 @pytest.mark.parametrize("family", ["dinov2", "registers"])
 def test_image_size_is_what_the_processor_makes_and_the_tower_takes(towers, family: str) -> None:
-    tower, processor = load_tower(str(towers[family]), image_size=56)
+    tower, processor = model_and_processor(str(towers[family]), image_size=56)
     for width, height in ((90, 64), (64, 90), (20, 30), (56, 56)):
         assert pixels_of(processor, width, height).shape == (1, 3, 56, 56)
     assert tower(pixels_of(processor)).last_hidden_state.shape[1] - count_prefix_tokens(tower, processor) == 16
@@ -114,7 +130,7 @@ def test_image_size_is_what_the_processor_makes_and_the_tower_takes(towers, fami
 
 @pytest.mark.parametrize(("family", "image_size"), [("dinov2", 56), ("clip", 28), ("siglip", 28)])
 def test_with_an_image_size_the_centre_square_is_kept(towers, family: str, image_size: int) -> None:
-    _, processor = load_tower(str(towers[family]), image_size)
+    _, processor = model_and_processor(str(towers[family]), image_size)
     framed = np.zeros((100, 300, 3), np.uint8)
     framed[:, 100:200] = 255
     pixels = processor([Image.fromarray(framed)], return_tensors="pt")["pixel_values"]
@@ -122,17 +138,29 @@ def test_with_an_image_size_the_centre_square_is_kept(towers, family: str, image
     assert pixels[0, 0, :, 3:-3].unique().numel() == 1, "white from edge to edge, but for the resampling"
 
 
-@pytest.mark.parametrize("family", ["clip", "siglip"])
-def test_a_tower_that_cannot_change_its_size_says_so(towers, family: str) -> None:
-    load_tower(str(towers[family]), image_size=28)
-    message = rf"The '{family}_vision_model' tower does not take pictures of 56 x 56 pixels, its own size is 28: "
-    with pytest.raises(ValueError, match=message):
-        load_tower(str(towers[family]), image_size=56)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_other_sizes_by_interpolated_position_embeddings(towers, family: str) -> None:
+    native, larger = load_tower(str(towers[family])), load_tower(str(towers[family]), image_size=56)
+    assert native.shape == (2, 2, 32)
+    assert larger.shape == (4, 4, 32)
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (56, 56, 3), dtype=np.uint8))
+    features = larger.encode(larger.prepare([picture])).patches
+    assert not torch.allclose(features[0, :2, :2], native.encode(native.prepare([picture])).patches[0])
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip", "vit"])
+def test_a_llava_model_cannot_hold_a_tower_of_another_size_than_its_own(towers, family: str) -> None:
+    """LLaVA calls the tower without asking it to interpolate."""
+    assert load_tower(str(towers[family])).is_plain
+    larger = load_tower(str(towers[family]), image_size=56)
+    assert not larger.is_plain
+    with pytest.raises(ValueError, match="tower does not take pictures of 56 x 56 pixels, its own size is 28: "):
+        _ = larger.n_prefix
 
 
 def test_image_size_must_hold_whole_patches(towers) -> None:
     with pytest.raises(ValueError, match=r"image_size 30 is not a multiple of the patch size 14 of .*dinov2"):
-        load_tower(str(towers["dinov2"]), image_size=30)
+        model_and_processor(str(towers["dinov2"]), image_size=30)
 
 
 def test_the_backbone_of_a_classifier_is_loaded(tmp_path: Path) -> None:
@@ -142,22 +170,117 @@ def test_the_backbone_of_a_classifier_is_loaded(tmp_path: Path) -> None:
     classifier = Dinov2ForImageClassification(Dinov2Config(**TINY, num_labels=14))
     classifier.save_pretrained(tmp_path)
     BitImageProcessor().save_pretrained(tmp_path)
-    assert weights_digest(load_tower(str(tmp_path))[0]) == weights_digest(classifier.dinov2)
+    assert weights_digest(model_and_processor(str(tmp_path))[0]) == weights_digest(classifier.dinov2)
 
 
-def test_other_networks_are_refused(tmp_path: Path) -> None:
+def save_network(kind: str, folder: Path) -> Path:
+    """Vision models that are no plain vision transformers."""
     import transformers as hf
 
-    hf.ResNetModel(hf.ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic")).save_pretrained(
-        tmp_path / "resnet"
-    )
-    with pytest.raises(ValueError, match=r"holds a 'resnet' model, which has no patches: not a vision transformer"):
-        load_tower(str(tmp_path / "resnet"))
-    swin = hf.SwinConfig(embed_dim=8, depths=[1, 1], num_heads=[1, 2], image_size=32, patch_size=4, window_size=4)
-    hf.SwinModel(swin).save_pretrained(tmp_path / "swin")
-    hf.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "swin")
-    with pytest.raises(ValueError, match=r"'swin' tower is not a plain vision transformer: .* of the 64 patches"):
-        count_prefix_tokens(*load_tower(str(tmp_path / "swin")))
+    torch.manual_seed(0)
+    if kind == "timm":
+        import timm
+
+        network = timm.create_model("resnet10t", pretrained=False, num_classes=0)
+        config = hf.TimmWrapperConfig.from_dict({"architecture": "resnet10t", "num_classes": 0, "model_args": {}})
+        config.pretrained_cfg = {**network.pretrained_cfg, "input_size": [3, 64, 64], "num_classes": 0}
+        hf.TimmWrapperModel(config).save_pretrained(folder)
+        return folder
+    if kind == "resnet":
+        config = hf.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
+        hf.ResNetModel(config).save_pretrained(folder)
+    else:
+        config = hf.SwinConfig(embed_dim=8, depths=[1, 1], num_heads=[1, 2], image_size=32, patch_size=4, window_size=4)
+        hf.SwinModel(config).save_pretrained(folder)
+    hf.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "reason"),
+    [
+        ("resnet", (4, 4, 16), "is a 'resnet' model, which has no patches: not a vision transformer"),
+        ("swin", (4, 4, 16), "'swin' tower is not a plain vision transformer: .* of the 64 patches"),
+        ("timm", (2, 2, 512), "is a 'timm_wrapper' model, which has no patches"),
+    ],
+)
+def test_other_networks_give_features_but_no_llava_model(tmp_path: Path, kind: str, shape, reason: str) -> None:
+    tower = load_tower(str(save_network(kind, tmp_path)))
+    assert tower.shape == shape
+    pixels = tower.prepare([Image.effect_noise((64, 80), 60)])
+    encoded = tower.encode(pixels)
+    with torch.no_grad():
+        outputs = tower.model(pixels)
+    assert torch.equal(encoded.pooled, outputs.pooler_output.flatten(1))
+    last = outputs.last_hidden_state
+    flat = last.flatten(2).transpose(1, 2) if last.ndim == 4 else last
+    assert torch.equal(encoded.patches.flatten(1, 2), flat)
+    assert not tower.is_plain
+    with pytest.raises(ValueError, match=reason):
+        _ = tower.n_prefix
+
+
+def test_biovil_t_is_a_tower_too(tmp_path: Path) -> None:
+    from encoder.biovil import BioViLT
+
+    torch.manual_seed(0)
+    BioViLT().save_pretrained(tmp_path)
+    tower = load_tower(str(tmp_path))
+    assert tower.shape == (14, 14, 512)
+    assert not tower.is_plain
+    with pytest.raises(ValueError, match="has no patches"):
+        _ = tower.n_prefix
+    with pytest.raises(ValueError, match="gives no hidden states of tokens"):
+        tower.encode(tower.black_pixels, layers=[-1])
+
+
+def test_vectors_and_patches_are_those_of_the_package_rad_dino(towers, monkeypatch: pytest.MonkeyPatch) -> None:
+    rad_dino = pytest.importorskip("rad_dino", reason="pip install rad-dino")
+    monkeypatch.setattr(rad_dino.RadDino, "_REPO", str(towers["dinov2"]))
+    images = [Image.effect_noise(size, 60).convert("RGB") for size in ((90, 64), (40, 70), (28, 28))]
+    tower = load_tower(str(towers["dinov2"]), backend="pil")
+    for image in images:
+        class_token, patches = rad_dino.RadDino().extract_features(image)
+        encoded = tower.encode(tower.prepare([image]))
+        torch.testing.assert_close(encoded.pooled, class_token, atol=1e-4, rtol=0)
+        torch.testing.assert_close(encoded.patches.permute(0, 3, 1, 2), patches, atol=1e-4, rtol=0)
+
+
+def test_pooled_vectors_are_those_that_the_authors_use(towers) -> None:
+    """CLIP's and SigLIP's behind the pooler; DINO's the class token behind the last LayerNorm."""
+    import transformers as hf
+
+    for family in FAMILIES:
+        tower = load_tower(str(towers[family]))
+        pixels = pixels_of(tower.processor)
+        with torch.no_grad():
+            outputs = tower.model(pixels)
+        expected = outputs.last_hidden_state[:, 0] if family == "vit" else outputs.pooler_output
+        assert torch.equal(tower.encode(pixels).pooled, expected), family
+    clip = hf.CLIPModel.from_pretrained(towers["clip"]).eval()
+    tower = load_tower(str(towers["clip"]))
+    with torch.no_grad():
+        expected = clip.get_image_features(pixel_values=pixels_of(tower.processor))
+        expected = getattr(expected, "pooler_output", expected)
+        found = clip.visual_projection(tower.encode(pixels_of(tower.processor)).pooled)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_layers_side_by_side_averaged_and_raw(towers) -> None:
+    tower = load_tower(str(towers["registers"]))
+    pixels = pixels_of(tower.processor)
+    with torch.no_grad():
+        states = tower.model(pixels, output_hidden_states=True).hidden_states
+    both = tower.encode(pixels, layers=[1, -1])
+    assert both.pooled.shape == (1, 64)
+    assert torch.equal(both.patches, torch.cat([states[1][:, 5:], states[-1][:, 5:]], -1).unflatten(1, (2, 2)))
+    mean = tower.encode(pixels, layers=[1, -1], average=True)
+    assert torch.equal(mean.pooled, (states[1][:, 0] + states[-1][:, 0]) / 2)
+    assert torch.equal(tower.hidden(pixels, 2), states[2])
+    for layer in (4, -5):
+        message = rf"Layer {layer} does not exist\. The tower has hidden states -4 to 3"
+        with pytest.raises(ValueError, match=message):
+            tower.encode(pixels, layers=[layer])
 
 
 @pytest.fixture
@@ -167,7 +290,7 @@ def broken(towers, tmp_path: Path) -> Path:
 
 def fault(name: str) -> str:
     with pytest.raises((OSError, ValueError)) as error:
-        load_tower(name)
+        model_and_processor(name)
     assert "\n" not in str(error.value), "one sentence"
     return str(error.value)
 
@@ -195,7 +318,9 @@ def test_a_tower_is_never_partly_random(broken: Path) -> None:
 
 
 def test_a_tower_that_is_not_there_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(TOWERS, "rad-dino", "nobody/rad-dino")  # the real one may be in this machine's cache
+    monkeypatch.setitem(
+        TOWERS, "rad-dino", Card("nobody/rad-dino", "", "")
+    )  # the real one may be in this machine's cache
     assert fault("rad-dino") == (
         "Tower 'rad-dino' cannot be loaded: nobody/rad-dino is not on this machine, and the Hugging Face hub did not "
         "give it (We couldn't connect to 'https://huggingface.co' to load the files, and couldn't find them in the "
@@ -207,7 +332,7 @@ def test_a_tower_that_is_not_there_says_what_to_do(monkeypatch: pytest.MonkeyPat
 def test_equal_weights_have_equal_digests(towers) -> None:
     def digest(name: str | None = None, dtype: torch.dtype = torch.float32) -> str:
         """Digest after the first value of one parameter has been set to 0.5."""
-        tower = load_tower(str(towers["siglip"]))[0].to(dtype)
+        tower = model_and_processor(str(towers["siglip"]))[0].to(dtype)
         if name:
             tower.state_dict()[name].view(-1)[0] = 0.5
         return weights_digest(tower)

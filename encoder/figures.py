@@ -1,0 +1,300 @@
+"""What an encoder sees: patch features as colours, attention of the class token, similarity to a point, on one sheet.
+
+    tower_maps = TowerMaps("dinov2-small", pca_map(patches), class_attention(model, pixels, 1), similarity)
+    png = draw(["a.png", "b.png"], xrays, [tower_maps], point=(0.32, 0.45))
+
+The maps show where features differ, not why: an untrained tower also follows grey values, so compare with one.
+"""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.nn.functional import normalize
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from transformers import PreTrainedModel
+
+# Layout of the sheet in pixels.
+PANEL, GAP, BLOCK_GAP, MARGIN = 208, 10, 24, 28
+HEADER, ROW_CAPTION, SCALE_BAR, FOOTER_LINE = 64, 26, 44, 17
+DPI = 100
+
+PAPER, FAINT, TEXT, MARK = "#101214", "#8d949c", "#e4e7ea", "#ffb340"
+COLUMNS = ("Features", "Attention", "Similarity")
+
+
+@dataclass
+class TowerMaps:
+    """The maps of one tower for all images of the sheet; they may be as coarse as the tower's patches are."""
+
+    name: str
+    features: np.ndarray
+    """Colours of the patches, uint8 [B, h, w, 3], see `pca_map`."""
+    attention: torch.Tensor | None
+    """Attention of the class token [B, h, w], see `class_attention`; None without a class token."""
+    similarity: torch.Tensor
+    """Cosine similarity to the patch at the point [B, h, w], see `similarity_map`."""
+
+
+def pca_map(patches: torch.Tensor) -> np.ndarray:
+    """Patch features as colours: their first three principal components in the perceptual colour space Oklab.
+
+    Components are found over all images together, so equal features have equal colours in every image; those of two
+    towers cannot be compared. Features are brought to unit length first, as for cosine similarity: a few patches of
+    extreme norm, which large towers have, would take up the components otherwise. Each component runs from its 2nd to
+    its 98th percentile, the first as lightness, the others as hue. The largest entry of each is positive.
+
+    Args:
+        patches: [B, h, w, D] of one tower, D >= 3.
+
+    Returns:
+        uint8 [B, h, w, 3], sRGB.
+    """
+    unit = normalize(patches.double().flatten(0, 2), dim=-1)  # [B h w, D]
+    centred = unit - unit.mean(0)
+    axes = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -3:].flip(1)  # [D, 3], greatest variance first
+    largest = axes.gather(0, axes.abs().argmax(0, keepdim=True))
+    components = (centred @ (axes * largest.sign())).numpy()
+    low, high = np.percentile(components, (2, 98), axis=0)
+    scaled = ((components - low) / np.maximum(high - low, 1e-9)).clip(0, 1)
+    return _oklab_to_srgb(scaled * [0.45, 0.24, 0.24] + [0.41, -0.12, -0.12]).reshape(*patches.shape[:3], 3)
+
+
+def similarity_map(patches: torch.Tensor, point: Sequence[float]) -> torch.Tensor:
+    """Cosine similarity [h, w] of all patches [h, w, D] to the one at `point`.
+
+    Args:
+        patches: features of one image.
+        point: where from the left and from the top, as fractions of width and height.
+
+    Raises:
+        ValueError: the point lies outside the picture.
+    """
+    check_point(point)
+    height, width = patches.shape[:2]
+    unit = normalize(patches.float(), dim=-1)
+    return unit @ unit[min(int(point[1] * height), height - 1), min(int(point[0] * width), width - 1)]
+
+
+def check_point(point: Sequence[float]) -> None:
+    """Raise ValueError unless `point` is two fractions of a picture's width and height."""
+    if len(point) != 2 or not all(0 <= value <= 1 for value in point):
+        raise ValueError(
+            f"Point {' '.join(map(str, point))} is not in the picture: it takes two numbers from 0 to 1, the fractions "
+            f"of its width (from the left) and height (from the top)"
+        )
+
+
+@torch.no_grad()
+def class_attention(model: PreTrainedModel, pixels: torch.Tensor, n_prefix: int) -> torch.Tensor | None:
+    """Attention of the class token to the patches in the last layer, mean over heads.
+
+    Args:
+        model: a vision transformer of transformers, in eval mode. Its weights and its way to attend stay as they are.
+        pixels: [B, 3, H, W]; one image goes through at a time, since the attentions of all layers are kept.
+        n_prefix: tokens before the patches, the class token first.
+
+    Returns:
+        [B, h, w]; an image's values and the attention to its prefix tokens add up to 1. None if `n_prefix` is 0.
+    """
+    if n_prefix == 0:
+        return None
+    side = model.config.patch_size
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")  # the others never hold the attentions
+    try:
+        outputs = (
+            model(image[None].to(model.device, model.dtype), output_attentions=True).attentions[-1] for image in pixels
+        )
+        rows = torch.cat([attention[:, :, 0, n_prefix:].mean(1).float().cpu() for attention in outputs])
+    finally:
+        model.set_attn_implementation(before)
+    return rows.reshape(-1, pixels.shape[-2] // side, pixels.shape[-1] // side)
+
+
+def grey_picture(pixels: torch.Tensor, processor: Any) -> np.ndarray:
+    """The greyscale picture, uint8 [H, W], in the pixels [3, H, W] that a processor made: normalisation undone."""
+    if processor.do_normalize:
+        mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (processor.image_mean, processor.image_std))
+        pixels = pixels * std + mean
+    return (pixels.mean(0) * 255).round().clip(0, 255).byte().numpy()
+
+
+def draw(
+    captions: Sequence[str], xrays: Sequence[np.ndarray], towers: Sequence[TowerMaps], point: Sequence[float]
+) -> bytes:
+    """One sheet as a PNG: a row for each image; the X-ray, then for each tower features, attention and similarity.
+
+    Attention has one scale for the whole sheet, in multiples of uniform attention; similarity always runs from 0 to 1.
+
+    Args:
+        captions: what stands over each row.
+        xrays: uint8 [H, W], one for each row.
+        towers: their maps, in the order of the rows.
+        point: the one that similarity refers to, see `similarity_map`.
+
+    Returns:
+        The bytes of the file.
+    """
+    from matplotlib.figure import Figure
+
+    width, height = sheet_size(len(xrays), len(towers))
+    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor=PAPER)
+    top = _attention_top(towers)
+    for row, (caption, xray) in enumerate(zip(captions, xrays, strict=True)):
+        left, upper, *_ = panel_box(row, 0)
+        _write(figure, left, upper - 8, caption, TEXT)
+        _mark(_panel(figure, row, 0, xray, cmap="gray", vmin=0, vmax=255, interpolation="lanczos"), point)
+        for number, tower in enumerate(towers):
+            column = 1 + 3 * number
+            _panel(figure, row, column, tower.features[row], interpolation="nearest")
+            if tower.attention is None:
+                _panel(figure, row, column + 1, None).text(0.5, 0.5, "no class token", **_style(FAINT, ha="center"))
+            else:
+                relative = tower.attention[row].numpy() * tower.attention[row].numel()
+                _panel(figure, row, column + 1, _attention_shades(relative, top), interpolation="nearest")
+            shades = _similarity_shades(tower.similarity[row].numpy())
+            _mark(_panel(figure, row, column + 2, shades, interpolation="nearest"), point)
+    _write_frame(figure, towers, len(xrays), top, point)
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=DPI, facecolor=PAPER)  # a Figure of its own: no pyplot, no backend to choose
+    return file.getvalue()
+
+
+def panel_box(row: int, column: int) -> tuple[int, int, int, int]:
+    """Left, upper, right, lower edge of a panel in pixels; column 0 is the X-ray, then there are three per tower."""
+    left = MARGIN + column * (PANEL + GAP) + (column + 2) // 3 * (BLOCK_GAP - GAP)
+    upper = HEADER + ROW_CAPTION + row * (PANEL + ROW_CAPTION + GAP)
+    return left, upper, left + PANEL, upper + PANEL
+
+
+def sheet_size(n_images: int, n_towers: int) -> tuple[int, int]:
+    """Width and height of the sheet in pixels."""
+    _, _, right, lower = panel_box(n_images - 1, 3 * n_towers)
+    width = right + MARGIN
+    return width, lower + SCALE_BAR + len(_footer(width, (0, 0))) * FOOTER_LINE + MARGIN
+
+
+def _attention_top(towers: Sequence[TowerMaps]) -> float:
+    """Upper end of the attention scale: a robust maximum of all maps in multiples of uniform attention, at least 2."""
+    maps = [tower.attention * tower.attention[0].numel() for tower in towers if tower.attention is not None]
+    return max([2.0, *(float(np.percentile(values, 99.5)) for values in maps)])
+
+
+def _attention_shades(values: np.ndarray, top: float) -> np.ndarray:
+    """Colours [..., 4] of attention from 0 to `top`."""
+    from matplotlib import colormaps
+
+    return colormaps["magma"](values / top)
+
+
+def _similarity_shades(values: np.ndarray) -> np.ndarray:
+    """Colours [..., 4] of cosines from 0 to 1; cubed, since those within one picture crowd near 1."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    colours = LinearSegmentedColormap.from_list("teal", ["#080c10", "#123f4e", "#3b98a3", "#dff5f0"])
+    return colours(values.clip(0, 1) ** 3)
+
+
+def _panel(figure: Figure, row: int, column: int, picture: Any, **options: Any):
+    """Axes that fill the panel's box, with a picture if there is one."""
+    left, upper, right, lower = panel_box(row, column)
+    width, height = figure.get_size_inches() * DPI
+    box = (left / width, 1 - lower / height, (right - left) / width, (lower - upper) / height)
+    axes = figure.add_axes(box, xticks=[], yticks=[], facecolor="#181b1f")
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    if picture is not None:
+        axes.imshow(picture, aspect="auto", extent=(0, 1, 1, 0), **options)
+    return axes
+
+
+def _mark(axes: Any, point: Sequence[float]) -> None:
+    """A ring around the point, legible on dark and bright."""
+    for colour, line in (("black", 3.2), (MARK, 1.5)):
+        axes.plot(*point, "o", markersize=9, markerfacecolor="none", markeredgecolor=colour, markeredgewidth=line)
+    axes.set(xlim=(0, 1), ylim=(1, 0))
+
+
+def _style(colour: str, size: float = 8, **options: Any) -> dict[str, Any]:
+    return {"color": colour, "fontsize": size, "family": "DejaVu Sans", **options}
+
+
+def _write(figure: Figure, x: float, y: float, text: str, colour: str, size: float = 8, **options: Any) -> None:
+    """Text with its baseline at x, y in pixels from the sheet's upper left corner."""
+    width, height = figure.get_size_inches() * DPI
+    # File names may hold $, which would begin a formula.
+    figure.text(x / width, 1 - y / height, text, parse_math=False, **_style(colour, size, **options))
+
+
+def _write_frame(figure: Figure, towers: Sequence[TowerMaps], n_rows: int, top: float, point: Sequence[float]) -> None:
+    """Headings over the columns, scales under them, and the footer."""
+    _write(figure, MARGIN, HEADER - 10, "X-ray", FAINT)
+    for number, tower in enumerate(towers):
+        left = panel_box(0, 1 + 3 * number)[0]
+        size = " × ".join(map(str, tower.features.shape[1:3]))
+        _write(figure, left, HEADER - 32, f"{tower.name}  ·  {size} patches", TEXT, 10)
+        for column, title in enumerate(COLUMNS, 1 + 3 * number):
+            _write(figure, panel_box(0, column)[0], HEADER - 10, title, FAINT)
+        if tower.attention is not None:
+            _scale(
+                figure,
+                n_rows,
+                2 + 3 * number,
+                _attention_shades(np.linspace(0, top, PANEL), top),
+                ("0", f"{top:.1f} ×"),
+            )
+        _scale(figure, n_rows, 3 + 3 * number, _similarity_shades(np.linspace(0, 1, PANEL)), ("≤ 0", "1"))
+    lower = panel_box(n_rows - 1, 0)[3] + SCALE_BAR
+    for number, line in enumerate(_footer(round(figure.get_size_inches()[0] * DPI), point), 1):
+        _write(figure, MARGIN, lower + number * FOOTER_LINE, line, FAINT)
+
+
+def _scale(figure: Figure, n_rows: int, column: int, shades: np.ndarray, ends: tuple[str, str]) -> None:
+    """A thin colour bar under a column, its ends named."""
+    left, _, right, lower = panel_box(n_rows - 1, column)
+    width, height = figure.get_size_inches() * DPI
+    axes = figure.add_axes((left / width, 1 - (lower + 14) / height, PANEL / width, 5 / height))
+    axes.imshow(shades[None], aspect="auto")
+    axes.axis("off")
+    _write(figure, left, lower + 28, ends[0], FAINT, 7)
+    _write(figure, right, lower + 28, ends[1], FAINT, 7, ha="right")
+
+
+def _footer(width: int, point: Sequence[float]) -> list[str]:
+    """What the columns are, in lines that fit the sheet."""
+    sentences = (
+        f"X-ray: the picture as the first tower gets it; the ring marks the point {point[0]:.2f}, {point[1]:.2f}.",
+        "Features: first three principal components of the patch features over all pictures of a tower; like colours, "
+        "like features. Colours of two towers cannot be compared.",
+        "Attention: from the class token to the patches in the last layer, mean over heads; 1 × is uniform.",
+        "Similarity: cosine of each patch's features with those at the point.",
+        "An untrained tower follows grey values too. Not for diagnosis.",
+    )
+    n_letters = int((width - 2 * MARGIN) / 6.6)  # the mean width of a letter in pixels, with some to spare
+    return [line for sentence in sentences for line in textwrap.wrap(sentence, n_letters)]
+
+
+def _oklab_to_srgb(lab: np.ndarray) -> np.ndarray:
+    """Oklab [N, 3] (L 0..1, a, b) to sRGB, uint8 [N, 3]. B. Ottosson, "A perceptual color space", 2020; IEC 61966."""
+    to_lms = np.array(
+        [[1, 0.3963377774, 0.2158037573], [1, -0.1055613458, -0.0638541728], [1, -0.0894841775, -1.291485548]]
+    )
+    to_rgb = np.array(
+        [
+            [4.0767416621, -3.3077115913, 0.2309699292],
+            [-1.2684380046, 2.6097574011, -0.3413193965],
+            [-0.0041960863, -0.7034186147, 1.707614701],
+        ]
+    )
+    linear = ((lab @ to_lms.T) ** 3 @ to_rgb.T).clip(0, 1)
+    srgb = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    return np.rint(255 * srgb).astype(np.uint8)

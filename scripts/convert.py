@@ -1,0 +1,64 @@
+"""Turn a vision transformer's checkpoint of another layout into a Hugging Face folder, to use as a tower.
+
+    raddraft convert dinov2_vitb14_reg4_pretrain.pth --out towers/dinov2-reg
+    raddraft convert backbone_compatible.safetensors --out towers/rad-dino --kind rad-dino
+    raddraft convert open_clip_pytorch_model.bin --out towers/biomedclip
+    raddraft convert MRM.pth --out towers/mrm --image_size 448
+    raddraft convert vit.pth --out towers/vit --mean 0.5 --std 0.5
+
+Then `--model.tower towers/mrm` trains on it, and AutoModel loads it where this project is not installed. The layout is
+told by the keys; weights are only ever loaded as tensors. Every entry of the checkpoint is used, or counted as dropped,
+or the checkpoint is refused.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from scripts import run
+
+# One word: the parser refuses a second one, which it is given under this other name.
+POSITIONAL = ("checkpoint", "more_than_one_checkpoint")
+
+
+def main(
+    checkpoint: Path,
+    out: Path,
+    kind: Literal["dinov2", "rad-dino", "biomedclip", "mrm", "vit"] | None = None,
+    image_size: int | None = None,
+    mean: list[float] | None = None,
+    std: list[float] | None = None,
+    heads: int | None = None,
+) -> None:
+    """Write config.json, model.safetensors and preprocessor_config.json.
+
+    Args:
+        checkpoint: File of weights: .safetensors, .pth, .bin …
+        out: Folder to make; it must not hold anything yet.
+        kind: What the weights are, where keys cannot tell: it sets how images are normalised. RAD-DINO has the keys of
+            dinov2, and MRM without its text half has those of a plain vit.
+        image_size: Side in pixels of the square that the tower shall take; its position embeddings are interpolated to
+            it. By default the checkpoint's own.
+        mean: Mean of the channels on a scale from 0 to 1, one value or three, instead of the kind's.
+        std: Standard deviation of the channels, likewise.
+        heads: Attention heads of a block; by default one for every 64 channels.
+    """
+    from encoder.convert import convert
+
+    done = convert(checkpoint, out, kind, image_size, mean, std, heads)
+    print(f"{out}: {done.model}, kind {done.kind}, {done.n_parameters / 1e6:.1f} M parameters")
+    print(f"  {done.depth} blocks, {done.width} wide, {done.heads} heads")
+    size, patch = f"{done.image_size} x {done.image_size}", f"{done.patch_size} x {done.patch_size}"
+    n_patches = (done.image_size // done.patch_size) ** 2
+    print(f"  position embeddings for {size} pixels: {n_patches} patches of {patch}; prefix tokens: {done.n_prefix}")
+    print(f"  images: {done.images}")
+    dropped = ", ".join(f"{part} ({count})" for part, count in done.dropped.items())
+    print(f"  dropped: {dropped or 'nothing'}")
+    for note in done.notes:
+        print(f"  {note}")
+    print(f"  sha256 of {checkpoint.name}: {done.sha256}")
+
+
+if __name__ == "__main__":
+    run("convert")

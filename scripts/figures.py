@@ -1,0 +1,119 @@
+"""Draw what encoders see: patch features as colours, class attention, similarity to a point.
+
+    raddraft figures a.dcm b.png --towers dinov2-small rad-dino --out figures.png
+    raddraft figures a.png --towers runs/tower --image_size 518 --point 0.6 0.7 --out figures.png
+
+A row for each image, three columns for each tower.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scripts import run
+from scripts.generate import pick_device
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL.Image import Image
+
+    from encoder.figures import TowerMaps
+
+POSITIONAL = ("images",)
+
+
+def main(
+    images: list[Path],
+    towers: list[str],
+    out: Path,
+    point: list[float] | None = None,
+    image_size: int | None = None,
+    device: str = "auto",
+) -> int:
+    """Draw one sheet (PNG): each picture, and what each tower makes of it.
+
+    Of every picture the towers get the centre square. Maps are as fine as the patches: a larger image_size helps, at a
+    cost that grows with its fourth power.
+
+    Args:
+        images: Image files (DICOM, PNG, JPEG, TIFF).
+        towers: Vision towers: short names, hub ids or folders.
+        out: The PNG file to write.
+        point: Where similarity is measured from: two fractions, of the width from the left and of the height from the
+            top of the centre square. Without it 0.32 0.45, in most frontal pictures the patient's right lung.
+        image_size: Side of the towers' input in pixels instead of their own, for towers that take any, as DINOv2 does.
+        device: cpu, cuda, cuda:1, mps …; auto takes the first accelerator.
+    """
+    from encoder.figures import check_point, draw
+    from encoder.studies import write_whole
+
+    point = [0.32, 0.45] if point is None else point
+    check_point(point)
+    if out.suffix.lower() != ".png":
+        raise ValueError(f"{out}: figures are PNG files, so the name must end in .png")
+    captions, pictures, errors = read_squares(images)
+    if not pictures:
+        raise ValueError(f"No picture to draw: {'; '.join(errors)}")
+    xrays, maps = zip(*(look(name, pictures, point, image_size, pick_device(device)) for name in towers), strict=True)
+    png = draw(captions, xrays[0], maps, point)
+    with write_whole(out) as temporary:
+        temporary.write_bytes(png)
+    print(f"{len(pictures)} of {len(pictures) + len(errors)} pictures are drawn in {out}")
+    for sentence in errors:
+        print(f"not drawn: {sentence}")
+    return 1 if errors else 0
+
+
+def read_squares(paths: list[Path]) -> tuple[list[str], list[Image], list[str]]:
+    """Names and centre squares (RGB) of the pictures that can be read, and a sentence for each other file."""
+    from PIL import ImageOps
+
+    from encoder.images import ImageError, load_image
+
+    captions, pictures, errors = [], [], []
+    for path in dict.fromkeys(paths):
+        try:
+            image = load_image(path).convert("RGB")
+        except (ImageError, OSError) as error:
+            errors.append(str(error))
+        else:
+            pictures.append(ImageOps.fit(image, (min(image.size), min(image.size))))
+            captions.append(_last_two_parts(os.fsencode(path).decode(errors="replace")))
+    return captions, pictures, errors
+
+
+def look(
+    name: str, pictures: list[Image], point: list[float], image_size: int | None, device: str
+) -> tuple[list[np.ndarray], TowerMaps]:
+    """The square pictures as a tower gets them, uint8 [H, W] each, and its maps of them."""
+    import torch
+    from tqdm import tqdm
+
+    from encoder.figures import TowerMaps, class_attention, grey_picture, pca_map, similarity_map
+    from encoder.towers import load_tower
+
+    tower = load_tower(name, image_size)
+    tower.model.to(device)
+    height, width = tower.prepare(pictures[:1]).shape[-2:]
+    # Some processors cut a margin off and some do not: the point must be the same place for all of them.
+    whole = {"size": {"height": height, "width": width}, "do_center_crop": False}
+    processor: Any = tower.processor
+    pixels = processor(pictures, return_tensors="pt", **whole)["pixel_values"]
+    patches = torch.cat([tower.encode(image[None]).patches.cpu() for image in tqdm(pixels, name, unit="image")])
+    maps = TowerMaps(
+        _last_two_parts(name),
+        pca_map(patches),
+        class_attention(tower.model, pixels, tower.n_prefix) if tower.is_plain else None,
+        torch.stack([similarity_map(features, point) for features in patches]),
+    )
+    return [grey_picture(image, processor) for image in pixels], maps
+
+
+def _last_two_parts(path: str) -> str:
+    return "/".join(Path(path).parts[-2:])
+
+
+if __name__ == "__main__":
+    run("figures")
