@@ -1,17 +1,11 @@
-"""Vision transformer checkpoints in other layouts -> ordinary Hugging Face folders, once, so that a tower is a folder.
+"""Checkpoints in other layouts -> folders to load as towers, once.
 
-Known layouts, told apart by their keys:
+Kinds of vision transformers, whose layouts `encoder.checkpoints` reads, as ordinary Hugging Face folders:
 
-- original DINOv2 (github.com/facebookresearch/dinov2: the published files with and without registers, and training
-  checkpoints), which is also the layout of RAD-DINO's `backbone_compatible.safetensors` -> Dinov2Model or
-  Dinov2WithRegistersModel;
-- an open_clip model whose visual half is a timm vision transformer, as BiomedCLIP -> ViTModel;
-- MRM (Zhou et al., ICLR 2023, github.com/RL4M/MRM-pytorch): a masked autoencoder with a text half -> ViTModel;
-- a plain timm vision transformer, or a masked autoencoder with or without its decoder -> ViTModel.
+- DINOv2, and RAD-DINO's `backbone_compatible.safetensors` -> Dinov2Model or Dinov2WithRegistersModel;
+- BiomedCLIP, MRM (Zhou et al., ICLR 2023), plain vision transformers and masked autoencoders -> ViTModel.
 
-Every key of the checkpoint is used, or counted as dropped, or the checkpoint is refused. What keys and shapes cannot
-tell is the same in all these sources, and taken for granted: LayerNorm eps 1e-6, exact GELU, heads 64 wide (see
-`SHARED_WIDTHS`).
+BioViL-T's image model, a ResNet-50 -> a folder of `encoder.biovil`.
 """
 
 from __future__ import annotations
@@ -19,17 +13,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 import warnings
-from argparse import Namespace
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from math import isqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from encoder.checkpoints import Backbone, find_backbone, model_names, read_state, resize
 
 if TYPE_CHECKING:
     import torch
@@ -55,41 +48,21 @@ class Kind:
     """Side in pixels of the centre square that is kept; None: the size of the position embeddings."""
     antialias: bool = True
     """Whether the source resizes its position embeddings with antialiasing."""
+    mapping: str = "window"
+    """How the source makes 8-bit pictures: `mapping` of `encoder.images.load_image`."""
 
 
 KINDS = {
     "dinov2": Kind(*IMAGENET, "github.com/facebookresearch/dinov2", resize=256, crop=224, antialias=False),
-    "rad-dino": Kind((0.5307,) * 3, (0.2583,) * 3, "huggingface.co/microsoft/rad-dino", antialias=False),
+    "rad-dino": Kind(
+        (0.5307,) * 3, (0.2583,) * 3, "huggingface.co/microsoft/rad-dino", antialias=False, mapping="minmax"
+    ),
     "biomedclip": Kind(*OPENAI_CLIP, "huggingface.co/microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224"),
     # Both figures: main_pretrain.py and NIH_ChestX-ray/utils/data_utils.py of the repository. It starts from MAE's
     # weights, whose position embeddings are resized without antialiasing (util/pos_embed.py of facebookresearch/mae).
     "mrm": Kind((0.4978,) * 3, (0.2449,) * 3, "github.com/RL4M/MRM-pytorch", antialias=False),
     "vit": Kind(*IMAGENET, "those of its source"),
 }
-
-# Widths at which some transformers have 16 heads (ViT-H, -g, -G: 80, 88, 104 wide) and others have heads 64 wide.
-SHARED_WIDTHS = (1280, 1408, 1664)
-
-# Where the backbone is inside a state dict, the most specific first.
-ROOTS = ("visual.trunk.", "teacher.backbone.", "backbone.", "")
-
-# Parts that are no part of the backbone: heads, decoders, the text half, the student and the losses of a training run.
-DROPPABLE = (
-    "head.",
-    "decoder_",
-    "bert_",
-    "text.",
-    "visual.head.",
-    "logit_scale",
-    "logit_bias",
-    "student.",
-    "teacher.dino_head.",
-    "teacher.ibot_head.",
-    "dino_head.",
-    "ibot_head.",
-    "dino_loss.",
-    "ibot_patch_loss.",
-)
 
 
 @dataclass(frozen=True)
@@ -98,47 +71,23 @@ class Conversion:
 
     kind: str
     model: str
+    architecture: str
     n_parameters: int
     image_size: int
-    """Side in pixels of the square that the position embeddings are for."""
+    """Side in pixels of the square that the model is for."""
     patch_size: int
-    width: int
-    depth: int
-    heads: int
-    images: str
-    """How the folder's image processor prepares images."""
     n_prefix: int
     """Tokens before the patches: class and registers."""
+    images: str
+    """How the folder's image processor prepares images."""
+    mapping: str
+    """How 8-bit pictures are to be made before that: `mapping` of `encoder.images.load_image`."""
     dropped: dict[str, int]
     """Part of the checkpoint -> how many of its entries were left out."""
     notes: list[str]
-    """Whatever else the folder has otherwise than the checkpoint."""
+    """Whatever else the folder has otherwise than the checkpoint, and the terms of use."""
     sha256: str
     """Digest of the checkpoint file."""
-
-
-@dataclass(frozen=True)
-class _Backbone:
-    """The image encoder inside a checkpoint, under the names of the original DINOv2 and timm, and its sizes."""
-
-    path: Path
-    root: str
-    weights: dict[str, torch.Tensor]
-    dropped: Counter[str]
-    width: int
-    depth: int
-    heads: int
-    patch_size: int
-    grid: int
-
-    @property
-    def n_registers(self) -> int:
-        return self.weights["register_tokens"].shape[1] if "register_tokens" in self.weights else 0
-
-    @property
-    def scaled(self) -> bool:
-        """Whether blocks scale what they add (LayerScale), as DINOv2's do."""
-        return "blocks.0.ls1.gamma" in self.weights
 
 
 def convert(
@@ -155,7 +104,8 @@ def convert(
     Args:
         checkpoint: file of tensors: .safetensors, or whatever torch.load reads with weights_only=True.
         out: folder to make; it may be there already if it is empty.
-        kind: one of `KINDS`, where the keys fit several of them; by default the first that fits.
+        kind: one of `KINDS`, where the keys fit several of them; by default the first that fits. This and the other
+            arguments are for vision transformers; BioViL-T takes none of them.
         image_size: side in pixels of the square that the folder shall take; its position embeddings are interpolated
             to it. By default that of the checkpoint.
         mean: of each channel, one value or three, instead of the kind's.
@@ -168,211 +118,77 @@ def convert(
         OSError: a file cannot be read or written.
     """
     checkpoint, out = Path(checkpoint), Path(out).resolve()
-    _check_out(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} is there already, and not an empty folder; name a new one by --out")
     state, notes = read_state(checkpoint)
-    backbone = _find_backbone(checkpoint, state, heads)
+    with open(checkpoint, "rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    if "encoder.backbone_to_vit.weight" in state:
+        given = {"kind": kind, "image_size": image_size, "mean": mean, "std": std, "heads": heads}
+        if names := [f"--{name}" for name, value in given.items() if value is not None]:
+            raise ValueError(f"{checkpoint} is BioViL-T's image model, for which there is no {', '.join(names)}")
+        return _convert_biovil(checkpoint, out, sha256)
+    backbone = find_backbone(checkpoint, state, heads)
     kind = _choose_kind(backbone, kind)
     preparation = _preparation(backbone, kind, image_size, mean, std)
     if image_size is not None:
-        backbone, resizing = _resize(backbone, image_size, preparation.antialias or backbone.n_registers > 0)
+        backbone, resizing = resize(backbone, image_size, preparation.antialias or backbone.n_registers > 0)
         notes += resizing
     model, changes = _build(backbone)
-    sha256 = _digest(checkpoint)
-    own_size = backbone.grid * backbone.patch_size
-    resize, crop = preparation.resize or own_size, preparation.crop or own_size
+    side = backbone.image_size
+    resized, crop = preparation.resize or side, preparation.crop or side
     with _whole_folder(out) as temporary:
         model.save_pretrained(temporary)
-        _processor(preparation, resize, crop).save_pretrained(temporary)
+        _processor(preparation, resized, crop).save_pretrained(temporary)
     return Conversion(
         kind=kind,
         model=type(model).__name__,
-        n_parameters=sum(parameter.numel() for parameter in model.parameters()),
-        image_size=own_size,
+        architecture=f"{backbone.depth} blocks, {backbone.width} wide, {backbone.heads} heads; "
+        f"position embeddings for {side} x {side} pixels",
+        n_parameters=_count(model),
+        image_size=side,
         patch_size=backbone.patch_size,
-        width=backbone.width,
-        depth=backbone.depth,
-        heads=backbone.heads,
-        images=f"shorter side resized to {resize} (bicubic), centre {crop} x {crop} kept, "
-        f"mean {list(preparation.mean)}, std {list(preparation.std)}",
         n_prefix=1 + backbone.n_registers,
+        images=f"shorter side resized to {resized} (bicubic), centre {crop} x {crop} kept, "
+        f"mean {list(preparation.mean)}, std {list(preparation.std)}",
+        mapping=preparation.mapping,
         dropped=dict(sorted(backbone.dropped.items())),
         notes=[*notes, *changes, f"terms of use: {preparation.terms}"],
         sha256=sha256,
     )
 
 
-def resize_position_embeddings(positions: torch.Tensor, grid: int, antialias: bool) -> torch.Tensor:
-    """Bicubic interpolation of learned position embeddings to another square grid of patches.
+def _convert_biovil(checkpoint: Path, out: Path, sha256: str) -> Conversion:
+    from encoder import biovil
 
-    ViTModel needs it for any other image size, for LlavaForConditionalGeneration does not ask it to interpolate.
-    Sources differ: timm antialiases, and so does DINOv2 for its files with registers; MAE and DINOv2's other files do
-    not. (Those others also shift the grid by a tenth of a patch, which transformers' Dinov2Model leaves out, and so
-    does this function.)
-
-    Args:
-        positions: [1, 1 + N, D], the class token's first; N is the square of the old grid.
-        grid: patches along each side.
-        antialias: whether to smooth before sampling where the new grid is coarser.
-
-    Returns:
-        [1, 1 + grid * grid, D], in the type of `positions`.
-
-    Raises:
-        ValueError: `positions` are not one class token and a square grid.
-    """
-    import torch
-    from torch.nn.functional import interpolate
-
-    old = _grid_of(positions)
-    patches = positions[:, 1:].float().unflatten(1, (old, old)).permute(0, 3, 1, 2)  # [1, D, old, old]
-    resized = interpolate(patches, size=(grid, grid), mode="bicubic", align_corners=False, antialias=antialias)
-    return torch.cat([positions[:, :1], resized.flatten(2).transpose(1, 2).to(positions.dtype)], 1)
-
-
-def _resize(backbone: _Backbone, image_size: int, antialias: bool) -> tuple[_Backbone, list[str]]:
-    """The backbone with position embeddings for another image size, and a note if they had to change."""
-    grid, rest = divmod(image_size, backbone.patch_size)
-    if image_size < 1 or rest:
-        raise ValueError(f"image_size {image_size} is not a multiple of the patch size {backbone.patch_size}")
-    if grid == backbone.grid:
-        return backbone, []
-    resized = resize_position_embeddings(backbone.weights["pos_embed"], grid, antialias)
-    how = "bicubic, antialiased" if antialias else "bicubic"
-    note = f"position embeddings interpolated ({how}) from {backbone.grid} x {backbone.grid} to {grid} x {grid} patches"
-    return replace(backbone, weights=backbone.weights | {"pos_embed": resized}, grid=grid), [note]
-
-
-def read_state(path: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """Tensors of a checkpoint by name, and notes on what lay beside them.
-
-    Of a training checkpoint the state dict under `teacher`, `model` or `state_dict` is taken, in this order. Nothing
-    but tensors, plain values and argparse's Namespace (of MAE's checkpoints) is ever unpickled.
-
-    Raises:
-        ValueError: the file holds no state dict, or more than tensors and plain values.
-        OSError: it cannot be read.
-    """
-    import pickle
-
-    import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; name the checkpoint file in it")
-    try:
-        if path.suffix == ".safetensors":
-            content: Any = load_file(path)
-        else:
-            with torch.serialization.safe_globals([Namespace]):
-                content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError) as error:
-        unsafe = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
-        reason = (
-            f"it holds {unsafe[1]}, which is no tensor; save its state dict alone"
-            if unsafe
-            else str(error).strip().split("\n")[0]
-        )
-        raise ValueError(f"{path} is no checkpoint that can be loaded as tensors only: {reason}") from error
-    notes = []
-    while not _is_state(content):
-        inner = next((name for name in ("teacher", "model", "state_dict") if _has_dict(content, name)), None)
-        if inner is None:
-            found = f"the keys {', '.join(map(str, list(content)[:5]))}" if isinstance(content, Mapping) else "no dict"
-            raise ValueError(f"{path} has {found}; expected tensors by name, or those under teacher, model, state_dict")
-        beside = ", ".join(sorted(str(name) for name in content if name != inner))
-        notes.append(f"taken from {inner!r}" + (f"; beside it, left out: {beside}" if beside else ""))
-        content = content[inner]
-    return dict(content), notes
-
-
-def _is_state(content: Any) -> bool:
-    import torch
-
-    return (
-        isinstance(content, Mapping)
-        and bool(content)
-        and all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in content.items())
+    with _whole_folder(out) as temporary:
+        dropped = biovil.convert(checkpoint, temporary)
+        model = biovil.BioViLT.from_pretrained(temporary)
+    config = model.config
+    side = config.image_size
+    parts = Counter(next(part for part in biovil.DROPPED if name.startswith(part)).rstrip(".") for name in dropped)
+    half = config.hidden_size // 2
+    return Conversion(
+        kind="biovil-t",
+        model=type(model).__name__,
+        architecture=f"ResNet-50, {config.hidden_size} wide: {half} of the picture, {half} in place of a prior one",
+        n_parameters=_count(model),
+        image_size=side,
+        patch_size=config.patch_size,
+        n_prefix=0,
+        images=f"shorter side resized to {config.shortest_edge} (bilinear), centre {side} x {side} kept",
+        mapping="minmax",
+        dropped=dict(sorted(parts.items())),
+        notes=["terms of use: huggingface.co/microsoft/BiomedVLP-BioViL-T"],
+        sha256=sha256,
     )
 
 
-def _has_dict(content: Any, name: str) -> bool:
-    return isinstance(content, Mapping) and isinstance(content.get(name), Mapping)
+def _count(model: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _find_backbone(path: Path, state: Mapping[str, torch.Tensor], heads: int | None) -> _Backbone:
-    """Take the backbone's tensors out of a state dict, and read its sizes off their shapes."""
-    plain = _rename(path, state, lambda name: re.sub(r"^(module\.)+", "", name))
-    root = next((root for root in ROOTS if f"{root}patch_embed.proj.weight" in plain), None)
-    if root is None:
-        hint = "; it is in transformers' layout already" if any("patch_embeddings" in name for name in plain) else ""
-        raise ValueError(
-            f"{path} has no patch_embed.proj.weight, at its top or under {', '.join(filter(None, ROOTS))}{hint}. "
-            f"It has {_some(plain)}"
-        )
-    dropped: Counter[str] = Counter()
-    kept = {}
-    for name, tensor in plain.items():
-        inner = name.removeprefix(root)
-        part = next((part for part in DROPPABLE if name.startswith(part) or inner.startswith(part)), None)
-        if part:
-            dropped[part.rstrip(".") + ("*" if part.endswith("_") else "")] += 1
-        elif not name.startswith(root):
-            raise ValueError(f"{path}: {name} is neither under {root} nor a known part beside it")
-        else:
-            kept[inner] = tensor
-    # FSDP training groups blocks into chunks; the second number counts on from chunk to chunk.
-    weights = _rename(path, kept, lambda name: re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", name))
-    return _measure(path, root, weights, dropped, heads)
-
-
-def _rename(path: Path, tensors: Mapping[str, torch.Tensor], new_name) -> dict[str, torch.Tensor]:
-    renamed: dict[str, torch.Tensor] = {}
-    for name, tensor in tensors.items():
-        if new_name(name) in renamed:
-            raise ValueError(f"{path}: {name} and another entry both are {new_name(name)}")
-        renamed[new_name(name)] = tensor
-    return renamed
-
-
-def _measure(
-    path: Path, root: str, weights: dict[str, torch.Tensor], dropped: Counter[str], heads: int | None
-) -> _Backbone:
-    projection = weights["patch_embed.proj.weight"]
-    if projection.ndim != 4 or projection.shape[1] != 3 or projection.shape[2] != projection.shape[3]:
-        raise ValueError(
-            f"{path}: patch_embed.proj.weight has shape {list(projection.shape)}; expected width x 3 x patch x patch"
-        )
-    width, patch_size = projection.shape[0], projection.shape[2]
-    blocks = {int(match[1]) for name in weights if (match := re.match(r"blocks\.(\d+)\.", name))}
-    if not blocks:
-        raise ValueError(f"{path} has no blocks.0. It has {_some(weights)}")
-    if "pos_embed" not in weights:
-        raise ValueError(f"{path} has no pos_embed: towers without learned position embeddings are not known here")
-    try:
-        grid = _grid_of(weights["pos_embed"])
-    except ValueError as error:
-        raise ValueError(f"{path}: pos_embed: {error}") from None
-    if heads is None:
-        if width in SHARED_WIDTHS or width % 64:
-            raise ValueError(
-                f"{path} does not tell how many heads its {width} channels make: transformers of this width have "
-                f"heads of other sizes than 64. Say it by --heads"
-            )
-        heads = width // 64
-    if heads < 1 or width % heads:
-        raise ValueError(f"heads {heads} does not divide the width {width}")
-    return _Backbone(path, root, weights, dropped, width, max(blocks) + 1, heads, patch_size, grid)
-
-
-def _grid_of(positions: torch.Tensor) -> int:
-    shape = list(positions.shape)
-    if len(shape) != 3 or shape[0] != 1 or shape[1] < 2 or isqrt(shape[1] - 1) ** 2 != shape[1] - 1:
-        raise ValueError(f"shape {shape} is not that of one class token and a square grid of patches")
-    return isqrt(shape[1] - 1)
-
-
-def _choose_kind(backbone: _Backbone, kind: str | None) -> str:
+def _choose_kind(backbone: Backbone, kind: str | None) -> str:
     """The kind asked for, if the keys allow it, or the first that they allow."""
     if backbone.root == "visual.trunk.":
         fitting = ["biomedclip"]
@@ -396,7 +212,7 @@ def _choose_kind(backbone: _Backbone, kind: str | None) -> str:
 
 
 def _preparation(
-    backbone: _Backbone,
+    backbone: Backbone,
     kind: str,
     image_size: int | None,
     mean: Sequence[float] | None,
@@ -449,15 +265,14 @@ def _processor(preparation: Kind, resize: int, crop: int) -> BaseImageProcessor:
     )
 
 
-def _build(backbone: _Backbone) -> tuple[PreTrainedModel, list[str]]:
+def _build(backbone: Backbone) -> tuple[PreTrainedModel, list[str]]:
     """The model with the backbone's weights, and notes on what had to be added or changed."""
     import torch
 
     with torch.device("meta"):
-        model = _empty_dinov2(backbone) if backbone.scaled else _empty_vit(backbone)
+        model = _empty_model(backbone)
     wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    names = _names(backbone, wanted)
-    _check_names(backbone, names)
+    names = model_names(backbone, wanted)
     weights: dict[str, torch.Tensor] = {}
     misfits = []
     for name, targets in names.items():
@@ -474,7 +289,7 @@ def _build(backbone: _Backbone) -> tuple[PreTrainedModel, list[str]]:
     if misfits:
         raise ValueError(f"{backbone.path}: {len(misfits)} shapes do not fit, e.g. {'; '.join(misfits[:3])}")
     notes = []
-    for name in sorted(set(wanted) - set(weights)):  # _check_names leaves only these: a mask token, a pooler
+    for name in sorted(set(wanted) - set(weights)):  # model_names leaves only these: a mask token, a pooler
         weights[name] = torch.zeros(wanted[name])
         notes.append(f"{name} is not in the checkpoint: zeros, as no random numbers may stand for it")
     if others := {str(backbone.weights[name].dtype).removeprefix("torch.") for name in names} - {"float32"}:
@@ -485,120 +300,38 @@ def _build(backbone: _Backbone) -> tuple[PreTrainedModel, list[str]]:
     return model, notes
 
 
-def _empty_dinov2(backbone: _Backbone) -> PreTrainedModel:
+def _empty_model(backbone: Backbone) -> PreTrainedModel:
+    """A model of the backbone's sizes; ViTModel with its pooler, which AutoModel would make up at random otherwise."""
     import transformers as hf
 
-    swiglu = "blocks.0.mlp.w3.weight" in backbone.weights
+    weights, width = backbone.weights, backbone.width
+    swiglu = "blocks.0.mlp.w3.weight" in weights
+    name = "blocks.0.mlp.w12.weight" if swiglu else "blocks.0.mlp.fc1.weight"
+    if name not in weights:
+        raise ValueError(f"{backbone.path} has no {name}")
+    rows = weights[name].shape[0]
     settings: dict[str, Any] = {
-        "hidden_size": backbone.width,
+        "hidden_size": width,
         "num_hidden_layers": backbone.depth,
         "num_attention_heads": backbone.heads,
-        "mlp_ratio": _mlp_ratio(backbone, swiglu),
-        "image_size": backbone.grid * backbone.patch_size,
+        "image_size": backbone.image_size,
         "patch_size": backbone.patch_size,
-        "qkv_bias": "blocks.0.attn.qkv.bias" in backbone.weights,
-        "use_swiglu_ffn": swiglu,
-        "layer_norm_eps": 1e-6,
+        "qkv_bias": "blocks.0.attn.qkv.bias" in weights,
+        "layer_norm_eps": 1e-6,  # ViTConfig's own default is 1e-12
     }
+    if not backbone.scaled:
+        return hf.ViTModel(hf.ViTConfig(**settings, intermediate_size=rows))
+    # Dinov2Config makes the width of the hidden layer from a whole ratio; with SwiGLU it is two thirds of ratio times
+    # width, rounded up to a multiple of 8, and gate and values are packed.
+    hidden = [ratio * width for ratio in range(1, 17)]
+    made = [2 * ((size * 2 // 3 + 7) // 8 * 8) for size in hidden] if swiglu else hidden
+    if rows not in made:
+        raise ValueError(f"{backbone.path}: no whole mlp_ratio makes the {rows} rows of {name} from {width}")
+    settings |= {"mlp_ratio": 1 + made.index(rows), "use_swiglu_ffn": swiglu}
     if backbone.n_registers:
         config = hf.Dinov2WithRegistersConfig(**settings, num_register_tokens=backbone.n_registers)
         return hf.Dinov2WithRegistersModel(config)
-    return hf.Dinov2Model(hf.Dinov2Config(**settings, use_mask_token="mask_token" in backbone.weights))
-
-
-def _mlp_ratio(backbone: _Backbone, swiglu: bool) -> int:
-    """The whole number from which Dinov2Config makes the width of the hidden layer.
-
-    With SwiGLU that is two thirds of ratio times width, rounded up to a multiple of 8.
-    """
-    name = "blocks.0.mlp.w12.weight" if swiglu else "blocks.0.mlp.fc1.weight"
-    if name not in backbone.weights:
-        raise ValueError(f"{backbone.path} has no {name}")
-    rows = backbone.weights[name].shape[0]
-    for ratio in range(1, 17):
-        hidden = ratio * backbone.width
-        if rows == (2 * ((hidden * 2 // 3 + 7) // 8 * 8) if swiglu else hidden):
-            return ratio
-    raise ValueError(f"{backbone.path}: no whole mlp_ratio makes the {rows} rows of {name} from {backbone.width}")
-
-
-def _empty_vit(backbone: _Backbone) -> PreTrainedModel:
-    """A ViTModel with its pooler, which AutoModel would otherwise make up at random at every loading."""
-    from transformers import ViTConfig, ViTModel
-
-    if "blocks.0.mlp.fc1.weight" not in backbone.weights:
-        raise ValueError(f"{backbone.path} has no blocks.0.mlp.fc1.weight")
-    config = ViTConfig(
-        hidden_size=backbone.width,
-        num_hidden_layers=backbone.depth,
-        num_attention_heads=backbone.heads,
-        intermediate_size=backbone.weights["blocks.0.mlp.fc1.weight"].shape[0],
-        image_size=backbone.grid * backbone.patch_size,
-        patch_size=backbone.patch_size,
-        qkv_bias="blocks.0.attn.qkv.bias" in backbone.weights,
-        layer_norm_eps=1e-6,  # the class's own default is 1e-12
-    )
-    return ViTModel(config)
-
-
-def _names(backbone: _Backbone, wanted: Collection[str]) -> dict[str, list[str]]:
-    """Name in the checkpoint -> names in the model `wanted`, of which there are several for fused projections."""
-    table = {
-        "cls_token": ["embeddings.cls_token"],
-        "mask_token": ["embeddings.mask_token"],
-        "register_tokens": ["embeddings.register_tokens"],
-        "pos_embed": ["embeddings.position_embeddings"],
-    }
-    modules = {"patch_embed.proj": ["embeddings.patch_embeddings.projection"], "norm": ["layernorm"]}
-    norms = ("norm1", "norm2") if backbone.scaled else ("layernorm_before", "layernorm_after")
-    for i in range(backbone.depth):
-        new = f"encoder.layer.{i}" if backbone.scaled else f"layers.{i}"
-        modules |= {
-            f"blocks.{i}.norm1": [f"{new}.{norms[0]}"],
-            f"blocks.{i}.attn.qkv": [f"{new}.attention.{part}_proj" for part in "qkv"],
-            f"blocks.{i}.attn.proj": [f"{new}.attention.o_proj"],
-            f"blocks.{i}.norm2": [f"{new}.{norms[1]}"],
-            f"blocks.{i}.mlp.fc1": [f"{new}.mlp.fc1"],
-            f"blocks.{i}.mlp.fc2": [f"{new}.mlp.fc2"],
-            f"blocks.{i}.mlp.w12": [f"{new}.mlp.gate_proj", f"{new}.mlp.up_proj"],
-            f"blocks.{i}.mlp.w3": [f"{new}.mlp.down_proj"],
-        }
-        table |= {f"blocks.{i}.ls{k}.gamma": [f"{new}.layer_scale{k}.lambda1"] for k in (1, 2)}
-    for name, targets in modules.items():
-        table |= {f"{name}.{part}": [f"{target}.{part}" for target in targets] for part in ("weight", "bias")}
-    names = {name: targets for name, targets in table.items() if targets[0] in wanted}
-    if backbone.n_registers and "mask_token" not in backbone.weights:
-        del names["mask_token"]  # Dinov2WithRegistersModel always has one
-    return names
-
-
-def _check_names(backbone: _Backbone, names: Collection[str]) -> None:
-    """Make sure that the model uses every weight of the backbone and lacks none.
-
-    Raises:
-        ValueError: naming those that have no place, and those that are missing.
-    """
-    faults = []
-    unused = [name for name in backbone.weights if name not in names]
-    if "mask_token" in unused:  # a masked autoencoder's, which its decoder takes in
-        unused.remove("mask_token")
-        backbone.dropped["mask_token"] += 1
-    if unused:
-        model = "DINOv2" if backbone.scaled else "ViTModel"
-        faults.append(f"{model} has no place for {len(unused)} of its entries: {_some(unused)}")
-    if missing := [name for name in names if name not in backbone.weights]:
-        faults.append(f"{len(missing)} are missing: {_some(missing)}")
-    if faults:
-        raise ValueError(f"{backbone.path}: {'; '.join(faults)}")
-
-
-def _some(names: Collection[str]) -> str:
-    return ", ".join(list(names)[:4]) + (" …" if len(names) > 4 else "")
-
-
-def _check_out(out: Path) -> None:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} is there already, and not an empty folder; name a new one by --out")
+    return hf.Dinov2Model(hf.Dinov2Config(**settings, use_mask_token="mask_token" in weights))
 
 
 @contextmanager
@@ -613,8 +346,3 @@ def _whole_folder(out: Path) -> Iterator[Path]:
         os.replace(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

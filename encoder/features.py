@@ -18,7 +18,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,6 +50,8 @@ class FeatureConfig:
     """How grey values are mapped to 8 bits; see `encoder.images.load_image`."""
 
     def __post_init__(self) -> None:
+        if self.layers == ():
+            raise ValueError("No layer is named; without `layers` the tower's final output is kept")
         if self.keep == "hidden" and (self.layers is None or len(self.layers) != 1):
             raise ValueError(f"keep 'hidden' takes one layer, not {self.layers}")
 
@@ -81,8 +83,10 @@ class FeatureStore:
             raise ImageError(f"{path}: no features are stored for this image")
         part, row = self.rows[str(path)]
         if part not in self._parts:
-            array = np.memmap(self.folder / part, INTEGERS[self.config.dtype], "r")
-            self._parts[part] = array.reshape(-1, *self.shape)
+            size = int(np.prod(self.shape)) * getattr(torch, self.config.dtype).itemsize
+            whole = (self.folder / part).stat().st_size // size  # another process may be writing the next row
+            shape = (whole, *self.shape)
+            self._parts[part] = np.memmap(self.folder / part, INTEGERS[self.config.dtype], "r", shape=shape)
         return torch.from_numpy(np.array(self._parts[part][row])).view(getattr(torch, self.config.dtype))
 
     def patches(self, path: Path) -> torch.Tensor:
@@ -170,18 +174,18 @@ def compute_features(
     meta = _describe(tower, config)
     target = folder / _key(meta)
     target.mkdir(parents=True, exist_ok=True)
-    with write_whole(target / "meta.json") as temporary:
-        temporary.write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
-    digests = digest_files(paths, folder, workers)
+    with FileLock(target / "meta.lock"), write_whole(target / "meta.json") as temporary:
+        temporary.write_text(json.dumps(meta, indent=2, default=str) + "\n", encoding="utf-8")
+    files = digest_files(paths, folder, workers)
     part = f"part-{number}.bin"
     # Runs that share a part wait for each other here: rows of two at once would not match the index.
     with FileLock(target / f"{part}.lock"):
         _cut(target / part, meta)
         stored = _stored(target, meta).keys()
-        unique = {digests.get(str(path), str(path)): path for path in reversed(paths)}
-        items = [(digest, path, digest not in stored) for digest, path in reversed(unique.items())]
+        unique = {files.get(path, File(path)).digest: files.get(path, File(path)) for path in reversed(paths)}
+        items = [(file, digest not in stored) for digest, file in reversed(unique.items())]
         batches = [items[start : start + batch_size] for start in range(0, len(items), batch_size)][number::n_processes]
-        batches = [batch for batch in batches if any(missing for _, _, missing in batch)]
+        batches = [batch for batch in batches if any(missing for _, missing in batch)]
         return _append(tower, _Batches(batches, tower, config.mapping), target / part, config, workers)
 
 
@@ -190,17 +194,28 @@ def read_features(tower: Tower, paths: Sequence[Path], folder: str | Path, confi
     meta = _describe(tower, config)
     target = Path(folder) / _key(meta)
     stored = _stored(target, meta)
-    digests = digest_files(paths, Path(folder))
-    rows = {str(path): stored[digests[str(path)]] for path in paths if digests.get(str(path)) in stored}
+    files = digest_files(paths, Path(folder))
+    rows = {str(path): stored[file.digest] for path, file in files.items() if file.digest in stored}
     return FeatureStore(target, config, tuple(meta["shape"]), tuple(meta["grid"]), rows)
 
 
-def digest_files(paths: Sequence[Path], folder: Path, workers: int = 2) -> dict[str, str]:
-    """Path -> SHA-256 of the files that are there; those that have not changed since are not read again.
+@dataclass(frozen=True)
+class File:
+    """An image file as it was when its content was digested; by default one that cannot be read."""
 
-    A file counts as unchanged while its size, inode, and times of modification and of status change stay the same:
-    content cannot change without the last of them.
-    """
+    path: Path
+    state: tuple[int, int, int, int] | None = None
+    """Size, times of modification and of status change, and inode: content cannot change without the third."""
+    digest: str = ""
+    """SHA-256 of its content."""
+
+    def __post_init__(self) -> None:
+        if not self.digest:
+            object.__setattr__(self, "digest", f"none of {self.path}")
+
+
+def digest_files(paths: Sequence[Path], folder: Path, workers: int = 2) -> dict[Path, File]:
+    """The files that are there, with their digests; those that have not changed since are not read again."""
     from filelock import FileLock
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -209,25 +224,26 @@ def digest_files(paths: Sequence[Path], folder: Path, workers: int = 2) -> dict[
         record.touch()
         lines = list(_whole_lines(record))
         os.truncate(record, sum(map(len, lines)))
-        known = {tuple(row[:-1]): row[-1] for row in map(json.loads, lines)}
-    states = {state for path in dict.fromkeys(paths) if (state := _state(path))}
-    new = [state for state in states if state not in known]
+    known = {(row[0], *row[1:-1]): row[-1] for row in map(json.loads, lines)}
+    states = {path: state for path in dict.fromkeys(paths) if (state := _state(path))}
+    new = [path for path, state in states.items() if (str(path), *state) not in known]
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        for state, digest in zip(new, pool.map(lambda state: _digest(Path(state[0])), new), strict=True):
-            if digest and _state(Path(state[0])) == state:  # else it has changed while it was read
-                known[state] = digest
-    rows = [[*state, known[state]] for state in sorted(new) if state in known]
+        for path, digest in zip(new, pool.map(_digest, new), strict=True):
+            if digest and _state(path) == states[path]:  # else it has changed while it was read
+                known[(str(path), *states[path])] = digest
+    found = {path: (str(path), *state) for path, state in states.items()}
     with FileLock(folder / "files.lock"), open(record, "a", encoding="utf-8") as file:
+        rows = [[*found[path], known[found[path]]] for path in new if found[path] in known]
         file.write("".join(json.dumps(row) + "\n" for row in rows))
-    return {state[0]: known[state] for state in states if state in known}
+    return {path: File(path, states[path], known[key]) for path, key in found.items() if key in known}
 
 
-def _state(path: Path) -> tuple[str, int, int, int, int] | None:
+def _state(path: Path) -> tuple[int, int, int, int] | None:
     try:
         found = path.stat()
     except OSError:
         return None
-    return str(path), found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
 
 
 def _digest(path: Path) -> str | None:
@@ -244,7 +260,8 @@ def _describe(tower: Tower, config: FeatureConfig) -> dict[str, Any]:
     processor: Any = tower.processor
     return {
         "weights": weights_digest(tower.model),
-        "processor": json.loads(processor.to_json_string()),
+        "model": [type(tower.model).__name__, _settings(tower.model.config)],
+        "processor": [type(processor).__name__, json.loads(processor.to_json_string())],
         "mapping": config.mapping,
         "keep": config.keep,
         "layers": list(config.layers) if config.layers else None,
@@ -255,8 +272,15 @@ def _describe(tower: Tower, config: FeatureConfig) -> dict[str, Any]:
     }
 
 
+def _settings(config: Any) -> dict[str, Any]:
+    """A model's config without what does not change its output."""
+    settings = asdict(config) if is_dataclass(config) else config.to_dict()  # type: ignore[arg-type]
+    unrelated = ("_name_or_path", "transformers_version", "architectures", "dtype", "id2label", "label2id")
+    return {key: value for key, value in settings.items() if key not in unrelated}
+
+
 def _key(meta: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(meta, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _vectors(tower: Tower, pixels: torch.Tensor, config: FeatureConfig) -> torch.Tensor:
@@ -284,6 +308,8 @@ def _append(tower: Tower, batches: _Batches, part: Path, config: FeatureConfig, 
             tower_started = time.perf_counter()
             vectors = _vectors(tower, batch.pixels, config)[batch.missing].cpu()  # waits for a GPU
             computed.tower_seconds += time.perf_counter() - tower_started
+            if not vectors.isfinite().all():
+                raise ValueError(f"{tower.name} gives values that are not finite")
             kept = vectors.to(getattr(torch, config.dtype))
             if not kept.isfinite().all():
                 raise ValueError(f"{tower.name} gives values that {config.dtype} cannot hold; keep bfloat16 or float32")
@@ -308,9 +334,9 @@ class _Batch:
 
 
 class _Batches(Dataset):
-    """Batches of (digest, path, whether its features are missing), prepared in workers."""
+    """Batches of (file, whether its features are missing), prepared in workers."""
 
-    def __init__(self, batches: list[list[tuple[str, Path, bool]]], tower: Tower, mapping: str) -> None:
+    def __init__(self, batches: list[list[tuple[File, bool]]], tower: Tower, mapping: str) -> None:
         self.batches, self.processor, self.mapping = batches, tower.processor, mapping
 
     def __len__(self) -> int:
@@ -323,19 +349,25 @@ class _Batches(Dataset):
         for wanted in (True, False):
             if not wanted and not pictures:
                 break  # nothing that is missing can be read
-            for digest, path, missing in batch:
+            for file, missing in batch:
                 if missing is wanted:
                     try:
-                        pictures[digest] = prepare_pixels(self.processor, path, self.mapping)
+                        pictures[file.digest] = self._prepare(file)
                     except (ImageError, OSError) as error:
                         errors += [str(error)] if missing else []
-        rows = [(digest, missing) for digest, _, missing in batch if digest in pictures]
+        rows = [(file.digest, missing) for file, missing in batch if file.digest in pictures]
         return _Batch(
             torch.stack([pictures[digest] for digest, _ in rows]) if rows else torch.empty(0),
             [row for row, (_, missing) in enumerate(rows) if missing],
             [digest for digest, missing in rows if missing],
             errors,
         )
+
+    def _prepare(self, file: File) -> torch.Tensor:
+        pixels = prepare_pixels(self.processor, file.path, self.mapping)
+        if _state(file.path) != file.state:
+            raise ImageError(f"{file.path}: has changed while it was read; start again")
+        return pixels
 
 
 def prepare_pixels(image_processor: Any, path: Path, mapping: str) -> torch.Tensor:

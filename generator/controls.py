@@ -18,6 +18,7 @@ import torch
 from encoder.features import store_features
 from encoder.studies import Study
 from generator.model import Drafter
+from generator.retrieve import nearest
 
 
 def shuffle_images(studies: Sequence[Study], seed: int = 0) -> list[Study]:
@@ -75,12 +76,8 @@ def nearest_reports(
         pooled = [h[n_prefix:].mean(0) for h in hidden]
         return torch.stack([torch.cat([h[0], p]) if n_prefix else p for h, p in zip(hidden, pooled, strict=True)])
 
-    reference = describe(donors)
-    mean, scale = reference.mean(0), reference.std(0) + 1e-6
-    reference = torch.nn.functional.normalize((reference - mean) / scale)
-    queries = torch.nn.functional.normalize((describe(wanted) - mean) / scale)
-    nearest = (queries @ reference.T).argmax(1).tolist()
+    rows = nearest(describe(wanted), describe(donors)).indices[:, 0].tolist() if wanted else []
     reports = {
-        study.study_id: drafter.prompt.answer(donors[row]) or "" for study, row in zip(wanted, nearest, strict=True)
+        study.study_id: drafter.prompt.answer(donors[row]) or "" for study, row in zip(wanted, rows, strict=True)
     }
     return reports, errors

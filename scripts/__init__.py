@@ -24,9 +24,9 @@ def run(action: str, arguments: list[str] | None = None) -> None:
     """Parse the command line by the signature of the action's `main`, run it, and leave with its exit status.
 
     Instead of `main` a module may have COMMANDS, its sub-commands by name. POSITIONAL names parameters that may stand
-    first without their names; the last of them takes the rest as a list. Parameters of `main` that are lists also take
-    plain words: --metrics rouge_l bleu_4. DEFAULT_CONFIG is read where no --config is given. The module's docstring
-    opens the help.
+    first without their names; the last of them takes all other words if it is a list. Parameters of `main` that are
+    lists also take plain words: --metrics rouge_l bleu_4. DEFAULT_CONFIG is read where no --config is given. The
+    module's docstring opens the help.
 
     Errors that a user can mend (ValueError, OSError, FloatingPointError) become one sentence on stderr and exit status
     1; with RADDRAFT_TRACEBACK=1 in the environment they keep their traceback. This project's warnings become one line.
@@ -47,7 +47,9 @@ def run(action: str, arguments: list[str] | None = None) -> None:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     module = importlib.import_module(f"scripts.{action}")
     function = getattr(module, "COMMANDS", None) or module.main
-    arguments = name_positionals(sys.argv[1:] if arguments is None else arguments, getattr(module, "POSITIONAL", ()))
+    lists = _list_parameters(function)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    arguments = gather_lists(name_positionals(arguments, getattr(module, "POSITIONAL", ()), lists), lists)
     if isinstance(sys.stdout, io.TextIOWrapper):  # a console that lacks a letter must not cost the drafts after it
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -55,7 +57,7 @@ def run(action: str, arguments: list[str] | None = None) -> None:
             status = auto_cli(
                 function,
                 as_positional=False,
-                args=gather_lists(arguments, _list_parameters(function)),
+                args=arguments,
                 prog=f"raddraft {action}",
                 description=inspect.getdoc(module),
                 formatter_class=Formatter,
@@ -70,16 +72,20 @@ def run(action: str, arguments: list[str] | None = None) -> None:
     sys.exit(status if isinstance(status, int) else 0)
 
 
-def name_positionals(arguments: list[str], names: Sequence[str]) -> list[str]:
-    """Put names before the leading arguments: MODEL A B -> --model MODEL --images ["A", "B"]."""
+def name_positionals(arguments: list[str], names: Sequence[str], lists: Collection[str]) -> list[str]:
+    """Put names before the leading arguments: MODEL A B -> --model MODEL --images ["A", "B"].
+
+    Args:
+        arguments: the command line.
+        names: of the positional parameters; each takes one word, the last one all others if it is a list.
+        lists: names of the parameters that are lists. Words too many are left for the parser to refuse.
+    """
     count = next((i for i, argument in enumerate(arguments) if argument.startswith("-")), len(arguments))
     values, options = arguments[:count], arguments[count:]
-    if not names or not values:
-        return arguments
-    *singles, rest = names
+    singles = [name for name in names if name not in lists]
     named = [part for name, value in zip(singles, values, strict=False) for part in (f"--{name}", value)]
-    if len(values) > len(singles):
-        named += [f"--{rest}", json.dumps(values[len(singles) :])]
+    if others := values[len(singles) :]:
+        named += [f"--{names[-1]}", json.dumps(others)] if len(names) > len(singles) else others
     return named + options
 
 

@@ -2,6 +2,7 @@
 
     raddraft bench
     raddraft bench metrics --reports iu/indiana_reports.csv
+    raddraft bench features --images my-pictures
     raddraft bench drafting training --run runs/demo --studies runs/demo/phantom/studies.jsonl
 
 Parts:
@@ -9,7 +10,9 @@ Parts:
   transformers `generate`: same weights, same greedy text;
 - training: studies per second with cached features of a frozen ViT-S/14 tower, against the same loop without;
 - metrics: intervals against scikit-learn in a loop, CheXbert in batches, RadGraph against its package, lexical scores
-  against rouge-score's aggregator, and a second system against the same references; weights are random.
+  against rouge-score's aggregator, and a second system against the same references; weights are random;
+- features: stored features of ViT-B/14 at 518 px and ViT-S/14 at 224 px against loops around the package rad-dino (to
+  be installed for it); weights are random.
 """
 
 from __future__ import annotations
@@ -29,12 +32,12 @@ from generator.prompts import PromptConfig
 from generator.train import Stage, TrainConfig, train
 from scripts import run as run_action
 
-Part = Literal["drafting", "training", "metrics"]
+Part = Literal["drafting", "training", "metrics", "features"]
 POSITIONAL = ("parts",)
 
 
 def main(
-    parts: list[Part] = ["drafting", "training", "metrics"],  # noqa: B006 - the parser's default, never changed
+    parts: list[Part] = ["drafting", "training", "metrics", "features"],  # noqa: B006 - the parser's default, never changed
     run: Path = Path("runs/demo"),
     studies: Path | None = None,
     n_drafts: int | None = None,
@@ -43,6 +46,7 @@ def main(
     image_size: int = 224,
     reports: Path | None = None,
     n_reports: int = 400,
+    images: Path | None = None,
 ) -> int:
     """Measure each part against the plain way; the exit status is 1 if any result differs.
 
@@ -57,10 +61,13 @@ def main(
         reports: Table (.csv) whose columns findings and impression are the reports of the metrics' bench; by default
             the findings of the manifest.
         n_reports: Reports that CheXbert and RadGraph read.
+        images: Folder of PNG or JPEG pictures for the features' bench; by default those of the manifest.
     """
     manifest = studies or run / "phantom" / "studies.jsonl"
-    needed = [run / "model" / "config.json"] if set(parts) - {"metrics"} else []
-    for path in [*needed, *([] if parts == ["metrics"] and reports else [manifest])]:
+    needed = [run / "model" / "config.json"] if {"drafting", "training"} & set(parts) else []
+    if needed or ("metrics" in parts and reports is None) or ("features" in parts and images is None):
+        needed.append(manifest)
+    for path in needed:
         if not path.is_file():
             raise ValueError(
                 f"{path} is missing; run `raddraft demo` first, or name another --run, --studies, --reports"
@@ -78,6 +85,11 @@ def main(
 
         texts = _read_reports(reports) if reports else [study.sections.get("findings", "") for study in everything]
         equal &= bench_metrics(texts, n_reports)
+    if "features" in parts:
+        from scripts._bench_features import bench_features
+
+        pictures = sorted(path for path in images.rglob("*") if path.suffix in (".jpg", ".png")) if images else []
+        equal &= bench_features(pictures or [study.main_image.path for study in everything])
     return 0 if equal else 1
 
 

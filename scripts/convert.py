@@ -1,25 +1,34 @@
-"""Turn a vision transformer's checkpoint of another layout into a Hugging Face folder, to use as a tower.
+"""Turn a checkpoint of another layout into a folder, once, to use as a tower.
 
+    raddraft convert open_clip_pytorch_model.bin --out towers/biomedclip
+    raddraft convert biovil_t_image_model_proj_size_128.pt --out towers/biovil-t
+    raddraft convert MRM.pth --out towers/mrm --image_size 448
     raddraft convert dinov2_vitb14_reg4_pretrain.pth --out towers/dinov2-reg
     raddraft convert backbone_compatible.safetensors --out towers/rad-dino --kind rad-dino
-    raddraft convert open_clip_pytorch_model.bin --out towers/biomedclip
-    raddraft convert MRM.pth --out towers/mrm --image_size 448
     raddraft convert vit.pth --out towers/vit --mean 0.5 --std 0.5
 
-Then `--model.tower towers/mrm` trains on it, and AutoModel loads it where this project is not installed. The layout is
-told by the keys; weights are only ever loaded as tensors. Every entry of the checkpoint is used, or counted as dropped,
-or the checkpoint is refused.
+Three of the short names of towers stand for such checkpoints:
+
+    biomedclip  open_clip_pytorch_model.bin (best with open_clip_config.json beside it)
+                of huggingface.co/microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224
+    biovil-t    biovil_t_image_model_proj_size_128.pt of huggingface.co/microsoft/BiomedVLP-BioViL-T
+    mrm         MRM.pth, linked from github.com/RL4M/MRM-pytorch
+
+Then `--tower towers/mrm` stores its features. A vision transformer is an ordinary Hugging Face folder, which
+`--model.tower` trains on and AutoModel loads where this project is not installed. The layout is told by the keys;
+weights are only ever loaded as tensors. Every entry of the checkpoint is used, or counted as dropped, or the checkpoint
+is refused.
 """
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Literal
 
 from scripts import run
 
-# One word: the parser refuses a second one, which it is given under this other name.
-POSITIONAL = ("checkpoint", "more_than_one_checkpoint")
+POSITIONAL = ("checkpoint",)
 
 
 def main(
@@ -48,16 +57,18 @@ def main(
 
     done = convert(checkpoint, out, kind, image_size, mean, std, heads)
     print(f"{out}: {done.model}, kind {done.kind}, {done.n_parameters / 1e6:.1f} M parameters")
-    print(f"  {done.depth} blocks, {done.width} wide, {done.heads} heads")
-    size, patch = f"{done.image_size} x {done.image_size}", f"{done.patch_size} x {done.patch_size}"
+    print(f"  {done.architecture}")
     n_patches = (done.image_size // done.patch_size) ** 2
-    print(f"  position embeddings for {size} pixels: {n_patches} patches of {patch}; prefix tokens: {done.n_prefix}")
+    size, patch = f"{done.image_size} x {done.image_size}", f"{done.patch_size} x {done.patch_size}"
+    print(f"  {size} pixels are {n_patches} patches of {patch}; prefix tokens: {done.n_prefix}")
     print(f"  images: {done.images}")
     dropped = ", ".join(f"{part} ({count})" for part, count in done.dropped.items())
     print(f"  dropped: {dropped or 'nothing'}")
     for note in done.notes:
         print(f"  {note}")
     print(f"  sha256 of {checkpoint.name}: {done.sha256}")
+    mapping = "" if done.mapping == "window" else f" --mapping {done.mapping}"
+    print(f"next: raddraft features --tower {shlex.quote(str(out))} --studies studies.jsonl{mapping}")
 
 
 if __name__ == "__main__":

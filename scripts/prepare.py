@@ -7,6 +7,18 @@
     raddraft prepare folder --root my-dicoms
     raddraft prepare phantom --root phantom --count 200        # synthetic
 
+Benchmarks of vision encoders, as published: labels, patients, masks.
+
+    raddraft prepare nih --root ChestX-ray14
+    raddraft prepare chexpert --root CheXpert-v1.0-small
+    raddraft prepare vindr-cxr --root vindr-cxr/1.0.0
+    raddraft prepare rsna --root rsna-pneumonia --mapping pneumonia-challenge-dataset-mappings_2018.json
+    raddraft prepare covid --root covid-chestxray-dataset
+    raddraft prepare siim --root siim-acr-pneumothorax --out siim/studies.jsonl
+    raddraft prepare candid-ptx --root candid-ptx --out candid-ptx/studies.jsonl
+    raddraft prepare vindr-ribcxr --root VinDr-RibCXR --out ribs/studies.jsonl
+    raddraft prepare lung-masks --source jsrt --root JSRT --out jsrt/studies.jsonl   # or montgomery, shenzhen
+
 Every command prints what it read, what it dropped and why, and what each split holds.
 """
 

@@ -150,7 +150,20 @@ def test_documented_commands_are_commands(command: str, tmp_path, monkeypatch) -
     ],
 )  # fmt: skip
 def test_words_become_named_options_and_lists(words: list[str], expected: list[str]) -> None:
-    assert scripts.gather_lists(scripts.name_positionals(words, ("model", "images")), {"images"}) == expected
+    named = scripts.name_positionals(words, ("model", "images"), {"images"})
+    assert scripts.gather_lists(named, {"images"}) == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["A", "--out", "x"], ["--file", "A", "--out", "x"]),
+        (["A", "B", "--out", "x"], ["--file", "A", "B", "--out", "x"]),
+        (["--out", "x", "--file", "A"], ["--out", "x", "--file", "A"]),
+    ],
+)
+def test_a_last_name_that_is_no_list_takes_one_word(words: list[str], expected: list[str]) -> None:
+    assert scripts.name_positionals(words, ("file",), {"mean"}) == expected
 
 
 # ---- errors

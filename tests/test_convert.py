@@ -18,8 +18,11 @@ from timm.layers import SwiGLUPacked, resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 
 import scripts
-from encoder.convert import KINDS, convert, resize_position_embeddings
-from encoder.towers import count_prefix_tokens, weights_digest
+from encoder.biovil import BioViLT
+from encoder.checkpoints import resize_position_embeddings
+from encoder.convert import KINDS, convert
+from encoder.towers import count_prefix_tokens, load_tower, weights_digest
+from tests.test_biovil import NOT_NEEDED, hollow
 from tests.test_towers import model_and_processor
 
 # Heads 64 wide, as in all published models of these layouts; as few channels as two of them allow.
@@ -140,7 +143,8 @@ def test_original_dinov2(variant: str, tmp_path: Path) -> None:
     assert all(torch.allclose(back[name], value, atol=1e-6) for name, value in model.state_dict().items())
     path = save(state, tmp_path / "dinov2_pretrain.pth")
     done = convert(path, tmp_path / "tower")
-    assert (done.kind, done.image_size, done.patch_size, done.heads, done.depth) == ("dinov2", 56, 14, 2, 3)
+    assert (done.kind, done.image_size, done.patch_size) == ("dinov2", 56, 14)
+    assert done.architecture == "3 blocks, 128 wide, 2 heads; position embeddings for 56 x 56 pixels"
     assert done.n_prefix == (5 if variant == "registers" else 1)
     assert done.n_parameters == sum(value.numel() for value in state.values())
     assert done.dropped == {}
@@ -265,7 +269,8 @@ def test_plain_timm(settings: dict[str, Any], tmp_path: Path) -> None:
     path = save(model.state_dict(), tmp_path / "vit.pth")
     with pytest.warns(UserWarning, match="ImageNet's mean and standard deviation are written. Give --mean and --std"):
         done = convert(path, tmp_path / "tower")
-    assert (done.kind, done.model, done.depth) == ("vit", "ViTModel", settings.get("depth", 3))
+    assert (done.kind, done.model) == ("vit", "ViTModel")
+    assert done.architecture.startswith(f"{settings.get('depth', 3)} blocks, ")
     assert_same_features(tmp_path / "tower", model, pixels_of(64))
 
 
@@ -407,6 +412,7 @@ def test_mrm_is_resized_without_antialiasing(tmp_path: Path) -> None:
         ({"norm_pre.weight": torch.zeros(128)}, r"ViTModel has no place for 1 of its entries: norm_pre\.weight"),
         ({"blocks.0.attn.q_norm.weight": torch.zeros(64)}, r"no place for 1 of its entries: blocks\.0\.attn\.q_norm"),
         ({"dist_token": torch.zeros(1, 1, 128)}, r"no place for 1 of its entries: dist_token"),
+        ({"register_tokens": torch.zeros(1, 4, 128)}, r"no place for 1 of its entries: register_tokens"),
         ({"blocks.2.mlp.fc2.bias": None}, r"1 are missing: blocks\.2\.mlp\.fc2\.bias"),
         ({"norm.weight": None, "norm.bias": None}, r"2 are missing: norm\.weight, norm\.bias"),
         ({"pos_embed": None}, r"has no pos_embed: towers without learned position embeddings"),
@@ -550,8 +556,8 @@ def test_the_action_says_what_it_wrote(tmp_path: Path, capsys: pytest.CaptureFix
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
     assert lines == [
         f"{out}: ViTModel, kind mrm, 0.7 M parameters",
-        "3 blocks, 128 wide, 2 heads",
-        "position embeddings for 32 x 32 pixels: 4 patches of 16 x 16; prefix tokens: 1",
+        "3 blocks, 128 wide, 2 heads; position embeddings for 32 x 32 pixels",
+        "32 x 32 pixels are 4 patches of 16 x 16; prefix tokens: 1",
         "images: shorter side resized to 32 (bicubic), centre 32 x 32 kept, mean [0.4, 0.5, 0.6], std [0.2, 0.2, 0.2]",
         "dropped: bert_* (2), decoder_* (4), mask_token (1)",
         "taken from 'model'",
@@ -560,10 +566,48 @@ def test_the_action_says_what_it_wrote(tmp_path: Path, capsys: pytest.CaptureFix
         "pooler.dense.weight is not in the checkpoint: zeros, as no random numbers may stand for it",
         "terms of use: github.com/RL4M/MRM-pytorch",
         f"sha256 of MRM.pth: {hashlib.sha256(path.read_bytes()).hexdigest()}",
+        f"next: raddraft features --tower {out} --studies studies.jsonl",
     ]
     status, message = run(path, "--out", out)
     assert (status, message.split(": ")[0]) == (1, "raddraft convert")
-    assert run(path, tmp_path / "second", "--out", out)[0] == 2
+
+
+def test_the_action_takes_one_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path / "first.pth", tmp_path / "second.pth", "--out", tmp_path / "out") == (2, "")
+    assert re.search(r"error: .*second\.pth", capsys.readouterr().err)
+
+
+def test_biovil_t_is_converted_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state = {f"encoder.{name}": value for name, value in BioViLT().state_dict().items()}
+    matrix = torch.randn(256, 2048, 1, 1)
+    state = hollow(state) | {name: torch.zeros(1) for name in NOT_NEEDED} | {"encoder.backbone_to_vit.weight": matrix}
+    path = save(state, tmp_path / "biovil_t_image_model_proj_size_128.pt")
+    out = tmp_path / "a tower"
+    assert run(path, "--out", out, "--image_size", 224, "--mean", 0.5) == (
+        1,
+        f"raddraft convert: {path} is BioViL-T's image model, for which there is no --image_size, --mean",
+    )
+    assert not out.exists()
+    assert run(path, "--out", out) == (0, "")
+    assert [line.strip() for line in capsys.readouterr().out.splitlines()] == [
+        f"{out}: BioViLT, kind biovil-t, 24.0 M parameters",
+        "ResNet-50, 512 wide: 256 of the picture, 256 in place of a prior one",
+        "448 x 448 pixels are 196 patches of 32 x 32; prefix tokens: 0",
+        "images: shorter side resized to 512 (bilinear), centre 448 x 448 kept",
+        "dropped: encoder.encoder.fc (2), encoder.vit_pooler (42), projector (8)",
+        "terms of use: huggingface.co/microsoft/BiomedVLP-BioViL-T",
+        f"sha256 of {path.name}: {hashlib.sha256(path.read_bytes()).hexdigest()}",
+        f"next: raddraft features --tower '{out}' --studies studies.jsonl --mapping minmax",
+    ]
+    tower = load_tower(str(out))
+    assert torch.equal(tower.model.backbone_to_vit.weight, matrix)
+    pixels = tower.prepare([Image.new("RGB", (600, 700))])
+    assert pixels.shape == (1, 3, 448, 448)
+
+
+def test_a_broken_biovil_t_leaves_nothing(tmp_path: Path) -> None:
+    message = refusal({"encoder.backbone_to_vit.weight": torch.zeros(256, 2048, 1, 1)}, tmp_path)
+    assert "is not BioViL-T's image model: encoder.missing_previous_emb is missing" in message
 
 
 def test_the_actions_kinds_are_all_kinds() -> None:

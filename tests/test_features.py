@@ -5,6 +5,11 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,9 +18,12 @@ import pytest
 import torch
 from PIL import Image
 
-from encoder.features import FeatureConfig, FeatureStore, store_features
+from encoder.features import FeatureConfig, FeatureStore, compute_features, read_features, store_features
 from encoder.images import ImageError, load_image
 from encoder.towers import load_tower
+from tests.conftest import ROOT
+from tests.test_cli import files_no_larger_than
+from tests.test_towers import save_network, save_tower
 
 HIDDEN = FeatureConfig("hidden", (-1,))
 PART, INDEX = "part-0.bin", "part-0.jsonl"
@@ -103,23 +111,34 @@ def test_what_is_stored_is_not_computed_again(tower, paths, tmp_path) -> None:
     assert (meta["keep"], meta["mapping"], meta["dtype"]) == ("hidden", "window", "float16")
 
 
-def test_a_run_cut_anywhere_goes_on_to_the_same_bytes(tower, paths, tmp_path) -> None:
+@pytest.mark.parametrize(("batch_size", "bad"), [(1, ()), (4, ()), (4, (2, 3, 9))])
+def test_a_run_cut_anywhere_goes_on_to_the_same_bytes(tower, paths, tmp_path, batch_size, bad) -> None:
+    for number in bad:
+        paths[number].write_text(f"no picture {number}")
+    good = [i for i in range(11) if i not in bad]
+    batches = [[i for i in good if start <= i < start + batch_size] for start in range(0, 11, batch_size)]
     count = Count(tower.model)
-    folder = store(tower, paths, tmp_path / "features").folder
-    count.take()
+
+    def go_on() -> FeatureStore:
+        features, errors = store_features(tower, paths, tmp_path / "features", HIDDEN, batch_size, 0)
+        assert [error.split(":")[0] for error in errors] == [str(paths[i]) for i in bad]
+        return features
+
+    folder = go_on().folder
+    assert count.take() == len(good)
     files = [folder / PART, folder / INDEX]
     whole = [file.read_bytes() for file in files]
-    row_bytes, line_ends = len(whole[0]) // 11, [i + 1 for i, byte in enumerate(whole[1]) if byte == ord("\n")]
+    row_bytes, line_ends = len(whole[0]) // len(good), [i + 1 for i, byte in enumerate(whole[1]) if byte == ord("\n")]
     generator = random.Random(0)
-    for _ in range(25):
+    for _ in range(15):
         cuts = [generator.choice([0, 1, generator.randint(0, len(data)), len(data)]) for data in whole]
         for file, data, cut in zip(files, whole, cuts, strict=True):
             file.write_bytes(data[:cut])
-        features = store(tower, paths, tmp_path / "features")
+        features = go_on()
         assert [file.read_bytes() for file in files] == whole, f"cut at {cuts}"
-        kept = min(cuts[0] // row_bytes, sum(end <= cuts[1] for end in line_ends))
-        assert count.take() == 11 - kept, f"cut at {cuts}"
-        assert [features.rows[str(path)] for path in paths] == [(PART, row) for row in range(11)]
+        missing = set(good[min(cuts[0] // row_bytes, sum(end <= cuts[1] for end in line_ends)) :])
+        assert count.take() == sum(len(batch) for batch in batches if missing & set(batch)), f"cut at {cuts}"
+        assert [features.rows[str(paths[i])] for i in good] == [(PART, row) for row in range(len(good))]
 
 
 @pytest.mark.parametrize("lost", [PART, INDEX])
@@ -169,6 +188,24 @@ def test_other_towers_and_settings_have_other_stores(tower, paths, tmp_path, tow
     assert store(larger, paths[:1], folder).shape == (17, 32)
 
 
+@pytest.mark.parametrize("difference", ["resizer", "activation"])
+def test_towers_of_equal_weights_that_compute_otherwise_have_other_stores(paths, tmp_path, difference) -> None:
+    folder = save_tower("clip-vision", tmp_path / "tower")
+    one = load_tower(str(folder))
+    if difference == "resizer":
+        other = load_tower(str(folder), backend="pil")
+    else:
+        text = (folder / "config.json").read_text()
+        assert '"quick_gelu"' in text
+        (folder / "config.json").write_text(text.replace('"quick_gelu"', '"gelu"'))
+        other = load_tower(str(folder))
+    expected = [encoded(tower, paths[0])[0] for tower in (one, other)]
+    assert not torch.equal(*expected)
+    for tower, vector in zip((one, other), expected, strict=True):
+        features = store(tower, paths[:1], tmp_path / "features", keep="pooled", layers=None, dtype="float32")
+        assert torch.equal(features.vectors(paths[:1])[0], vector)
+
+
 def test_the_mapping_reaches_the_pictures(tower, paths, tmp_path) -> None:
     stretched = store(tower, paths, tmp_path / "features", mapping="minmax")
     expected = forward(tower, paths[0], mapping="minmax")
@@ -214,7 +251,8 @@ def test_a_layer_that_the_tower_lacks(tower, paths, tmp_path, layer) -> None:
         store(tower, paths, tmp_path / "features", layers=(layer,))
 
 
-def test_runs_that_share_a_store_do_not_mix_their_rows(tower, paths, tower_folder, tmp_path) -> None:
+@pytest.mark.parametrize("attempt", range(4))
+def test_runs_that_share_a_store_do_not_mix_their_rows(tower, paths, tower_folder, tmp_path, attempt) -> None:
     expected = {path: forward(tower, path) for path in paths}
     jobs = [(load_tower(str(tower_folder)), share) for share in (paths, paths[::-1], paths[3:], paths[:8])]
     with ThreadPoolExecutor(len(jobs)) as pool:
@@ -223,3 +261,271 @@ def test_runs_that_share_a_store_do_not_mix_their_rows(tower, paths, tower_folde
         for name in features.rows:
             torch.testing.assert_close(features[Path(name)].float(), expected[Path(name)], rtol=1e-3, atol=1e-3)
     assert (results[0].folder / INDEX).read_text().count("\n") == 11, "nothing is computed twice"
+
+
+def encoded(tower, path: Path, layers=None, average: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pooled vector [D] and patches [H, W, D] of a picture by itself."""
+    one = tower.encode(tower.prepare([load_image(path)]), layers, average)
+    return one.pooled[0], one.patches[0]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("keep", ["pooled", "grid"])
+@pytest.mark.parametrize(("layers", "average"), [(None, False), ((1, -1), False), ((1, -1), True)])
+def test_stored_vectors_are_the_towers_to_the_last_bit(tower, paths, tmp_path, dtype, keep, layers, average) -> None:
+    options = {"keep": keep, "layers": layers, "average": average, "dtype": dtype}
+    features, kept = store(tower, paths[:3], tmp_path / "features", **options), getattr(torch, dtype)
+    parts = [encoded(tower, path, layers, average) for path in paths[:3]]
+    pooled, patches = (torch.stack([part[i] for part in parts]) for i in range(2))
+    width = 64 if layers and not average else 32
+    assert features.shape == (2 if keep == "pooled" else 5, width)
+    classes = pooled.to(kept).float()
+    if keep == "pooled":
+        means = patches.flatten(1, 2).mean(1).to(kept).float()
+    else:
+        means = patches.flatten(1, 2).to(kept).float().mean(1)
+        for path, expected in zip(paths, patches, strict=False):
+            assert features.patches(path).dtype == kept
+            assert torch.equal(features.patches(path), expected.to(kept))
+    assert torch.equal(features.vectors(paths[:3]), classes)
+    torch.testing.assert_close(features.vectors(paths[:3], "mean"), means, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(features.vectors(paths[2::-1], "both"), torch.cat([classes, means], 1).flip(0))
+    assert features.vectors([], "both").shape == (0, 2 * width)
+    with pytest.raises(ImageError, match="no features are stored for this image"):
+        features.vectors(paths[:4])
+
+
+def test_what_a_store_does_not_keep_is_refused(tower, paths, tmp_path) -> None:
+    for keep in ("pooled", "hidden"):
+        features = store(tower, paths[:1], tmp_path / "features", keep=keep)
+        with pytest.raises(ValueError, match=f"This store keeps '{keep}', not the patch grid"):
+            features.patches(paths[0])
+    with pytest.raises(ValueError, match="This store keeps hidden states; vectors are read from 'pooled' or 'grid'"):
+        features.vectors(paths[:1])
+    for layers in (None, (0, 1)):
+        with pytest.raises(ValueError, match=r"keep 'hidden' takes one layer, not (None|\(0, 1\))"):
+            FeatureConfig("hidden", layers)
+
+
+def test_values_that_the_type_cannot_hold_are_refused(tower, paths, tmp_path) -> None:
+    with torch.no_grad():
+        tower.model.layernorm.weight[3] *= 1e6
+    with pytest.raises(ValueError, match=r"tower\d+ gives values that float16 cannot hold; keep bfloat16 or float32"):
+        store(tower, paths, tmp_path / "features", keep="pooled", layers=None)
+    (index,) = (tmp_path / "features").glob(f"*/{INDEX}")
+    assert index.read_bytes() == index.with_suffix(".bin").read_bytes() == b""
+    features = store(tower, paths, tmp_path / "features", keep="pooled", layers=None, dtype="bfloat16")
+    assert features[paths[0]].abs().max() > 65504
+
+
+@pytest.mark.parametrize("kind", ["resnet", "swin", "timm"])
+def test_towers_that_are_no_plain_vision_transformers(paths, tmp_path, kind) -> None:
+    tower = load_tower(str(save_network(kind, tmp_path / kind)))
+    for keep in ("pooled", "grid"):
+        features = store(tower, paths[:2], tmp_path / "features", keep=keep, layers=None, dtype="float32")
+        for path in paths[:2]:
+            pooled, patches = encoded(tower, path)
+            assert torch.equal(features.vectors([path])[0], pooled)
+            torch.testing.assert_close(features.vectors([path], "mean")[0], patches.mean((0, 1)))
+    assert torch.equal(features.patches(path), patches)
+
+
+def test_rows_follow_the_content_of_files(tower, paths, tmp_path) -> None:
+    def pixels(seed: int) -> Image.Image:
+        return Image.fromarray(np.random.default_rng(seed).integers(0, 200, (40, 40), dtype=np.uint8))
+
+    count, folder = Count(tower.model), tmp_path / "features"
+    pixels(50).save(paths[0], compress_level=0)
+    twin = Path(shutil.copy2(paths[0], tmp_path / "twin.png"))
+    features = store(tower, [*paths, twin], folder)
+    assert count.take() == 11, "files of equal bytes are encoded once"
+    assert features.rows[str(twin)] == features.rows[str(paths[0])]
+
+    before = paths[0].stat()
+    pixels(51).save(paths[0], compress_level=0)
+    os.utime(paths[0], ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = paths[0].stat()
+    assert (after.st_size, after.st_mtime_ns, after.st_ino) == (before.st_size, before.st_mtime_ns, before.st_ino)
+    features = store(tower, [*paths, twin], folder)
+    assert count.take() == 1, "neither size nor time of modification tells that it has changed"
+    torch.testing.assert_close(features[paths[0]].float(), forward(tower, paths[0]), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(features[twin].float(), forward(tower, twin), rtol=1e-3, atol=1e-3)
+    count.take()
+
+    moved = paths[1].rename(tmp_path / "moved.png")
+    assert moved in store(tower, [moved, *paths[2:]], folder)
+    assert count.take() == 0
+
+
+def test_a_file_that_changes_during_the_run_leaves_no_wrong_row(tower, paths, tmp_path) -> None:
+    original = paths[5].read_bytes()
+
+    def replace(module, arguments) -> None:
+        if arguments[0].unique().numel() > 3:  # the first picture, not the black one
+            paths[5].write_bytes(paths[9].read_bytes())
+
+    hook = tower.model.register_forward_pre_hook(replace)
+    store_features(tower, paths, tmp_path / "features", HIDDEN, 1, 0)
+    hook.remove()
+    paths[5].write_bytes(original)
+    features = store(tower, paths, tmp_path / "features")
+    torch.testing.assert_close(features[paths[5]].float(), forward(tower, paths[5]), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("cut", [1, 150, -1, -100])
+def test_a_cut_list_of_files_is_repaired(tower, paths, tmp_path, cut) -> None:
+    count, record = Count(tower.model), tmp_path / "features" / "files.jsonl"
+    rows = store(tower, paths, tmp_path / "features").rows
+    whole = record.read_bytes()
+    assert store(tower, paths, tmp_path / "features").rows == rows
+    assert record.read_bytes() == whole, "nothing new, nothing written"
+    record.write_bytes(whole[:cut])
+    assert store(tower, paths, tmp_path / "features").rows == rows
+    assert count.take() == 11
+    assert sorted(record.read_bytes().splitlines()) == sorted(whole.splitlines())
+
+
+def test_a_full_disk_costs_no_stored_row(tower, paths, tmp_path) -> None:
+    def run(folder: str) -> FeatureStore:
+        return store(tower, paths, tmp_path / folder, keep="grid", layers=None, dtype="float32", batch_size=2)
+
+    whole = run("whole").folder
+    count = Count(tower.model)
+    for limit in (500, 5000):  # the list of files, the features
+        with files_no_larger_than(limit), pytest.raises(OSError, match="File too large"):
+            run("features")
+    count.take()
+    config = FeatureConfig("grid", dtype="float32")
+    good = read_features(tower, paths, tmp_path / "features", config)
+    assert 4 <= len(good.rows) < 11
+    for path in paths[: len(good.rows)]:
+        torch.testing.assert_close(good.patches(path), encoded(tower, path)[1])
+    count.take()
+    again = run("features").folder
+    assert count.take() < 11
+    assert all((again / name).read_bytes() == (whole / name).read_bytes() for name in (PART, INDEX))
+
+
+# Several processes ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_processes", [2, 3])
+def test_processes_take_shares(tower, paths, tmp_path, n_processes) -> None:
+    folder, config = tmp_path / "features", FeatureConfig("grid")
+
+    def share(number: int, among: int) -> int:
+        return compute_features(tower, paths, folder, config, 2, 0, (number, among)).n_images
+
+    shares = [share(number, n_processes) for number in range(n_processes)]
+    assert sum(shares) == 11
+    assert min(shares) >= 2
+    indices = sorted(folder.glob("*/part-*.jsonl"))
+    assert len(indices) == n_processes
+    assert len({line for index in indices for line in index.read_text().splitlines()}) == 11
+    assert share(0, 1) == share(4, 5) == 0, "nothing is left to do for other numbers of processes"
+    features = read_features(tower, paths, folder, config)
+    for path in paths:
+        torch.testing.assert_close(features.patches(path).float(), encoded(tower, path)[1], rtol=1e-3, atol=1e-3)
+
+
+def test_half_a_row_in_the_part_of_another_process_does_not_matter(tower, paths, tmp_path) -> None:
+    """As a killed process leaves it, or one that is writing while this one reads."""
+    folder, config = tmp_path / "features", FeatureConfig("pooled")
+    for number in range(2):
+        compute_features(tower, paths, folder, config, 2, 0, (number, 2))
+    (other,) = folder.glob("*/part-1.bin")
+    with open(other, "ab") as file:
+        file.write(b"half")
+    features = store(tower, paths, folder, keep="pooled", layers=None)
+    for path in paths:
+        torch.testing.assert_close(features.vectors([path])[0], encoded(tower, path)[0], rtol=1e-3, atol=1e-3)
+
+
+CHILD = """
+import json, resource, sys
+from pathlib import Path
+from encoder.features import FeatureConfig, compute_features
+from encoder.towers import load_tower
+
+tower = load_tower(sys.argv[1], image_size=int(sys.argv[2]))
+print("ready", flush=True)
+for line in sys.stdin:
+    paths, folder, config, batch_size, workers = json.loads(line)
+    paths = [Path(path) for path in paths]
+    computed = compute_features(tower, paths, folder, FeatureConfig(**config), batch_size, workers)
+    # Not ru_maxrss, which begins with the peak of the process that started this one.
+    peak = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+    workers_peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    print(json.dumps([computed.n_images, peak, workers_peak]), flush=True)
+"""
+
+
+@pytest.fixture
+def child(tower_folder: Path, request: pytest.FixtureRequest) -> Iterator[subprocess.Popen]:
+    """A process of its own that stores features; the parameter is its image size."""
+    if not Path("/proc/self/status").is_file():
+        pytest.skip("the peak of memory is read from /proc")
+    command = [sys.executable, "-c", CHILD, str(tower_folder), str(getattr(request, "param", 28))]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, env=environment, text=True, **pipes) as process:
+        assert process.stdout.readline() == "ready\n"
+        yield process
+        process.kill()
+
+
+def tell(child: subprocess.Popen, paths: list[Path], folder: Path, config: dict, batch_size: int, workers: int) -> None:
+    """Have a child store features; its answer: images stored, peak memory in KiB of itself and of its workers."""
+    print(json.dumps([[str(path) for path in paths], str(folder), config, batch_size, workers]), file=child.stdin)
+    child.stdin.flush()
+
+
+def save_small_pictures(folder: Path, n: int) -> list[Path]:
+    folder.mkdir()
+    paths = [folder / f"{number}.png" for number in range(n)]
+    for number, path in enumerate(paths):
+        Image.fromarray(np.array([[255, *divmod(number, 256)] * 3] * 8, np.uint8)).save(path)
+    return paths
+
+
+def test_killed_and_started_again_gives_the_same_bytes(tower, child, tmp_path) -> None:
+    paths, config = save_small_pictures(tmp_path / "small", 200), FeatureConfig("grid")
+    whole = store_features(tower, paths, tmp_path / "whole", config, 8, 2)[0].folder
+    index, kill_after = tmp_path / "killed" / whole.name / INDEX, random.Random().randint(1, 120)
+    tell(child, paths, tmp_path / "killed", {"keep": "grid"}, 8, 2)
+    while not index.is_file() or index.read_bytes().count(b"\n") < kill_after:
+        time.sleep(0.0005)
+    child.kill()
+    child.wait()
+    n_rows = index.read_bytes().count(b"\n")
+    assert n_rows < 200, f"killed too late, after {kill_after}"
+    count = Count(tower.model)
+    store_features(tower, paths, tmp_path / "killed", config, 8, 2)
+    assert count.take() == 200 - n_rows // 8 * 8
+    assert all((index.parent / name).read_bytes() == (whole / name).read_bytes() for name in (PART, INDEX))
+
+
+def test_two_processes_at_once_store_nothing_twice(tower, paths, child, tmp_path) -> None:
+    config = FeatureConfig("grid")
+    tell(child, paths, tmp_path / "features", {"keep": "grid"}, 2, 0)
+    here = compute_features(tower, paths[::-1], tmp_path / "features", config, 2, 0).n_images
+    there = json.loads(child.stdout.readline())[0]
+    assert sorted([here, there]) == [0, 11]
+    features = read_features(tower, paths, tmp_path / "features", config)
+    assert (features.folder / INDEX).read_text().count("\n") == 11
+    for path in paths:
+        torch.testing.assert_close(features.patches(path).float(), encoded(tower, path)[1], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("child", [112], indirect=True)
+def test_memory_does_not_grow_with_the_number_of_pictures(child, tmp_path) -> None:
+    """Pixels of the further 1,500 pictures would take 220 MiB, their features 70."""
+    paths = save_small_pictures(tmp_path / "small", 2000)
+    config = {"keep": "grid", "layers": [0, 1, 2, 0, 1, 2], "dtype": "float32"}
+    answers = []
+    for part in (paths[:500], paths):
+        tell(child, part, tmp_path / "features", config, 32, 1)
+        answers.append(json.loads(child.stdout.readline()))
+    assert [answer[0] for answer in answers] == [500, 1500]
+    growth = [(after - before) / 1024 for before, after in zip(answers[0][1:], answers[1][1:], strict=True)]
+    assert max(growth) < 60, "MiB, of the process and of its worker"

@@ -20,10 +20,12 @@ from PIL import Image
 import scripts
 from encoder.studies import read_studies
 from generator.data import batch_indices, split_batch
+from generator.generate import DecodeConfig, generate
 from generator.model import Drafter, LoraConfig, ModelConfig, add_lora, build, choose_trainable, load
 from generator.prompts import PromptConfig
 from generator.train import Stage, TrainConfig, lr_factor, train
 from tests.conftest import ROOT
+from tests.test_towers import FAMILIES, save_tower
 
 
 @pytest.fixture
@@ -226,6 +228,37 @@ def test_cached_features_give_the_live_losses(parts, parts_config, tmp_path) -> 
     live, cached = (load(tmp_path / name / "model").model for name in ("live", "cached"))
     for a, b in zip(live.model.vision_tower.parameters(), cached.model.vision_tower.parameters(), strict=True):
         assert torch.equal(a, b), "the tower itself is saved, not its stand-in"
+
+
+@pytest.mark.parametrize(("number", "family"), [*enumerate(FAMILIES)])
+def test_every_tower_family_trains_and_drafts_in_plain_transformers(parts, lm_folder, tmp_path, number, family) -> None:
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    features = ("cached", "live")[number % 2]
+    model_config = ModelConfig(str(save_tower(family, tmp_path / "tower")), str(lm_folder))
+    stage = Stage(epochs=2, lr=1e-2, lm="full", tower="full" if features == "live" else "frozen", warmup=0)
+    few = {"train": parts["train"][:8]}
+    config = quick(stages=[stage], features=features, eval_every=0)
+    torch.manual_seed(0)
+    before = weights(build(model_config)[0])
+    folder = train(few, tmp_path / "run", model_config, PromptConfig(), config)
+    assert [row[1] for row in losses(tmp_path / "run")] == [1, 2]
+
+    drafter = load(folder)
+    moved = {name.split(".")[1] for name in changed(before, weights(drafter.model)) if name.startswith("model.")}
+    assert moved == {"multi_modal_projector", "language_model"} | ({"vision_tower"} if features == "live" else set())
+    decoding = DecodeConfig(max_new_tokens=20, batch_size=4)
+    assert generate(drafter, parts["val"], tmp_path / "drafts.jsonl", decoding, "model") == []
+    ours = [json.loads(line)["prediction"] for line in (tmp_path / "drafts.jsonl").read_text().splitlines()]
+    assert all(ours)
+    model, processor = AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+    for study, text in zip(parts["val"], ours, strict=True):
+        prompt = drafter.prompt.messages(study, study.main_image)
+        prompt = processor.apply_chat_template(prompt, add_generation_prompt=True)
+        image = Image.open(study.main_image.path).convert("RGB")
+        inputs = processor(text=prompt, images=image, return_tensors="pt", add_special_tokens=False)
+        tokens = model.generate(**inputs, max_new_tokens=20)[0, inputs["input_ids"].shape[1] :]
+        assert processor.decode(tokens, skip_special_tokens=True).strip() == text
 
 
 def test_early_stopping_keeps_the_best_weights(parts, parts_config, tmp_path) -> None:

@@ -1,0 +1,316 @@
+"""Vision transformer checkpoints as their trainers save them: what is read of a file, and how it is named elsewhere.
+
+Layouts, told apart by their keys: original DINOv2 (github.com/facebookresearch/dinov2: the published files with and
+without registers, and training checkpoints), an open_clip model whose visual half is a timm vision transformer, MRM
+(a masked autoencoder with a text half), a plain timm vision transformer, a masked autoencoder.
+
+Every key of the checkpoint is used, or counted as dropped, or the checkpoint is refused. What keys and shapes cannot
+tell is the same in all these sources, and taken for granted: LayerNorm eps 1e-6, exact GELU, heads 64 wide (see
+`SHARED_WIDTHS`).
+"""
+
+from __future__ import annotations
+
+import re
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from math import isqrt
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+# Widths at which some transformers have 16 heads (ViT-H, -g, -G: 80, 88, 104 wide) and others have heads 64 wide.
+SHARED_WIDTHS = (1280, 1408, 1664)
+
+# Where the backbone is inside a state dict, the most specific first.
+ROOTS = ("visual.trunk.", "teacher.backbone.", "backbone.", "")
+
+# Parts that are no part of the backbone: heads, decoders, the text half, the student and the losses of a training run.
+DROPPABLE = (
+    "head.",
+    "decoder_",
+    "bert_",
+    "text.",
+    "visual.head.",
+    "logit_scale",
+    "logit_bias",
+    "student.",
+    "teacher.dino_head.",
+    "teacher.ibot_head.",
+    "dino_head.",
+    "ibot_head.",
+    "dino_loss.",
+    "ibot_patch_loss.",
+)
+
+LAYER_SCALE = "blocks.0.ls1.gamma"
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """The image encoder inside a checkpoint, under the names of the original DINOv2 and timm, and its sizes."""
+
+    path: Path
+    root: str
+    """What its names begin with in the checkpoint."""
+    weights: dict[str, torch.Tensor]
+    dropped: Counter[str]
+    """Part of the checkpoint -> how many of its entries are left out."""
+    width: int
+    depth: int
+    heads: int
+    patch_size: int
+    """In pixels."""
+    grid: int
+    """Patches along each side of the square that the position embeddings are for."""
+
+    @property
+    def image_size(self) -> int:
+        """Side of that square in pixels."""
+        return self.grid * self.patch_size
+
+    @property
+    def n_registers(self) -> int:
+        return self.weights["register_tokens"].shape[1] if "register_tokens" in self.weights else 0
+
+    @property
+    def scaled(self) -> bool:
+        """Whether blocks scale what they add (LayerScale), as DINOv2's do."""
+        return LAYER_SCALE in self.weights
+
+
+def read_state(path: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """Tensors of a checkpoint by name, and notes on what lay beside them.
+
+    Of a training checkpoint the state dict under `teacher`, `model` or `state_dict` is taken, in this order. Nothing
+    but tensors, plain values and argparse's Namespace (of MAE's checkpoints) is ever unpickled.
+
+    Raises:
+        ValueError: the file holds no state dict, or more than tensors and plain values.
+        OSError: it cannot be read.
+    """
+    import pickle
+
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; name the checkpoint file in it")
+    try:
+        if path.suffix == ".safetensors":
+            content: Any = load_file(path)
+        else:
+            with torch.serialization.safe_globals([Namespace]):
+                content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError) as error:
+        unsafe = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
+        reason = (
+            f"it holds {unsafe[1]}, which is no tensor; save its state dict alone"
+            if unsafe
+            else str(error).strip().split("\n")[0]
+        )
+        raise ValueError(f"{path} is no checkpoint that can be loaded as tensors only: {reason}") from error
+    notes = []
+    while not _is_state(content):
+        inner = next((name for name in ("teacher", "model", "state_dict") if _has_dict(content, name)), None)
+        if inner is None:
+            found = f"the keys {', '.join(map(str, list(content)[:5]))}" if isinstance(content, Mapping) else "no dict"
+            raise ValueError(f"{path} has {found}; expected tensors by name, or those under teacher, model, state_dict")
+        beside = ", ".join(sorted(str(name) for name in content if name != inner))
+        notes.append(f"taken from {inner!r}" + (f"; beside it, left out: {beside}" if beside else ""))
+        content = content[inner]
+    return dict(content), notes
+
+
+def _is_state(content: Any) -> bool:
+    import torch
+
+    return (
+        isinstance(content, Mapping)
+        and bool(content)
+        and all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in content.items())
+    )
+
+
+def _has_dict(content: Any, name: str) -> bool:
+    return isinstance(content, Mapping) and isinstance(content.get(name), Mapping)
+
+
+def find_backbone(path: Path, state: Mapping[str, torch.Tensor], heads: int | None) -> Backbone:
+    """Take the backbone's tensors out of the state dict of file `path`, and read its sizes off their shapes.
+
+    Raises:
+        ValueError: there is no vision transformer in it, or something beside it that is not known, or `heads` (by
+            default width / 64) do not fit.
+    """
+    plain = _rename(path, state, lambda name: re.sub(r"^(module\.)+", "", name))
+    root = next((root for root in ROOTS if f"{root}patch_embed.proj.weight" in plain), None)
+    if root is None:
+        hint = "; it is in transformers' layout already" if any("patch_embeddings" in name for name in plain) else ""
+        raise ValueError(
+            f"{path} has no patch_embed.proj.weight, at its top or under {', '.join(filter(None, ROOTS))}{hint}. "
+            f"It has {_some(plain)}"
+        )
+    dropped: Counter[str] = Counter()
+    kept = {}
+    for name, tensor in plain.items():
+        inner = name.removeprefix(root)
+        part = next((part for part in DROPPABLE if name.startswith(part) or inner.startswith(part)), None)
+        if part:
+            dropped[part.rstrip(".") + ("*" if part.endswith("_") else "")] += 1
+        elif not name.startswith(root):
+            raise ValueError(f"{path}: {name} is neither under {root} nor a known part beside it")
+        else:
+            kept[inner] = tensor
+    # FSDP training groups blocks into chunks; the second number counts on from chunk to chunk.
+    weights = _rename(path, kept, lambda name: re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", name))
+    if LAYER_SCALE not in weights and weights.pop("mask_token", None) is not None:
+        dropped["mask_token"] += 1  # a masked autoencoder's, which its decoder takes in
+    return _measure(path, root, weights, dropped, heads)
+
+
+def _rename(path: Path, tensors: Mapping[str, torch.Tensor], new_name: Callable[[str], str]) -> dict[str, torch.Tensor]:
+    renamed: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        if new_name(name) in renamed:
+            raise ValueError(f"{path}: {name} and another entry both are {new_name(name)}")
+        renamed[new_name(name)] = tensor
+    return renamed
+
+
+def _measure(
+    path: Path, root: str, weights: dict[str, torch.Tensor], dropped: Counter[str], heads: int | None
+) -> Backbone:
+    projection = weights["patch_embed.proj.weight"]
+    if projection.ndim != 4 or projection.shape[1] != 3 or projection.shape[2] != projection.shape[3]:
+        raise ValueError(
+            f"{path}: patch_embed.proj.weight has shape {list(projection.shape)}; expected width x 3 x patch x patch"
+        )
+    width, patch_size = projection.shape[0], projection.shape[2]
+    blocks = {int(match[1]) for name in weights if (match := re.match(r"blocks\.(\d+)\.", name))}
+    if not blocks:
+        raise ValueError(f"{path} has no blocks.0. It has {_some(weights)}")
+    if "pos_embed" not in weights:
+        raise ValueError(f"{path} has no pos_embed: towers without learned position embeddings are not known here")
+    try:
+        grid = _grid_of(weights["pos_embed"])
+    except ValueError as error:
+        raise ValueError(f"{path}: pos_embed: {error}") from None
+    if heads is None:
+        if width in SHARED_WIDTHS or width % 64:
+            raise ValueError(
+                f"{path} does not tell how many heads its {width} channels make: transformers of this width have "
+                f"heads of other sizes than 64. Say it by --heads"
+            )
+        heads = width // 64
+    if heads < 1 or width % heads:
+        raise ValueError(f"heads {heads} does not divide the width {width}")
+    return Backbone(path, root, weights, dropped, width, max(blocks) + 1, heads, patch_size, grid)
+
+
+def _grid_of(positions: torch.Tensor) -> int:
+    shape = list(positions.shape)
+    if len(shape) != 3 or shape[0] != 1 or shape[1] < 2 or isqrt(shape[1] - 1) ** 2 != shape[1] - 1:
+        raise ValueError(f"shape {shape} is not that of one class token and a square grid of patches")
+    return isqrt(shape[1] - 1)
+
+
+def resize_position_embeddings(positions: torch.Tensor, grid: int, antialias: bool) -> torch.Tensor:
+    """Bicubic interpolation of learned position embeddings to another square grid of patches.
+
+    ViTModel needs it for any other image size, for LlavaForConditionalGeneration does not ask it to interpolate.
+    Sources differ: timm antialiases, and so does DINOv2 for its files with registers; MAE and DINOv2's other files do
+    not. (Those others also shift the grid by a tenth of a patch, which transformers' Dinov2Model leaves out, and so
+    does this function.)
+
+    Args:
+        positions: [1, 1 + N, D], the class token's first; N is the square of the old grid.
+        grid: patches along each side.
+        antialias: whether to smooth before sampling where the new grid is coarser.
+
+    Returns:
+        [1, 1 + grid * grid, D], in the type of `positions`.
+
+    Raises:
+        ValueError: `positions` are not one class token and a square grid.
+    """
+    import torch
+    from torch.nn.functional import interpolate
+
+    old = _grid_of(positions)
+    patches = positions[:, 1:].float().unflatten(1, (old, old)).permute(0, 3, 1, 2)  # [1, D, old, old]
+    resized = interpolate(patches, size=(grid, grid), mode="bicubic", align_corners=False, antialias=antialias)
+    return torch.cat([positions[:, :1], resized.flatten(2).transpose(1, 2).to(positions.dtype)], 1)
+
+
+def resize(backbone: Backbone, image_size: int, antialias: bool) -> tuple[Backbone, list[str]]:
+    """The backbone with position embeddings for another image size, and a note if they had to change.
+
+    Raises:
+        ValueError: `image_size` is not a positive multiple of the patch size.
+    """
+    grid, rest = divmod(image_size, backbone.patch_size)
+    if image_size < 1 or rest:
+        raise ValueError(f"image_size {image_size} is not a multiple of the patch size {backbone.patch_size}")
+    if grid == backbone.grid:
+        return backbone, []
+    resized = resize_position_embeddings(backbone.weights["pos_embed"], grid, antialias)
+    how = "bicubic, antialiased" if antialias else "bicubic"
+    note = f"position embeddings interpolated ({how}) from {backbone.grid} x {backbone.grid} to {grid} x {grid} patches"
+    return replace(backbone, weights=backbone.weights | {"pos_embed": resized}, grid=grid), [note]
+
+
+def model_names(backbone: Backbone, wanted: Collection[str]) -> dict[str, list[str]]:
+    """Name in the checkpoint -> names in transformers' model, of which there are several for fused projections.
+
+    Args:
+        backbone: uses every name that is returned, and has no others.
+        wanted: all names of the Dinov2Model, Dinov2WithRegistersModel or ViTModel.
+
+    Raises:
+        ValueError: naming weights of the backbone that have no place in the model, and those that it lacks.
+    """
+    table = {
+        "cls_token": ["embeddings.cls_token"],
+        "mask_token": ["embeddings.mask_token"],
+        "register_tokens": ["embeddings.register_tokens"],
+        "pos_embed": ["embeddings.position_embeddings"],
+    }
+    modules = {"patch_embed.proj": ["embeddings.patch_embeddings.projection"], "norm": ["layernorm"]}
+    norms = ("norm1", "norm2") if backbone.scaled else ("layernorm_before", "layernorm_after")
+    for i in range(backbone.depth):
+        new = f"encoder.layer.{i}" if backbone.scaled else f"layers.{i}"
+        modules |= {
+            f"blocks.{i}.norm1": [f"{new}.{norms[0]}"],
+            f"blocks.{i}.attn.qkv": [f"{new}.attention.{part}_proj" for part in "qkv"],
+            f"blocks.{i}.attn.proj": [f"{new}.attention.o_proj"],
+            f"blocks.{i}.norm2": [f"{new}.{norms[1]}"],
+            f"blocks.{i}.mlp.fc1": [f"{new}.mlp.fc1"],
+            f"blocks.{i}.mlp.fc2": [f"{new}.mlp.fc2"],
+            f"blocks.{i}.mlp.w12": [f"{new}.mlp.gate_proj", f"{new}.mlp.up_proj"],
+            f"blocks.{i}.mlp.w3": [f"{new}.mlp.down_proj"],
+        }
+        table |= {f"blocks.{i}.ls{k}.gamma": [f"{new}.layer_scale{k}.lambda1"] for k in (1, 2)}
+    for name, targets in modules.items():
+        table |= {f"{name}.{part}": [f"{target}.{part}" for target in targets] for part in ("weight", "bias")}
+    names = {name: targets for name, targets in table.items() if targets[0] in wanted}
+    if backbone.n_registers and "mask_token" not in backbone.weights:
+        names.pop("mask_token", None)  # Dinov2WithRegistersModel always has one
+    faults = []
+    if unused := [name for name in backbone.weights if name not in names]:
+        model = "DINOv2" if backbone.scaled else "ViTModel"
+        faults.append(f"{model} has no place for {len(unused)} of its entries: {_some(unused)}")
+    if missing := [name for name in names if name not in backbone.weights]:
+        faults.append(f"{len(missing)} are missing: {_some(missing)}")
+    if faults:
+        raise ValueError(f"{backbone.path}: {'; '.join(faults)}")
+    return names
+
+
+def _some(names: Collection[str]) -> str:
+    return ", ".join(list(names)[:4]) + (" …" if len(names) > 4 else "")

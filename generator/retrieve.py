@@ -1,0 +1,67 @@
+"""Reports without training: those of the training studies whose image features are nearest.
+
+With one neighbour the nearest study's report is the draft. With more, the neighbours vote: the draft is the report among
+theirs that agrees best with the others, each weighted by how near it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass
+class Neighbours:
+    """The nearest training studies of each query, nearest first."""
+
+    indices: torch.Tensor
+    """[queries, k], into the training studies."""
+    similarities: torch.Tensor
+    """Cosine [queries, k]."""
+
+
+def nearest(queries: torch.Tensor, training: torch.Tensor, k: int = 1, batch: int = 1024) -> Neighbours:
+    """Nearest training vectors by cosine, after standardising every dimension over the training vectors.
+
+    Args:
+        queries: [m, D].
+        training: [n, D], n >= 1.
+        k: at most n neighbours are given.
+        batch: queries compared at a time.
+
+    Raises:
+        ValueError: there is no training vector, or k is less than 1.
+    """
+    if len(training) == 0 or k < 1:
+        raise ValueError(f"Need at least one training study and one neighbour, got {len(training)} and {k}")
+    mean, scale = training.mean(0), training.std(0, correction=0) + 1e-6
+    reference = torch.nn.functional.normalize((training - mean) / scale)
+    found = [
+        (torch.nn.functional.normalize((part - mean) / scale) @ reference.T).topk(min(k, len(training)))
+        for part in queries.split(batch)
+    ]
+    if not found:
+        return Neighbours(torch.empty(0, k, dtype=torch.long), torch.empty(0, k))
+    return Neighbours(torch.cat([one.indices for one in found]), torch.cat([one.values for one in found]))
+
+
+def vote(reports: Sequence[str], similarities: Sequence[float]) -> int:
+    """Index of the report with the highest mean ROUGE-L to the others, weighted by their similarity; ties: the nearest.
+
+    Args:
+        reports: of the neighbours, nearest first.
+        similarities: their cosines to the query; negative ones count as 0.
+    """
+    from metrics.text import rouge_l
+
+    n = len(reports)
+    pairs = [(i, j) for i in range(n) for j in range(n) if i != j]
+    if not pairs:
+        return 0
+    values = rouge_l([reports[i] for i, _ in pairs], [reports[j] for _, j in pairs]).statistics[:, 0]
+    scores = [0.0] * n
+    for (i, j), value in zip(pairs, values, strict=True):
+        scores[i] += max(0.0, similarities[j]) * value
+    return max(range(n), key=lambda i: scores[i])

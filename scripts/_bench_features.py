@@ -1,0 +1,74 @@
+"""The features' part of `raddraft bench`: towers with random weights, on the pictures given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from PIL import Image
+
+from encoder.features import FeatureConfig, compute_features, read_features
+from encoder.towers import load_tower
+from scripts._bench_metrics import timed
+
+
+def bench_features(paths: Sequence[Path]) -> bool:
+    """Print both ratios; return whether all features are equal."""
+    with TemporaryDirectory() as scratch:
+        base = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "image_size": 518}
+        small = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "image_size": 518}
+        whole = _bench(save_dinov2(Path(scratch) / "base", base, 518), paths[:48], (1, 4), 4)
+        return whole and _bench(save_dinov2(Path(scratch) / "small", small, 224), paths[:192], (1,), 32)
+
+
+def save_dinov2(folder: Path, sizes: dict[str, int], side: int) -> Path:
+    """A Dinov2 with patches of 14 pixels, random weights, for pictures of a side."""
+    from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
+
+    torch.manual_seed(0)
+    Dinov2Model(Dinov2Config(**sizes, patch_size=14)).save_pretrained(folder)  # type: ignore[arg-type]
+    crop = {"height": side, "width": side}
+    BitImageProcessor(size={"shortest_edge": side}, crop_size=crop).save_pretrained(folder)
+    return folder
+
+
+def _bench(folder: Path, paths: Sequence[Path], batch_sizes: Sequence[int], our_batch_size: int) -> bool:
+    """The package rad-dino in a loop over batches of several sizes, the best of which counts, against the store."""
+    import rad_dino
+
+    package: Any = rad_dino.RadDino
+    package._REPO = str(folder)
+    model = package()
+
+    def loop(size: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        found: list[tuple[torch.Tensor, torch.Tensor]] = []
+        for start in range(0, len(paths), size):
+            pictures = [Image.open(path).convert("RGB") for path in paths[start : start + size]]
+            found += zip(*model.extract_features(pictures), strict=True)
+        return found
+
+    seconds: dict[int, float] = {}
+    for size in batch_sizes:
+        seconds[size], expected = timed(partial(loop, size))
+    best = min(seconds, key=seconds.__getitem__)
+    tower = load_tower(str(folder), backend="pil")
+    config = FeatureConfig("grid", dtype="float32")
+    with TemporaryDirectory() as scratch:
+        ours, computed = timed(lambda: compute_features(tower, paths, scratch, config, our_batch_size, workers=1))
+        store = read_features(tower, paths, scratch, config)
+        equal = all(
+            torch.allclose(store[path][0], vector, atol=1e-4, rtol=0)
+            and torch.allclose(store.patches(path).permute(2, 0, 1), grid, atol=1e-4, rtol=0)
+            for path, (vector, grid) in zip(paths, expected, strict=True)
+        )
+    n_parameters = sum(parameter.numel() for parameter in tower.model.parameters())
+    side = tower.black_pixels.shape[-1]
+    print(f"features of {len(paths)} pictures, {n_parameters / 1e6:.0f} M parameters at {side} px")
+    print(f"  rad-dino in a loop, batches of {best}: {seconds[best]:.1f} s; stored features: {ours:.1f} s")
+    print(f"  {seconds[best] / ours:.2f} times as fast, tower at work {computed.tower_seconds / ours:.0%} of the time")
+    print(f"  features are {'' if equal else 'NOT '}equal to 1e-4")
+    return equal

@@ -1,0 +1,24 @@
+"""The vision towers that have a short name: what they are, where they come from, on which terms.
+
+    raddraft towers
+
+Any other vision model of transformers or timm goes by its hub id or folder; odd checkpoints go through `raddraft
+convert` once.
+"""
+
+from __future__ import annotations
+
+from encoder.towers import TOWERS
+from scripts import run
+
+
+def main() -> None:
+    """Print a table of the towers."""
+    width = max(map(len, TOWERS))
+    for name, card in TOWERS.items():
+        how = "; to be converted by `raddraft convert` first" if card.converted else ""
+        print(f"{name:{width}}  {card.what}\n{'':{width}}  {card.source}; licence: {card.licence}{how}")
+
+
+if __name__ == "__main__":
+    run("towers")
