@@ -98,6 +98,7 @@ def convert(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     heads: int | None = None,
+    timm: str | None = None,
 ) -> Conversion:
     """Write a checkpoint's image encoder as a folder: config.json, model.safetensors (float32), its image processor.
 
@@ -111,6 +112,7 @@ def convert(
         mean: of each channel, one value or three, instead of the kind's.
         std: likewise.
         heads: attention heads in each block; by default width / 64.
+        timm: name of a timm architecture, whose state dict the checkpoint is; alone, without the other arguments.
 
     Raises:
         ValueError: the file is no checkpoint of a known layout, some key or shape does not fit, or an argument is
@@ -123,11 +125,13 @@ def convert(
     state, notes = read_state(checkpoint)
     with open(checkpoint, "rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    if "encoder.backbone_to_vit.weight" in state:
+    is_biovil = "encoder.backbone_to_vit.weight" in state
+    if is_biovil or timm:
         given = {"kind": kind, "image_size": image_size, "mean": mean, "std": std, "heads": heads}
+        what = "is BioViL-T's image model" if is_biovil else f"is read as timm's {timm}"
         if names := [f"--{name}" for name, value in given.items() if value is not None]:
-            raise ValueError(f"{checkpoint} is BioViL-T's image model, for which there is no {', '.join(names)}")
-        return _convert_biovil(checkpoint, out, sha256)
+            raise ValueError(f"{checkpoint} {what}, for which there is no {', '.join(names)}")
+        return _convert_biovil(checkpoint, out, sha256) if is_biovil else _convert_timm(state, timm or "", out, sha256)
     backbone = find_backbone(checkpoint, state, heads)
     kind = _choose_kind(backbone, kind)
     preparation = _preparation(backbone, kind, image_size, mean, std)
@@ -180,6 +184,31 @@ def _convert_biovil(checkpoint: Path, out: Path, sha256: str) -> Conversion:
         mapping="minmax",
         dropped=dict(sorted(parts.items())),
         notes=["terms of use: huggingface.co/microsoft/BiomedVLP-BioViL-T"],
+        sha256=sha256,
+    )
+
+
+def _convert_timm(state: dict[str, torch.Tensor], architecture: str, out: Path, sha256: str) -> Conversion:
+    from encoder.timm_folder import save_timm
+    from encoder.towers import load_tower
+
+    with _whole_folder(out) as temporary:
+        n_parameters, notes = save_timm(state, architecture, temporary)
+        tower = load_tower(str(temporary))
+        rows, _, width = tower.shape
+        side = tower.black_pixels.shape[-1]
+    return Conversion(
+        kind="timm",
+        model=type(tower.model).__name__,
+        architecture=f"{architecture}, {width} wide",
+        n_parameters=n_parameters,
+        image_size=side,
+        patch_size=side // rows,
+        n_prefix=0,
+        images="as timm prepares them",
+        mapping="window",
+        dropped={},
+        notes=[*notes, "terms of use: those of its source"],
         sha256=sha256,
     )
 

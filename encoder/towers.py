@@ -283,10 +283,11 @@ def load_tower(
 ) -> Tower:
     """Load a vision tower (fp32, eval mode) and its image processor.
 
-    Of a two-tower checkpoint (CLIP, SigLIP) only the vision half is loaded.
+    Of a two-tower checkpoint (CLIP, SigLIP), or of a trained report model, only the vision half is loaded.
 
     Args:
-        name: short name, hub id or local folder.
+        name: short name, hub id or local folder; "pixels" for raw pixels, 16 x 16; "random:" before the name of a tower
+            for the same architecture with random weights (seed 0).
         image_size: side in pixels of the square that the processor makes, instead of the checkpoint's own: the
             shorter side is resized to it and the centre square is kept. Position embeddings are interpolated.
         backend: what resizes pictures. A saved report model uses torchvision, as transformers does by default; the
@@ -296,8 +297,8 @@ def load_tower(
         ValueError: unknown name, no vision model under it, or one that takes no pictures of `image_size`.
         OSError: the checkpoint cannot be reached or read.
     """
-    path = resolve_tower(name)
-    model, processor = _load_biovil(path) if _is_biovil(path) else _load_transformers(name, path, backend)
+    model, processor = _load(name, backend)
+    path = name
     if image_size is not None:
         patch = patch_size(model)
         if patch and image_size % patch:
@@ -316,16 +317,45 @@ def load_tower(
     return tower
 
 
-def _load_transformers(name: str, path: str, backend: str) -> tuple[Any, BaseImageProcessor]:
-    """The vision half of a checkpoint, without the heads of another task."""
-    from safetensors import SafetensorError
+def _load(name: str, backend: str) -> tuple[Any, BaseImageProcessor]:
+    if name == "pixels":
+        from encoder.baselines import Pixels, PixelsConfig, pixels_processor
+
+        return Pixels(), pixels_processor(PixelsConfig())
+    path = resolve_tower(name.removeprefix("random:"))
+    if name.startswith("random:"):
+        return _load_random(path, backend)
+    return _load_biovil(path) if _is_biovil(path) else _load_transformers(name, path, backend)
+
+
+def _load_random(path: str, backend: str) -> tuple[Any, BaseImageProcessor]:
+    """The architecture of a tower with weights as its class draws them, always the same."""
+    import torch
     from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
     try:
         config = AutoConfig.from_pretrained(path)
+        processor = AutoImageProcessor.from_pretrained(path, **_backend(backend))
+    except OSError as error:
+        raise checkpoint_error(f"Tower {path!r} cannot be read", path, error) from error
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return AutoModel.from_config(getattr(config, "vision_config", config)), processor
+
+
+def _load_transformers(name: str, path: str, backend: str) -> tuple[Any, BaseImageProcessor]:
+    """The vision half of a checkpoint, without the heads of another task."""
+    from safetensors import SafetensorError
+    from transformers import AutoConfig, AutoImageProcessor, AutoModel, LlavaForConditionalGeneration
+
+    try:
+        config = AutoConfig.from_pretrained(path)
+        if config.model_type == "llava":
+            whole = LlavaForConditionalGeneration.from_pretrained(path, dtype="float32")
+            return whole.model.vision_tower, AutoImageProcessor.from_pretrained(path, **_backend(backend))
         config = getattr(config, "vision_config", config)
         model, report = AutoModel.from_pretrained(path, config=config, dtype="float32", output_loading_info=True)
-        processor = AutoImageProcessor.from_pretrained(path, backend=backend)
+        processor = AutoImageProcessor.from_pretrained(path, **_backend(backend))
     except (OSError, SafetensorError) as error:
         raise checkpoint_error(f"Tower {name!r} cannot be loaded", path, error) from error
     # Poolers and heads lie behind the hidden states; a checkpoint of another task may lack them.
@@ -335,6 +365,11 @@ def _load_transformers(name: str, path: str, backend: str) -> tuple[Any, BaseIma
             f"{path} has no weights for {len(missing)} parts of its {config.model_type!r} tower, e.g. {missing[0]}"
         )
     return model, processor
+
+
+def _backend(name: str) -> dict[str, str]:
+    """torchvision is the default anyway, and asking for it would draw a warning where a processor has Pillow only."""
+    return {} if name == "torchvision" else {"backend": name}
 
 
 def _is_biovil(path: str) -> bool:

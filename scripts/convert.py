@@ -6,6 +6,7 @@
     raddraft convert dinov2_vitb14_reg4_pretrain.pth --out towers/dinov2-reg
     raddraft convert backbone_compatible.safetensors --out towers/rad-dino --kind rad-dino
     raddraft convert vit.pth --out towers/vit --mean 0.5 --std 0.5
+    raddraft convert resnet50.pth --out towers/resnet50 --timm resnet50
 
 Three of the short names of towers stand for such checkpoints:
 
@@ -39,6 +40,7 @@ def main(
     mean: list[float] | None = None,
     std: list[float] | None = None,
     heads: int | None = None,
+    timm: str | None = None,
 ) -> None:
     """Write config.json, model.safetensors and preprocessor_config.json.
 
@@ -52,10 +54,12 @@ def main(
         mean: Mean of the channels on a scale from 0 to 1, one value or three, instead of the kind's.
         std: Standard deviation of the channels, likewise.
         heads: Attention heads of a block; by default one for every 64 channels.
+        timm: Name of a timm architecture, where the weights are its state dict; such a tower gives features, but a
+            LLaVA model cannot hold it.
     """
     from encoder.convert import convert
 
-    done = convert(checkpoint, out, kind, image_size, mean, std, heads)
+    done = convert(checkpoint, out, kind, image_size, mean, std, heads, timm)
     print(f"{out}: {done.model}, kind {done.kind}, {done.n_parameters / 1e6:.1f} M parameters")
     print(f"  {done.architecture}")
     n_patches = (done.image_size // done.patch_size) ** 2

@@ -15,6 +15,15 @@ CORPORA = {
     "chexpert-plus": "generator.corpora.chexpert_plus",
     "r2gen": "generator.corpora.r2gen",
     "folder": "generator.corpora.folder",
+    "nih": "generator.corpora.nih",
+    "chexpert": "generator.corpora.chexpert",
+    "vindr-cxr": "generator.corpora.vindr_cxr",
+    "rsna": "generator.corpora.rsna",
+    "covid": "generator.corpora.covid",
+    "siim": "generator.corpora.siim",
+    "candid-ptx": "generator.corpora.candid_ptx",
+    "vindr-ribcxr": "generator.corpora.vindr_ribcxr",
+    "lung-masks": "generator.corpora.lung_masks",
 }
 """Name of a corpus -> the module that converts it."""
 

@@ -1,0 +1,303 @@
+"""Masks of structures: published formats -> bool [H, W] -> PNG beside the manifest -> the input grid of a tower.
+
+    mask = load_mask(Runs(("387620 23 996 33",), "relative"), (1024, 1024))     # SIIM-ACR, CANDID-PTX
+    write_mask("masks/x.png", mask)
+    seen = prepare_mask(mask, processor_geometry(tower.processor, mask.shape))   # as the tower sees the picture
+
+Sizes are (height, width) everywhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from PIL import Image, ImageDraw, UnidentifiedImageError
+
+from encoder.studies import write_whole
+
+Offsets = Literal["relative", "absolute"]
+Vertices = Literal["edges", "centres"]
+
+LOSSLESS = ("PNG", "GIF", "TIFF", "BMP")  # JPEG would leave specks around every border
+SUBPIXELS = 4
+"""Polygons between pixel edges are drawn this much larger, then read at the pixels' centres."""
+
+
+class MaskError(ValueError):
+    """A mask cannot be read or does not fit its picture; the message names what is wrong."""
+
+
+@dataclass(frozen=True)
+class LabelImage:
+    """A file whose pixel values (of a palette: its indices) are labels of structures."""
+
+    path: Path
+    labels: tuple[int, ...]
+    """The labels that make up the mask."""
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Run-length texts of one image, e.g. one for each annotated region; the mask is their union."""
+
+    texts: tuple[str, ...]
+    offsets: Offsets
+    """What the first number of each pair means, see `decode_runs`."""
+
+
+@dataclass(frozen=True)
+class Polygons:
+    """Outlines; the mask is their union. Made by `coco_polygons` and `vindr_polygons`."""
+
+    rings: tuple[np.ndarray, ...]
+    """Each [n, 2]: x from the left, y from the top, in pixels."""
+    vertices: Vertices
+    """edges: 0 is the outer edge of the first pixel, as in COCO; centres: 0 is its centre, as in OpenCV."""
+
+
+def load_mask(spec: str | Path | LabelImage | Runs | Polygons, size: tuple[int, int] | None = None) -> np.ndarray:
+    """A mask in any of its published forms.
+
+    Args:
+        spec: a lossless picture (what is not black belongs to the structure, transparency does not count), a label
+            image, run-length texts or polygons.
+        size: of the picture that the mask belongs to; pictures may go without, and are not checked then.
+
+    Returns:
+        bool [H, W].
+
+    Raises:
+        MaskError: not there, no lossless picture, another size than its picture, broken run lengths or polygons.
+    """
+    if isinstance(spec, str | Path | LabelImage):
+        path = Path(spec.path if isinstance(spec, LabelImage) else spec)
+        mask = _read_picture(path, spec.labels if isinstance(spec, LabelImage) else None)
+        if size is not None and mask.shape != tuple(size):
+            raise MaskError(
+                f"{path}: the mask has {mask.shape[1]} x {mask.shape[0]} pixels, its picture {size[1]} x {size[0]}"
+            )
+        return mask
+    if size is None:
+        raise MaskError(f"{type(spec).__name__} do not tell the size of their picture; it has to be given")
+    if isinstance(spec, Runs):
+        return np.any([np.zeros(size, bool), *(decode_runs(text, size, spec.offsets) for text in spec.texts)], axis=0)
+    return _rasterise(spec, size)
+
+
+def write_mask(path: str | Path, mask: np.ndarray) -> None:
+    """Write a mask [H, W] as PNG with 0 and 255, whole or not at all."""
+    with write_whole(path) as temporary:
+        Image.fromarray(np.where(mask, 255, 0).astype(np.uint8)).save(temporary, format="PNG")
+
+
+def decode_runs(text: str, size: tuple[int, int], offsets: Offsets) -> np.ndarray:
+    """One run-length text to bool [H, W]. Pixels count down the columns, then from left to right.
+
+    Args:
+        text: pairs of start and length; nothing, or -1, is an empty mask.
+        size: of the picture.
+        offsets: relative: starts are counted from the end of the run before, the first from 0 (`rle2mask` in the
+            mask_functions.py of the SIIM-ACR Pneumothorax challenge, and CANDID-PTX); absolute: from the first pixel,
+            which is 1 (Kaggle's other challenges).
+
+    Raises:
+        MaskError: something that is no whole number, a start without a length, a run of no length, before or behind
+            the picture.
+    """
+    _check(offsets, Offsets, "offsets")
+    try:
+        numbers = np.array(text.split(), dtype=np.int64)
+    except (ValueError, OverflowError):
+        raise MaskError(f"Run lengths must be whole numbers, got {_short(text)}") from None
+    if numbers.size == 0 or numbers.tolist() == [-1]:
+        return np.zeros(size, bool)
+    if numbers.size % 2:
+        raise MaskError(f"Run lengths come in pairs, got {numbers.size} numbers: {_short(text)}")
+    starts, lengths = numbers[0::2], numbers[1::2]
+    starts = np.cumsum(starts + lengths) - lengths if offsets == "relative" else starts - 1
+    if lengths.min() < 1 or starts.min() < 0 or (starts + lengths).max() > math.prod(size):
+        raise MaskError(
+            f"Run lengths ({offsets}) leave a picture of {size[1]} x {size[0]} pixels, or have a length below 1: "
+            f"{_short(text)}"
+        )
+    steps = np.zeros(math.prod(size) + 1, np.int64)
+    np.add.at(steps, starts, 1)
+    np.add.at(steps, starts + lengths, -1)
+    return (np.cumsum(steps)[:-1] > 0).reshape(size, order="F")
+
+
+def encode_runs(mask: np.ndarray, offsets: Offsets) -> str:
+    """The run-length text of a mask [H, W], see `decode_runs`; an empty one is -1 (relative) or nothing (absolute)."""
+    _check(offsets, Offsets, "offsets")
+    flat = np.asarray(mask, bool).ravel(order="F").astype(np.int8)
+    borders = np.flatnonzero(np.diff(flat, prepend=0, append=0)).reshape(-1, 2)  # [n, 2]: first, behind the last
+    if not len(borders):
+        return "-1" if offsets == "relative" else ""
+    before = np.concatenate([[0], borders[:-1, 1]]) if offsets == "relative" else -1
+    pairs = np.column_stack([borders[:, 0] - before, borders[:, 1] - borders[:, 0]])
+    return " ".join(map(str, pairs.ravel()))
+
+
+def coco_polygons(segmentation: Any) -> Polygons:
+    """Of the `segmentation` of a COCO annotation: a list of outlines, each [x1, y1, x2, y2, …] or [[x1, y1], …].
+
+    Raises:
+        MaskError: another form, e.g. COCO's own run lengths.
+    """
+    if not isinstance(segmentation, Sequence) or isinstance(segmentation, str):
+        raise MaskError(f"A COCO segmentation by polygons is a list of outlines, got {_short(segmentation)}")
+    return Polygons(tuple(_ring(outline) for outline in segmentation), "edges")
+
+
+def vindr_polygons(points: Any) -> Polygons:
+    """Of one rib of VinDr-RibCXR: a list of {"x": …, "y": …}, or the text None where the rib is not annotated.
+
+    Their own code cuts coordinates to whole pixels and fills with OpenCV, border included; so does `load_mask`.
+
+    Raises:
+        MaskError: another form.
+    """
+    if points is None or points == "None":
+        return Polygons((), "centres")
+    try:
+        outline = [[point["x"], point["y"]] for point in points]
+    except (TypeError, KeyError, IndexError):
+        raise MaskError(f"A rib of VinDr-RibCXR is a list of points with x and y, got {_short(points)}") from None
+    return Polygons((_ring(outline),), "centres")
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How an image processor turns a picture into a tower's input: resized, then cut or padded around the centre."""
+
+    source: tuple[int, int]
+    """Size of the picture."""
+    resized: tuple[int, int]
+    """Its size after resizing."""
+    corner: tuple[int, int]
+    """Where the first row and column of the input lie in the resized picture; negative where it is padded."""
+    size: tuple[int, int]
+    """Size of the input."""
+
+
+def processor_geometry(processor: Any, size: tuple[int, int]) -> Geometry:
+    """What an image processor of transformers does to pictures of a size, found by having it process one.
+
+    Raises:
+        ValueError: the processor is of another kind (timm's), whose steps cannot be switched off one by one.
+    """
+    if not hasattr(processor, "do_resize"):
+        raise ValueError(f"Masks cannot follow a {type(processor).__name__}: it does not tell how it resizes and crops")
+    black = Image.new("RGB", (size[1], size[0]))
+
+    def processed(**options: bool) -> tuple[int, int]:
+        options |= {"do_rescale": False, "do_normalize": False}
+        return tuple(processor([black], return_tensors="pt", **options)["pixel_values"].shape[-2:])
+
+    resized, final = processed(do_center_crop=False), processed()
+    # With an odd number of pixels to cut or add, those on torchvision round towards zero, those on Pillow down.
+    half = math.floor if type(processor).__name__.endswith("Pil") else math.trunc
+    corner = (half((resized[0] - final[0]) / 2), half((resized[1] - final[1]) / 2))
+    return Geometry(tuple(size), resized, corner, final)
+
+
+def prepare_mask(mask: np.ndarray, geometry: Geometry) -> np.ndarray:
+    """A mask [H, W] on the tower's input grid, nearest neighbour: bool [h, w]. Padding is empty.
+
+    Raises:
+        MaskError: the geometry is that of pictures of another size.
+    """
+    _check_grid(mask, geometry.source, "picture")
+    return _paste(_resize(mask, geometry.resized), geometry.size, geometry.corner)
+
+
+def restore_mask(mask: np.ndarray, geometry: Geometry) -> np.ndarray:
+    """The way back: a mask [h, w] on the tower's input grid to the picture's, bool [H, W]. What was cut off is empty.
+
+    Raises:
+        MaskError: the mask is not on the input grid.
+    """
+    _check_grid(mask, geometry.size, "tower's input")
+    back = (-geometry.corner[0], -geometry.corner[1])
+    return _resize(_paste(np.asarray(mask, bool), geometry.resized, back), geometry.source)
+
+
+def _check_grid(mask: np.ndarray, size: tuple[int, int], what: str) -> None:
+    if mask.shape != size:
+        raise MaskError(f"The mask has {mask.shape[1]} x {mask.shape[0]} pixels, the {what} {size[1]} x {size[0]}")
+
+
+def _resize(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    # Pillow's nearest neighbour reads at pixel centres; torchvision's mode of that name at corners, half a pixel off.
+    picture = Image.fromarray(np.asarray(mask, bool).astype(np.uint8))
+    return np.asarray(picture.resize((size[1], size[0]), Image.Resampling.NEAREST)) > 0
+
+
+def _paste(mask: np.ndarray, size: tuple[int, int], corner: tuple[int, int]) -> np.ndarray:
+    """The window of a size whose first pixel is `corner` of the mask; empty outside of the mask."""
+    window = np.zeros(size, bool)
+    first = [max(0, start) for start in corner]
+    last = [min(length, start + side) for length, start, side in zip(mask.shape, corner, size, strict=True)]
+    part = mask[first[0] : last[0], first[1] : last[1]]
+    top, left = first[0] - corner[0], first[1] - corner[1]
+    window[top : top + part.shape[0], left : left + part.shape[1]] = part
+    return window
+
+
+def _read_picture(path: Path, labels: tuple[int, ...] | None) -> np.ndarray:
+    try:
+        with Image.open(path, formats=LOSSLESS) as image:
+            image.load()
+            if labels is None and image.mode in ("P", "PA"):
+                image = image.convert("RGB")  # the first colour of a palette need not be black
+            values, bands = np.asarray(image), image.getbands()
+    except FileNotFoundError:
+        raise MaskError(f"{path}: there is no such mask") from None
+    except UnidentifiedImageError:
+        raise MaskError(f"{path}: not a lossless picture ({', '.join(LOSSLESS)}), as a mask has to be") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise MaskError(f"{path}: truncated or broken: {error}") from error
+    if labels is not None:
+        if len(bands) > 1:
+            raise MaskError(f"{path}: a label image has one value for each pixel, this one has {', '.join(bands)}")
+        return np.isin(values, labels)
+    if len(bands) == 1:
+        return values != 0
+    return values[..., : len(bands) - (bands[-1] == "A")].any(-1)
+
+
+def _ring(outline: Any) -> np.ndarray:
+    try:
+        ring = np.array(outline, np.float64).reshape(-1, 2)
+    except (ValueError, TypeError):
+        raise MaskError(f"An outline is a list of x and y, got {_short(outline)}") from None
+    if len(ring) < 3 or not np.isfinite(ring).all():
+        raise MaskError(f"An outline has three points or more, and no NaN; got {_short(outline)}")
+    return ring
+
+
+def _rasterise(polygons: Polygons, size: tuple[int, int]) -> np.ndarray:
+    """Filled outlines on a grid; what leaves it is cut off."""
+    _check(polygons.vertices, Vertices, "vertices")
+    scale = SUBPIXELS if polygons.vertices == "edges" else 1
+    canvas = Image.new("L", (size[1] * scale, size[0] * scale))
+    draw = ImageDraw.Draw(canvas)
+    for ring in polygons.rings:
+        # Pillow fills up to and with the border, and cuts coordinates to whole numbers.
+        draw.polygon([(int(x), int(y)) for x, y in ring * scale], fill=1, outline=1)
+    return np.asarray(canvas)[scale // 2 :: scale, scale // 2 :: scale] > 0
+
+
+def _check(value: str, choices: Any, what: str) -> None:
+    if value not in get_args(choices):
+        raise MaskError(f"Unknown {what} {value!r}. Choices: {', '.join(get_args(choices))}")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:60] + "…"

@@ -1,0 +1,64 @@
+"""A state dict of any timm architecture -> a folder that transformers' timm wrapper loads as a tower."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def save_timm(state: dict[str, torch.Tensor], architecture: str, out: Path) -> tuple[int, list[str]]:
+    """Write an architecture of timm with these weights, headless, with the pictures that its first weights took.
+
+    Entries go by name. Where no name fits, as in a port from another framework, they go by order, if every shape does.
+
+    Returns:
+        number of parameters, and what is to be known of the folder.
+
+    Raises:
+        ValueError: timm has no such architecture, or the entries do not fit it.
+    """
+    import timm
+    from transformers import TimmWrapperConfig, TimmWrapperModel
+
+    if architecture not in timm.list_models():
+        similar = ", ".join(timm.list_models(f"*{architecture.split('_')[0]}*")[:8])
+        raise ValueError(f"timm has no architecture {architecture!r}. Similar: {similar or 'none'}")
+    whole = timm.create_model(architecture, pretrained=False)
+    state, notes = _match(state, whole.state_dict(), architecture)
+    settings = dict(whole.pretrained_cfg)
+    config = TimmWrapperConfig.from_dict({"architecture": architecture, "num_classes": 0, "model_args": {}})
+    config.pretrained_cfg = settings | {"num_classes": 0}
+    model: Any = TimmWrapperModel(config)
+    own = model.timm_model.state_dict()
+    model.timm_model.load_state_dict({name: state[name] for name in own})
+    model.save_pretrained(out)
+    dropped = len(state) - len(own)
+    notes += [f"dropped: {dropped} entries of the classifier"] if dropped else []
+    size, mean, std = settings["input_size"], settings["mean"], settings["std"]
+    notes.append(f"images: {size[-1]} x {size[-2]} pixels, {settings['interpolation']}, mean {mean}, std {std}")
+    return sum(parameter.numel() for parameter in model.parameters()), notes
+
+
+def _match(
+    state: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], architecture: str
+) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """The entries under timm's names."""
+    state = {name.removeprefix("module."): value for name, value in state.items()}
+    if not state.keys() & wanted.keys():
+        shapes = [[tuple(value.shape) for value in part.values()] for part in (state, wanted)]
+        if shapes[0] == shapes[1]:
+            note = f"no name is timm's: {len(wanted)} entries were taken in their order, every shape fits"
+            return dict(zip(wanted, state.values(), strict=True)), [note]
+    for name, value in wanted.items():
+        if name not in state:
+            raise ValueError(
+                f"The checkpoint is no {architecture}: it has no {name} (nor entries of its shapes in order)"
+            )
+        if state[name].shape != value.shape:
+            raise ValueError(
+                f"The checkpoint is no {architecture}: {name} has shape {tuple(state[name].shape)}, not "
+                f"{tuple(value.shape)}"
+            )
+    return {name: state[name] for name in wanted}, []

@@ -1,0 +1,75 @@
+"""CheXpert (Irvin et al. 2019) -> studies: CheXpert-v1.0 or CheXpert-v1.0-small, without reports.
+
+train.csv, valid.csv                              Path, Sex, Age, Frontal/Lateral, AP/PA, 14 labels; one row per image
+test.csv or test_labels.csv                       the same, or Path and the labels alone
+train/patient00001/study1/view1_frontal.jpg
+
+For the reports see chexpert_plus.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Literal
+
+from encoder.studies import Study, StudyImage
+from generator.corpora.common import Conversion, CorpusError, add_image, find_file, parse_label, read_table
+from generator.corpora.nih import blank_ages, parse_age
+
+LABELS = (
+    *("No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema"),
+    *("Consolidation", "Pneumonia", "Atelectasis", "Pneumothorax", "Pleural Effusion", "Pleural Other", "Fracture"),
+    "Support Devices",
+)
+_ORIGIN = "It is part of CheXpert, https://aimi.stanford.edu/datasets/chexpert-chest-x-rays (free registration)."
+_TABLES = {"train": ["train.csv"], "val": ["valid.csv", "val_labels.csv"], "test": ["test.csv", "test_labels.csv"]}
+_PATH = re.compile(r"(?:.*/)?((?:train|valid|val|test)/(patient\d+)/(study\d+)/view\d+_(frontal|lateral)\.\w+)")
+_SEXES = {"Male": "M", "Female": "F"}
+
+
+def convert(root: Path, out: Path | None = None, views: Literal["frontal", "all"] = "frontal") -> Conversion:
+    """CheXpert: its 14 labels as 1, 0, -1 (uncertain) or not mentioned, and its own split.
+
+    The official valid part becomes val, test.csv (or test_labels.csv, published later) becomes test; without such a
+    file there is no test split. A study is named patient00001_study1. Labels of train are text-mined from reports,
+    those of val and test are radiologists' consensus. Images that are not on disk are left out and counted.
+
+    Args:
+        root: Folder that holds train.csv, valid.csv, train/ and valid/, e.g. CheXpert-v1.0-small. What the tables put
+            before train/ and valid/ in a path does not count. The full release comes in batches: their patients
+            belong in one folder train/.
+        out: The manifest to write. By default studies.jsonl in root.
+        views: frontal keeps images whose Frontal/Lateral is Frontal; all keeps every image.
+    """
+    studies: dict[str, Study] = {}
+    for split, names in _TABLES.items():
+        if split == "test" and not any((root / name).is_file() for name in names):
+            continue
+        table = find_file(root, names, _ORIGIN)
+        for where, row in read_table(table, ["Path", *LABELS]):
+            add_image(studies, _study(row, split, root, where), where)
+    conversion = Conversion("chexpert", list(studies.values()))
+    if views == "frontal":
+        conversion.keep_images("no frontal image", lambda image: image.frontal)
+    conversion.keep_files((".png", ".dcm"))
+    blank_ages(conversion)
+    return conversion.write(out or root / "studies.jsonl")
+
+
+def _study(row: dict[str, str], split: str, root: Path, where: str) -> Study:
+    match = _PATH.fullmatch(row["Path"])
+    if match is None:
+        raise CorpusError(
+            f"{where}: Path must end like train/patient00001/study1/view1_frontal.jpg, got {row['Path']!r}"
+        )
+    name, patient, study, side = match.groups()
+    view = row.get("AP/PA", "").upper()
+    return Study(
+        f"{patient}_{study}",
+        patient,
+        split,
+        [StudyImage(root / name, view if side == "frontal" and view in ("AP", "PA") else side.upper())],
+        labels={label: parse_label(row[label], f"{where}, {label}") for label in LABELS},
+        patient={"sex": _SEXES.get(row.get("Sex", "")), "age": parse_age(row.get("Age", ""), where)},
+    )

@@ -1,0 +1,62 @@
+"""`raddraft convert --timm`: state dicts of timm architectures, by name or by order."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from encoder.towers import load_tower
+from tests.test_cli import run
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(0)
+    return timm.create_model("resnet10t", pretrained=False).eval()
+
+
+def test_features_are_timms_own_by_name_and_by_order(tmp_path, network, capsys) -> None:
+    state = network.state_dict()
+    torch.save({f"module.{name}": value for name, value in state.items()}, tmp_path / "named.pth")
+    torch.save({f"layer_{i}": value for i, value in enumerate(state.values())}, tmp_path / "ordered.pth")
+    image = Image.effect_noise((300, 260), 60).convert("RGB")
+    for name in ("named", "ordered"):
+        out = tmp_path / name
+        assert run("convert", tmp_path / f"{name}.pth", "--timm", "resnet10t", "--out", out) == (0, "")
+        tower = load_tower(str(out))
+        pixels = tower.prepare([image])
+        encoded = tower.encode(pixels)
+        with torch.no_grad():
+            grid = network.forward_features(pixels)
+            pooled = network.forward_head(grid, pre_logits=True)
+        torch.testing.assert_close(encoded.patches.permute(0, 3, 1, 2), grid, atol=1e-4, rtol=0)
+        torch.testing.assert_close(encoded.pooled, pooled, atol=1e-4, rtol=0)
+        assert json.loads((out / "config.json").read_text())["architecture"] == "resnet10t"
+    shown = capsys.readouterr().out
+    assert shown.count("entries were taken in their order") == 1
+    assert shown.count("dropped: 2 entries of the classifier") == 2
+
+
+def test_what_does_not_fit_is_refused_and_nothing_is_written(tmp_path, network) -> None:
+    state = network.state_dict()
+    wrong = state | {"conv1.0.weight": torch.zeros(3, 3, 3, 3)}
+    lacking = {name: value for name, value in state.items() if name != "layer1.0.conv1.weight"}
+    for entries, architecture, message in (
+        (state, "resnet10x", "timm has no architecture 'resnet10x'"),
+        (wrong, "resnet10t", "conv1.0.weight has shape (3, 3, 3, 3), not (24, 3, 3, 3)"),
+        (lacking, "resnet10t", "The checkpoint is no resnet10t: it has no layer1.0.conv1.weight"),
+        (state, "resnet18", "The checkpoint is no resnet18"),
+    ):
+        torch.save(entries, tmp_path / "weights.pth")
+        status, sentence = run("convert", tmp_path / "weights.pth", "--timm", architecture, "--out", tmp_path / "out")
+        assert status == 1
+        assert message in sentence
+        assert not (tmp_path / "out").exists()
+    status, sentence = run(
+        "convert", tmp_path / "weights.pth", "--timm", "resnet10t", "--heads", 3, "--out", tmp_path / "out"
+    )
+    assert (status, "for which there is no --heads" in sentence) == (1, True)
