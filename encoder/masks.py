@@ -197,13 +197,14 @@ def processor_geometry(processor: Any, size: tuple[int, int]) -> Geometry:
 
     def processed(**options: bool) -> tuple[int, int]:
         options |= {"do_rescale": False, "do_normalize": False}
-        return tuple(processor([black], return_tensors="pt", **options)["pixel_values"].shape[-2:])
+        height, width = processor([black], return_tensors="pt", **options)["pixel_values"].shape[-2:]
+        return height, width
 
     resized, final = processed(do_center_crop=False), processed()
     # With an odd number of pixels to cut or add, those on torchvision round towards zero, those on Pillow down.
     half = math.floor if type(processor).__name__.endswith("Pil") else math.trunc
     corner = (half((resized[0] - final[0]) / 2), half((resized[1] - final[1]) / 2))
-    return Geometry(tuple(size), resized, corner, final)
+    return Geometry((size[0], size[1]), resized, corner, final)
 
 
 def prepare_mask(mask: np.ndarray, geometry: Geometry) -> np.ndarray:
@@ -252,10 +253,9 @@ def _paste(mask: np.ndarray, size: tuple[int, int], corner: tuple[int, int]) -> 
 def _read_picture(path: Path, labels: tuple[int, ...] | None) -> np.ndarray:
     try:
         with Image.open(path, formats=LOSSLESS) as image:
-            image.load()
-            if labels is None and image.mode in ("P", "PA"):
-                image = image.convert("RGB")  # the first colour of a palette need not be black
-            values, bands = np.asarray(image), image.getbands()
+            # As a mask, a palette counts by its colours: the first one need not be black.
+            picture = image.convert("RGB") if labels is None and image.mode in ("P", "PA") else image
+            values, bands = np.asarray(picture), picture.getbands()
     except FileNotFoundError:
         raise MaskError(f"{path}: there is no such mask") from None
     except UnidentifiedImageError:
@@ -266,9 +266,9 @@ def _read_picture(path: Path, labels: tuple[int, ...] | None) -> np.ndarray:
         if len(bands) > 1:
             raise MaskError(f"{path}: a label image has one value for each pixel, this one has {', '.join(bands)}")
         return np.isin(values, labels)
-    if len(bands) == 1:
-        return values != 0
-    return values[..., : len(bands) - (bands[-1] == "A")].any(-1)
+    if len(bands) > 1:
+        values = values[..., : len(bands) - (bands[-1] == "A")].any(-1)
+    return np.asarray(values != 0)
 
 
 def _ring(outline: Any) -> np.ndarray:

@@ -1,0 +1,327 @@
+"""What `raddraft compare` writes: the numbers, the table as in a paper, a figure of every column, and the page.
+
+write_page(result, tasks, Path("runs/compare"), "Which encoder?")
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from encoder.studies import write_whole
+from metrics.report import LOWER_IS_BETTER, METRICS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from scripts.compare import Task
+
+SIGNIFICANT = 0.05
+MARK = "†"
+LOWER = LOWER_IS_BETTER | {"mae"}
+MEASURES = {"auroc": "AUROC", "auprc": "AUPRC", "r2": "R²", "mae": "MAE", "dice": "Dice", "iou": "IoU"}
+NO_SKILL = {"auroc": 0.5, "r2": 0.0}
+"""What a probe reaches that ignores the images."""
+TEXT_MINED = {"nih", "chexpert", "mimic-cxr"}
+"""Sources whose findings were read from reports by software (chexpert: those of its train split)."""
+INK, MUTED, ACCENT = "#1c1e20", "#5d6368", "#0a5c99"
+MARKERS = "osD^vP*X"
+WIDTH, DPI = 6.2, 160
+
+
+@dataclass
+class Shown:
+    """A cell as text."""
+
+    value: str
+    interval: str
+    best: bool
+    marked: bool
+    """Differs from the baseline by corrected p."""
+
+
+@dataclass
+class Column:
+    """One task over all towers."""
+
+    task: Task
+    measure: str
+    """With an arrow to where it is better."""
+    n: str
+    cells: dict[str, dict[str, Any]]
+    """Tower -> value, low, high, n, notes, details."""
+    shown: dict[str, Shown | None]
+    """None where there is no value."""
+
+
+def write_page(result: dict[str, Any], tasks: Sequence[Task], out: Path, title: str) -> None:
+    """Write compare.json, table.md, report.html, and figures/*.png, all of which the page holds too.
+
+    Args:
+        result: as `scripts.compare.main` builds it.
+        tasks: the columns.
+        out: folder to write to.
+        title: heading of the page.
+    """
+    columns = [_column(result, task) for task in tasks]
+    pictures: dict[str, list[tuple[str, str]]] = {column.task.name: [] for column in columns}  # caption, base64
+    for number, column in enumerate(columns, 1):
+        slug = f"{number}-{re.sub('[^a-z0-9]+', '-', column.task.name.lower())[:60].strip('-')}".strip("-")
+        figures = {"": _draw_column(column, result["baseline"])}
+        if any(cell["details"].get("curve") for cell in column.cells.values()):
+            figures["-curve"] = _draw_curves(column)
+        for suffix, figure in figures.items():
+            file = io.BytesIO()
+            figure.savefig(file, format="png", dpi=DPI, facecolor="white")
+            _write(out / "figures" / f"{slug}{suffix}.png", file.getvalue())
+            caption = "learning curve" if suffix else ""
+            pictures[column.task.name].append((caption, base64.b64encode(file.getvalue()).decode("ascii")))
+    _write(out / "compare.json", (json.dumps(result, indent=1, default=str) + "\n").encode())
+    _write(out / "table.md", _markdown(result, columns).encode())
+    _write(out / "report.html", _html(result, columns, pictures, title).encode())
+
+
+def format_number(value: float, digits: int = 3, sign: str = "", zero: bool = True) -> str:
+    """A true minus; what rounds to zero has no sign; without `zero` .85 for 0.85."""
+    text = f"{value:{sign}z.{digits}f}".replace("-", "−")
+    text = text[1:] if float(f"{value:.{digits}f}") == 0 and text.startswith("+") else text
+    return text if zero else re.sub(r"^([−+]?)0\.", r"\1.", text)
+
+
+def format_p(p: float) -> str:
+    """Three digits, and never rounded to the threshold from below."""
+    if p < 0.0005:
+        return "< .001"
+    return "< .05" if p < SIGNIFICANT <= round(p, 3) else format_number(p, zero=False)
+
+
+def _column(result: Mapping[str, Any], task: Task) -> Column:
+    cells = {tower: row[task.name] for tower, row in result["towers"].items()}
+    p = {tower: row[task.name]["p_holm"] for tower, row in result["differences"].items() if task.name in row}
+    marked = {tower for tower, corrected in p.items() if corrected < SIGNIFICANT}
+    counts = sorted({cell["n"] for cell in cells.values() if cell["n"] is not None})
+    n = "–" if not counts else f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    return Column(task, _label(task.shown), n, cells, _show(cells, task.shown, marked))
+
+
+def _label(measure: str) -> str:
+    known = METRICS[measure][0].removesuffix(" ↓") if measure in METRICS else measure.replace("_", " ")
+    return f"{MEASURES.get(measure, known)} {'↓' if measure in LOWER else '↑'}"
+
+
+def _show(cells: Mapping[str, Mapping[str, Any]], measure: str, marked: Iterable[str] = ()) -> dict[str, Shown | None]:
+    """Cells of one column as text: all with as many digits, those that look like the best one bold."""
+    values = {tower: cell["value"] for tower, cell in cells.items() if cell["value"] is not None}
+    digits = 3 if all(abs(value) < 10 for value in values.values()) else 2
+    texts = {tower: format_number(value, digits) for tower, value in values.items()}
+    best = texts[(min if measure in LOWER else max)(values, key=lambda tower: values[tower])] if values else ""
+    shown: dict[str, Shown | None] = dict.fromkeys(cells)
+    for tower, text in texts.items():
+        bounds = [cells[tower][end] for end in ("low", "high")]
+        interval = "" if None in bounds else f"[{' '.join(format_number(end, digits, zero=False) for end in bounds)}]"
+        shown[tower] = Shown(text, interval, text == best and len(values) > 1, tower in marked)
+    return shown
+
+
+def _notes(columns: Sequence[Column]) -> dict[str, str]:
+    """Note -> the cells that it is about, so that what many share is printed once."""
+    found: dict[str, list[str]] = {}
+    for column in columns:
+        by_note: dict[str, list[str]] = {}
+        for tower, cell in column.cells.items():
+            for note in cell["notes"] or (["no value"] if cell["value"] is None else []):
+                by_note.setdefault(note, []).append(tower)
+        for note, towers in by_note.items():
+            named = "all" if len(towers) == len(column.cells) else ", ".join(towers)
+            found.setdefault(note, []).append(f"{column.task.name} ({named})")
+    return {note: "; ".join(where) for note, where in found.items()}
+
+
+def _explain(result: Mapping[str, Any]) -> list[str]:
+    """How to read the table."""
+    resamples, count = result["resamples"], sum(len(row) for row in result["differences"].values())
+    sentences = [
+        f"Brackets: 95 % percentile interval, {resamples} bootstrap resamples of the test subjects (retrieval: of the "
+        "studies). It tells of the choice of test images, not of training the probe anew on others.",
+        "↑ higher is better, ↓ lower is better. Bold: the best of the column, however small its lead.",
+    ]
+    if count:
+        sentences.append(
+            f"{MARK} differs from the baseline, {result['baseline']}: p < .05 in pairs on the same resamples, after "
+            f"Holm's correction for all {count} comparisons of the table. No mark does not mean no difference."
+        )
+    # No p is below 2 / (resamples + 1), see metrics.bootstrap.p_value; Holm multiplies the smallest by their number.
+    if count * 2 / (resamples + 1) >= SIGNIFICANT:
+        sentences.append(
+            f"{resamples} resamples are too few to mark anything: the smallest corrected p of {count} comparisons is "
+            f"{format_p(min(1, count * 2 / (resamples + 1)))} or more. It takes {round(count * 2 / SIGNIFICANT)}."
+        )
+    return sentences
+
+
+def _markdown(result: Mapping[str, Any], columns: Sequence[Column]) -> str:
+    heads = [f"{_plain(column.task.name)}, {column.measure}, n = {column.n}" for column in columns]
+    lines = [["Encoder", *heads], ["---", *["---:"] * len(columns)]]
+    for tower in result["towers"]:
+        name = _plain(tower) + (" (baseline)" if tower == result["baseline"] else "")
+        lines.append([name, *(_markdown_cell(column.shown[tower]) for column in columns)])
+    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+    table = ["| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines]
+    notes = [*_explain(result), *(f"{where}: {note}" for note, where in _notes(columns).items())]
+    warned = [f"Warning, {tower}: {text}" for tower, texts in result["warnings"].items() for text in texts]
+    return "\n".join([*table, "", *(f"- {_plain(note)}" for note in [*warned, *notes]), ""])
+
+
+def _markdown_cell(shown: Shown | None) -> str:
+    if shown is None:
+        return "–"
+    value = f"**{shown.value}**" if shown.best else shown.value
+    return f"{value}{MARK if shown.marked else ''} {shown.interval}".strip()
+
+
+def _plain(text: str) -> str:
+    """One line in which Markdown has no markup to find."""
+    return re.sub(r"([\\`*|\[]|<(?=[\w/!?]))", r"\\\1", " ".join(text.split()))
+
+
+def _html(
+    result: Mapping[str, Any],
+    columns: Sequence[Column],
+    pictures: Mapping[str, Sequence[tuple[str, str]]],
+    title: str,
+) -> str:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    sizes = [cell["n"] for column in columns for cell in column.cells.values() if cell["n"] is not None]
+    mined = [column.task.name for column in columns if TEXT_MINED & set(column.task.sources or [])
+             and column.task.kind in ("multilabel", "binary")]  # fmt: skip
+    return environment.get_template("compare.html.j2").render(
+        title=title,
+        result=result,
+        columns=columns,
+        pictures=pictures,
+        parts={column.task.name: _parts(column) for column in columns},
+        explained=_explain(result),
+        notes=_notes(columns),
+        sizes=sizes,
+        mined=mined,
+        lower=LOWER,
+        mark=MARK,
+        significant=SIGNIFICANT,
+        number=format_number,
+        p_text=format_p,
+    )
+
+
+def _parts(column: Column) -> dict[str, dict[str, dict[str, Any]]]:
+    """Measure -> finding or structure -> how many images have it, and each tower's cell; the column's measure first.
+
+    Empty unless the task has several.
+    """
+    if column.task.kind not in ("multilabel", "segmentation") or len(column.task.targets) < 2:
+        return {}
+    found: dict[str, dict[str, dict[str, Any]]] = {column.task.shown: {}}
+    for tower, cell in column.cells.items():
+        for part, measures in (cell["details"].get("measures") or cell["details"].get("scores") or {}).items():
+            for measure, estimate in measures.items() if part not in ("macro", "mean") else ():
+                found.setdefault(measure, {}).setdefault(part, {})[tower] = estimate
+    return {
+        _label(measure): {part: {"cells": cells, "shown": _show(cells, measure)} for part, cells in rows.items()}
+        for measure, rows in found.items()
+        if rows
+    }
+
+
+def _draw_column(column: Column, baseline: str) -> Figure:
+    """Each tower's value with its interval; the baseline's goes on as a line and a band through all rows."""
+    names, own = list(column.cells), column.cells[baseline]
+    labels = [textwrap.fill(name, 28) + ("\n(baseline)" if name == baseline else "") for name in names]
+    figure, axes = _axes(1.0 + sum(0.26 + 0.16 * (label.count("\n") + 1) for label in labels))
+    if own["value"] is not None:
+        axes.axvline(own["value"], color=MUTED, lw=0.8)
+    if own["low"] is not None and own["high"] is not None:
+        axes.axvspan(own["low"], own["high"], color="#eeeeeb", lw=0, zorder=0)
+    if column.task.shown in NO_SKILL:
+        axes.axvline(NO_SKILL[column.task.shown], color=MUTED, lw=0.9, ls=":")
+    for row, (name, shown) in enumerate(column.shown.items()):
+        if shown:
+            color = INK if name == baseline else ACCENT
+            face = color if shown.marked or name == baseline else "white"
+            style: dict[str, Any] = {"fmt": "s" if name == baseline else "o", "mfc": face, "ms": 7, "mew": 1.4}
+            cell = column.cells[name]
+            axes.errorbar(cell["value"], row, xerr=_bars([cell]), color=color, capsize=3.5, zorder=3, **style)
+        text = f"{shown.value}{MARK if shown.marked else ''} {shown.interval}" if shown else "–"
+        axes.text(1.02, row, text, color=INK, va="center", fontsize=9, transform=axes.get_yaxis_transform())
+    axes.set_yticks(range(len(names)), labels, parse_math=False, color=INK)
+    axes.tick_params(axis="y", length=0)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.set_xlabel(column.measure, color=MUTED)
+    return figure
+
+
+def _draw_curves(column: Column) -> Figure:
+    """Each tower's value by how much of the training data its probe saw."""
+    figure, axes = _axes(4.4)
+    counts: dict[float, int] = {}
+    for number, (name, cell) in enumerate(column.cells.items()):
+        points = [point for point in cell["details"].get("curve") or [] if point["value"] is not None]
+        points.sort(key=lambda point: point["fraction"])
+        counts |= {point["fraction"]: point["n"] for point in points}
+        shift = 1.02 ** (number - len(column.cells) / 2)  # or the bars of one fraction would hide each other
+        axes.errorbar(
+            [point["fraction"] * shift for point in points],
+            [point["value"] for point in points],
+            yerr=_bars(points),
+            fmt=f"{MARKERS[number % len(MARKERS)]}-",
+            capsize=2.5,
+            label=textwrap.fill(name, 40).lstrip("_"),  # a leading underscore would keep it out of the legend
+        )
+    axes.set_xscale("log")
+    axes.set_xticks(sorted(counts), [f"{100 * fraction:g} %\nn = {n}" for fraction, n in sorted(counts.items())])
+    axes.minorticks_off()
+    axes.set_xlabel("share and number of training subjects", color=MUTED)
+    axes.set_ylabel(column.measure, color=MUTED)
+    for text in figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8.5).get_texts():
+        text.set_parse_math(False)
+    return figure
+
+
+def _bars(rows: Sequence[Mapping[str, Any]]) -> list[list[float]]:
+    """How far intervals reach below and above their values, which they need not hold; 0 without one."""
+    known = [
+        (row["value"], *(row["value"] if row[end] is None else row[end] for end in ("low", "high"))) for row in rows
+    ]
+    return [[max(0.0, value - low) for value, low, _ in known], [max(0.0, high - value) for value, _, high in known]]
+
+
+def _axes(height: float) -> tuple[Figure, Axes]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")  # its own: no pyplot, no backend to choose
+    axes = figure.subplots()
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(MUTED)
+    axes.tick_params(colors=MUTED, labelsize=9)
+    axes.grid(axis="x", color="#dcdddb", lw=0.6)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _write(path: Path, content: bytes) -> None:
+    with write_whole(path) as temporary:
+        temporary.write_bytes(content)

@@ -1,0 +1,318 @@
+"""Which encoder? Towers x tasks on one manifest: a table with intervals, paired differences to a baseline, and a page.
+
+    CXR=… WEIGHTS=… raddraft compare --config configs/compare/small.yaml --out runs/compare
+    raddraft compare --config configs/compare/paper.yaml --studies vindr.jsonl --out runs/paper
+
+Every tower runs once over the images; all tasks read its stored features. Started again, it goes on where it stopped.
+Environment variables in the names of files and towers are filled in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from scripts import run
+
+if TYPE_CHECKING:
+    from encoder.studies import Study
+    from encoder.towers import Tower
+
+
+@dataclass
+class Entry:
+    """One tower of the table."""
+
+    tower: str
+    """Short name, hub id, folder, pixels, or random:NAME."""
+    label: str | None = None
+    """What the table calls it; by default the tower's name."""
+    image_size: int | None = None
+    """Side of its input in pixels instead of its own."""
+    mapping: Literal["window", "minmax", "percentile"] = "window"
+    """How grey values are mapped to 8 bits."""
+    seen: Path | None = None
+    """List of SHA-256 of the images it was trained on, one a line: test images among them earn a warning."""
+
+    @property
+    def name(self) -> str:
+        return self.label or self.tower
+
+
+@dataclass
+class Task:
+    """One column of the table."""
+
+    name: str
+    kind: Literal["multilabel", "binary", "multiclass", "regression", "segmentation", "retrieval"]
+    targets: list[str]
+    """Findings; a field such as patient.sex, patient.age, image.view; structures of masks; sections of the report."""
+    measure: str | None = None
+    """What the table shows: auroc, auprc, balanced_accuracy; r2, mae; dice, iou; or a metric of `raddraft score`. By
+    default auroc, r2, dice and rouge_l."""
+    sources: list[str] | None = None
+    """Studies of these sources only."""
+    pooling: Literal["class", "mean", "both"] = "both"
+    """What of the features a probe or retrieval sees."""
+    uncertain: Literal["drop", "positive", "negative"] = "drop"
+    """What an uncertain finding counts as."""
+    missing: Literal["drop", "negative"] = "drop"
+    """What a finding that is not mentioned counts as."""
+    solver: Literal["lbfgs", "adamw", "knn"] = "lbfgs"
+    """How the probe is fitted."""
+    head: Literal["linear", "upernet", "vitdet"] = "linear"
+    """Of segmentation."""
+
+    @property
+    def shown(self) -> str:
+        default = {"regression": "r2", "segmentation": "dice", "retrieval": "rouge_l"}
+        return self.measure or default.get(self.kind, "auroc")
+
+
+@dataclass
+class Cell:
+    """One tower on one task."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+    """Test images."""
+    notes: list[str] = field(default_factory=list)
+    details: dict[str, Any] = field(default_factory=dict)
+    resamples: np.ndarray = field(default_factory=lambda: np.empty(0), repr=False)
+    """The measure on each resample of the test subjects, the same for all towers: [R]."""
+
+
+def main(
+    studies: Path,
+    towers: list[Entry],
+    tasks: list[Task],
+    out: Path = Path("runs/compare"),
+    baseline: str | None = None,
+    features: Path = Path("features"),
+    resamples: int = 500,
+    batch_size: int = 32,
+    workers: int = 2,
+    title: str = "Which encoder?",
+) -> None:
+    """Compare towers on tasks; writes compare.json, table.md, report.html and a picture of every column.
+
+    Args:
+        studies: The manifest.
+        towers: The rows of the table.
+        tasks: Its columns.
+        out: Folder to write to.
+        baseline: Label of the tower that all others are compared with; by default the first.
+        features: Folder of feature stores.
+        resamples: Bootstrap resamples of the test subjects.
+        batch_size: Images per forward pass.
+        workers: Processes that decode and prepare images while a tower runs.
+        title: Heading of the page.
+    """
+    from encoder.probe import check_leaks
+    from encoder.studies import read_studies
+    from encoder.towers import load_tower
+    from scripts._compare_page import write_page
+
+    started = time.monotonic()
+    names = [entry.name for entry in towers]
+    for what, found in (("towers", names), ("tasks", [task.name for task in tasks])):
+        if len(set(found)) < len(found) or not found:
+            raise ValueError(f"{what} need one or more different names, got {', '.join(found) or 'none'}")
+    baseline = baseline or names[0]
+    if baseline not in names:
+        raise ValueError(f"Unknown baseline {baseline!r}. Choices: {', '.join(names)}")
+    known = read_studies(os.path.expandvars(studies))
+    cells: dict[str, dict[str, Cell]] = {}
+    warnings: dict[str, list[str]] = {}
+    for entry in towers:
+        warnings[entry.name] = check_leaks(known, entry.seen, features)
+        tower = load_tower(os.path.expandvars(entry.tower), entry.image_size)
+        cells[entry.name] = {}
+        for task in tasks:
+            path = out / "cells" / f"{_slug(entry.name)}--{_slug(task.name)}.json"
+            made_of = _made_of(known, tower, entry, task, resamples)
+            cell = _read_cell(path, made_of)
+            if cell is None:
+                cell = fill_cell(tower, entry, task, known, features, resamples, batch_size, workers)
+                _write_cell(path, cell, made_of)
+            cells[entry.name][task.name] = cell
+            shown = "-" if cell.value is None else f"{cell.value:.3f} [{cell.low:.3f} {cell.high:.3f}]"
+            print(f"{entry.name}, {task.name}: {task.shown} {shown}", flush=True)
+    differences = compare_with(baseline, cells)
+    result = {
+        "baseline": baseline,
+        "tasks": [asdict(task) for task in tasks],
+        "towers": {name: {task: _public(cell) for task, cell in row.items()} for name, row in cells.items()},
+        "warnings": {name: sentences for name, sentences in warnings.items() if sentences},
+        "differences": differences,
+        "resamples": resamples,
+        "minutes": (time.monotonic() - started) / 60,
+    }
+    write_page(result, tasks, out, title)
+    print(f"\n{(out / 'table.md').read_text(encoding='utf-8')}")
+    print(f"page: {out / 'report.html'}\nnumbers: {out / 'compare.json'}\n{result['minutes']:.1f} minutes")
+
+
+def fill_cell(
+    tower: Tower,
+    entry: Entry,
+    task: Task,
+    known: Sequence[Study],
+    features: Path,
+    resamples: int,
+    batch_size: int,
+    workers: int,
+) -> Cell:
+    """Run one task on one tower. A task that cannot be done with it is a cell without value that says why."""
+    from encoder.features import FeatureConfig, store_features
+
+    chosen = [study for study in known if task.sources is None or study.source in task.sources]
+    if not chosen:
+        raise ValueError(f"Task {task.name!r}: no study of source {', '.join(task.sources or [])}")
+    segmentation = task.kind == "segmentation"
+    if segmentation and tower.shape[:2] == (1, 1):
+        return Cell(None, notes=["this tower has no patches"])
+    if segmentation:
+        images = [image for study in chosen for image in study.images if set(task.targets) <= image.masks.keys()]
+    else:
+        images = [study.main_image for study in chosen]
+    config = FeatureConfig("grid" if segmentation else "pooled", mapping=entry.mapping)
+    paths = [image.path for image in images]
+    store, errors = store_features(tower, paths, features, config, batch_size, workers)
+    if segmentation:
+        cell = _segment(tower, task, chosen, store, resamples)
+    elif task.kind == "retrieval":
+        cell = _retrieve(task, chosen, store, resamples)
+    else:
+        cell = _probe(task, chosen, store, resamples)
+    cell.notes += [f"{len(errors)} images cannot be read, e.g. {errors[0]}"] if errors else []
+    return cell
+
+
+def _probe(task: Task, studies: Sequence[Study], store: Any, resamples: int) -> Cell:
+    from encoder.probe import ProbeConfig, TargetSpec, make_target, run_probe
+
+    spec = TargetSpec(task.kind, tuple(task.targets), task.uncertain, task.missing)  # type: ignore[arg-type]
+    config = ProbeConfig(pooling=task.pooling, solver=task.solver, resamples=resamples)
+    result = run_probe(store, make_target(studies, spec), config)
+    measured = result.measures["macro"].get(task.shown)
+    if measured is None:
+        raise ValueError(f"Task {task.name!r}: a {task.kind} probe has no measure {task.shown!r}. Choices: "
+                         f"{', '.join(result.measures['macro'])}")  # fmt: skip
+    estimate = measured.estimate
+    notes = result.notes + ([estimate.reason] if estimate.reason else [])
+    return Cell(
+        estimate.value, estimate.low, estimate.high, result.n["test"], notes, result.to_dict(), measured.resamples
+    )
+
+
+def _segment(tower: Tower, task: Task, studies: Sequence[Study], store: Any, resamples: int) -> Cell:
+    from encoder.segment import SegmentConfig, segment
+
+    config = SegmentConfig(tuple(task.targets), task.head, grid="picture", resamples=resamples)
+    result, _ = segment(store, studies, tower.processor, config)
+    score = result.scores["mean"][task.shown]
+    resampled = result.resampled[task.shown][:, -1]
+    details = result.to_dict()
+    for name in ("dice", "iou", "paths", "subjects"):
+        del details[name]  # by image: as long as the test split
+    return Cell(score.value, score.low, score.high, result.n_images["test"], result.errors, details, resampled)
+
+
+def _retrieve(task: Task, studies: Sequence[Study], store: Any, resamples: int) -> Cell:
+    """The report of the nearest training study, scored as any draft; resampled by study."""
+    from generator.prompts import PromptConfig
+    from generator.retrieve import nearest
+    from metrics.bootstrap import interval, resample
+    from metrics.scoring import measure
+
+    prompt = PromptConfig(targets=task.targets)
+    usable = [study for study in studies if prompt.answer(study) and study.main_image.path in store]
+    training, test = ([study for study in usable if study.split == split] for split in ("train", "test"))
+    if not training or not test:
+        raise ValueError(f"Task {task.name!r}: train and test need studies with {', '.join(task.targets)}")
+    vectors = [store.vectors([study.main_image.path for study in part], task.pooling) for part in (test, training)]
+    rows = nearest(vectors[0], vectors[1]).indices[:, 0].tolist()
+    drafts = [prompt.answer(training[row]) or "" for row in rows]
+    measures, _ = measure(drafts, [prompt.answer(study) or "" for study in test], [task.shown])
+    one = measures[task.shown]
+    values = resample([one], resamples)[0]
+    bounds = interval(values)
+    return Cell(one.value, bounds.low, bounds.high, len(test), [], {"signature": one.signature}, values)
+
+
+def compare_with(baseline: str, cells: dict[str, dict[str, Cell]]) -> dict[str, dict[str, dict[str, float]]]:
+    """Each tower minus the baseline on each task, in pairs: value, interval, p, and p corrected after Holm (1979).
+
+    The correction is over all towers and tasks of the table.
+    """
+    from metrics.bootstrap import interval, p_value
+
+    found: dict[tuple[str, str], dict[str, float]] = {}
+    for tower, row in cells.items():
+        for task, cell in row.items():
+            other = cells[baseline][task]
+            if tower == baseline or cell.value is None or other.value is None or len(cell.resamples) == 0:
+                continue
+            resampled = cell.resamples - other.resamples
+            resampled = resampled[~np.isnan(resampled)]
+            bounds = interval(resampled)
+            row_of = {"value": cell.value - other.value, "low": bounds.low, "high": bounds.high}
+            found[tower, task] = row_of | {"p": p_value(resampled)}
+    running = 0.0
+    for rank, key in enumerate(sorted(found, key=lambda key: found[key]["p"])):
+        running = max(running, min(1.0, (len(found) - rank) * found[key]["p"]))
+        found[key]["p_holm"] = running
+    return {tower: {task: found[tower, task] for task in row if (tower, task) in found} for tower, row in cells.items()}
+
+
+def _made_of(known: Sequence[Study], tower: Tower, entry: Entry, task: Task, resamples: int) -> str:
+    """Digest of all that a cell depends on."""
+    from encoder.towers import weights_digest
+
+    processor: Any = tower.processor
+    rows = [(study.study_id, study.split, study.labels, study.patient, study.sections) for study in known]
+    settings = [asdict(task), entry.mapping, resamples, type(processor).__name__, processor.to_json_string()]
+    text = json.dumps([weights_digest(tower.model), settings, rows], default=str, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _public(cell: Cell) -> dict[str, Any]:
+    return {name: value for name, value in vars(cell).items() if name != "resamples"}
+
+
+def _write_cell(path: Path, cell: Cell, made_of: str) -> None:
+    from encoder.studies import write_whole
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    row = _public(cell) | {"resamples": cell.resamples.tolist(), "made_of": made_of}
+    with write_whole(path) as temporary:
+        temporary.write_text(json.dumps(row, default=str) + "\n", encoding="utf-8")
+
+
+def _read_cell(path: Path, made_of: str) -> Cell | None:
+    """The cell, if it is there and made of the same."""
+    if not path.is_file():
+        return None
+    row = json.loads(path.read_text(encoding="utf-8"))
+    if row.pop("made_of") != made_of:
+        return None
+    return Cell(**(row | {"resamples": np.array(row["resamples"], dtype=float)}))
+
+
+def _slug(name: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in name)
+
+
+if __name__ == "__main__":
+    run("compare")

@@ -1,0 +1,161 @@
+"""`raddraft compare`: one table over towers and tasks, resumable, with paired differences; leaks are told."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from encoder.studies import Study, StudyImage, write_studies
+from scripts.compare import Cell, compare_with
+from tests.test_cli import run
+
+
+@pytest.fixture
+def studies(tmp_path: Path) -> Path:
+    """60 pictures: a bright square at the left or right (Edema), its size (age), its mask, and a note on it."""
+    generator = np.random.default_rng(0)
+    found = []
+    for i in range(60):
+        side, size = i % 2, 8 + i % 9
+        picture, mask = generator.normal(90, 12, (56, 56)), np.zeros((56, 56), np.uint8)
+        x = 4 + 28 * side
+        mask[20 : 20 + size, x : x + size] = 255
+        picture[mask > 0] += 110
+        path, mask_path = tmp_path / f"{i}.png", tmp_path / f"{i}-mask.png"
+        Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(path)
+        Image.fromarray(mask).save(mask_path)
+        found.append(
+            Study(
+                f"s{i}",
+                f"p{i // 2}" if i < 4 else f"p{i}",
+                "train" if i < 36 else "val" if i < 46 else "test",
+                [StudyImage(path, "PA" if i % 3 else "AP", {"square": mask_path})],
+                {"note": "Opacity on the right." if side else "Opacity on the left."},
+                {"Edema": side},
+                {"sex": "F" if side else "M", "age": 3.0 * size},
+                "made",
+            )
+        )
+    write_studies(tmp_path / "studies.jsonl", found)
+    return tmp_path / "studies.jsonl"
+
+
+TASKS = [
+    {"name": "Edema", "kind": "binary", "targets": ["Edema"]},
+    {"name": "Sex", "kind": "multiclass", "targets": ["patient.sex"]},
+    {"name": "Age", "kind": "regression", "targets": ["patient.age"]},
+    {"name": "Square", "kind": "segmentation", "targets": ["square"]},
+    {"name": "Note", "kind": "retrieval", "targets": ["note"]},
+]
+
+
+def write_config(folder: Path, studies: Path, towers: list[dict], tasks: list[dict] = TASKS, **rest: object) -> Path:
+    config = {"studies": str(studies), "towers": towers, "tasks": tasks, "workers": 0, "resamples": 100, **rest}
+    config |= {"out": str(folder / "out"), "features": str(folder / "features")}
+    (folder / "compare.yaml").write_text(yaml.safe_dump(config))
+    return folder / "compare.yaml"
+
+
+def test_towers_and_tasks_become_one_table(tmp_path, studies, tower_folder, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("TOWER", str(tower_folder))
+    towers = [
+        {"tower": "pixels", "label": "16 × 16 pixels"},
+        {"tower": "$TOWER", "label": "tiny"},
+        {"tower": "random:$TOWER"},
+    ]
+    config = write_config(tmp_path, studies, towers)
+    assert run("compare", "--config", config) == (0, "")
+    result = json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert list(result["towers"]) == ["16 × 16 pixels", "tiny", "random:$TOWER"]
+    pixels, tiny = result["towers"]["16 × 16 pixels"], result["towers"]["tiny"]
+    assert pixels["Edema"]["value"] == pixels["Sex"]["value"] == 1.0, "left and right are plain in 16 x 16 pixels"
+    assert pixels["Note"]["value"] == 1.0
+    assert pixels["Square"]["value"] is None
+    assert "no patches" in pixels["Square"]["notes"][0]
+    assert 0 < tiny["Square"]["value"] <= 1
+    assert pixels["Age"]["value"] > 0.5
+    for row in result["towers"].values():
+        for cell in row.values():
+            if cell["value"] is not None:
+                assert cell["low"] <= cell["high"]
+    assert set(result["differences"]["tiny"]) == {"Edema", "Sex", "Age", "Note"}
+    for row in result["differences"].values():
+        for one in row.values():
+            assert one["p"] <= one["p_holm"] <= 1
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert "16 × 16 pixels" in table
+    assert table in capsys.readouterr().out
+    assert (tmp_path / "out" / "report.html").is_file()
+
+
+def test_a_finished_cell_is_not_computed_again(tmp_path, studies, capsys) -> None:
+    config = write_config(tmp_path, studies, [{"tower": "pixels"}], TASKS[:2])
+    assert run("compare", "--config", config) == (0, "")
+    cells = sorted((tmp_path / "out" / "cells").iterdir())
+    assert len(cells) == 2
+    before = [path.stat().st_mtime_ns for path in cells]
+    first = json.loads((tmp_path / "out" / "compare.json").read_text())["towers"]
+    config = write_config(tmp_path, studies, [{"tower": "pixels"}], TASKS[:3])
+    assert run("compare", "--config", config) == (0, "")
+    assert [path.stat().st_mtime_ns for path in cells] == before
+    again = json.loads((tmp_path / "out" / "compare.json").read_text())["towers"]["pixels"]
+    assert len(again) == 3
+    assert {name: again[name]["value"] for name in ("Edema", "Sex")} == {
+        name: first["pixels"][name]["value"] for name in ("Edema", "Sex")
+    }
+    config = write_config(tmp_path, studies, [{"tower": "pixels"}], TASKS[:1], resamples=50)
+    assert run("compare", "--config", config) == (0, "")
+    assert cells[0].stat().st_mtime_ns != before[0], "other settings, another cell"
+
+
+def test_leaks_are_told(tmp_path, studies) -> None:
+    """A tower that has seen test images, and one picture in two splits."""
+    test_images = [tmp_path / f"{i}.png" for i in range(46, 50)]
+    seen = tmp_path / "seen.txt"
+    seen.write_text("".join(hashlib.sha256(path.read_bytes()).hexdigest() + "\n" for path in test_images))
+    (tmp_path / "0.png").write_bytes((tmp_path / "59.png").read_bytes())
+    config = write_config(tmp_path, studies, [{"tower": "pixels", "seen": str(seen)}], TASKS[:1])
+    assert run("compare", "--config", config) == (0, "")
+    warnings = json.loads((tmp_path / "out" / "compare.json").read_text())["warnings"]["pixels"]
+    assert any("4" in sentence and "test" in sentence for sentence in warnings)
+    assert len(warnings) >= 2
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert all(sentence in table for sentence in warnings)
+
+
+@pytest.mark.parametrize(
+    ("changes", "culprit"),
+    [
+        ({"towers": [{"tower": "pixels"}, {"tower": "pixels"}]}, "towers need one or more different names"),
+        ({"baseline": "rad-dino"}, "Unknown baseline 'rad-dino'. Choices: pixels"),
+        ({"towers": [{"tower": "rad-din"}]}, "Unknown tower 'rad-din'"),
+        ({"tasks": [TASKS[0] | {"sources": ["mimic"]}]}, "Task 'Edema': no study of source mimic"),
+        ({"tasks": [TASKS[0] | {"targets": ["Oedema"]}]}, "Oedema"),
+        ({"tasks": [TASKS[0] | {"measure": "r2"}]}, "a binary probe has no measure 'r2'. Choices: auroc"),
+    ],
+)
+def test_faults_are_one_sentence(tmp_path, studies, changes, culprit) -> None:
+    settings = {"towers": [{"tower": "pixels"}], "tasks": TASKS[:1]} | changes
+    config = write_config(tmp_path, studies, settings.pop("towers"), settings.pop("tasks"), **settings)
+    status, message = run("compare", "--config", config)
+    assert status == 1
+    assert culprit in message
+
+
+def test_p_values_are_corrected_after_holm() -> None:
+    resamples = {"a": np.zeros(200), "b": np.full(200, 0.1), "c": np.linspace(-0.05, 0.1, 200), "d": np.full(200, -0.2)}
+    cells = {name: {"t": Cell(0.5, 0.4, 0.6, 10, resamples=values)} for name, values in resamples.items()}
+    cells["e"] = {"t": Cell(None, notes=["no patches"])}
+    found = compare_with("a", cells)
+    assert found["a"] == found["e"] == {}
+    p = {name: found[name]["t"]["p"] for name in "bcd"}
+    assert p["b"] == p["d"] == pytest.approx(2 / 201)
+    assert found["b"]["t"]["p_holm"] == pytest.approx(3 * 2 / 201)
+    assert found["d"]["t"]["p_holm"] == pytest.approx(3 * 2 / 201), "no smaller than that of the rank before"
+    assert found["c"]["t"]["p_holm"] == pytest.approx(max(p["c"], 3 * 2 / 201))
