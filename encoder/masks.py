@@ -267,7 +267,7 @@ def _read_picture(path: Path, labels: tuple[int, ...] | None) -> np.ndarray:
             raise MaskError(f"{path}: a label image has one value for each pixel, this one has {', '.join(bands)}")
         return np.isin(values, labels)
     if len(bands) > 1:
-        values = values[..., : len(bands) - (bands[-1] == "A")].any(-1)
+        values = np.asarray(values[..., : len(bands) - (bands[-1] == "A")].any(-1))
     return np.asarray(values != 0)
 
 

@@ -25,7 +25,7 @@ def save_timm(state: dict[str, torch.Tensor], architecture: str, out: Path) -> t
     if architecture not in timm.list_models():
         similar = ", ".join(timm.list_models(f"*{architecture.split('_')[0]}*")[:8])
         raise ValueError(f"timm has no architecture {architecture!r}. Similar: {similar or 'none'}")
-    whole = timm.create_model(architecture, pretrained=False)
+    whole: Any = timm.create_model(architecture, pretrained=False)
     state, notes = _match(state, whole.state_dict(), architecture)
     settings = dict(whole.pretrained_cfg)
     config = TimmWrapperConfig.from_dict({"architecture": architecture, "num_classes": 0, "model_args": {}})

@@ -1,6 +1,6 @@
 """Reports without training: those of the training studies whose image features are nearest.
 
-With one neighbour the nearest study's report is the draft. With more, the neighbours vote: the draft is the report among
+With one neighbour the nearest study's report is the draft. With more, they vote: the draft is the report among
 theirs that agrees best with the others, each weighted by how near it is.
 """
 

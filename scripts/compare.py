@@ -14,7 +14,7 @@ import json
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -68,6 +68,8 @@ class Task:
     """What a finding that is not mentioned counts as."""
     solver: Literal["lbfgs", "adamw", "knn"] = "lbfgs"
     """How the probe is fitted."""
+    fractions: list[float] | None = None
+    """Learning curve: parts of the train subjects, e.g. 0.1, 0.3, 1; three random draws of each."""
     head: Literal["linear", "upernet", "vitdet"] = "linear"
     """Of segmentation."""
 
@@ -99,7 +101,7 @@ def main(
     out: Path = Path("runs/compare"),
     baseline: str | None = None,
     features: Path = Path("features"),
-    resamples: int = 500,
+    resamples: int = 5000,
     batch_size: int = 32,
     workers: int = 2,
     title: str = "Which encoder?",
@@ -113,7 +115,8 @@ def main(
         out: Folder to write to.
         baseline: Label of the tower that all others are compared with; by default the first.
         features: Folder of feature stores.
-        resamples: Bootstrap resamples of the test subjects.
+        resamples: Bootstrap resamples of the test subjects. After correction for many comparisons nothing can be told
+            apart with fewer than 40 times their number.
         batch_size: Images per forward pass.
         workers: Processes that decode and prepare images while a tower runs.
         title: Heading of the page.
@@ -146,8 +149,8 @@ def main(
                 cell = fill_cell(tower, entry, task, known, features, resamples, batch_size, workers)
                 _write_cell(path, cell, made_of)
             cells[entry.name][task.name] = cell
-            shown = "-" if cell.value is None else f"{cell.value:.3f} [{cell.low:.3f} {cell.high:.3f}]"
-            print(f"{entry.name}, {task.name}: {task.shown} {shown}", flush=True)
+            numbers = [f"{number:.3f}" for number in (cell.value, cell.low, cell.high) if number is not None]
+            print(f"{entry.name}, {task.name}: {task.shown} {' '.join(numbers) or '-'}", flush=True)
     differences = compare_with(baseline, cells)
     result = {
         "baseline": baseline,
@@ -200,20 +203,33 @@ def fill_cell(
 
 
 def _probe(task: Task, studies: Sequence[Study], store: Any, resamples: int) -> Cell:
-    from encoder.probe import ProbeConfig, TargetSpec, make_target, run_probe
+    from encoder.probe import ProbeConfig, TargetSpec, learning_curve, make_target, run_probe
 
     spec = TargetSpec(task.kind, tuple(task.targets), task.uncertain, task.missing)  # type: ignore[arg-type]
     config = ProbeConfig(pooling=task.pooling, solver=task.solver, resamples=resamples)
-    result = run_probe(store, make_target(studies, spec), config)
+    target = make_target(studies, spec)
+    result = run_probe(store, target, config)
     measured = result.measures["macro"].get(task.shown)
     if measured is None:
         raise ValueError(f"Task {task.name!r}: a {task.kind} probe has no measure {task.shown!r}. Choices: "
                          f"{', '.join(result.measures['macro'])}")  # fmt: skip
     estimate = measured.estimate
     notes = result.notes + ([estimate.reason] if estimate.reason else [])
-    return Cell(
-        estimate.value, estimate.low, estimate.high, result.n["test"], notes, result.to_dict(), measured.resamples
-    )
+    details = result.to_dict()
+    if task.fractions:
+        points = learning_curve(store, target, task.fractions, replace(config, resamples=200))
+        details["curve"] = [_curve_point(points, fraction, task.shown) for fraction in sorted(task.fractions)]
+    return Cell(estimate.value, estimate.low, estimate.high, result.n["test"], notes, details, measured.resamples)
+
+
+def _curve_point(points: Sequence[Any], fraction: float, measure: str) -> dict[str, Any]:
+    """Mean over the random draws of one size, with its interval."""
+    from encoder.measures import over_seeds
+
+    drawn = [point for point in points if point.fraction == fraction]
+    one = over_seeds([point.result.measures["macro"][measure] for point in drawn]).estimate
+    n_subjects = drawn[0].n_subjects
+    return {"fraction": fraction, "n": n_subjects, "value": one.value, "low": one.low, "high": one.high}
 
 
 def _segment(tower: Tower, task: Task, studies: Sequence[Study], store: Any, resamples: int) -> Cell:
@@ -266,6 +282,8 @@ def compare_with(baseline: str, cells: dict[str, dict[str, Cell]]) -> dict[str, 
                 continue
             resampled = cell.resamples - other.resamples
             resampled = resampled[~np.isnan(resampled)]
+            if not len(resampled):
+                continue
             bounds = interval(resampled)
             row_of = {"value": cell.value - other.value, "low": bounds.low, "high": bounds.high}
             found[tower, task] = row_of | {"p": p_value(resampled)}

@@ -48,7 +48,7 @@ def studies(tmp_path: Path) -> Path:
 
 TASKS = [
     {"name": "Edema", "kind": "binary", "targets": ["Edema"]},
-    {"name": "Sex", "kind": "multiclass", "targets": ["patient.sex"]},
+    {"name": "Sex", "kind": "multiclass", "targets": ["patient.sex"], "fractions": [0.4, 1.0]},
     {"name": "Age", "kind": "regression", "targets": ["patient.age"]},
     {"name": "Square", "kind": "segmentation", "targets": ["square"]},
     {"name": "Note", "kind": "retrieval", "targets": ["note"]},
@@ -76,6 +76,8 @@ def test_towers_and_tasks_become_one_table(tmp_path, studies, tower_folder, monk
     pixels, tiny = result["towers"]["16 × 16 pixels"], result["towers"]["tiny"]
     assert pixels["Edema"]["value"] == pixels["Sex"]["value"] == 1.0, "left and right are plain in 16 x 16 pixels"
     assert pixels["Note"]["value"] == 1.0
+    assert [point["n"] for point in pixels["Sex"]["details"]["curve"]] == [14, 34]
+    assert pixels["Sex"]["details"]["curve"][1]["value"] == 1.0
     assert pixels["Square"]["value"] is None
     assert "no patches" in pixels["Square"]["notes"][0]
     assert 0 < tiny["Square"]["value"] <= 1

@@ -33,8 +33,9 @@ def test_nearest_is_the_highest_cosine_of_standardised_vectors() -> None:
 
 
 def test_neighbours_vote_for_the_report_they_agree_on() -> None:
-    reports = ["Large left effusion.", "The heart is normal.", "The heart size is normal.", "The heart is normal in size."]
-    assert vote(reports, [0.9, 0.8, 0.8, 0.8]) == 1, "mean ROUGE-L .84 to the two others; theirs are .81 and .76"
+    heart = ["The heart is normal.", "The heart size is normal.", "The heart is normal in size."]
+    reports = ["Large left effusion.", *heart]
+    assert vote(reports, [0.9, 0.8, 0.8, 0.8]) == 1, "mean ROUGE-L .84 to the two others; .81 and .76"
     assert vote(reports[:1], [0.3]) == 0
     assert vote(["a b", "a b"], [0.9, 0.9]) == 0, "a tie goes to the nearest"
     assert vote(["x", "y", "y z"], [0.99, 0.0, 0.5]) == 1, "who is far has no say, but may be chosen"
