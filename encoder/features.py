@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from encoder.images import ImageError, load_image
 from encoder.studies import write_whole
-from encoder.towers import Tower, weights_digest
+from encoder.tower import Tower, weights_digest
 
 INTEGERS = {"float16": np.int16, "bfloat16": np.int16, "float32": np.int32}  # numpy has no bfloat16
 

@@ -18,7 +18,8 @@ from torch import nn
 
 from encoder.features import FeatureConfig
 from encoder.studies import write_whole
-from encoder.towers import Tower, checkpoint_error, load_tower
+from encoder.tower import Tower
+from encoder.towers import checkpoint_error, load_tower
 from generator.prompts import PromptConfig, chat_template
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from scripts import run
 
 if TYPE_CHECKING:
     from encoder.studies import Study
-    from encoder.towers import Tower
+    from encoder.tower import Tower
 
 
 @dataclass
@@ -121,8 +121,8 @@ def main(
         workers: Processes that decode and prepare images while a tower runs.
         title: Heading of the page.
     """
-    from encoder.probe import check_leaks
     from encoder.studies import read_studies
+    from encoder.targets import check_leaks
     from encoder.towers import load_tower
     from scripts._compare_page import write_page
 
@@ -203,7 +203,9 @@ def fill_cell(
 
 
 def _probe(task: Task, studies: Sequence[Study], store: Any, resamples: int) -> Cell:
-    from encoder.probe import ProbeConfig, TargetSpec, learning_curve, make_target, run_probe
+    from encoder.fitting import ProbeConfig
+    from encoder.probe import learning_curve, run_probe
+    from encoder.targets import TargetSpec, make_target
 
     spec = TargetSpec(task.kind, tuple(task.targets), task.uncertain, task.missing)  # type: ignore[arg-type]
     config = ProbeConfig(pooling=task.pooling, solver=task.solver, resamples=resamples)
@@ -236,7 +238,10 @@ def _segment(tower: Tower, task: Task, studies: Sequence[Study], store: Any, res
     from encoder.segment import SegmentConfig, segment
 
     config = SegmentConfig(tuple(task.targets), task.head, grid="picture", resamples=resamples)
-    result, _ = segment(store, studies, tower.processor, config)
+    try:
+        result, _ = segment(store, studies, tower.processor, config)
+    except ValueError as error:  # a processor that masks cannot follow, or too few masks: the other tasks go on
+        return Cell(None, notes=[str(error)])
     score = result.scores["mean"][task.shown]
     resampled = result.resampled[task.shown][:, -1]
     details = result.to_dict()
@@ -296,7 +301,7 @@ def compare_with(baseline: str, cells: dict[str, dict[str, Cell]]) -> dict[str, 
 
 def _made_of(known: Sequence[Study], tower: Tower, entry: Entry, task: Task, resamples: int) -> str:
     """Digest of all that a cell depends on."""
-    from encoder.towers import weights_digest
+    from encoder.tower import weights_digest
 
     processor: Any = tower.processor
     rows = [(study.study_id, study.split, study.labels, study.patient, study.sections) for study in known]

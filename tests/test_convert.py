@@ -21,7 +21,8 @@ import scripts
 from encoder.biovil import BioViLT
 from encoder.checkpoints import resize_position_embeddings
 from encoder.convert import KINDS, convert
-from encoder.towers import count_prefix_tokens, load_tower, weights_digest
+from encoder.tower import count_prefix_tokens, weights_digest
+from encoder.towers import load_tower
 from tests.test_biovil import NOT_NEEDED, hollow
 from tests.test_towers import model_and_processor
 

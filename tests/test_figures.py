@@ -24,7 +24,7 @@ from encoder.figures import (
     sheet_size,
     similarity_map,
 )
-from encoder.towers import count_prefix_tokens
+from encoder.tower import count_prefix_tokens
 from scripts.figures import look, main
 from tests.test_images import chest
 from tests.test_towers import model_and_processor, save_tower

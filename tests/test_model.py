@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from encoder.studies import Study, read_studies
-from encoder.towers import weights_digest
+from encoder.tower import weights_digest
 from generator.data import IGNORE, Example, ExampleDataset, Item, collate, encode, load_micro_batches, render_prompt
 from generator.model import Drafter, LoraConfig, ModelConfig, add_lora, build, choose_trainable, load, save
 from generator.prompts import PromptConfig

@@ -18,6 +18,8 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.preprocessing import StandardScaler
 
 from encoder.features import FeatureConfig, FeatureStore
+from encoder.finetune import finetune
+from encoder.fitting import ProbeConfig
 from encoder.measures import (
     Metric,
     auroc,
@@ -31,19 +33,9 @@ from encoder.measures import (
     r2,
     recall,
 )
-from encoder.probe import (
-    ProbeConfig,
-    Target,
-    TargetSpec,
-    check_leaks,
-    finetune,
-    fit_linear,
-    knn_scores,
-    learning_curve,
-    make_target,
-    run_probe,
-)
+from encoder.probe import fit_linear, knn_scores, learning_curve, run_probe
 from encoder.studies import Study, StudyImage
+from encoder.targets import Target, TargetSpec, check_leaks, make_target
 from encoder.towers import load_tower
 from tests.conftest import make_study
 

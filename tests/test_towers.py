@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from encoder.towers import TOWERS, Card, count_prefix_tokens, load_tower, resolve_tower, weights_digest
+from encoder.tower import count_prefix_tokens, weights_digest
+from encoder.towers import TOWERS, Card, load_tower, resolve_tower
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
 TEXT = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}

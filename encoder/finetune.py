@@ -1,0 +1,198 @@
+"""Probes trained by epochs, with AdamW, on stored vectors or patches; or together with the last blocks of a tower.
+
+    config = ProbeConfig(solver="adamw", weight_decays=(0.01,), epochs=10)
+    result = finetune(load_tower("rad-dino"), 2, target, config)
+
+Attention pooling is a query learnt with the probe; it starts at the mean patch.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from encoder.features import FeatureStore, prepare_pixels
+from encoder.fitting import (
+    Pooling,
+    ProbeConfig,
+    ProbeResult,
+    Scores,
+    as_scores,
+    choose_and_measure,
+    moments,
+    rows_in,
+    sum_losses,
+)
+from encoder.targets import Kind, Target
+from encoder.tower import Tower
+
+
+def descend(x: Tensor, target: Target, config: ProbeConfig) -> Scores:
+    """Linear probes on vectors [n, D], fitted on the train split."""
+    mean, sd = moments([x[rows_in(target, "train")]])
+    return _train_all(lambda: _Head(mean, sd, len(target.names), False), lambda rows: x[rows], target, config)
+
+
+def attend(store: FeatureStore, target: Target, config: ProbeConfig) -> Scores:
+    """Linear probes behind attention over the stored patches, fitted on the train split."""
+
+    def patches(rows: Tensor) -> Tensor:
+        return torch.stack([store.patches(target.paths[row]).flatten(0, 1).float() for row in rows])  # [B, P, D]
+
+    batches = rows_in(target, "train").split(config.batch_size)
+    mean, sd = moments(patches(rows).flatten(0, 1) for rows in batches)
+    return _train_all(lambda: _Head(mean, sd, len(target.names), True), patches, target, config)
+
+
+def finetune(tower: Tower, n_blocks: int, target: Target, config: ProbeConfig, mapping: str = "window") -> ProbeResult:
+    """Train the last blocks of a tower, by AdamW, together with a linear probe behind them, and measure that.
+
+    Everything else, a last LayerNorm too, stays as it is. Each seed starts from the tower as it came; in the end the
+    tower holds the blocks of the last seed.
+
+    Args:
+        tower: a plain vision transformer, in float32, on the device that is to compute.
+        n_blocks: how many of its last blocks train.
+        target: images that can be read.
+        config: solver adamw, one weight decay.
+        mapping: of grey values; see `encoder.images.load_image`.
+
+    Raises:
+        ValueError: another solver, several weight decays, no plain vision transformer, or fewer blocks.
+        ImageError: an image cannot be read.
+    """
+    started = time.perf_counter()
+    if config.solver != "adamw" or len(config.decays) != 1:
+        raise ValueError(f"Fine-tuning takes solver 'adamw' and one weight decay, not {config.solver} {config.decays}")
+    stacks = [module for module in tower.model.modules() if isinstance(module, nn.ModuleList)] if tower.is_plain else []
+    blocks = list(max(stacks, key=len, default=()))
+    if not 0 < n_blocks <= len(blocks):
+        raise ValueError(f"{n_blocks} blocks of {tower.name} cannot train: it has {len(blocks)} that can")
+    chosen = [parameter for block in blocks[-n_blocks:] for parameter in block.parameters()]
+    before = [parameter.detach().clone() for parameter in chosen]
+    asked = [(parameter, parameter.requires_grad) for parameter in tower.model.parameters()]
+
+    def pixels(rows: Tensor) -> Tensor:
+        return torch.stack([prepare_pixels(tower.processor, target.paths[row], mapping) for row in rows])
+
+    def fit(part: Target) -> Scores:
+        with torch.no_grad():
+            batches = (pixels(rows) for rows in rows_in(part, "train").split(config.batch_size))
+            vectors = (_through(tower, batch, config.pooling).flatten(0, -2) for batch in batches)
+            mean, sd = moments(vectors)
+
+        def build() -> nn.Module:
+            for parameter, value in zip(chosen, before, strict=True):
+                parameter.data.copy_(value)
+            return _Tuned(tower, _Head(mean, sd, len(part.names), config.pooling == "attention"), config.pooling)
+
+        return _train_all(build, pixels, part, config)
+
+    try:
+        tower.model.requires_grad_(False)
+        for parameter in chosen:
+            parameter.requires_grad_(True)
+        return choose_and_measure(target, fit, config, started)
+    finally:
+        for parameter, value in asked:
+            parameter.requires_grad_(value)
+
+
+def _through(tower: Tower, pixels: Tensor, pooling: Pooling) -> Tensor:
+    """Features through which gradients flow: vectors [B, D] or, for attention, patches [B, P, D]."""
+    encoded = tower.encode(pixels, grad=True)
+    patches = encoded.patches.flatten(1, 2).float()
+    if pooling == "attention":
+        return patches
+    pooled, mean = encoded.pooled.float(), patches.mean(1)
+    return {"class": pooled, "mean": mean, "both": torch.cat([pooled, mean], dim=1)}[pooling]
+
+
+class _Tuned(nn.Module):
+    """A tower and the head behind it."""
+
+    def __init__(self, tower: Tower, head: nn.Module, pooling: Pooling) -> None:
+        super().__init__()
+        self.tower, self.pooling = tower, pooling
+        self.model, self.head = tower.model, head.to(tower.device)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.head(_through(self.tower, pixels, self.pooling))
+
+
+class _Head(nn.Module):
+    """Standardise, pool the patches by attention if asked to, then a linear layer: [B, D] or [B, P, D] -> [B, C]."""
+
+    mean: Tensor
+    sd: Tensor
+
+    def __init__(self, mean: Tensor, sd: Tensor, n_outputs: int, attention: bool) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean.float())
+        self.register_buffer("sd", sd.float())
+        self.query = nn.Parameter(torch.zeros(len(mean))) if attention else None  # 0: it starts at the mean patch
+        self.linear = nn.Linear(len(mean), n_outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = (x - self.mean) / self.sd
+        if self.query is not None:
+            attention = (x @ self.query / math.sqrt(x.shape[-1])).softmax(1)  # [B, P]
+            x = (attention[..., None] * x).sum(1)
+        return self.linear(x)
+
+
+def _train_all(
+    build: Callable[[], nn.Module], load: Callable[[Tensor], Tensor], target: Target, config: ProbeConfig
+) -> Scores:
+    """A fresh module for each weight decay and seed; scores of the train images are left NaN."""
+    train, rest = rows_in(target, "train"), rows_in(target, "val", "test")
+    centre, scale = np.zeros(target.y.shape[1]), np.ones(target.y.shape[1])
+    if target.kind == "regression":
+        centre, scale = np.nanmean(target.y[train], axis=0), np.nanstd(target.y[train], axis=0)
+    y = torch.from_numpy((target.y - centre) / scale)
+    found: Scores = {}
+    for decay in config.decays:
+        for seed in config.seeds:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                module = build()
+            _train(module, load, y, train, target.kind, decay, seed, config)
+            with torch.no_grad():
+                outputs = [module(load(rows)).cpu() for rows in rest.split(config.batch_size)]
+            scores = np.full(target.y.shape, np.nan)
+            if outputs:
+                scores[rest] = as_scores(torch.cat(outputs), target.kind) * scale + centre
+            found.setdefault(decay, []).append(scores)
+    return found
+
+
+def _train(
+    module: nn.Module,
+    load: Callable[[Tensor], Tensor],
+    y: Tensor,
+    rows: Tensor,
+    kind: Kind,
+    decay: float,
+    seed: int,
+    config: ProbeConfig,
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    learnt = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    matrices = [parameter for parameter in learnt if parameter.ndim > 1]
+    vectors = [parameter for parameter in learnt if parameter.ndim <= 1]  # biases and the query do not decay
+    groups = [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate)
+    n_steps = config.epochs * math.ceil(len(rows) / config.batch_size)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
+    for _ in range(config.epochs):
+        for batch in rows[torch.randperm(len(rows), generator=generator)].split(config.batch_size):
+            optimizer.zero_grad()
+            loss = sum_losses(module(load(batch)), y[batch], kind) / (~y[batch].isnan()).sum()
+            loss.backward()
+            optimizer.step()
+            schedule.step()

@@ -1,0 +1,219 @@
+"""What a probe is to tell of each image: findings or fields of a manifest, as numbers.
+
+    target = make_target(read_studies("studies.jsonl"), TargetSpec("multilabel", ("Cardiomegaly", "Edema")))
+
+`check_leaks` says whether the test split may be known to a probe or a tower already.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from encoder.features import digest_files
+from encoder.studies import Study, StudyImage
+
+Kind = Literal["multilabel", "multiclass", "regression"]
+
+
+@dataclass(frozen=True)
+class TargetSpec:
+    """What a probe is to tell of an image."""
+
+    kind: Literal["multilabel", "binary", "multiclass", "regression"]
+    """multilabel: findings, each by itself; binary: one finding; multiclass: a field of few values, its classes being
+    those of the train split; regression: fields that are numbers."""
+    names: tuple[str, ...]
+    """Findings; else fields: patient.sex, patient.age, image.view, source, or a key of the study, dots going deeper."""
+    uncertain: Literal["drop", "positive", "negative"] = "drop"
+    """What a label of -1 counts as."""
+    missing: Literal["drop", "negative"] = "drop"
+    """What a finding that is not mentioned counts as."""
+    images: Literal["main", "frontal"] = "main"
+    """Each study's main image, or all of its frontal ones."""
+
+    def __post_init__(self) -> None:
+        if not self.names or (self.kind in ("binary", "multiclass") and len(self.names) != 1):
+            raise ValueError(f"A {self.kind} target does not take {len(self.names)} names: {self.names}")
+
+
+@dataclass
+class Target:
+    """Images and what is true of them."""
+
+    kind: Kind
+    names: tuple[str, ...]
+    """Findings, classes or quantities."""
+    paths: list[Path]
+    subjects: np.ndarray
+    """[n]."""
+    splits: np.ndarray
+    """[n]."""
+    y: np.ndarray
+    """[n, C], NaN where missing; of multiclass one column for each class."""
+    notes: list[str] = field(default_factory=list)
+
+    def keep(self, rows: np.ndarray) -> Target:
+        """The same for some of the images, given by a mask [n] or positions."""
+        positions = np.arange(len(self.paths))[rows]
+        paths = [self.paths[position] for position in positions]
+        return replace(self, paths=paths, subjects=self.subjects[rows], splits=self.splits[rows], y=self.y[rows])
+
+    @property
+    def constant(self) -> dict[str, str]:
+        """Finding -> a sentence, where train holds one value only: nothing can be learnt."""
+        found = {}
+        for name, values in zip(self.names, self.y[self.splits == "train"].T, strict=True):
+            known = values[~np.isnan(values)]
+            if len(np.unique(known)) < 2:
+                found[name] = (
+                    f"constant in train: {known[0]:g} on all {len(known)} images" if len(known) else "no label"
+                )
+        return found
+
+
+def make_target(studies: Sequence[Study], spec: TargetSpec) -> Target:
+    """Images and labels of a manifest; images without any label are left out.
+
+    Raises:
+        ValueError: a subject in two splits, a finding or field that no study has, or a value that is no number.
+    """
+    split_of: dict[str, str] = {}
+    for study in studies:
+        if split_of.setdefault(study.subject_id, study.split) != study.split:
+            raise ValueError(
+                f"Subject {study.subject_id!r} is in splits {split_of[study.subject_id]!r} and {study.split!r}"
+            )
+    rows = [(study, image) for study in studies for image in _images(study, spec.images)]
+    notes: list[str] = []
+    names = spec.names
+    kind: Kind = "multilabel" if spec.kind == "binary" else spec.kind
+    if kind == "multilabel":
+        _check_known(names, {name for study in studies for name in study.labels}, "finding")
+        y = [[_label(study.labels.get(name), spec) for name in names] for study, _ in rows]
+    else:
+        values = [[_read_field(study, image, name) for name in names] for study, image in rows]
+        filled = {name for row in values for name, value in zip(names, row, strict=True) if value is not None}
+        patient = {f"patient.{key}" for study in studies for key in study.patient}
+        _check_known(names, filled | {"image.view", "source"} | patient, "field", filled)
+        if kind == "multiclass":
+            names, y = _classes([row[0] for row in values], [study.split for study, _ in rows], notes)
+        else:
+            y = [
+                [_number(study, name, value) for name, value in zip(names, row, strict=True)]
+                for (study, _), row in zip(rows, values, strict=True)
+            ]
+    target = Target(
+        kind,
+        names,
+        [image.path for _, image in rows],
+        np.array([study.subject_id for study, _ in rows], dtype=str),
+        np.array([study.split for study, _ in rows], dtype=str),
+        np.array(y, dtype=float).reshape(len(rows), len(names)),
+        notes,
+    )
+    labelled = ~np.isnan(target.y).all(1)
+    if not labelled.all():
+        notes.append(f"{(~labelled).sum()} of {len(rows)} images have no label")
+    return target.keep(labelled)
+
+
+def _images(study: Study, choice: str) -> list[StudyImage]:
+    return [study.main_image] if choice == "main" else [image for image in study.images if image.frontal]
+
+
+def _label(value: int | None, spec: TargetSpec) -> float:
+    if value is None:
+        return {"drop": math.nan, "negative": 0.0}[spec.missing]
+    return {"drop": math.nan, "positive": 1.0, "negative": 0.0}[spec.uncertain] if value == -1 else float(value)
+
+
+def _read_field(study: Study, image: StudyImage, name: str) -> Any:
+    """A field by its dotted name; None where there is none. An empty string is none."""
+    first, *rest = name.split(".")
+    known = {"patient": study.patient, "image": image.extra | {"view": image.view}, "source": study.source}
+    value: Any = known.get(first, study.extra.get(first))
+    for key in rest:
+        value = value.get(key) if isinstance(value, dict) else None
+    return None if value == "" else value
+
+
+def _number(study: Study, name: str, value: Any) -> float:
+    if value is None:
+        return math.nan
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"Study {study.study_id!r}: {name} is {value!r}, not a number")
+    return float(value)
+
+
+def _classes(values: list[Any], splits: list[str], notes: list[str]) -> tuple[tuple[str, ...], list[list[float]]]:
+    """Classes of the train split, and a column of 0 and 1 for each; a row of NaN where the class is not one of them."""
+    texts = [None if value is None else str(value) for value in values]
+    names = tuple(sorted({text for text, split in zip(texts, splits, strict=True) if text and split == "train"}))
+    if unknown := sorted({text for text in texts if text} - set(names)):
+        notes.append(f"classes left out, since they are not in train: {', '.join(unknown)}")
+    return names, [[float(text == name) if text in names else math.nan for name in names] for text in texts]
+
+
+def _check_known(names: Sequence[str], choices: set[str], what: str, filled: set[str] | None = None) -> None:
+    for name in names:
+        if name not in (choices if filled is None else filled):
+            raise ValueError(f"No study has the {what} {name!r}. Choices: {', '.join(sorted(choices))}")
+
+
+def check_leaks(studies: Sequence[Study], hashes: Path | None = None, features: Path | None = None) -> list[str]:
+    """A sentence for each way in which the test split may be known already; none if all is well.
+
+    Args:
+        studies: all splits.
+        hashes: a text file with the SHA-256 of a tower's pre-training images, one a line (`sha256sum` will do).
+        features: folder of feature stores, whose record of digests saves reading the images again.
+
+    Raises:
+        ValueError: a line of `hashes` does not begin with a SHA-256.
+    """
+    found = []
+    in_splits: dict[str, set[str]] = {}
+    for study in studies:
+        in_splits.setdefault(study.subject_id, set()).add(study.split)
+    if several := [subject for subject, splits in in_splits.items() if len(splits) > 1]:
+        where = " and ".join(sorted(in_splits[several[0]]))
+        found.append(f"{len(several)} subjects are in more than one split, e.g. {several[0]!r} in {where}")
+    placed: dict[Path, set[str]] = {}
+    for study in studies:
+        for image in study.images:
+            placed.setdefault(image.path, set()).add(study.split)
+    with tempfile.TemporaryDirectory() as temporary:
+        files = digest_files(list(placed), features or Path(temporary))
+    if unread := len(placed) - len(files):
+        found.append(f"{unread} images cannot be read, and were not checked")
+    contents: dict[str, list[Path]] = {}
+    for path, file in files.items():
+        contents.setdefault(file.digest, []).append(path)
+    shared = [paths for paths in contents.values() if len(set().union(*(placed[path] for path in paths))) > 1]
+    if shared:
+        example = ", ".join(f"{path} ({' and '.join(sorted(placed[path]))})" for path in shared[0])
+        found.append(f"{len(shared)} images are in more than one split with the same content, e.g. {example}")
+    if hashes:
+        test = {digest for digest, paths in contents.items() if any("test" in placed[path] for path in paths)}
+        if met := len(_read_hashes(hashes) & test):
+            found.append(f"{met} of {len(test)} test images were in the tower's pre-training, by {hashes.name}")
+    return found
+
+
+def _read_hashes(path: Path) -> set[str]:
+    found = set()
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if line.strip():
+            digest = line.split()[0].lower()
+            if not re.fullmatch("[0-9a-f]{64}", digest):
+                raise ValueError(f"{path.name} line {number}: {digest[:80]!r} is no SHA-256 of 64 hexadecimal digits")
+            found.add(digest)
+    return found

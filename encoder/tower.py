@@ -1,0 +1,263 @@
+"""One vision tower behind one interface: pooled vector, patch grid, hidden states, of whatever family the model is."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+    from transformers import BaseImageProcessor
+
+# Final outputs that the authors use as the image's vector instead of the class token in `last_hidden_state`: CLIP's is
+# behind one more LayerNorm, SigLIP's is pooled by attention, a CNN's is an average.
+POOLED_BY_MODEL = (
+    "clip_vision_model",
+    "siglip_vision_model",
+    "timm_wrapper",
+    "resnet",
+    "convnext",
+    "convnextv2",
+    "swin",
+)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Features of a batch of pictures."""
+
+    pooled: torch.Tensor
+    """The class token, or what the model pools: [B, D]."""
+    patches: torch.Tensor
+    """[B, H, W, D]."""
+
+
+MOST_PREFIX_TOKENS = 64
+"""A model with more tokens than patches by more than this has no grid of patches."""
+
+
+class Tower:
+    """A vision model in eval mode with its image processor.
+
+    Args:
+        name: for people.
+        model: gives `last_hidden_state` of tokens [B, T, D] or of a map [B, D, H, W], as transformers' vision models
+            do; or (pooled, patches), as BioViLT does.
+        processor: makes its pixels.
+    """
+
+    def __init__(self, name: str, model: Any, processor: BaseImageProcessor) -> None:
+        self.name, self.model, self.processor = name, model.eval(), processor
+        self._interpolate = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @cached_property
+    def shape(self) -> tuple[int, int, int]:
+        """Rows and columns of patches, and width: (H, W, D). Raises ValueError where pictures do not fit the model."""
+        return tuple(self.encode(self.black_pixels).patches.shape[1:])  # type: ignore[return-value]
+
+    @cached_property
+    def black_pixels(self) -> torch.Tensor:
+        """A black picture as the model gets it: [1, 3, height, width]."""
+        return self.prepare([_black()])
+
+    @cached_property
+    def is_plain(self) -> bool:
+        """Whether it is a plain vision transformer, which a LLaVA model can hold."""
+        try:
+            return self.n_prefix >= 0
+        except ValueError:
+            return False
+
+    @cached_property
+    def n_prefix(self) -> int:
+        """Class and register tokens before the patches, in the model's own tokens."""
+        return count_prefix_tokens(self.model, self.processor)
+
+    def prepare(self, images: Sequence[Image]) -> torch.Tensor:
+        """Pictures as the model gets them: [B, 3, height, width]."""
+        return self.processor([image.convert("RGB") for image in images], return_tensors="pt")["pixel_values"]
+
+    def encode(
+        self,
+        pixels: torch.Tensor,
+        layers: Sequence[int] | None = None,
+        average: bool = False,
+        grad: bool = False,
+    ) -> Encoded:
+        """Features of pixels [B, 3, height, width], on the model's device.
+
+        Args:
+            pixels: as `prepare` makes them.
+            layers: indices into the hidden states, 0 being the embedding; by default the model's final output, behind
+                its last LayerNorm (what the package rad-dino gives).
+            average: of several layers, instead of putting them side by side ([B, D * layers]).
+            grad: keep gradients, for training; inside `torch.no_grad()` there are none all the same.
+
+        Raises:
+            ValueError: no such layer, layers that are no token sequences, or pictures of a size the model cannot take.
+        """
+        import torch
+
+        with nullcontext() if grad else torch.no_grad():
+            if layers is None:
+                return self._final(self._forward(pixels), pixels)
+            outputs = self._forward(pixels, output_hidden_states=True)
+            states = [self._tokens(state, pixels) for state in pick_layers(outputs, layers)]
+            pooled, patches = zip(*((one.pooled, one.patches) for one in states), strict=True)
+            if average:
+                return Encoded(torch.stack(pooled).mean(0), torch.stack(patches).mean(0))
+            return Encoded(torch.cat(pooled, dim=-1), torch.cat(patches, dim=-1))
+
+    def hidden(self, pixels: torch.Tensor, layer: int) -> torch.Tensor:
+        """One raw hidden state [B, T, D], prefix tokens included, as LLaVA reads it. Raises ValueError as `encode`."""
+        import torch
+
+        with torch.no_grad():
+            (state,) = pick_layers(self._forward(pixels, output_hidden_states=True), [layer])
+        return state
+
+    def _forward(self, pixels: torch.Tensor, **options: Any) -> Any:
+        parameter = next(self.model.parameters())
+        if options and not hasattr(self.model.config, "num_hidden_layers"):
+            raise ValueError(f"{self.name} gives no hidden states of tokens, only its final output")
+        if self._interpolate and tuple(pixels.shape[-2:]) != self._native_size:
+            options["interpolate_pos_encoding"] = True
+        try:
+            return self.model(pixels.to(parameter.device, parameter.dtype), **options)
+        except (ValueError, RuntimeError, AssertionError) as error:
+            height, width = pixels.shape[-2:]
+            raise ValueError(
+                f"{self.name} does not take pictures of {height} x {width} pixels; its own size is "
+                f"{getattr(self.model.config, 'image_size', 'unknown')}: {error}"
+            ) from error
+
+    @cached_property
+    def _native_size(self) -> tuple[int, int] | None:
+        size = getattr(self.model.config, "image_size", None)
+        return (size, size) if isinstance(size, int) else tuple(size) if size else None
+
+    def _final(self, outputs: Any, pixels: torch.Tensor) -> Encoded:
+        if isinstance(outputs, tuple):  # BioViLT
+            return Encoded(*outputs)
+        last = outputs.last_hidden_state
+        pooled = getattr(outputs, "pooler_output", None)
+        if self.model.config.model_type not in POOLED_BY_MODEL or pooled is None:
+            pooled = None
+        if last.ndim == 4:  # a map [B, D, H, W]
+            patches = last.permute(0, 2, 3, 1)
+            return Encoded(patches.mean((1, 2)) if pooled is None else pooled.flatten(1), patches)
+        encoded = self._tokens(last, pixels)
+        return encoded if pooled is None else Encoded(pooled, encoded.patches)
+
+    def _tokens(self, tokens: torch.Tensor, pixels: torch.Tensor) -> Encoded:
+        """Tokens [B, T, D]: patches at the end, the class token first; without one, the mean patch is the vector."""
+        if tokens.ndim != 3:
+            raise ValueError(
+                f"{self.name}: hidden states of shape {tuple(tokens.shape)} are no tokens; use the final output"
+            )
+        n_prefix, height, width = token_grid(self.model, tokens, pixels)
+        patches = tokens[:, n_prefix:].unflatten(1, (height, width))
+        return Encoded(tokens[:, 0] if n_prefix else patches.mean((1, 2)), patches)
+
+
+def pick_layers(outputs: Any, layers: Sequence[int]) -> list[torch.Tensor]:
+    """Hidden states by index. Raises ValueError naming the choices."""
+    states = outputs.hidden_states
+    for layer in layers:
+        if not -len(states) <= layer < len(states):
+            raise ValueError(
+                f"Layer {layer} does not exist. The tower has hidden states {-len(states)} to {len(states) - 1}"
+            )
+    return [states[layer] for layer in layers]
+
+
+def token_grid(model: Any, tokens: torch.Tensor, pixels: torch.Tensor) -> tuple[int, int, int]:
+    """(prefix tokens, rows, columns) of tokens [B, T, D] made of pixels [B, 3, height, width].
+
+    A plain vision transformer has a token for each patch and some before them; others (Swin) merge patches into a
+    smaller square and have none.
+
+    Raises:
+        ValueError: neither.
+    """
+    height, width = pixels.shape[-2:]
+    n_tokens = tokens.shape[1]
+    if patch := patch_size(model):
+        rows, columns = height // patch, width // patch
+        if 0 <= n_tokens - rows * columns <= MOST_PREFIX_TOKENS:
+            return n_tokens - rows * columns, rows, columns
+    side = math.isqrt(n_tokens)
+    if side * side != n_tokens:
+        raise ValueError(
+            f"{n_tokens} tokens for {height} x {width} pixels are neither a patch grid nor a square: "
+            f"this {model.config.model_type!r} model is no vision transformer that is known here"
+        )
+    return 0, side, side
+
+
+def patch_size(model: Any) -> int | None:
+    """Side of a patch in pixels, if the model states it."""
+    size = getattr(model.config, "patch_size", None)
+    return size if isinstance(size, int) else None
+
+
+def count_prefix_tokens(model: Any, processor: BaseImageProcessor) -> int:
+    """Tokens before the patches (class, registers) of a tower that a LLaVA model can hold, by a black picture.
+
+    Raises:
+        ValueError: it is no plain vision transformer, or does not take by itself the pictures the processor makes.
+    """
+    import torch
+
+    kind = getattr(model.config, "model_type", type(model).__name__)
+    patch = patch_size(model)
+    if patch is None or not hasattr(model.config, "num_hidden_layers"):
+        raise ValueError(
+            f"This tower is a {kind!r} model, which has no patches: not a vision transformer, so a LLaVA model cannot "
+            "hold it; it serves features, probes and figures"
+        )
+    pixels = processor([_black()], return_tensors="pt")["pixel_values"]
+    height, width = pixels.shape[-2:]
+    try:
+        with torch.no_grad():
+            tokens = model(pixels.to(model.device, model.dtype)).last_hidden_state  # [1, T, D]
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"The {kind!r} tower does not take pictures of {height} x {width} pixels, its own size is "
+            f"{model.config.image_size}: {error}"
+        ) from error
+    n_patches = (height // patch) * (width // patch)
+    if tokens.ndim != 3 or not 0 <= tokens.shape[1] - n_patches <= MOST_PREFIX_TOKENS:
+        raise ValueError(
+            f"The {kind!r} tower is not a plain vision transformer: for {height} x {width} pixels it gives features of "
+            f"shape {tuple(tokens.shape[1:])}, not one for each of the {n_patches} patches"
+        )
+    return tokens.shape[1] - n_patches
+
+
+def _black() -> Image:
+    from PIL import Image
+
+    return Image.new("RGB", (64, 64))
+
+
+def weights_digest(model: torch.nn.Module) -> str:
+    """SHA-256 of a model's parameters by name, type and value: equal weights give equal digests."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
