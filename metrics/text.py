@@ -49,8 +49,11 @@ def bleu(predictions: Sequence[str], references: Sequence[str], max_order: int =
 
 def bleu_statistics(prediction: list[str], reference: list[str], max_order: int) -> list[int]:
     """Lengths of both, then for each order the clipped matches, then for each order the n-grams of the prediction."""
-    matches = []
+    matches: list[int] = []
     for order in range(1, max_order + 1):
+        if matches and not matches[-1]:  # what shares no n-gram shares no longer one
+            matches.append(0)
+            continue
         ours, theirs = ngrams(prediction, order), ngrams(reference, order)
         matches.append(sum(min(ours[ngram], theirs[ngram]) for ngram in ours.keys() & theirs.keys()))
     totals = [max(0, len(prediction) - order + 1) for order in range(1, max_order + 1)]
