@@ -29,7 +29,7 @@ class Card:
     what: str
     """Architecture and, in px, the size of the pictures it takes."""
     licence: str
-    """As its page on the hub says."""
+    """As far as known here; what its page says decides."""
     converted: bool = False
 
 
