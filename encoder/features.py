@@ -5,9 +5,9 @@
     FOLDER/<key>/part-0.bin      [n images, T vectors, D], row after row
     FOLDER/<key>/part-0.jsonl    the SHA-256 of the image that each row belongs to; further parts by other processes
 
-The key is a digest of the tower's weights, the image processor, the grey-value mapping, the layers and the type; a row
-belongs to the content of a file. So a stale feature is never read, and an image that lies in two places is encoded
-once.
+The key is a digest of the tower's weights and settings, the image processor, the grey-value mapping, the layers and the
+type; a row belongs to the content of a file. So a stale feature is never read, and an image that lies in two places is
+encoded once.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ def compute_features(
 
     number, n_processes = process
     folder = Path(folder)
-    meta = _describe(tower, config)
+    meta = describe(tower, config)
     target = folder / _key(meta)
     target.mkdir(parents=True, exist_ok=True)
     with FileLock(target / "meta.lock"), write_whole(target / "meta.json") as temporary:
@@ -182,7 +182,8 @@ def compute_features(
     with FileLock(target / f"{part}.lock"):
         _cut(target / part, meta)
         stored = _stored(target, meta).keys()
-        unique = {files.get(path, File(path)).digest: files.get(path, File(path)) for path in reversed(paths)}
+        wanted = [files.get(path) or File(path, None, f"missing {path}") for path in paths]
+        unique = {file.digest: file for file in reversed(wanted)}
         items = [(file, digest not in stored) for digest, file in reversed(unique.items())]
         batches = [items[start : start + batch_size] for start in range(0, len(items), batch_size)][number::n_processes]
         batches = [batch for batch in batches if any(missing for _, missing in batch)]
@@ -191,7 +192,7 @@ def compute_features(
 
 def read_features(tower: Tower, paths: Sequence[Path], folder: str | Path, config: FeatureConfig) -> FeatureStore:
     """The features that are stored of some images; others are simply not in the store."""
-    meta = _describe(tower, config)
+    meta = describe(tower, config)
     target = Path(folder) / _key(meta)
     stored = _stored(target, meta)
     files = digest_files(paths, Path(folder))
@@ -201,17 +202,13 @@ def read_features(tower: Tower, paths: Sequence[Path], folder: str | Path, confi
 
 @dataclass(frozen=True)
 class File:
-    """An image file as it was when its content was digested; by default one that cannot be read."""
+    """An image file as it was when its content was digested."""
 
     path: Path
-    state: tuple[int, int, int, int] | None = None
+    state: tuple[int, int, int, int] | None
     """Size, times of modification and of status change, and inode: content cannot change without the third."""
-    digest: str = ""
+    digest: str
     """SHA-256 of its content."""
-
-    def __post_init__(self) -> None:
-        if not self.digest:
-            object.__setattr__(self, "digest", f"none of {self.path}")
 
 
 def digest_files(paths: Sequence[Path], folder: Path, workers: int = 2) -> dict[Path, File]:
@@ -254,8 +251,8 @@ def _digest(path: Path) -> str | None:
         return None
 
 
-def _describe(tower: Tower, config: FeatureConfig) -> dict[str, Any]:
-    """All that features depend on but the images; `shape` and `grid` follow from it."""
+def describe(tower: Tower, config: FeatureConfig) -> dict[str, Any]:
+    """All that features depend on but the images, for JSON; `shape` and `grid` follow from the rest."""
     black = _vectors(tower, tower.black_pixels, config)
     processor: Any = tower.processor
     return {

@@ -109,6 +109,20 @@ def compare_labels(reference: Mapping[str, int | None], draft: Mapping[str, int 
     return [(observation, state) for state, names in found.items() for observation in names]
 
 
+def render_template(template: Path, **values: Any) -> str:
+    """A page from a Jinja template: every text is escaped, a name without value is an error."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(template.parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template.name).render(**values)
+
+
 def render_report(
     title: str,
     systems: Scores,
@@ -134,19 +148,11 @@ def render_report(
     Raises:
         ValueError: `systems` is empty.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     if not systems:
         raise ValueError("systems is empty: the page needs at least the system under test")
     rows = _table_rows(systems, differences or {})
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html.j2").render(
+    return render_template(
+        Path(__file__).with_name("report.html.j2"),
         title=title,
         systems=systems,
         first=next(iter(systems)),

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from encoder.studies import write_whole
-from metrics.report import LOWER_IS_BETTER, METRICS
+from metrics.report import LOWER_IS_BETTER, METRICS, render_template
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -198,19 +198,11 @@ def _html(
     pictures: Mapping[str, Sequence[tuple[str, str]]],
     title: str,
 ) -> str:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     sizes = [cell["n"] for column in columns for cell in column.cells.values() if cell["n"] is not None]
     mined = [column.task.name for column in columns if TEXT_MINED & set(column.task.sources or [])
              and column.task.kind in ("multilabel", "binary")]  # fmt: skip
-    return environment.get_template("compare.html.j2").render(
+    return render_template(
+        Path(__file__).with_name("compare.html.j2"),
         title=title,
         result=result,
         columns=columns,

@@ -143,7 +143,7 @@ def main(
         cells[entry.name] = {}
         for task in tasks:
             path = out / "cells" / f"{_slug(entry.name)}--{_slug(task.name)}.json"
-            made_of = _made_of(known, tower, entry, task, resamples)
+            made_of = _made_of(known, tower, entry, task, features, resamples)
             cell = _read_cell(path, made_of)
             if cell is None:
                 cell = fill_cell(tower, entry, task, known, features, resamples, batch_size, workers)
@@ -299,14 +299,14 @@ def compare_with(baseline: str, cells: dict[str, dict[str, Cell]]) -> dict[str, 
     return {tower: {task: found[tower, task] for task in row if (tower, task) in found} for tower, row in cells.items()}
 
 
-def _made_of(known: Sequence[Study], tower: Tower, entry: Entry, task: Task, resamples: int) -> str:
-    """Digest of all that a cell depends on."""
-    from encoder.tower import weights_digest
+def _made_of(known: Sequence[Study], tower: Tower, entry: Entry, task: Task, features: Path, resamples: int) -> str:
+    """Digest of all that a cell depends on: tower, settings, studies, and the content of their images and masks."""
+    from encoder.features import FeatureConfig, describe, digest_files
 
-    processor: Any = tower.processor
-    rows = [(study.study_id, study.split, study.labels, study.patient, study.sections) for study in known]
-    settings = [asdict(task), entry.mapping, resamples, type(processor).__name__, processor.to_json_string()]
-    text = json.dumps([weights_digest(tower.model), settings, rows], default=str, sort_keys=True)
+    files = [path for study in known for image in study.images for path in (image.path, *image.masks.values())]
+    contents = {str(path): file.digest for path, file in digest_files(files, features).items()}
+    rows = [[asdict(study) for study in known], contents, asdict(task), resamples]
+    text = json.dumps([describe(tower, FeatureConfig(mapping=entry.mapping)), *rows], default=str, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -113,7 +113,11 @@ def test_a_finished_cell_is_not_computed_again(tmp_path, studies, capsys) -> Non
     }
     config = write_config(tmp_path, studies, [{"tower": "pixels"}], TASKS[:1], resamples=50)
     assert run("compare", "--config", config) == (0, "")
-    assert cells[0].stat().st_mtime_ns != before[0], "other settings, another cell"
+    first_cell = cells[0].stat().st_mtime_ns
+    assert first_cell != before[0], "other settings, another cell"
+    (tmp_path / "59.png").write_bytes((tmp_path / "0.png").read_bytes())
+    assert run("compare", "--config", config) == (0, "")
+    assert cells[0].stat().st_mtime_ns != first_cell, "another picture under the same name, another cell"
 
 
 def test_leaks_are_told(tmp_path, studies) -> None:
