@@ -1,0 +1,272 @@
+"""Random views of chest X-rays and masks of their patches, for pre-training an encoder in the manner of DINOv2.
+
+    views = Views(ViewConfig(global_size=112, n_local=4, local_size=56), mean=0.53, std=0.26)
+    global_views, local_views = views(image, seed=7)      # [1, H, W] in 0..1 -> [2, 1, 112, 112], [4, 1, 56, 56]
+    masks = block_masks(2 * batch_size, grid=(8, 8), seed=7)      # the patches that iBOT hides from the student
+
+Radiographs have one channel and a grey scale that means something: there are no colour tricks, and intensities change
+as they do between detectors, exposures and display windows. Values stay float32 throughout, so a picture of 12 or 16
+bits keeps its depth until the tower gets it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import conv2d, pad
+
+CROP_TRIES = 10
+BLOCK_TRIES = 10
+MIN_BLOCK = 4
+"""Patches, of the smallest block of a mask."""
+BLOCK_ASPECT = (0.3, 1 / 0.3)
+"""Height : width of the blocks, as in BEiT (arXiv 2106.08254)."""
+
+
+@dataclass
+class ViewConfig:
+    """Two large global crops, which the teacher sees, and small local crops, which only the student sees.
+
+    Defaults are those of DINOv2 (arXiv 2304.07193) unless a field says otherwise. RAD-DINO (arXiv 2401.10815) takes
+    larger crops and blurs less on the teacher's branch; the numbers for that here are this project's own.
+    """
+
+    global_size: int = 518
+    """Side of a global view in pixels, a multiple of the patch. RAD-DINO's: small findings need resolution."""
+    n_local: int = 8
+    """Number of local views."""
+    local_size: int = 196
+    """Side of a local view in pixels, a multiple of the patch: to 518 about what DINOv2's 96 are to 224."""
+    global_scale: tuple[float, float] = (0.5, 1.0)
+    """Share of the picture's area in a global view. DINOv2 starts at 0.32, where one lung can be missing."""
+    local_scale: tuple[float, float] = (0.1, 0.4)
+    """Share of the picture's area in a local view. DINOv2 has 0.05 to 0.32; in less than a tenth of a chest X-ray there
+    is often no landmark left to tell the place by."""
+    aspect_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Width : height of what is cut out and then made square, drawn on a logarithmic scale."""
+    flip: float = 0.5
+    """Probability of exchanging left and right. 0 where the side matters, as for a heart on the right."""
+    jitter: float = 0.8
+    """Probability of changing brightness, contrast and gamma, all three."""
+    brightness: tuple[float, float] = (0.8, 1.2)
+    """Factor on all values, as another exposure. Half of DINOv2's 0.4: more burns out the mediastinum."""
+    contrast: tuple[float, float] = (0.6, 1.4)
+    """Factor on the distance from the view's mean, as another width of the display window."""
+    gamma: tuple[float, float] = (0.7, 1.4)
+    """Exponent of the values, as another detector's characteristic curve; in place of DINOv2's saturation and hue."""
+    blur_global: tuple[float, float] = (0.5, 0.1)
+    """Probability of blurring the first and the second global view. DINOv2 blurs the first one always; fine texture is
+    what a nodule or an interstitial pattern consists of."""
+    blur_local: float = 0.5
+    """Probability of blurring a local view."""
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    """Standard deviation of the blur, in pixels of the view."""
+    solarise: float = 0.0
+    """Probability of inverting the brighter half of the grey scale of the second global view. DINOv2 has 0.2; in a
+    radiograph bone would become air."""
+
+    def __post_init__(self) -> None:
+        for name, least in {"global_size": 1, "local_size": 1, "n_local": 0}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        probabilities = {name: getattr(self, name) for name in ("flip", "jitter", "blur_local", "solarise")}
+        probabilities |= {"blur_global[0]": self.blur_global[0], "blur_global[1]": self.blur_global[1]}
+        for name, value in probabilities.items():
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} is a probability, 0 to 1, got {value}")
+        highest = {"global_scale": 1.0, "local_scale": 1.0}
+        for name in ("global_scale", "local_scale", "aspect_ratio", "brightness", "contrast", "gamma", "blur_sigma"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high <= highest.get(name, math.inf) or math.isinf(high):
+                limit = " and at most 1" if name in highest else ""
+                raise ValueError(f"{name} must be a range from low to high, above 0{limit}, got {low} to {high}")
+
+
+class Views:
+    """Cuts random views out of a picture."""
+
+    def __init__(self, config: ViewConfig, mean: float | Sequence[float], std: float | Sequence[float]) -> None:
+        """Prepare to cut views.
+
+        Args:
+            config: what views to cut.
+            mean: of the tower's image processor, on the scale of 0..1. A grey picture stays one channel and is
+                normalised once, so of several channels the mean counts (equal in RAD-DINO, nearly so for ImageNet).
+            std: likewise.
+
+        Raises:
+            ValueError: a standard deviation that is not positive.
+        """
+        self.config = config
+        self.mean, self.std = float(np.mean(mean)), float(np.mean(std))
+        if not self.std > 0:
+            raise ValueError(f"std must be above 0, got {std}")
+
+    def __call__(self, image: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+        """Views of one picture.
+
+        What is cut out is resized with an antialiased bicubic filter to the view's size, upwards too where the picture
+        is small.
+
+        Args:
+            image: [1, H, W], floating point, 0..1.
+            seed: at least 0. It alone decides what is drawn; global random states are neither read nor changed.
+
+        Returns:
+            The global views [2, 1, S, S] and the local views [n_local, 1, s, s], float32, normalised.
+
+        Raises:
+            ValueError: an image of another shape or of integers.
+        """
+        if image.ndim != 3 or image.shape[0] != 1 or not image.is_floating_point():
+            raise ValueError(f"Views are cut out of floats [1, H, W] in 0..1, got {image.dtype} {list(image.shape)}")
+        config = self.config
+        generator = np.random.default_rng(seed)
+        large, small = (config.global_size, config.global_scale), (config.local_size, config.local_scale)
+        first = self._view(image.float(), *large, config.blur_global[0], 0.0, generator)
+        second = self._view(image.float(), *large, config.blur_global[1], config.solarise, generator)
+        views = [self._view(image.float(), *small, config.blur_local, 0.0, generator) for _ in range(config.n_local)]
+        local = torch.stack(views) if views else image.new_empty(0, 1, config.local_size, config.local_size).float()
+        return torch.stack([first, second]), local
+
+    def _view(
+        self,
+        image: Tensor,
+        size: int,
+        scale: tuple[float, float],
+        blur: float,
+        solarise: float,
+        generator: np.random.Generator,
+    ) -> Tensor:
+        """One view [1, size, size] of an image [1, H, W]: cut out first, as everything else is cheaper then."""
+        from torchvision.transforms import InterpolationMode
+        from torchvision.transforms.v2 import functional
+
+        config = self.config
+        height, width = image.shape[-2:]
+        box = draw_box(height, width, scale, config.aspect_ratio, generator)
+        view = functional.resized_crop(image, *box, [size, size], InterpolationMode.BICUBIC, antialias=True)
+        view = view.clamp_(0, 1)  # bicubic filters overshoot at edges
+        if generator.random() < config.flip:
+            view = view.flip(-1)
+        if generator.random() < config.jitter:
+            ranges = (config.brightness, config.contrast, config.gamma)
+            view = change_intensity(view, *(generator.uniform(*limits) for limits in ranges))
+        if generator.random() < blur:
+            view = gaussian_blur(view, generator.uniform(*config.blur_sigma))
+        if generator.random() < solarise:
+            view = torch.where(view < 0.5, view, 1 - view)
+        return (view - self.mean) / self.std
+
+
+def draw_box(
+    height: int,
+    width: int,
+    scale: tuple[float, float],
+    aspect_ratio: tuple[float, float],
+    generator: np.random.Generator,
+) -> tuple[int, int, int, int]:
+    """A random box in a picture: top, left, height and width in pixels.
+
+    Its area is uniform on `scale`, its width : height uniform on a logarithmic scale, as in torchvision's
+    RandomResizedCrop, which can only draw from the global random state. What does not fit is drawn again; after ten
+    times it is the largest box around the centre with an admissible width : height.
+    """
+    low, high = np.log(aspect_ratio)
+    for _ in range(CROP_TRIES):
+        area, ratio = height * width * generator.uniform(*scale), math.exp(generator.uniform(low, high))
+        box = max(1, round(math.sqrt(area / ratio))), max(1, round(math.sqrt(area * ratio)))
+        if box[0] <= height and box[1] <= width:
+            return int(generator.integers(height - box[0] + 1)), int(generator.integers(width - box[1] + 1)), *box
+    box = min(height, max(1, round(width / aspect_ratio[0]))), min(width, max(1, round(height * aspect_ratio[1])))
+    return (height - box[0]) // 2, (width - box[1]) // 2, *box
+
+
+def change_intensity(view: Tensor, brightness: float, contrast: float, gamma: float) -> Tensor:
+    """Grey values [..., H, W] in 0..1: times `brightness`, spread by `contrast` about their mean, to the power `gamma`.
+
+    What would leave 0..1 before the power is cut off, as in a display window.
+    """
+    mean = view.mean() * brightness
+    return view.mul(brightness * contrast).add_(mean * (1 - contrast)).clamp_(0, 1).pow_(gamma)
+
+
+def gaussian_blur(view: Tensor, sigma: float) -> Tensor:
+    """Gaussian blur of [1, H, W], cut off at three standard deviations, mirrored at the borders.
+
+    In one direction after the other: torchvision's does both at once, at nine times the cost of a small view.
+    """
+    radius = min(math.ceil(3 * sigma), min(view.shape[-2:]) - 1)
+    weights = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / sigma) ** 2).to(view)
+    weights /= weights.sum()
+    padded = pad(view, (radius, radius, radius, radius), mode="reflect")
+    return conv2d(conv2d(padded, weights.view(1, 1, 1, -1)), weights.view(1, 1, -1, 1))
+
+
+def block_masks(
+    n_crops: int,
+    grid: tuple[int, int],
+    probability: float = 0.5,
+    ratio: tuple[float, float] = (0.1, 0.5),
+    seed: int = 0,
+) -> Tensor:
+    """Which patches of a batch of crops to hide, block by block.
+
+    As in DINOv2 (arXiv 2304.07193): of n crops int(n * probability) are masked. `ratio` is divided into as many equal
+    strata, each giving the share of one of these crops, so every batch holds light and heavy masks; which crop gets
+    which is random. Blocks are laid as in BEiT (arXiv 2106.08254), at least 4 patches each, until the crop has exactly
+    int(H * W * share) masked patches; where no further block fits, single patches make up the number.
+
+    Args:
+        n_crops: number of crops.
+        grid: patches down and across a crop.
+        probability: share of the crops that are masked.
+        ratio: lowest and highest share of masked patches.
+        seed: at least 0; it alone decides what is drawn.
+
+    Returns:
+        bool [n_crops, H, W], true where a patch is hidden.
+
+    Raises:
+        ValueError: a negative number of crops, an empty grid, shares that leave 0..1 or that are in the wrong order.
+    """
+    if n_crops < 0 or min(grid) < 1:
+        raise ValueError(f"Masks need n_crops >= 0 and a grid of at least 1 x 1, got {n_crops} and {grid}")
+    if not 0 <= probability <= 1 or not 0 <= ratio[0] <= ratio[1] <= 1:
+        raise ValueError(
+            f"probability and ratio are shares, 0 to 1, the lower first; got probability {probability}, ratio {ratio}"
+        )
+    generator = np.random.default_rng(seed)
+    masks = np.zeros((n_crops, *grid), bool)
+    chosen = generator.permutation(n_crops)[: int(n_crops * probability)]
+    strata = np.linspace(*ratio, len(chosen) + 1)
+    for crop, low, high in zip(chosen, strata[:-1], strata[1:], strict=True):
+        _lay_blocks(masks[crop], int(grid[0] * grid[1] * generator.uniform(low, high)), generator)
+    return torch.from_numpy(masks)
+
+
+def _lay_blocks(mask: np.ndarray, count: int, generator: np.random.Generator) -> None:
+    """Set exactly `count` patches of an empty mask [H, W], in blocks as far as they fit."""
+    height, width = mask.shape
+    missing, failures = count, 0
+    while missing >= MIN_BLOCK and failures < BLOCK_TRIES:
+        area, aspect = generator.uniform(MIN_BLOCK, missing), math.exp(generator.uniform(*np.log(BLOCK_ASPECT)))
+        rows, columns = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if not (1 <= rows <= height and 1 <= columns <= width):
+            failures += 1
+            continue
+        top, left = generator.integers(height - rows + 1), generator.integers(width - columns + 1)
+        block = mask[top : top + rows, left : left + columns]
+        gained = block.size - int(np.count_nonzero(block))
+        if not 0 < gained <= missing:
+            failures += 1
+            continue
+        block[:] = True
+        missing, failures = missing - gained, 0
+    free = np.flatnonzero(~mask)
+    mask.flat[generator.choice(free, missing, replace=False)] = True
