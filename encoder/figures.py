@@ -20,7 +20,10 @@ from torch.nn.functional import normalize
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from PIL.Image import Image
     from transformers import PreTrainedModel
+
+    from encoder.tower import Tower
 
 # Layout of the sheet in pixels.
 PANEL, GAP, BLOCK_GAP, MARGIN = 208, 10, 24, 28
@@ -42,6 +45,32 @@ class TowerMaps:
     """Attention of the class token [B, h, w], see `class_attention`; None without a class token."""
     similarity: torch.Tensor
     """Cosine similarity to the patch at the point [B, h, w], see `similarity_map`."""
+
+
+def look(tower: Tower, images: Sequence[Image], point: Sequence[float]) -> tuple[list[np.ndarray], TowerMaps]:
+    """The centre squares of pictures as a tower gets them, uint8 [H, W] each, and its maps of them.
+
+    Args:
+        tower: on the device that is to compute.
+        images: of any size.
+        point: see `similarity_map`.
+    """
+    from PIL import ImageOps
+
+    squares = [ImageOps.fit(image.convert("RGB"), (min(image.size), min(image.size))) for image in images]
+    height, width = tower.prepare(squares[:1]).shape[-2:]
+    # Some processors cut a margin off and some do not: the point must be the same place for all of them.
+    whole = {"size": {"height": height, "width": width}, "do_center_crop": False}
+    processor: Any = tower.processor
+    pixels = processor(squares, return_tensors="pt", **whole)["pixel_values"]
+    patches = torch.cat([tower.encode(image[None]).patches.cpu() for image in pixels])
+    maps = TowerMaps(
+        tower.name,
+        pca_map(patches),
+        class_attention(tower.model, pixels, tower.n_prefix) if tower.is_plain else None,
+        torch.stack([similarity_map(features, point) for features in patches]),
+    )
+    return [grey_picture(image, processor) for image in pixels], maps
 
 
 def pca_map(patches: torch.Tensor) -> np.ndarray:

@@ -10,16 +10,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from scripts import run
 from scripts.generate import pick_device
 
 if TYPE_CHECKING:
-    import numpy as np
     from PIL.Image import Image
-
-    from encoder.figures import TowerMaps
 
 POSITIONAL = ("images",)
 
@@ -46,17 +43,27 @@ def main(
         image_size: Side of the towers' input in pixels instead of their own, for towers that take any, as DINOv2 does.
         device: cpu, cuda, cuda:1, mps …; auto takes the first accelerator.
     """
-    from encoder.figures import check_point, draw
+    from tqdm import tqdm
+
+    from encoder.figures import check_point, draw, look
     from encoder.studies import write_whole
+    from encoder.towers import load_tower
 
     point = [0.32, 0.45] if point is None else point
     check_point(point)
     if out.suffix.lower() != ".png":
         raise ValueError(f"{out}: figures are PNG files, so the name must end in .png")
-    captions, pictures, errors = read_squares(images)
+    captions, pictures, errors = read_pictures(images)
     if not pictures:
         raise ValueError(f"No picture to draw: {'; '.join(errors)}")
-    xrays, maps = zip(*(look(name, pictures, point, image_size, pick_device(device)) for name in towers), strict=True)
+    xrays, maps = [], []
+    for name in tqdm(towers, unit="tower"):
+        tower = load_tower(name, image_size)
+        tower.model.to(pick_device(device))
+        tower.name = _last_two_parts(name)
+        found, of_tower = look(tower, pictures, point)
+        xrays.append(found)
+        maps.append(of_tower)
     png = draw(captions, xrays[0], maps, point)
     with write_whole(out) as temporary:
         temporary.write_bytes(png)
@@ -66,49 +73,20 @@ def main(
     return 1 if errors else 0
 
 
-def read_squares(paths: list[Path]) -> tuple[list[str], list[Image], list[str]]:
-    """Names and centre squares (RGB) of the pictures that can be read, and a sentence for each other file."""
-    from PIL import ImageOps
-
+def read_pictures(paths: list[Path]) -> tuple[list[str], list[Image], list[str]]:
+    """Names of the pictures that can be read, the pictures, and a sentence for each other file."""
     from encoder.images import ImageError, load_image
 
     captions, pictures, errors = [], [], []
     for path in dict.fromkeys(paths):
         try:
-            image = load_image(path).convert("RGB")
+            image = load_image(path)
         except (ImageError, OSError) as error:
             errors.append(str(error))
         else:
-            pictures.append(ImageOps.fit(image, (min(image.size), min(image.size))))
+            pictures.append(image)
             captions.append(_last_two_parts(os.fsencode(path).decode(errors="replace")))
     return captions, pictures, errors
-
-
-def look(
-    name: str, pictures: list[Image], point: list[float], image_size: int | None, device: str
-) -> tuple[list[np.ndarray], TowerMaps]:
-    """The square pictures as a tower gets them, uint8 [H, W] each, and its maps of them."""
-    import torch
-    from tqdm import tqdm
-
-    from encoder.figures import TowerMaps, class_attention, grey_picture, pca_map, similarity_map
-    from encoder.towers import load_tower
-
-    tower = load_tower(name, image_size)
-    tower.model.to(device)
-    height, width = tower.prepare(pictures[:1]).shape[-2:]
-    # Some processors cut a margin off and some do not: the point must be the same place for all of them.
-    whole = {"size": {"height": height, "width": width}, "do_center_crop": False}
-    processor: Any = tower.processor
-    pixels = processor(pictures, return_tensors="pt", **whole)["pixel_values"]
-    patches = torch.cat([tower.encode(image[None]).patches.cpu() for image in tqdm(pixels, name, unit="image")])
-    maps = TowerMaps(
-        _last_two_parts(name),
-        pca_map(patches),
-        class_attention(tower.model, pixels, tower.n_prefix) if tower.is_plain else None,
-        torch.stack([similarity_map(features, point) for features in patches]),
-    )
-    return [grey_picture(image, processor) for image in pixels], maps
 
 
 def _last_two_parts(path: str) -> str:

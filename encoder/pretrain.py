@@ -1,0 +1,304 @@
+"""Pre-training a vision tower on chest X-rays without text: DINOv2 continued, or from scratch, as RAD-DINO was made.
+
+The loop reads from top to bottom in `pretrain`. What it leaves is OUT/model, the teacher as an ordinary folder of
+transformers' Dinov2Model with its image processor, chosen by a probe on the val split if one is watched.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from encoder.augment import Views
+from encoder.dino import Dino, parameter_groups
+from encoder.features import digest_files, store_features
+from encoder.fitting import ProbeConfig
+from encoder.images import ImageError, load_image
+from encoder.probe import run_probe
+from encoder.recipe import PretrainConfig, Watch, load_head, load_start
+from encoder.stream import Collate, Order, ViewDataset, load_batches
+from encoder.studies import Study, write_whole
+from encoder.targets import Target, TargetSpec, make_target
+from encoder.tower import Tower
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def pretrain(sources: Sequence[Sequence[Study]], labelled: Sequence[Study], out: Path, config: PretrainConfig) -> Path:
+    """Pre-train a tower and return the folder it is saved in.
+
+    Args:
+        sources: for each manifest its train studies; every image of them is used, whatever its view.
+        labelled: train and val studies that the probes read, if any; val images are also drawn.
+        out: the run folder.
+        config: the recipe.
+
+    Raises:
+        ValueError: nothing to train on, sizes that do not fit together.
+        FloatingPointError: the loss is not finite; the last checkpoint is kept.
+    """
+    from accelerate import Accelerator
+    from accelerate.utils import set_seed
+    from tqdm import tqdm
+
+    accelerator = Accelerator(
+        mixed_precision=config.precision,
+        log_with=config.trackers or None,
+        project_dir=out,
+        step_scheduler_with_optimizer=False,
+    )
+    if config.trackers:
+        accelerator.init_trackers("raddraft")
+    paths = [[image.path for study in part for image in study.images] for part in sources]
+    n_processes = accelerator.num_processes
+    n_micro = _count_micro_batches(config, n_processes)
+    if not all(paths):
+        raise ValueError("A manifest has no image in its train split")
+    accelerator.print(f"{sum(map(len, paths))} images; {', '.join(str(len(part)) for part in paths)} by manifest")
+    set_seed(config.seed)
+    start = load_start(config)
+    model = Dino(start.model, config.objective)
+    if config.head:
+        load_head(model, config.head)
+    if config.checkpointing:
+        model.student["backbone"].gradient_checkpointing_enable()
+    optimizer = torch.optim.AdamW(parameter_groups(model, config.layer_decay, config.patch_embed_lr), lr=config.peak_lr)
+    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    bare = accelerator.unwrap_model(wrapped)
+    run = Run(out, accelerator, start)
+    step = run.resume()
+    side = config.views.global_size // start.model.config.patch_size
+    masked = config.objective.mask_probability if config.objective.ibot_weight else 0.0
+    views = Views(config.views, start.processor.image_mean, start.processor.image_std)
+    order = Order([len(part) for part in paths], config.weights, config.batch_size, config.seed)
+    batches = load_batches(
+        ViewDataset([path for part in paths for path in part], views, config.mapping),
+        order,
+        Collate((side, side), masked, config.objective.mask_ratio),
+        step,
+        config.steps,
+        config.micro_batch_size,
+        (accelerator.process_index, n_processes),
+        config.workers,
+    )
+    watches = [(watch, _val_target(labelled, watch)) for watch in config.watch]
+    drawn = [study.main_image.path for study in labelled if study.split == "val"][: config.pictures]
+    bar = tqdm(total=config.steps, initial=step, unit="step", disable=not accelerator.is_main_process)
+
+    while step < config.steps:
+        started = time.perf_counter()
+        now = config.at(step)
+        for group in optimizer.param_groups:
+            group["lr"] = group["lr_scale"] * now[f"lr_{group['part']}"]
+            group["weight_decay"] = now["weight_decay"] * group["decays"]
+        sums: dict[str, torch.Tensor] = {}
+        for number, batch in enumerate(islice(batches, n_micro)):
+            run.unreadable |= set(batch.errors)
+            batch = batch.to(accelerator.device)
+            with nullcontext() if number == n_micro - 1 else accelerator.no_sync(wrapped):
+                losses = wrapped(batch.global_crops, batch.local_crops, batch.masks, now["temperature"])
+                accelerator.backward(losses["loss"] / n_micro)
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0) + value.detach().float() / n_micro
+        names = sorted(sums)
+        means = accelerator.reduce(torch.stack([sums[name] for name in names]), "mean").tolist()
+        numbers = dict(zip(names, means, strict=True))
+        if not math.isfinite(numbers["loss"]):
+            broken = [name for name, value in numbers.items() if name != "loss" and not math.isfinite(value)]
+            raise FloatingPointError(
+                f"The loss is {numbers['loss']} at step {step + 1} (by {', '.join(broken) or 'overflow'}; lr "
+                f"{now['lr_backbone']:.3g}); the last good checkpoint is {run.newest}. Try a lower base_lr, or bf16 not fp16"
+            )
+        norms = {
+            f"grad_norm_{name}": float(accelerator.clip_grad_norm_(part.parameters(), config.max_grad_norm))
+            for name, part in bare.student.items()
+        }
+        optimizer.step()
+        optimizer.zero_grad()
+        bare.update_teacher(now["momentum"])
+        step += 1
+        speed = config.batch_size / (time.perf_counter() - started)
+        bar.set_description(f"loss {numbers['loss']:.3f}", refresh=False)
+        bar.update()
+        if step % config.log_every == 0 or step == config.steps:
+            run.log({"step": step, **numbers, **norms, **now, "images_per_second": speed})
+        if step % config.watch_every == 0 or step == config.steps:
+            weights = accelerator.get_state_dict(wrapped)  # every process takes part where they are sharded
+            if accelerator.is_main_process:
+                tower = run.teacher(weights)
+                found = watch_tower(tower, watches, config)
+                draw_tower(tower, drawn, out / "pictures" / f"step-{step:07d}.png", config.mapping)
+                run.keep(step, found, tower, weights)
+            accelerator.wait_for_everyone()
+        if step % config.save_every == 0 and step < config.steps:
+            run.save(step)
+    bar.close()
+    for sentence in sorted(run.unreadable):
+        accelerator.print(f"not trained on: {sentence}")
+    if accelerator.is_main_process:  # `compare` warns of a tower that has seen test images
+        seen = digest_files([path for part in paths for path in part], out, config.workers)
+        with write_whole(out / "images.sha256") as temporary:
+            temporary.write_text("".join(f"{digest}\n" for digest in sorted({file.digest for file in seen.values()})))
+    accelerator.end_training()
+    return out / "model"
+
+
+def _count_micro_batches(config: PretrainConfig, n_processes: int) -> int:
+    """Micro-batches of one process in a step."""
+    share, rest = divmod(config.batch_size, n_processes)
+    if rest or share % min(share, config.micro_batch_size):
+        raise ValueError(
+            f"batch_size {config.batch_size} on {n_processes} processes does not divide into micro-batches of "
+            f"{config.micro_batch_size}"
+        )
+    return max(1, share // config.micro_batch_size)
+
+
+class Run:
+    """The run folder: log, checkpoints that a killed run goes on from, and the best teacher so far.
+
+    A checkpoint is written under a temporary name and renamed, and the one before it is removed only then.
+    """
+
+    def __init__(self, folder: Path, accelerator: Accelerator, start: Tower) -> None:
+        self.folder, self.accelerator, self.start = folder, accelerator, start
+        self.unreadable: set[str] = set()
+        self._checkpoints = folder / "checkpoints"
+        if accelerator.is_main_process:
+            self._checkpoints.mkdir(parents=True, exist_ok=True)
+        accelerator.wait_for_everyone()
+
+    @property
+    def newest(self) -> Path | None:
+        """The newest checkpoint, or None."""
+        return max(self._checkpoints.glob("step-*"), default=None)
+
+    def resume(self) -> int:
+        """Load the newest checkpoint and return its step; log lines of steps that will be done again are cut off."""
+        newest = self.newest
+        step = int(newest.name.removeprefix("step-")) if newest else 0
+        log = self.folder / "log.jsonl"
+        if self.accelerator.is_main_process and log.is_file():
+            lines = [line for line in log.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+            with write_whole(log) as temporary:
+                temporary.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
+        if newest:
+            self.accelerator.print(f"resuming from {newest}")
+            self.accelerator.load_state(str(newest))
+        return step
+
+    def save(self, step: int) -> None:
+        """Write a checkpoint: weights of student and teacher, centres, optimizer, random states."""
+        temporary = self._checkpoints / f".step-{step:09d}.tmp"
+        if self.accelerator.is_main_process:
+            shutil.rmtree(temporary, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.save_state(str(temporary))
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            old = list(self._checkpoints.glob("step-*"))
+            os.replace(temporary, self._checkpoints / temporary.name[1:].removesuffix(".tmp"))
+            for checkpoint in old:
+                shutil.rmtree(checkpoint)
+        self.accelerator.wait_for_everyone()
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Append a line to log.jsonl and report it to the trackers."""
+        self.accelerator.log({name: value for name, value in row.items() if name != "step"}, step=row["step"])
+        if self.accelerator.is_main_process:
+            with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+
+    def teacher(self, weights: dict[str, torch.Tensor]) -> Tower:
+        """The teacher's backbone as a tower of its own."""
+        from transformers import AutoModel
+
+        root = "teacher.backbone."
+        backbone = AutoModel.from_config(self.start.model.config)
+        backbone.load_state_dict({name[len(root) :]: value for name, value in weights.items() if name.startswith(root)})
+        backbone.config.drop_path_rate = 0.0
+        return Tower("teacher", backbone.to(self.accelerator.device), self.start.processor)
+
+    def keep(self, step: int, found: dict[str, float], tower: Tower, weights: dict[str, torch.Tensor]) -> None:
+        """Log what the probes found; save this teacher and its head if no earlier one did better."""
+        record = self.folder / "best.json"
+        score = float(np.mean(list(found.values()))) if found else None
+        if found:
+            self.log({"step": step, "probes": found, "probe_mean": score})
+        best = json.loads(record.read_text()) if record.is_file() else None
+        if best and best["step"] < step and score is not None and score <= best["score"]:
+            return
+        target = self.folder / "model"
+        temporary = target.with_name(f".model.{os.getpid()}.tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        tower.model.save_pretrained(temporary)
+        tower.processor.save_pretrained(temporary)
+        root = "teacher.head."
+        head = {name[len(root) :]: value for name, value in weights.items() if name.startswith(root)}
+        save_file({name: value.contiguous() for name, value in head.items()}, temporary / "dino_head.safetensors")
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(temporary, target)
+        with write_whole(record) as path:
+            path.write_text(json.dumps({"step": step, "score": score, "probes": found}) + "\n")
+
+
+def _val_target(studies: Sequence[Study], watch: Watch) -> Target:
+    """What a watched probe is to tell; val stands where a finished comparison has test."""
+    wanted = [study for study in studies if watch.sources is None or study.source in watch.sources]
+    target = make_target(wanted, TargetSpec(watch.kind, tuple(watch.targets)))
+    if missing := {"train", "val"} - set(target.splits.tolist()):
+        raise ValueError(f"watch {watch.name}: there is no labelled image in {', '.join(sorted(missing))}")
+    target = target.keep(target.splits != "test")
+    return replace(target, splits=np.where(target.splits == "val", "test", target.splits))
+
+
+def watch_tower(tower: Tower, watches: Sequence[tuple[Watch, Target]], config: PretrainConfig) -> dict[str, float]:
+    """Macro AUROC (of numbers R²) of each watched probe on val, from the class token and the mean patch."""
+    paths = list(dict.fromkeys(path for _, target in watches for path in target.paths))
+    found: dict[str, float] = {}
+    if not paths:
+        return found
+    with TemporaryDirectory() as folder:
+        from encoder.features import FeatureConfig
+
+        store, _ = store_features(tower, paths, folder, FeatureConfig(mapping=config.mapping), workers=config.workers)
+        for watch, target in watches:
+            decays = (watch.weight_decay,) if watch.solver == "lbfgs" else None
+            settings = ProbeConfig("both", watch.solver, decays, resamples=1)
+            measured = run_probe(store, target, settings).measures["macro"]
+            found[watch.name] = measured["r2" if watch.kind == "regression" else "auroc"].estimate.value
+    return found
+
+
+def draw_tower(tower: Tower, paths: Sequence[Path], out: Path, mapping: Any) -> None:
+    """Feature maps of some images as one PNG; nothing where no image can be read."""
+    from encoder.figures import draw, look
+
+    pictures = []
+    for path in paths:
+        try:
+            pictures.append((path.name, load_image(path, mapping)))
+        except (ImageError, OSError):
+            continue
+    if not pictures:
+        return
+    captions, images = zip(*pictures, strict=True)
+    point = (0.32, 0.45)
+    xrays, maps = look(tower, images, point)
+    with write_whole(out) as temporary:
+        temporary.write_bytes(draw(captions, xrays, [maps], point))
