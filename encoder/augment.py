@@ -18,14 +18,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import conv2d, pad
+from torch.nn.functional import pad
 
 CROP_TRIES = 10
 BLOCK_TRIES = 10
 MIN_BLOCK = 4
 """Patches, of the smallest block of a mask."""
-BLOCK_ASPECT = (0.3, 1 / 0.3)
-"""Height : width of the blocks, as in BEiT (arXiv 2106.08254)."""
+LOG_ASPECT = (math.log(0.3), math.log(1 / 0.3))
+"""Logarithm of the height : width of the blocks, as in BEiT (arXiv 2106.08254)."""
 
 
 @dataclass
@@ -127,41 +127,45 @@ class Views:
             raise ValueError(f"Views are cut out of floats [1, H, W] in 0..1, got {image.dtype} {list(image.shape)}")
         config = self.config
         generator = np.random.default_rng(seed)
-        large, small = (config.global_size, config.global_scale), (config.local_size, config.local_scale)
-        first = self._view(image.float(), *large, config.blur_global[0], 0.0, generator)
-        second = self._view(image.float(), *large, config.blur_global[1], config.solarise, generator)
-        views = [self._view(image.float(), *small, config.blur_local, 0.0, generator) for _ in range(config.n_local)]
-        local = torch.stack(views) if views else image.new_empty(0, 1, config.local_size, config.local_size).float()
-        return torch.stack([first, second]), local
+        image = image.float()
+        blur, solarise = list(config.blur_global), [0.0, config.solarise]
+        global_views = self._cut(image, config.global_size, config.global_scale, blur, solarise, generator)
+        blur, solarise = [config.blur_local] * config.n_local, [0.0] * config.n_local
+        local_views = self._cut(image, config.local_size, config.local_scale, blur, solarise, generator)
+        return global_views, local_views
 
-    def _view(
+    def _cut(
         self,
         image: Tensor,
         size: int,
         scale: tuple[float, float],
-        blur: float,
-        solarise: float,
+        blur: list[float],
+        solarise: list[float],
         generator: np.random.Generator,
     ) -> Tensor:
-        """One view [1, size, size] of an image [1, H, W]: cut out first, as everything else is cheaper then."""
+        """As many views [n, 1, size, size] as there are probabilities; cut out first, as the rest is cheaper then."""
         from torchvision.transforms import InterpolationMode
         from torchvision.transforms.v2 import functional
 
-        config = self.config
+        config, n = self.config, len(blur)
         height, width = image.shape[-2:]
-        box = draw_box(height, width, scale, config.aspect_ratio, generator)
-        view = functional.resized_crop(image, *box, [size, size], InterpolationMode.BICUBIC, antialias=True)
-        view = view.clamp_(0, 1)  # bicubic filters overshoot at edges
-        if generator.random() < config.flip:
-            view = view.flip(-1)
-        if generator.random() < config.jitter:
-            ranges = (config.brightness, config.contrast, config.gamma)
-            view = change_intensity(view, *(generator.uniform(*limits) for limits in ranges))
-        if generator.random() < blur:
-            view = gaussian_blur(view, generator.uniform(*config.blur_sigma))
-        if generator.random() < solarise:
-            view = torch.where(view < 0.5, view, 1 - view)
-        return (view - self.mean) / self.std
+        views = image.new_empty(n, 1, size, size)
+        flipped = generator.random(n) < config.flip
+        for i in range(n):
+            box = draw_box(height, width, scale, config.aspect_ratio, generator)
+            view = functional.resized_crop(image, *box, [size, size], InterpolationMode.BICUBIC, antialias=True)
+            views[i] = view.flip(-1) if flipped[i] else view
+        low, high = np.array([config.brightness, config.contrast, config.gamma]).T
+        changed = generator.random((n, 1)) < config.jitter
+        factors = np.where(changed, generator.uniform(low, high, (n, 3)), 1).T.reshape(3, n, 1, 1, 1)
+        # Bicubic filters overshoot at edges.
+        views = change_intensity(views.clamp_(0, 1), *torch.from_numpy(factors).to(views.dtype))
+        sigmas = generator.uniform(*config.blur_sigma, n)
+        for i in np.flatnonzero(generator.random(n) < blur).tolist():
+            views[i] = gaussian_blur(views[i], sigmas[i])
+        for i in np.flatnonzero(generator.random(n) < solarise).tolist():
+            views[i] = torch.where(views[i] < 0.5, views[i], 1 - views[i])
+        return views.sub_(self.mean).div_(self.std)
 
 
 def draw_box(
@@ -177,35 +181,39 @@ def draw_box(
     RandomResizedCrop, which can only draw from the global random state. What does not fit is drawn again; after ten
     times it is the largest box around the centre with an admissible width : height.
     """
-    low, high = np.log(aspect_ratio)
+    low, high = (math.log(limit) for limit in aspect_ratio)
     for _ in range(CROP_TRIES):
         area, ratio = height * width * generator.uniform(*scale), math.exp(generator.uniform(low, high))
         box = max(1, round(math.sqrt(area / ratio))), max(1, round(math.sqrt(area * ratio)))
         if box[0] <= height and box[1] <= width:
             return int(generator.integers(height - box[0] + 1)), int(generator.integers(width - box[1] + 1)), *box
-    box = min(height, max(1, round(width / aspect_ratio[0]))), min(width, max(1, round(height * aspect_ratio[1])))
-    return (height - box[0]) // 2, (width - box[1]) // 2, *box
+    largest = min(height, max(1, round(width / aspect_ratio[0]))), min(width, max(1, round(height * aspect_ratio[1])))
+    return (height - largest[0]) // 2, (width - largest[1]) // 2, *largest
 
 
-def change_intensity(view: Tensor, brightness: float, contrast: float, gamma: float) -> Tensor:
-    """Grey values [..., H, W] in 0..1: times `brightness`, spread by `contrast` about their mean, to the power `gamma`.
+def change_intensity(views: Tensor, brightness: Tensor, contrast: Tensor, gamma: Tensor) -> Tensor:
+    """Grey values [n, 1, H, W] in 0..1: times brightness, spread by contrast about their mean, to the power gamma.
 
-    What would leave 0..1 before the power is cut off, as in a display window.
+    What would leave 0..1 before the power is cut off, as in a display window. The three are [n, 1, 1, 1].
     """
-    mean = view.mean() * brightness
-    return view.mul(brightness * contrast).add_(mean * (1 - contrast)).clamp_(0, 1).pow_(gamma)
+    mean = views.mean((-2, -1), keepdim=True)
+    return (views * (brightness * contrast)).add_(mean * brightness * (1 - contrast)).clamp_(0, 1).pow_(gamma)
 
 
 def gaussian_blur(view: Tensor, sigma: float) -> Tensor:
     """Gaussian blur of [1, H, W], cut off at three standard deviations, mirrored at the borders.
 
-    In one direction after the other: torchvision's does both at once, at nine times the cost of a small view.
+    A weighted sum of shifted views, across and then down: several times as fast on one core as torchvision's, which
+    convolves with the square of the kernel.
     """
     radius = min(math.ceil(3 * sigma), min(view.shape[-2:]) - 1)
-    weights = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / sigma) ** 2).to(view)
-    weights /= weights.sum()
-    padded = pad(view, (radius, radius, radius, radius), mode="reflect")
-    return conv2d(conv2d(padded, weights.view(1, 1, 1, -1)), weights.view(1, 1, -1, 1))
+    weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
+    for axis, margins in ((-1, (radius, radius, 0, 0)), (-2, (0, 0, radius, radius))):
+        length, padded = view.shape[axis], pad(view, margins, mode="reflect")
+        view = torch.zeros_like(view)
+        for shift, weight in enumerate(weights / weights.sum()):
+            view.add_(padded.narrow(axis, shift, length), alpha=float(weight))
+    return view
 
 
 def block_masks(
@@ -255,7 +263,7 @@ def _lay_blocks(mask: np.ndarray, count: int, generator: np.random.Generator) ->
     height, width = mask.shape
     missing, failures = count, 0
     while missing >= MIN_BLOCK and failures < BLOCK_TRIES:
-        area, aspect = generator.uniform(MIN_BLOCK, missing), math.exp(generator.uniform(*np.log(BLOCK_ASPECT)))
+        area, aspect = generator.uniform(MIN_BLOCK, missing), math.exp(generator.uniform(*LOG_ASPECT))
         rows, columns = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if not (1 <= rows <= height and 1 <= columns <= width):
             failures += 1
