@@ -18,7 +18,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 CROP_TRIES = 10
 BLOCK_TRIES = 10
@@ -114,7 +113,7 @@ class Views:
         is small.
 
         Args:
-            image: [1, H, W], floating point, 0..1.
+            image: [1, H, W], floating point, 0..1, on the CPU.
             seed: at least 0. It alone decides what is drawn; global random states are neither read nor changed.
 
         Returns:
@@ -144,6 +143,7 @@ class Views:
         generator: np.random.Generator,
     ) -> Tensor:
         """As many views [n, 1, size, size] as there are probabilities; cut out first, as the rest is cheaper then."""
+        from scipy.ndimage import gaussian_filter
         from torchvision.transforms import InterpolationMode
         from torchvision.transforms.v2 import functional
 
@@ -162,7 +162,9 @@ class Views:
         views = change_intensity(views.clamp_(0, 1), *torch.from_numpy(factors).to(views.dtype))
         sigmas = generator.uniform(*config.blur_sigma, n)
         for i in np.flatnonzero(generator.random(n) < blur).tolist():
-            views[i] = gaussian_blur(views[i], sigmas[i])
+            # In one direction after the other: several times as fast on one core as torchvision's blur.
+            blurred = gaussian_filter(views[i, 0].numpy(), sigmas[i], truncate=3)
+            views[i, 0] = torch.from_numpy(blurred)
         for i in np.flatnonzero(generator.random(n) < solarise).tolist():
             views[i] = torch.where(views[i] < 0.5, views[i], 1 - views[i])
         return views.sub_(self.mean).div_(self.std)
@@ -198,22 +200,6 @@ def change_intensity(views: Tensor, brightness: Tensor, contrast: Tensor, gamma:
     """
     mean = views.mean((-2, -1), keepdim=True)
     return (views * (brightness * contrast)).add_(mean * brightness * (1 - contrast)).clamp_(0, 1).pow_(gamma)
-
-
-def gaussian_blur(view: Tensor, sigma: float) -> Tensor:
-    """Gaussian blur of [1, H, W], cut off at three standard deviations, mirrored at the borders.
-
-    A weighted sum of shifted views, across and then down: several times as fast on one core as torchvision's, which
-    convolves with the square of the kernel.
-    """
-    radius = min(math.ceil(3 * sigma), min(view.shape[-2:]) - 1)
-    weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
-    for axis, margins in ((-1, (radius, radius, 0, 0)), (-2, (0, 0, radius, radius))):
-        length, padded = view.shape[axis], pad(view, margins, mode="reflect")
-        view = torch.zeros_like(view)
-        for shift, weight in enumerate(weights / weights.sum()):
-            view.add_(padded.narrow(axis, shift, length), alpha=float(weight))
-    return view
 
 
 def block_masks(
