@@ -1,8 +1,9 @@
-"""Any chest X-ray file -> one 8-bit greyscale picture: DICOM, PNG, JPEG, TIFF, BMP.
+"""Any chest X-ray file -> one greyscale picture: DICOM, PNG, JPEG, TIFF, BMP.
 
-    image = load_image("x.dcm")             # PIL image, mode L, air dark, bone bright
+    image = load_image("x.dcm")             # PIL image, mode L (8 bits), air dark, bone bright
+    values = load_grey("x.dcm")             # the same before it is cut to 8 bits: float32 [H, W], 0..1
 
-The full bit depth of the file goes through one of three mappings before it is cut to 8 bits:
+The full bit depth of the file goes through one of three mappings:
 
 window      the display window (or VOI LUT) that the file states; where it states none, 8-bit values stay
             as they are and deeper ones are mapped as under minmax
@@ -79,16 +80,29 @@ def load_image(path: str | Path, mapping: PixelMapping = "window", max_pixels: i
             `max_pixels`, all pixels equal, NaN or infinite values, no pixel data.
         ValueError: unknown mapping.
     """
+    return Image.fromarray(_load(Path(path), mapping, max_pixels, deep=False))
+
+
+def load_grey(path: str | Path, mapping: PixelMapping = "window", max_pixels: int = 100_000_000) -> np.ndarray:
+    """Read a chest X-ray file as `load_image` does, same arguments and errors, but at the full depth of the file.
+
+    Returns:
+        float32 [H, W], 0..1. Times 255 and rounded they are the values of `load_image`.
+    """
+    return _load(Path(path), mapping, max_pixels, deep=True).astype(np.float32) / 255
+
+
+def _load(path: Path, mapping: PixelMapping, max_pixels: int, deep: bool) -> np.ndarray:
+    """Grey values [H, W] on the scale of 0..255: uint8, or where `deep`, unrounded float32 if the file is deeper."""
     if mapping not in get_args(PixelMapping):
         raise ValueError(f"Unknown mapping {mapping!r}. Choices: {', '.join(get_args(PixelMapping))}")
-    path = Path(path)
     head = _read_head(path)
     opener = next((opener for prefixes, opener in OPENERS if head.startswith(prefixes)), None)
     try:
         if head[128:] == b"DICM" or (opener is None and head.startswith(BARE_DICOM)):
-            image = Image.fromarray(_read_dicom(path, mapping, max_pixels))
+            pixels = _read_dicom(path, mapping, max_pixels, deep)
         elif opener is not None:
-            image = _read_picture(path, opener, mapping, max_pixels)
+            pixels = _read_picture(path, opener, mapping, max_pixels, deep)
         else:
             raise ImageError(f"{path}: not an image (known: DICOM, PNG, JPEG, TIFF, BMP, GIF)")
     except (ImageError, ImageWarning):  # the warning, where the caller turned it into an error
@@ -96,12 +110,13 @@ def load_image(path: str | Path, mapping: PixelMapping = "window", max_pixels: i
     except Exception as error:  # broken bytes make decoders raise anything, from SyntaxError to struct.error
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ImageError(f"{path}: truncated, broken or of an unknown kind: {reason}") from error
+    image = Image.fromarray(_levels(pixels, deep=False))
     low, high = image.getextrema()
     if low == high:
         raise ImageError(f"{path}: all pixels have the same value, {low} after mapping {mapping!r}")
     if _looks_inverted(image):
         _warn(path, "looks inverted (air bright, bone dark) or not upright; left as the file states it")
-    return image
+    return pixels
 
 
 def _read_head(path: Path) -> bytes:
@@ -128,8 +143,10 @@ def _check_size(path: Path, width: int, height: int, frames: int, max_pixels: in
         )
 
 
-def _read_picture(path: Path, opener: type[ImageFile.ImageFile], mapping: PixelMapping, max_pixels: int) -> Image.Image:
-    """Read a file that Pillow knows, upright, as mode L."""
+def _read_picture(
+    path: Path, opener: type[ImageFile.ImageFile], mapping: PixelMapping, max_pixels: int, deep: bool
+) -> np.ndarray:
+    """Read a file that Pillow knows, upright, see `_load`."""
     # A file object, not the path: from a path Pillow maps raw TIFFs into memory, and garbles those lying on their side.
     with open(path, "rb") as file, opener(file) as image:
         _check_size(path, *image.size, getattr(image, "n_frames", 1), max_pixels)
@@ -139,20 +156,26 @@ def _read_picture(path: Path, opener: type[ImageFile.ImageFile], mapping: PixelM
         ImageOps.exif_transpose(image, in_place=True)
         if image.mode.startswith(("I", "F")):
             # Not convert("L"), which clips at 255 and so turns most of a 12-bit picture white.
-            pixels = _stretch(path, np.asarray(image), mapping)
-            return Image.fromarray(255 - pixels if negative else pixels)
+            pixels = _stretch(path, np.asarray(image), mapping, deep)
+            return 255 - pixels if negative else pixels
         if image.has_transparency_data:
             rgba = image.convert("RGBA")
             black = Image.new("L", rgba.size)
             grey = Image.composite(rgba.convert("L"), black, rgba.getchannel("A"))
         else:
             grey = image.convert("L")
-    grey.info = {}  # comments and EXIF may identify the patient, and Pillow would write some of them out again
-    return grey if mapping == "window" else Image.fromarray(_stretch(path, np.asarray(grey), mapping))
+    return np.asarray(grey) if mapping == "window" else _stretch(path, np.asarray(grey), mapping, deep)
 
 
-def _stretch(path: Path, values: np.ndarray, mapping: PixelMapping, hidden: np.ndarray | None = None) -> np.ndarray:
-    """Map values [H, W] of any type linearly to 0..255, uint8, between their extremes or percentiles.
+def _levels(values: np.ndarray, deep: bool) -> np.ndarray:
+    """Values on the scale of 0..255 as float32 where `deep`, else rounded to uint8."""
+    return values.astype(np.float32) if deep else np.rint(values).astype(np.uint8)
+
+
+def _stretch(
+    path: Path, values: np.ndarray, mapping: PixelMapping, deep: bool, hidden: np.ndarray | None = None
+) -> np.ndarray:
+    """Map values [H, W] of any type linearly to `_levels` between their extremes or percentiles.
 
     Pixels where `hidden` [H, W] is true do not count for the range.
     """
@@ -166,11 +189,11 @@ def _stretch(path: Path, values: np.ndarray, mapping: PixelMapping, hidden: np.n
         where = f" between percentiles {PERCENTILES[0]} and {PERCENTILES[1]}" if mapping == "percentile" else ""
         raise ImageError(f"{path}: all pixels{where} have the same value, {low}")
     scaled = (values.astype(np.float64) - float(low)) * 255 / (float(high) - float(low))
-    return np.rint(scaled.clip(0, 255)).astype(np.uint8)
+    return _levels(scaled.clip(0, 255), deep)
 
 
-def _read_dicom(path: Path, mapping: PixelMapping, max_pixels: int) -> np.ndarray:
-    """Read a DICOM file as uint8 [H, W], air dark."""
+def _read_dicom(path: Path, mapping: PixelMapping, max_pixels: int, deep: bool) -> np.ndarray:
+    """Read a DICOM file, air dark, see `_load`."""
     from pydicom import dcmread
     from pydicom.pixels import apply_modality_lut, pixel_array
 
@@ -187,17 +210,17 @@ def _read_dicom(path: Path, mapping: PixelMapping, max_pixels: int) -> np.ndarra
     stored = pixel_array(dataset)  # [H, W], or [H, W, 3] with YBR already turned into RGB
     photometric = dataset.PhotometricInterpretation
     if not photometric.startswith("MONOCHROME"):
-        return _grey_from_colour(path, dataset, stored, mapping)
+        return _grey_from_colour(path, dataset, stored, mapping, deep)
     padding = _padding(dataset, stored)
     # Wider integers than stored: pydicom clips the index into a look-up table in the array's own type.
     values = apply_modality_lut(stored.astype(np.int64), dataset)
     display = _apply_window(path, dataset, values) if mapping == "window" else None
     if display is not None:
-        pixels = np.rint(display * 255).astype(np.uint8)
+        pixels = _levels(display * 255, deep)
     elif mapping == "window" and dataset.BitsStored == 8 and stored.dtype == np.uint8 and (values == stored).all():
         pixels = stored.copy()
     else:
-        pixels = _stretch(path, values, mapping, padding)
+        pixels = _stretch(path, values, mapping, deep, padding)
     if photometric == "MONOCHROME1":
         pixels = 255 - pixels
     if padding is not None:
@@ -234,15 +257,17 @@ def _check_jpeg_end(path: Path, dataset: Dataset) -> None:
         raise ImageError(f"{path}: truncated: the JPEG data in it has no end marker")
 
 
-def _grey_from_colour(path: Path, dataset: Dataset, stored: np.ndarray, mapping: PixelMapping) -> np.ndarray:
-    """RGB [H, W, 3], or palette indices [H, W], to uint8 [H, W] by ITU-R 601 luma, as Pillow does it."""
+def _grey_from_colour(
+    path: Path, dataset: Dataset, stored: np.ndarray, mapping: PixelMapping, deep: bool
+) -> np.ndarray:
+    """RGB [H, W, 3], or palette indices [H, W], to [H, W] by ITU-R 601 luma, as Pillow does it; see `_load`."""
     from pydicom.pixels import apply_color_lut
 
     colour = apply_color_lut(stored, dataset) if dataset.PhotometricInterpretation == "PALETTE COLOR" else stored
     luma = colour[..., :3] @ np.array([0.299, 0.587, 0.114])
     if mapping == "window" and colour.dtype == np.uint8:
         return np.rint(luma).astype(np.uint8)
-    return _stretch(path, luma, mapping)
+    return _stretch(path, luma, mapping, deep)
 
 
 def _padding(dataset: Dataset, stored: np.ndarray) -> np.ndarray | None:

@@ -19,6 +19,10 @@ Benchmarks of vision encoders, as published: labels, patients, masks.
     raddraft prepare vindr-ribcxr --root VinDr-RibCXR --out ribs/studies.jsonl
     raddraft prepare lung-masks --source jsrt --root JSRT --out jsrt/studies.jsonl   # or montgomery, shenzhen
 
+Pictures once decoded and made small, for pre-training (a manifest in, a manifest out):
+
+    raddraft prepare resize --studies studies.jsonl --out small --size 518
+
 Every command prints what it read, what it dropped and why, and what each split holds.
 """
 
@@ -29,6 +33,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from encoder.images import PixelMapping
 from generator.corpora import CORPORA, converter
 
 
@@ -61,6 +66,37 @@ def phantom(
     return Conversion("phantom", studies).write(out or root / "studies.jsonl")
 
 
+def resize(
+    studies: Path,
+    out: Path,
+    size: int = 518,
+    bits: int = 8,
+    mapping: PixelMapping = "minmax",
+    processes: int | None = None,
+) -> int:
+    """Make every picture of a manifest small once, as RAD-DINO's were: B-spline, min-max to 0-255, PNG.
+
+    Masks are resized with their pictures; everything else in the manifest is kept. The same command again goes on
+    where the last one ended.
+
+    Args:
+        studies: The manifest.
+        out: Folder to write to: images, masks and the new studies.jsonl.
+        size: Shorter side of the new pictures in pixels; smaller pictures are made larger.
+        bits: 8, or 16 to keep the depth of deeper files.
+        mapping: How pixel values become grey values: minmax (darkest to 0, brightest to the top), window (the display
+            window that the file states) or percentile.
+        processes: Number of processes. By default one per core.
+    """
+    from encoder.resize import ResizeConfig, resize_studies
+
+    done = resize_studies(studies, out, ResizeConfig(size, bits, mapping), processes)
+    print(f"{done.manifest}: {done.n_written} pictures written, {done.n_kept} kept as they stood there")
+    for sentence in done.errors:
+        print(f"left out: {sentence}")
+    return 1 if done.errors else 0
+
+
 def _command(convert: Callable[..., Any]) -> Callable[..., None]:
     """The same command line as `convert`; what it returns is printed."""
 
@@ -71,7 +107,7 @@ def _command(convert: Callable[..., Any]) -> Callable[..., None]:
     return command
 
 
-COMMANDS = {name: _command(converter(name)) for name in CORPORA} | {"phantom": _command(phantom)}
+COMMANDS = {name: _command(converter(name)) for name in CORPORA} | {"phantom": _command(phantom), "resize": resize}
 
 
 if __name__ == "__main__":
