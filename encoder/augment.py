@@ -52,19 +52,20 @@ class ViewConfig:
     """Probability of exchanging left and right. 0 where the side matters, as for a heart on the right."""
     jitter: float = 0.8
     """Probability of changing brightness, contrast and gamma, all three."""
-    brightness: tuple[float, float] = (0.8, 1.2)
-    """Factor on all values, as another exposure. Half of DINOv2's 0.4: more burns out the mediastinum."""
-    contrast: tuple[float, float] = (0.6, 1.4)
-    """Factor on the distance from the view's mean, as another width of the display window."""
-    gamma: tuple[float, float] = (0.7, 1.4)
-    """Exponent of the values, as another detector's characteristic curve; in place of DINOv2's saturation and hue."""
+    brightness: tuple[float, float] = (0.85, 1.1)
+    """Factor on all values, as another exposure. DINOv2 has 0.6 to 1.4, which burns out mediastinum and abdomen."""
+    contrast: tuple[float, float] = (0.7, 1.25)
+    """Factor on the distance from the view's mean, as another width of the display window. DINOv2 has 0.6 to 1.4."""
+    gamma: tuple[float, float] = (0.6, 1.6)
+    """Exponent of the values, as another detector's characteristic curve: darker or brighter without burning out. In
+    place of DINOv2's saturation and hue."""
     blur_global: tuple[float, float] = (0.5, 0.1)
     """Probability of blurring the first and the second global view. DINOv2 blurs the first one always; fine texture is
     what a nodule or an interstitial pattern consists of."""
     blur_local: float = 0.5
     """Probability of blurring a local view."""
     blur_sigma: tuple[float, float] = (0.1, 2.0)
-    """Standard deviation of the blur, in pixels of the view."""
+    """Standard deviation of the blur, in pixels of the view; less for views much smaller than DINOv2's 224 and 96."""
     solarise: float = 0.0
     """Probability of inverting the brighter half of the grey scale of the second global view. DINOv2 has 0.2; in a
     radiograph bone would become air."""

@@ -36,7 +36,7 @@ class ResizeConfig:
     bits: int = 8
     """Of a grey value in the PNG: 8 as RAD-DINO has it, or 16 where the pictures have more and shall keep it."""
     mapping: PixelMapping = "minmax"
-    """How pixel values become grey values, see encoder/images.py. minmax is taken after resizing, which fills the scale."""
+    """How pixel values become grey values, see encoder/images.py. minmax is taken after resizing: a full scale."""
 
     def __post_init__(self) -> None:
         if self.size < 8:
@@ -156,7 +156,8 @@ def _claim(out: Path, config: ResizeConfig) -> None:
 def _plan(manifest: list[Study], root: Path, out: Path) -> list[_Picture]:
     images = [image for study in manifest for image in study.images]
     files = [path for image in images for path in (image.path, *image.masks.values())]
-    root = Path(os.path.commonpath([root, *files]))  # the manifest's folder, unless files lie outside of it
+    if not all(path.is_relative_to(root) for path in files):
+        root = Path(os.path.commonpath([path.parent for path in files]))
 
     def target(path: Path, kind: str) -> Path:
         # With the old suffix in the name, x.dcm and x.jpg stay apart.

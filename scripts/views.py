@@ -1,0 +1,76 @@
+"""Draw the random views that pre-training learns from, to look at before anything is spent.
+
+    raddraft views --studies studies.jsonl --out views.png
+    raddraft views --studies studies.jsonl --out views.png --views.global_size 112 --views.local_size 56 --views.blur_sigma [0.1,1]
+
+A row for each picture: the whole, both global views with the patches that iBOT hides, the local views.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from encoder.augment import ViewConfig
+from encoder.images import PixelMapping
+from scripts import run
+
+
+def main(
+    studies: Path,
+    out: Path,
+    views: ViewConfig = ViewConfig(),  # noqa: B008 - the parser reads its fields and defaults from here
+    count: int = 4,
+    split: str = "train",
+    image_mapping: PixelMapping = "minmax",
+    patch_size: int = 14,
+    seed: int = 0,
+) -> int:
+    """Draw one sheet (PNG) of the views of pictures spread over a manifest.
+
+    Args:
+        studies: The manifest.
+        out: The PNG file to write.
+        views: How views are cut.
+        count: Number of pictures.
+        split: The split they are taken from.
+        image_mapping: How pixel values become grey values, as in pre-training.
+        patch_size: Side of the tower's patches in pixels.
+        seed: Another seed draws other views of the same pictures.
+    """
+    import torch
+
+    from encoder.augment import Views, block_masks
+    from encoder.images import ImageError, load_grey
+    from encoder.studies import read_studies, write_whole
+    from encoder.view_sheet import ViewRow, draw_views
+
+    if out.suffix.lower() != ".png" or count < 1:
+        raise ValueError(f"Need a name that ends in .png and a count of at least 1, got {out} and {count}")
+    for size in (views.global_size, views.local_size):
+        if size % patch_size:
+            raise ValueError(f"A view of {size} pixels is not a multiple of patch_size = {patch_size}")
+    pictures = [study.main_image.path for study in read_studies(studies, split)]
+    cut = Views(views, mean=0, std=1)
+    side = views.global_size // patch_size
+    masks = block_masks(2 * count, (side, side), seed=seed).unflatten(0, (count, 2))
+    rows, errors = [], []
+    for i in range(min(count, len(pictures))):
+        path = pictures[i * len(pictures) // count]
+        try:
+            image = torch.from_numpy(load_grey(path, image_mapping))[None]
+        except ImageError as error:
+            errors.append(str(error))
+        else:
+            rows.append(ViewRow(path.name, image, *cut(image, seed * count + i), masks[i]))
+    if not rows:
+        raise ValueError(f"No picture to draw: {'; '.join(errors)}")
+    with write_whole(out) as temporary:
+        draw_views(rows).save(temporary, format="PNG")
+    print(f"{out}: views of {len(rows)} pictures")
+    for sentence in errors:
+        print(f"not drawn: {sentence}")
+    return 1 if errors else 0
+
+
+if __name__ == "__main__":
+    run("views")
