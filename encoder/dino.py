@@ -12,7 +12,7 @@ several processes compute what one would on the whole batch. (The original looks
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -83,6 +83,27 @@ class Head(nn.Module):
         x = self.mlp(x)
         # Half precision cannot hold the default's 1e-12.
         return self.last_layer(functional.normalize(x, dim=-1, eps=1e-6 if x.dtype == torch.float16 else 1e-12))
+
+    @torch.no_grad()
+    def calibrate(self, x: Tensor, generator: torch.Generator) -> None:
+        """Set new weights by features [N, D], so that what tells images apart is all that reaches the prototypes.
+
+        Each layer's outputs get mean 0 and deviation 1 (Salimans & Kingma, arXiv 1602.07868, section 3), and the
+        prototypes are the projections of random features. With random weights nearly all of the logits is common to
+        all images: the centre takes it away, answers start uniform, and a short run never gets away from that.
+        """
+        x = x.float()
+        for layer in self.mlp:
+            if isinstance(layer, nn.Linear):
+                y = functional.linear(x, layer.weight)
+                mean, deviation = y.mean(0), y.std(0).clamp(min=1e-6)
+                layer.weight.div_(deviation[:, None])
+                layer.bias.copy_(-mean / deviation)
+            x = layer(x)
+        count = len(self.last_layer.weight_v)
+        rounds = [torch.randperm(len(x), generator=generator) for _ in range(math.ceil(count / len(x)))]
+        chosen = torch.cat(rounds)[:count].to(x.device)
+        self.last_layer.weight_v.copy_(functional.normalize(x[chosen], dim=1))
 
 
 class Prototypes(nn.Module):
@@ -264,6 +285,23 @@ class Dino(nn.Module):
         return list(network["head"](torch.cat([classes, locals_, patches])).split(sizes))
 
     @torch.no_grad()
+    def calibrate(self, batches: Iterable[Tensor], seed: int) -> None:
+        """Set new heads, the same in student and teacher, by the features of global crops [N, 1 or 3, S, S]."""
+        generator = torch.Generator().manual_seed(seed)
+        classes, patches = [], []
+        for crops in batches:
+            of_classes, of_patches = tokens(self.teacher["backbone"], crops)
+            classes.append(of_classes)
+            chosen = torch.randint(of_patches.shape[1], (len(crops),), generator=generator).to(crops.device)
+            patches.append(of_patches[torch.arange(len(crops), device=crops.device), chosen])
+        features = {"head": torch.cat(classes), "ibot_head": torch.cat(patches)}
+        if not self.config.separate_ibot_head:
+            features = {"head": torch.cat([*classes, *patches])}
+        for name, x in features.items():
+            self.student[name].calibrate(x, generator)
+            self.teacher[name].load_state_dict(self.student[name].state_dict())
+
+    @torch.no_grad()
     def update_teacher(self, momentum: float) -> None:
         """Teacher = momentum * teacher + (1 - momentum) * student."""
         pairs = zip(self.teacher.parameters(), self.student.parameters(), strict=True)
@@ -299,22 +337,21 @@ def cosine(step: int, base: float, final: float, n_steps: int, warmup: int = 0, 
 
 
 def parameter_groups(model: Dino, layer_decay: float, patch_embed_lr: float) -> Iterator[dict[str, Any]]:
-    """The student's parameters with `part`, `lr_scale` and `decays`, for the schedules to set.
+    """The student's parameters with `lr_scale`, `decays` and `prototypes`, for the schedules to set.
 
     As in DINOv2: the learning rate falls by `layer_decay` from block to block towards the input, that of the patch
-    embedding is lower still; biases, norms and layer scales do not decay. Parts are backbone, head and prototypes.
+    embedding is lower still; biases, norms and layer scales do not decay; prototypes have their own learning rate.
     """
     depth = model.student["backbone"].config.num_hidden_layers
-    groups: dict[tuple[str, float, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.student.named_parameters():
-        part = "backbone" if name.startswith("backbone.") else "prototypes" if "last_layer" in name else "head"
         lr_scale = layer_decay ** (depth + 1 - _layer(name, depth))
         if "patch_embeddings" in name:
             lr_scale *= patch_embed_lr
         decays = not (name.endswith("bias") or "norm" in name or "layer_scale" in name)
-        groups.setdefault((part, lr_scale, decays), []).append(parameter)
-    for (part, lr_scale, decays), parameters in groups.items():
-        yield {"params": parameters, "part": part, "lr_scale": lr_scale, "decays": decays}
+        groups.setdefault((lr_scale, decays, "last_layer" in name), []).append(parameter)
+    for (lr_scale, decays, prototypes), parameters in groups.items():
+        yield {"params": parameters, "lr_scale": lr_scale, "decays": decays, "prototypes": prototypes}
 
 
 def _layer(name: str, depth: int) -> int:

@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 
 from encoder.augment import Views
 from encoder.dino import Dino, parameter_groups
-from encoder.features import digest_files, store_features
+from encoder.features import FeatureConfig, digest_files, store_features
 from encoder.fitting import ProbeConfig
 from encoder.images import ImageError, load_image
 from encoder.probe import run_probe
@@ -72,24 +72,31 @@ def pretrain(sources: Sequence[Sequence[Study]], labelled: Sequence[Study], out:
     accelerator.print(f"{sum(map(len, paths))} images; {', '.join(str(len(part)) for part in paths)} by manifest")
     set_seed(config.seed)
     start = load_start(config)
+    run = Run(out, accelerator, start)
     model = Dino(start.model, config.objective)
     if config.head:
         load_head(model, config.head)
+    side = config.views.global_size // start.model.config.patch_size
+    masked = config.objective.mask_probability if config.objective.ibot_weight else 0.0
+    collate = Collate((side, side), masked, config.objective.mask_ratio)
+    views = Views(config.views, start.processor.image_mean, start.processor.image_std)
+    dataset = ViewDataset([path for part in paths for path in part], views, config.mapping)
+    order = Order([len(part) for part in paths], config.weights, config.batch_size, config.seed)
+    if config.calibrate and not run.newest:
+        model.to(accelerator.device)
+        n_steps = min(16, math.ceil(config.objective.prototypes / (2 * config.batch_size)))
+        parts = load_batches(dataset, order, collate, 0, n_steps, config.micro_batch_size, (0, 1), config.workers)
+        model.calibrate((part.global_crops.to(accelerator.device) for part in parts), config.seed)
     if config.checkpointing:
         model.student["backbone"].gradient_checkpointing_enable()
     optimizer = torch.optim.AdamW(parameter_groups(model, config.layer_decay, config.patch_embed_lr), lr=config.peak_lr)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     bare = accelerator.unwrap_model(wrapped)
-    run = Run(out, accelerator, start)
     step = run.resume()
-    side = config.views.global_size // start.model.config.patch_size
-    masked = config.objective.mask_probability if config.objective.ibot_weight else 0.0
-    views = Views(config.views, start.processor.image_mean, start.processor.image_std)
-    order = Order([len(part) for part in paths], config.weights, config.batch_size, config.seed)
     batches = load_batches(
-        ViewDataset([path for part in paths for path in part], views, config.mapping),
+        dataset,
         order,
-        Collate((side, side), masked, config.objective.mask_ratio),
+        collate,
         step,
         config.steps,
         config.micro_batch_size,
@@ -104,7 +111,7 @@ def pretrain(sources: Sequence[Sequence[Study]], labelled: Sequence[Study], out:
         started = time.perf_counter()
         now = config.at(step)
         for group in optimizer.param_groups:
-            group["lr"] = group["lr_scale"] * now[f"lr_{group['part']}"]
+            group["lr"] = group["lr_scale"] * now["lr_prototypes" if group["prototypes"] else "lr"]
             group["weight_decay"] = now["weight_decay"] * group["decays"]
         sums: dict[str, torch.Tensor] = {}
         for number, batch in enumerate(islice(batches, n_micro)):
@@ -122,7 +129,7 @@ def pretrain(sources: Sequence[Sequence[Study]], labelled: Sequence[Study], out:
             broken = [name for name, value in numbers.items() if name != "loss" and not math.isfinite(value)]
             raise FloatingPointError(
                 f"The loss is {numbers['loss']} at step {step + 1} (by {', '.join(broken) or 'overflow'}; lr "
-                f"{now['lr_backbone']:.3g}); the last good checkpoint is {run.newest}. Try a lower base_lr, or bf16 not fp16"
+                f"{now['lr']:.3g}); the last good checkpoint is {run.newest}. Try a lower base_lr"
             )
         norms = {
             f"grad_norm_{name}": float(accelerator.clip_grad_norm_(part.parameters(), config.max_grad_norm))
@@ -145,13 +152,14 @@ def pretrain(sources: Sequence[Sequence[Study]], labelled: Sequence[Study], out:
                 draw_tower(tower, drawn, out / "pictures" / f"step-{step:07d}.png", config.mapping)
                 run.keep(step, found, tower, weights)
             accelerator.wait_for_everyone()
-        if step % config.save_every == 0 and step < config.steps:
+        if step % config.save_every == 0 or step == config.steps:
             run.save(step)
     bar.close()
     for sentence in sorted(run.unreadable):
         accelerator.print(f"not trained on: {sentence}")
     if accelerator.is_main_process:  # `compare` warns of a tower that has seen test images
-        seen = digest_files([path for part in paths for path in part], out, config.workers)
+        with TemporaryDirectory() as folder:
+            seen = digest_files([path for part in paths for path in part], Path(folder), config.workers)
         with write_whole(out / "images.sha256") as temporary:
             temporary.write_text("".join(f"{digest}\n" for digest in sorted({file.digest for file in seen.values()})))
     accelerator.end_training()
@@ -274,8 +282,6 @@ def watch_tower(tower: Tower, watches: Sequence[tuple[Watch, Target]], config: P
     if not paths:
         return found
     with TemporaryDirectory() as folder:
-        from encoder.features import FeatureConfig
-
         store, _ = store_features(tower, paths, folder, FeatureConfig(mapping=config.mapping), workers=config.workers)
         for watch, target in watches:
             decays = (watch.weight_decay,) if watch.solver == "lbfgs" else None

@@ -63,6 +63,9 @@ class PretrainConfig:
     """What to train from scratch; needs `tower: null`."""
     head: Path | None = None
     """Weights of the DINO head to start from, e.g. RAD-DINO's dino_head.safetensors."""
+    calibrate: bool = False
+    """Set new heads by the backbone's features instead of at random, see `encoder.dino.Head.calibrate`: for short runs
+    from a trained backbone. DINOv2 does not."""
     drop_path: float = 0.3
     """Probability of leaving out a residual branch of the student."""
     objective: DinoConfig = field(default_factory=DinoConfig)
@@ -89,10 +92,6 @@ class PretrainConfig:
     """Further factor on that of the patch embedding."""
     freeze_last_layer: float = 0.01
     """Share of the run in which the prototypes do not move."""
-    freeze_backbone: float = 0.0
-    """Share of the run in which only the heads learn, for a trained backbone that gets a new head. DINOv2 has none."""
-    head_lr: float = 1.0
-    """Factor on the heads' learning rate, likewise."""
     momentum: tuple[float, float] = (0.992, 1.0)
     """Of the teacher's running mean, at the start and at the end."""
     temperature: tuple[float, float] = (0.04, 0.07)
@@ -127,6 +126,8 @@ class PretrainConfig:
     """Experiment trackers of Accelerate, e.g. tensorboard; none unless named here."""
 
     def __post_init__(self) -> None:
+        if self.head and self.calibrate:
+            raise ValueError("calibrate is for new heads; leave it out, or `head`")
         if (self.tower is None) == (self.architecture is None):
             raise ValueError("Name either a tower to start from or, with `tower: null`, an architecture to start anew")
         if self.steps < 1 or min(self.batch_size, self.micro_batch_size, self.watch_every, self.save_every) < 1:
@@ -143,9 +144,8 @@ class PretrainConfig:
         low, high = self.temperature
         n_rise = round(self.temperature_warmup * n)
         return {
-            "lr_backbone": 0.0 if step < round(self.freeze_backbone * n) else lr,
-            "lr_head": lr * self.head_lr,
-            "lr_prototypes": 0.0 if step < round(self.freeze_last_layer * n) else lr * self.head_lr,
+            "lr": lr,
+            "lr_prototypes": 0.0 if step < round(self.freeze_last_layer * n) else lr,
             "weight_decay": cosine(step, *self.weight_decay, n),
             "momentum": cosine(step, *self.momentum, n),
             "temperature": cosine(step, high, high, n_rise, n_rise, low),

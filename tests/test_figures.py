@@ -19,13 +19,15 @@ from encoder.figures import (
     class_attention,
     draw,
     grey_picture,
+    look,
     panel_box,
     pca_map,
     sheet_size,
     similarity_map,
 )
 from encoder.tower import count_prefix_tokens
-from scripts.figures import look, main
+from encoder.towers import load_tower
+from scripts.figures import main
 from tests.test_images import chest
 from tests.test_towers import model_and_processor, save_tower
 
@@ -179,7 +181,7 @@ def test_what_the_tower_got_is_the_centre_square_of_the_picture(family: str, tmp
         assert '"shortest_edge": 28' in text
         (folder / "preprocessor_config.json").write_text(text.replace('"shortest_edge": 28', '"shortest_edge": 32'))
     ramp = np.tile(np.linspace(0, 255, 56), (56, 1)).round().astype(np.uint8)
-    xrays, maps = look(str(folder), [Image.fromarray(ramp).convert("RGB")], [0.5, 0.5], None, "cpu")
+    xrays, maps = look(load_tower(str(folder)), [Image.fromarray(ramp)], [0.5, 0.5])
     assert xrays[0].shape == (28, 28)
     assert xrays[0].dtype == np.uint8
     np.testing.assert_allclose(xrays[0], ramp[::2, ::2] + 2.3, atol=3)

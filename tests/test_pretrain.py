@@ -1,0 +1,272 @@
+"""The pre-training loop: what it leaves, going on after a kill, several processes, faults."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor, AutoModel, Dinov2WithRegistersConfig
+
+from encoder.augment import ViewConfig
+from encoder.budget import estimate
+from encoder.dino import DinoConfig
+from encoder.pretrain import pretrain
+from encoder.recipe import Architecture, PretrainConfig, Watch, load_start
+from encoder.studies import Study, StudyImage, read_studies, write_studies
+from encoder.towers import load_tower
+from tests.test_train import environment
+
+TINY = PretrainConfig(
+    tower=None,
+    architecture=Architecture(width=32, depth=2, patch_size=7, layer_scale=1.0),
+    drop_path=0.0,
+    objective=DinoConfig(prototypes=32, head_hidden=32, bottleneck=16),
+    views=ViewConfig(global_size=28, local_size=14, n_local=2),
+    steps=6,
+    batch_size=8,
+    micro_batch_size=8,
+    watch=[Watch("binary", ["Bright"])],
+    watch_every=3,
+    save_every=2,
+    log_every=1,
+    pictures=2,
+    workers=0,
+)
+
+
+def make_study(folder: Path, number: int, split: str) -> Study:
+    """A picture with a bright or a dark square, which its label tells."""
+    random = np.random.default_rng(number)
+    pixels = random.integers(60, 120, (40, 36), dtype=np.uint8)
+    pixels[8:28, 8:28] += np.uint8(100 * (number % 2))
+    path = folder / f"{number}.png"
+    Image.fromarray(pixels).save(path)
+    return Study(f"s{number}", f"p{number}", split, [StudyImage(path, "PA")], labels={"Bright": number % 2})
+
+
+@pytest.fixture
+def manifest(tmp_path) -> Path:
+    (tmp_path / "images").mkdir()
+    splits = ["train"] * 24 + ["val"] * 8 + ["test"] * 4
+    write_studies(tmp_path / "studies.jsonl", [make_study(tmp_path / "images", i, s) for i, s in enumerate(splits)])
+    return tmp_path / "studies.jsonl"
+
+
+def run_here(manifest: Path, out: Path, config: PretrainConfig = TINY) -> Path:
+    known = [study for study in read_studies(manifest) if study.split != "test"]
+    return pretrain([read_studies(manifest, "train")], known, out, config)
+
+
+def read_log(out: Path) -> list[dict]:
+    """What was logged, without what depends on the clock."""
+    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name != "images_per_second"} for row in rows]
+
+
+def test_what_a_run_leaves(manifest, tmp_path):
+    folder = run_here(manifest, tmp_path / "run")
+    model = AutoModel.from_pretrained(folder)
+    assert type(model).__name__ == "Dinov2Model"
+    assert AutoImageProcessor.from_pretrained(folder).crop_size.height == 28
+    tower = load_tower(str(folder))
+    assert tower.shape == (4, 4, 32)
+    rows = read_log(tmp_path / "run")
+    probes = [row for row in rows if "probes" in row]
+    assert [row["step"] for row in probes] == [3, 6]
+    best = json.loads((tmp_path / "run" / "best.json").read_text())
+    assert best["score"] == max(row["probe_mean"] for row in probes)
+    checkpoint = load_file(next((tmp_path / "run" / "checkpoints").glob("step-*")) / "model.safetensors")
+    if best["step"] == 6:
+        assert torch.equal(
+            model.encoder.layer[1].mlp.fc1.weight, checkpoint["teacher.backbone.encoder.layer.1.mlp.fc1.weight"]
+        )
+    assert load_file(folder / "dino_head.safetensors").keys() == {
+        name.removeprefix("teacher.head.") for name in checkpoint if name.startswith("teacher.head.")
+    }
+    assert len((tmp_path / "run" / "images.sha256").read_text().split()) == 24
+    with Image.open(tmp_path / "run" / "pictures" / "step-0000003.png") as picture:
+        assert picture.width > 300
+    assert {"dino_local", "dino_global", "ibot", "koleo", "teacher_entropy", "spread", "lr"} <= rows[0].keys()
+
+
+def test_a_finished_run_started_again_does_nothing(manifest, tmp_path):
+    run_here(manifest, tmp_path / "run")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "model").iterdir()}
+    log = read_log(tmp_path / "run")
+    run_here(manifest, tmp_path / "run")
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "model").iterdir()} == before
+    assert read_log(tmp_path / "run") == log
+
+
+def test_the_student_learns_what_a_teacher_that_stands_still_says(manifest, tmp_path):
+    still = {"momentum": (1.0, 1.0), "temperature": (0.07, 0.07), "log_every": 1}
+    run_here(manifest, tmp_path / "run", replace(TINY, steps=60, watch=[], base_lr=0.02, **still))
+    rows = read_log(tmp_path / "run")
+    missed = [row["dino_local"] + row["dino_global"] - row["teacher_entropy"] for row in rows]  # divergence
+    # The running centre settles in the first ten steps.
+    assert np.mean(missed[-10:]) < 0.7 * np.mean(missed[10:20])
+
+
+def test_continuing_starts_from_the_towers_own_features(manifest, tmp_path, tower_folder):
+    config = replace(TINY, tower=str(tower_folder), architecture=None, drop_path=0.2)
+    start = load_start(replace(config, views=ViewConfig(global_size=28, local_size=14)))
+    original = load_tower(str(tower_folder))
+    pixels = torch.randn(2, 3, 28, 28)
+    assert torch.equal(start.encode(pixels).patches, original.encode(pixels).patches)  # no path is dropped here
+    start.model.train()
+    torch.manual_seed(0)
+    assert not torch.equal(start.model(pixels).last_hidden_state, original.model(pixels).last_hidden_state)
+    assert list(start.processor.image_mean) == list(original.processor.image_mean)
+
+
+def test_registers_and_a_published_head(manifest, tmp_path):
+    first = run_here(manifest, tmp_path / "first", replace(TINY, steps=2, watch=[]))
+    wanted = replace(TINY, steps=2, watch=[], architecture=replace(TINY.architecture, registers=2))
+    second = run_here(manifest, tmp_path / "second", replace(wanted, head=first / "dino_head.safetensors"))
+    tower = load_tower(str(second))
+    assert isinstance(tower.model.config, Dinov2WithRegistersConfig)
+    assert tower.n_prefix == 3
+
+
+def write_config(folder: Path, manifest: Path, config: PretrainConfig) -> Path:
+    path = folder / "pretrain.yaml"
+    body = json.loads(json.dumps(asdict(config), default=str))
+    path.write_text(yaml.safe_dump({"studies": [str(manifest)], "pretrain": body}))
+    return path
+
+
+def command(config: Path, out: Path, launcher: tuple[str, ...] = ("-m",)) -> list[str]:
+    return [sys.executable, *launcher, "scripts.pretrain", "--config", str(config), "--out", str(out)]
+
+
+def test_killed_and_resumed_gives_the_same_losses_to_the_last_bit(manifest, tmp_path):
+    config = replace(TINY, steps=40, drop_path=0.2, watch_every=20, save_every=3, workers=1)
+    path = write_config(tmp_path, manifest, config)
+    run_here(manifest, tmp_path / "whole", config)
+    out = tmp_path / "killed"
+    process = subprocess.Popen(
+        command(path, out), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not list(out.glob("checkpoints/step-*[1-9]*")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert 0 < len(read_log(out)) < 42, "it was to be killed on its way"
+    subprocess.run(command(path, out), env=environment(), check=True, capture_output=True)
+    assert read_log(out) == read_log(tmp_path / "whole")
+    one, other = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "killed"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("centring", ["centre", "sinkhorn"])
+def test_two_processes_follow_one(manifest, tmp_path, centring):
+    objective = replace(TINY.objective, centring=centring)
+    config = replace(TINY, steps=20, objective=objective, watch=[], pictures=0, save_every=100, watch_every=100)
+    path = write_config(tmp_path, manifest, config)
+    launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m")
+    subprocess.run(command(path, tmp_path / "two", launcher), env=environment(), check=True, capture_output=True)
+    run_here(manifest, tmp_path / "one", config)
+    for one, two in zip(read_log(tmp_path / "one"), read_log(tmp_path / "two"), strict=True):
+        for name in ("loss", "dino_local", "dino_global", "ibot", "koleo", "grad_norm_backbone"):
+            assert two[name] == pytest.approx(one[name], abs=1e-3), f"{name} at step {one['step']}"
+
+
+def test_micro_batches_make_one_step(manifest, tmp_path):
+    """Only what is computed across a batch differs: the centre, here beside a temperature that takes it out."""
+    config = replace(TINY, steps=1, temperature=(1e3, 1e3), watch=[], pictures=0)
+    config = replace(config, objective=replace(TINY.objective, koleo_weight=0.0))
+    run_here(manifest, tmp_path / "whole", config)
+    run_here(manifest, tmp_path / "halves", replace(config, micro_batch_size=4))
+    (whole,), (halves,) = read_log(tmp_path / "whole"), read_log(tmp_path / "halves")
+    for name in ("loss", "dino_local", "ibot", "grad_norm_backbone", "grad_norm_head"):
+        assert halves[name] == pytest.approx(whole[name], rel=1e-3), name
+
+
+def test_faults_of_images_are_named_and_the_rest_trains(manifest, tmp_path, capsys):
+    images = tmp_path / "images"
+    (images / "3.png").write_bytes((images / "3.png").read_bytes()[:50])  # cut off
+    Image.new("L", (40, 40), 128).save(images / "4.png")  # constant
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (12, 9), dtype=np.uint8)).save(images / "5.png")  # small
+    run_here(manifest, tmp_path / "run", replace(TINY, steps=9))
+    printed = capsys.readouterr().out
+    assert f"not trained on: {images / '3.png'}" in printed
+    assert f"not trained on: {images / '4.png'}" in printed
+    assert str(images / "5.png") not in printed
+    assert len([row for row in read_log(tmp_path / "run") if "loss" in row]) == 9
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(manifest, tmp_path):
+    run_here(manifest, tmp_path / "run", replace(TINY, steps=2, watch=[]))
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").glob("step-*")
+    with pytest.raises(FloatingPointError, match=r"step 3 \(by .*dino_global.*step-000000002"):
+        run_here(manifest, tmp_path / "run", poisoned(checkpoint))
+    assert checkpoint.is_dir()
+    assert len(read_log(tmp_path / "run")) == 2
+
+
+def poisoned(checkpoint: Path) -> PretrainConfig:
+    """Put a NaN into a checkpoint; the settings that go on from there."""
+    from safetensors.torch import save_file
+
+    weights = load_file(checkpoint / "model.safetensors")
+    weights["student.head.mlp.0.weight"][0, 0] = float("nan")
+    save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    return replace(TINY, steps=4, watch=[])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tower": "x"}, "either a tower"),
+        ({"batch_size": 10, "micro_batch_size": 4}, "does not divide"),
+        ({"views": ViewConfig(global_size=30, local_size=14)}, "not a multiple of the patch"),
+        ({"watch": [Watch("binary", ["Nonsense"])]}, "Nonsense"),
+        ({"weights": [1.0, 1.0]}, "weight of at least 0"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(manifest, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        run_here(manifest, tmp_path / "run", replace(TINY, **changes))
+
+
+def test_towers_that_are_not_dinov2_are_refused(tmp_path):
+    from tests.test_towers import save_tower
+
+    with pytest.raises(ValueError, match="takes DINOv2 towers"):
+        load_start(replace(TINY, tower=str(save_tower("clip", tmp_path)), architecture=None))
+
+
+def test_budget_of_the_public_recipe():
+    """ViT-B/14 of DINOv2 has 86,580,480 parameters with the 518-pixel grid; FLOPs by hand."""
+    config = PretrainConfig(
+        tower="dinov2-base", batch_size=2560, micro_batch_size=40, views=ViewConfig(global_size=518, local_size=196)
+    )
+    budget = estimate(config, "a100", 64, sharded=True)
+    assert budget.backbone == 86_580_480
+    assert budget.heads == 23_138_560
+    assert budget.tokens == 2560 * (2 * 1370 + 8 * 197)
+    blocks = 85_054_464 + 12 * 2 * 768  # twelve blocks with their layer scales
+    large, small = (2 * blocks * t + 4 * 12 * 768 * t * t for t in (1370, 197))
+    patches = 2 * 0.15 * 1369
+    by_hand = 2560 * (
+        3 * (2 * large + 8 * small + (10 + patches) * 2 * 23_138_560) + 2 * large + (2 + patches) * 2 * 23_138_560
+    )
+    assert budget.flops == pytest.approx(by_hand, rel=1e-3)
+    assert budget.hours == pytest.approx(100_000 * by_hand / (64 * 312e12 * 0.35) / 3600, rel=1e-3)
+    whole = estimate(config, "a100", 64, sharded=False)
+    part = "weights, gradients, optimizer"
+    assert whole.memory[part] == pytest.approx(64 * budget.memory[part])
+    with pytest.raises(ValueError, match="Choices: rtx4090"):
+        estimate(config, "abacus", 1, sharded=False)
