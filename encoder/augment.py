@@ -40,7 +40,8 @@ class ViewConfig:
     n_local: int = 8
     """Number of local views."""
     local_size: int = 196
-    """Side of a local view in pixels, a multiple of the patch: to 518 about what DINOv2's 96 are to 224."""
+    """Side of a local view in pixels, a multiple of the patch. DINOv2's 96 to 224 would be 222 to 518; 14 patches of 14
+    cost a fifth less and show what is cut out at no lower magnification than the global views."""
     global_scale: tuple[float, float] = (0.5, 1.0)
     """Share of the picture's area in a global view. DINOv2 starts at 0.32, where one lung can be missing."""
     local_scale: tuple[float, float] = (0.1, 0.4)

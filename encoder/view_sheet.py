@@ -56,12 +56,12 @@ def draw_views(rows: list[ViewRow]) -> Image.Image:
         draw.text((x, 45), note, FAINT, _font(11))
     for number, row in enumerate(rows):
         top = HEADER + CAPTION + number * (CAPTION + PANEL + GAP)
-        shares = [f"{share:.0%} hidden" if share else "whole" for share in row.masks.float().mean((1, 2)).tolist()]
+        shares = row.masks.float().mean((1, 2)).tolist()
         draw.text((MARGIN, top - 20), _shorten(row.name, PANEL), FAINT, _font(11))
         sheet.paste(_fit(row.image), (MARGIN, top))
         for i, (view, mask) in enumerate(zip(row.global_views, row.masks, strict=True)):
             x = left_of_global + i * (PANEL + GAP)
-            draw.text((x, top - 20), shares[i], FAINT, _font(11))
+            draw.text((x, top - 20), f"{shares[i]:.0%} hidden", FAINT, _font(11))
             sheet.paste(_hide(view, mask).resize((PANEL, PANEL), Image.Resampling.LANCZOS), (x, top))
         for i, view in enumerate(row.local_views):
             place = left_of_local + i % n_columns * (SMALL + GAP), top + i // n_columns * (SMALL + GAP)

@@ -1,7 +1,7 @@
 """Draw the random views that pre-training learns from, to look at before anything is spent.
 
     raddraft views --studies studies.jsonl --out views.png
-    raddraft views --studies studies.jsonl --out views.png --views.global_size 112 --views.local_size 56 --views.blur_sigma [0.1,1]
+    raddraft views --studies studies.jsonl --out views.png --views.global_size 112 --views.local_size 56 --count 2
 
 A row for each picture: the whole, both global views with the patches that iBOT hides, the local views.
 """
