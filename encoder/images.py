@@ -110,7 +110,7 @@ def _load(path: Path, mapping: PixelMapping, max_pixels: int, deep: bool) -> np.
     except Exception as error:  # broken bytes make decoders raise anything, from SyntaxError to struct.error
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ImageError(f"{path}: truncated, broken or of an unknown kind: {reason}") from error
-    image = Image.fromarray(_levels(pixels, deep=False))
+    image = Image.fromarray(pixels if pixels.dtype == np.uint8 else _levels(pixels, deep=False))
     low, high = image.getextrema()
     if low == high:
         raise ImageError(f"{path}: all pixels have the same value, {low} after mapping {mapping!r}")
