@@ -64,7 +64,7 @@ def pretrain(sources: Sequence[Sequence[Study]], labelled: Sequence[Study], out:
     )
     if config.trackers:
         accelerator.init_trackers("raddraft")
-    paths = [[image.path for study in part for image in study.images] for part in sources]
+    paths = [_image_paths(part, config.fraction, config.seed) for part in sources]
     n_processes = accelerator.num_processes
     n_micro = _count_micro_batches(config, n_processes)
     if not all(paths):
@@ -164,6 +164,14 @@ def pretrain(sources: Sequence[Sequence[Study]], labelled: Sequence[Study], out:
             temporary.write_text("".join(f"{digest}\n" for digest in sorted({file.digest for file in seen.values()})))
     accelerator.end_training()
     return out / "model"
+
+
+def _image_paths(studies: Sequence[Study], fraction: float, seed: int) -> list[Path]:
+    """All images of a share of the subjects."""
+    subjects = sorted({study.subject_id for study in studies})
+    kept = np.random.default_rng(seed).permutation(len(subjects))[: math.ceil(fraction * len(subjects))]
+    chosen = {subjects[number] for number in kept}
+    return [image.path for study in studies if study.subject_id in chosen for image in study.images]
 
 
 def _count_micro_batches(config: PretrainConfig, n_processes: int) -> int:

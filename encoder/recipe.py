@@ -104,6 +104,8 @@ class PretrainConfig:
     """Mixed precision of Accelerate."""
     checkpointing: bool = False
     """Compute activations a second time instead of keeping them: less memory, a third more time."""
+    fraction: float = 1.0
+    """Share of the subjects that is used, chosen by the seed."""
     weights: list[float] | None = None
     """Shares of the manifests in each step; by default every image is seen once an epoch."""
     mapping: Literal["window", "minmax", "percentile"] = "minmax"
@@ -126,6 +128,8 @@ class PretrainConfig:
     """Experiment trackers of Accelerate, e.g. tensorboard; none unless named here."""
 
     def __post_init__(self) -> None:
+        if not 0 < self.fraction <= 1:
+            raise ValueError(f"fraction must be above 0 and at most 1, got {self.fraction}")
         if self.head and self.calibrate:
             raise ValueError("calibrate is for new heads; leave it out, or `head`")
         if (self.tower is None) == (self.architecture is None):

@@ -1,7 +1,8 @@
 """Draw the random views that pre-training learns from, to look at before anything is spent.
 
     raddraft views --studies studies.jsonl --out views.png
-    raddraft views --studies studies.jsonl --out views.png --views.global_size 112 --views.local_size 56 --count 2
+    raddraft views --config configs/pretrain/laptop.yaml --studies studies.jsonl --out views.png
+    raddraft views --studies studies.jsonl --out views.png --pretrain.views.blur_local 0
 
 A row for each picture: the whole, both global views with the patches that iBOT hides, the local views.
 """
@@ -10,18 +11,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from encoder.augment import ViewConfig
-from encoder.images import PixelMapping
+from encoder.recipe import PretrainConfig
 from scripts import run
 
 
 def main(
     studies: Path,
     out: Path,
-    views: ViewConfig = ViewConfig(),  # noqa: B008 - the parser reads its fields and defaults from here
+    pretrain: PretrainConfig = PretrainConfig(),  # noqa: B008 - the parser reads its fields and defaults from here
     count: int = 4,
     split: str = "train",
-    image_mapping: PixelMapping = "minmax",
     patch_size: int = 14,
     seed: int = 0,
 ) -> int:
@@ -30,10 +29,9 @@ def main(
     Args:
         studies: The manifest.
         out: The PNG file to write.
-        views: How views are cut.
+        pretrain: The recipe; its views, masks and mapping of grey values count here.
         count: Number of pictures.
         split: The split they are taken from.
-        image_mapping: How pixel values become grey values, as in pre-training.
         patch_size: Side of the tower's patches in pixels.
         seed: Another seed draws other views of the same pictures.
     """
@@ -46,22 +44,23 @@ def main(
 
     if out.suffix.lower() != ".png" or count < 1:
         raise ValueError(f"Need a name that ends in .png and a count of at least 1, got {out} and {count}")
+    views, objective = pretrain.views, pretrain.objective
     for size in (views.global_size, views.local_size):
         if size % patch_size:
             raise ValueError(f"A view of {size} pixels is not a multiple of patch_size = {patch_size}")
     pictures = [study.main_image.path for study in read_studies(studies, split)]
     cut = Views(views, mean=0, std=1)
     side = views.global_size // patch_size
-    masks = block_masks(2 * count, (side, side), seed=seed).unflatten(0, (count, 2))
+    masks = block_masks(2 * count, (side, side), objective.mask_probability, objective.mask_ratio, seed)
     rows, errors = [], []
     for i in range(min(count, len(pictures))):
         path = pictures[i * len(pictures) // count]
         try:
-            image = torch.from_numpy(load_grey(path, image_mapping))[None]
+            image = torch.from_numpy(load_grey(path, pretrain.mapping))[None]
         except ImageError as error:
             errors.append(str(error))
         else:
-            rows.append(ViewRow(path.name, image, *cut(image, seed * count + i), masks[i]))
+            rows.append(ViewRow(path.name, image, *cut(image, seed * count + i), masks[2 * i : 2 * i + 2]))
     if not rows:
         raise ValueError(f"No picture to draw: {'; '.join(errors)}")
     with write_whole(out) as temporary:
