@@ -193,9 +193,29 @@ def compute_features(
 def read_features(tower: Tower, paths: Sequence[Path], folder: str | Path, config: FeatureConfig) -> FeatureStore:
     """The features that are stored of some images; others are simply not in the store."""
     meta = describe(tower, config)
-    target = Path(folder) / _key(meta)
+    return _read(Path(folder) / _key(meta), meta, config, paths)
+
+
+def open_features(store: str | Path, paths: Sequence[Path]) -> FeatureStore:
+    """The same of one store by its own folder, where the tower that made it is not at hand.
+
+    Raises:
+        ValueError: the folder is no feature store.
+    """
+    try:
+        meta = json.loads((Path(store) / "meta.json").read_text(encoding="utf-8"))
+        names = ("keep", "average", "dtype", "mapping")
+        config = FeatureConfig(layers=tuple(meta["layers"]) if meta["layers"] else None, **{n: meta[n] for n in names})
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"{store} is no feature store, as `raddraft features` names it when it is done: {error}"
+        ) from error
+    return _read(Path(store), meta, config, paths)
+
+
+def _read(target: Path, meta: dict[str, Any], config: FeatureConfig, paths: Sequence[Path]) -> FeatureStore:
     stored = _stored(target, meta)
-    files = digest_files(paths, Path(folder))
+    files = digest_files(paths, target.parent)
     rows = {str(path): stored[file.digest] for path, file in files.items() if file.digest in stored}
     return FeatureStore(target, config, tuple(meta["shape"]), tuple(meta["grid"]), rows)
 

@@ -47,6 +47,7 @@ class ProbeConfig:
     learning_rate: float = 1e-3
     """Of AdamW, falling to 0 by a cosine."""
     batch_size: int = 256
+    """Images in a step of AdamW."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     """Of AdamW's start and order. The optimum that L-BFGS finds is unique: seeds would change nothing."""
     neighbours: int = 20
@@ -56,6 +57,7 @@ class ProbeConfig:
     resamples: int = 500
     """Behind each interval."""
     resample_seed: int = 0
+    """Of the draws: towers resampled with the same one can be compared in pairs."""
 
     def __post_init__(self) -> None:
         if self.pooling == "attention" and self.solver != "adamw":

@@ -75,6 +75,7 @@ class ContrastConfig:
     workers: int = 2
     """Processes that decode."""
     seed: int = 0
+    """Of new weights, order and crops."""
 
     def __post_init__(self) -> None:
         for name, fine, rule in (

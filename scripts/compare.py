@@ -179,18 +179,15 @@ def fill_cell(
     """Run one task on one tower. A task that cannot be done with it is a cell without value that says why."""
     from encoder.features import FeatureConfig, store_features
 
-    chosen = [study for study in known if task.sources is None or study.source in task.sources]
-    if not chosen:
-        raise ValueError(f"Task {task.name!r}: no study of source {', '.join(task.sources or [])}")
+    try:
+        chosen = of_sources(known, task.sources)
+    except ValueError as error:
+        raise ValueError(f"Task {task.name!r}: {error}") from None
     segmentation = task.kind == "segmentation"
     if segmentation and tower.shape[:2] == (1, 1):
         return Cell(None, notes=["this tower has no patches"])
-    if segmentation:
-        images = [image for study in chosen for image in study.images if set(task.targets) <= image.masks.keys()]
-    else:
-        images = [study.main_image for study in chosen]
+    paths = masked_paths(chosen, task.targets) if segmentation else [study.main_image.path for study in chosen]
     config = FeatureConfig("grid" if segmentation else "pooled", mapping=entry.mapping)
-    paths = [image.path for image in images]
     store, errors = store_features(tower, paths, features, config, batch_size, workers)
     if segmentation:
         cell = _segment(tower, task, chosen, store, resamples)
@@ -200,6 +197,19 @@ def fill_cell(
         cell = _probe(task, chosen, store, resamples)
     cell.notes += [f"{len(errors)} images cannot be read, e.g. {errors[0]}"] if errors else []
     return cell
+
+
+def of_sources(studies: Sequence[Study], sources: Sequence[str] | None) -> list[Study]:
+    """The studies of these sources, all without; raises ValueError if there is none."""
+    chosen = [study for study in studies if sources is None or study.source in sources]
+    if not chosen:
+        raise ValueError(f"no study of source {', '.join(sources or [])}")
+    return chosen
+
+
+def masked_paths(studies: Sequence[Study], structures: Sequence[str]) -> list[Path]:
+    """Pictures that have a mask of each structure."""
+    return [image.path for study in studies for image in study.images if set(structures) <= image.masks.keys()]
 
 
 def _probe(task: Task, studies: Sequence[Study], store: Any, resamples: int) -> Cell:
@@ -220,11 +230,11 @@ def _probe(task: Task, studies: Sequence[Study], store: Any, resamples: int) -> 
     details = result.to_dict()
     if task.fractions:
         points = learning_curve(store, target, task.fractions, replace(config, resamples=200))
-        details["curve"] = [_curve_point(points, fraction, task.shown) for fraction in sorted(task.fractions)]
+        details["curve"] = [curve_point(points, fraction, task.shown) for fraction in sorted(task.fractions)]
     return Cell(estimate.value, estimate.low, estimate.high, result.n["test"], notes, details, measured.resamples)
 
 
-def _curve_point(points: Sequence[Any], fraction: float, measure: str) -> dict[str, Any]:
+def curve_point(points: Sequence[Any], fraction: float, measure: str) -> dict[str, Any]:
     """Mean over the random draws of one size, with its interval."""
     from encoder.measures import over_seeds
 

@@ -2,6 +2,7 @@
 
     raddraft contrast --studies runs/demo/phantom/studies.jsonl --tower runs/demo/tower --out runs/clip
     raddraft contrast --studies studies.jsonl --tower dinov2-base --out runs/clip --train.lr 3e-5 --train.batch_size 512
+    raddraft probe --tower runs/clip/tower --studies studies.jsonl --kind multiclass --targets patient.sex
 
 Starting the same command again goes on where it stopped. The tower is runs/clip/tower, an ordinary folder.
 """
