@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    from transformers import BaseImageProcessor
 
 
 def save_timm(state: dict[str, torch.Tensor], architecture: str, out: Path) -> tuple[int, list[str]]:
@@ -62,3 +66,32 @@ def _match(
                 f"{tuple(value.shape)}"
             )
     return {name: state[name] for name in wanted}, []
+
+
+def plain_processor(processor: BaseImageProcessor) -> BaseImageProcessor:
+    """The same preparation by a processor that can be saved inside another one, which that of timm's wrapper cannot.
+
+    Pixels differ by rounding, up to 1 of 255, and where an odd number is cut off the crop may lie one pixel aside.
+
+    Raises:
+        ValueError: timm crops or fills these pictures in a way that no such processor has.
+    """
+    from transformers import BitImageProcessor, TimmWrapperImageProcessor
+    from transformers.image_utils import PILImageResampling
+
+    if not isinstance(processor, TimmWrapperImageProcessor):
+        return processor
+    settings = processor.data_config
+    height, width = settings["input_size"][-2:]
+    if height != width or settings["crop_mode"] != "center":
+        raise ValueError(
+            f"timm prepares pictures of {height} x {width} pixels with crop_mode {settings['crop_mode']!r} for this "
+            "tower; only the centre square can be kept in a report model"
+        )
+    return BitImageProcessor(
+        size={"shortest_edge": math.floor(height / settings["crop_pct"])},
+        crop_size={"height": height, "width": width},
+        resample=getattr(PILImageResampling, settings["interpolation"].upper()),
+        image_mean=list(settings["mean"]),
+        image_std=list(settings["std"]),
+    )

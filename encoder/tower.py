@@ -34,9 +34,13 @@ class Encoded:
     """Features of a batch of pictures."""
 
     pooled: torch.Tensor
-    """The class token, or what the model pools: [B, D]."""
+    """The class token, or what the model pools (the mean patch, where that has another width): [B, D]."""
     patches: torch.Tensor
     """[B, H, W, D]."""
+
+
+class NotPlainError(ValueError):
+    """A model is no plain vision transformer, so that no LLaVA model can hold it."""
 
 
 MOST_PREFIX_TOKENS = 64
@@ -156,7 +160,9 @@ class Tower:
             pooled = None
         if last.ndim == 4:  # a map [B, D, H, W]
             patches = last.permute(0, 2, 3, 1)
-            return Encoded(patches.mean((1, 2)) if pooled is None else pooled.flatten(1), patches)
+            if pooled is None or pooled.flatten(1).shape[1] != patches.shape[3]:  # MobileNetV3 widens what it pools
+                return Encoded(patches.mean((1, 2)), patches)
+            return Encoded(pooled.flatten(1), patches)
         encoded = self._tokens(last, pixels)
         return encoded if pooled is None else Encoded(pooled, encoded.patches)
 
@@ -216,16 +222,17 @@ def count_prefix_tokens(model: Any, processor: BaseImageProcessor) -> int:
     """Tokens before the patches (class, registers) of a tower that a LLaVA model can hold, by a black picture.
 
     Raises:
-        ValueError: it is no plain vision transformer, or does not take by itself the pictures the processor makes.
+        NotPlainError: it is no plain vision transformer.
+        ValueError: it does not take by itself the pictures the processor makes.
     """
     import torch
 
     kind = getattr(model.config, "model_type", type(model).__name__)
     patch = patch_size(model)
     if patch is None or not hasattr(model.config, "num_hidden_layers"):
-        raise ValueError(
+        raise NotPlainError(
             f"This tower is a {kind!r} model, which has no patches: not a vision transformer, so a LLaVA model cannot "
-            "hold it; it serves features, probes and figures"
+            "hold it; it serves features, probes, figures and, frozen, report models"
         )
     pixels = processor([_black()], return_tensors="pt")["pixel_values"]
     height, width = pixels.shape[-2:]
@@ -239,7 +246,7 @@ def count_prefix_tokens(model: Any, processor: BaseImageProcessor) -> int:
         ) from error
     n_patches = (height // patch) * (width // patch)
     if tokens.ndim != 3 or not 0 <= tokens.shape[1] - n_patches <= MOST_PREFIX_TOKENS:
-        raise ValueError(
+        raise NotPlainError(
             f"The {kind!r} tower is not a plain vision transformer: for {height} x {width} pixels it gives features of "
             f"shape {tuple(tokens.shape[1:])}, not one for each of the {n_patches} patches"
         )

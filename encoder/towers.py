@@ -31,6 +31,8 @@ class Card:
     licence: str
     """As far as known here; what its page says decides."""
     converted: bool = False
+    in_llava: bool = True
+    """Whether a LLaVA model can hold it; otherwise it runs beside one, frozen."""
 
 
 DINOV2 = "Apache-2.0"
@@ -59,7 +61,9 @@ TOWERS = {
     "biomedclip": Card(
         "microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224", "ViT-B/16, 224 px", "MIT", converted=True
     ),
-    "biovil-t": Card("microsoft/BiomedVLP-BioViL-T", "ResNet-50 hybrid, 448 px of 512", "MIT", converted=True),
+    "biovil-t": Card(
+        "microsoft/BiomedVLP-BioViL-T", "ResNet-50 hybrid, 448 px of 512", "MIT", converted=True, in_llava=False
+    ),
     "mrm": Card("github.com/RL4M/MRM-pytorch", "ViT-B/16, 448 px fine-tuned", "see its repository", converted=True),
 }
 
@@ -90,7 +94,8 @@ def load_tower(
 ) -> Tower:
     """Load a vision tower (fp32, eval mode) and its image processor.
 
-    Of a two-tower checkpoint (CLIP, SigLIP), or of a trained report model, only the vision half is loaded.
+    Of a two-tower checkpoint (CLIP, SigLIP), or of a trained report model, only the vision half is loaded. A report
+    model that could not hold its tower has it in a folder of its own, which its raddraft.json names.
 
     Args:
         name: short name, hub id or local folder; "pixels" for raw pixels, 16 x 16; "random:" before the name of a tower
@@ -130,19 +135,37 @@ def _load(name: str, backend: str) -> tuple[Any, BaseImageProcessor]:
 
         return Pixels(), pixels_processor(PixelsConfig())
     path = resolve_tower(name.removeprefix("random:"))
+    if beside := _beside_report_model(path):
+        model, _ = _load(name.removesuffix(path) + beside, backend)
+        return model, _image_processor(path, backend)
     if name.startswith("random:"):
         return _load_random(path, backend)
     return _load_biovil(path) if _is_biovil(path) else _load_transformers(name, path, backend)
 
 
+def _beside_report_model(path: str) -> str | None:
+    """Folder or name of the tower of a report model that could not hold it."""
+    try:
+        tower = json.loads((Path(path) / "raddraft.json").read_text(encoding="utf-8")).get("tower")
+    except (OSError, ValueError):
+        return None
+    return str(Path(path) / tower) if tower and (Path(path) / tower).is_dir() else tower
+
+
+def _image_processor(path: str, backend: str) -> BaseImageProcessor:
+    from transformers import AutoImageProcessor
+
+    return AutoImageProcessor.from_pretrained(path, **_backend(backend))
+
+
 def _load_random(path: str, backend: str) -> tuple[Any, BaseImageProcessor]:
     """The architecture of a tower with weights as its class draws them, always the same."""
     import torch
-    from transformers import AutoConfig, AutoImageProcessor, AutoModel
+    from transformers import AutoConfig, AutoModel
 
     try:
         config = AutoConfig.from_pretrained(path)
-        processor = AutoImageProcessor.from_pretrained(path, **_backend(backend))
+        processor = _image_processor(path, backend)
     except OSError as error:
         raise checkpoint_error(f"Tower {path!r} cannot be read", path, error) from error
     with torch.random.fork_rng():
@@ -153,16 +176,16 @@ def _load_random(path: str, backend: str) -> tuple[Any, BaseImageProcessor]:
 def _load_transformers(name: str, path: str, backend: str) -> tuple[Any, BaseImageProcessor]:
     """The vision half of a checkpoint, without the heads of another task."""
     from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoImageProcessor, AutoModel, LlavaForConditionalGeneration
+    from transformers import AutoConfig, AutoModel, LlavaForConditionalGeneration
 
     try:
         config = AutoConfig.from_pretrained(path)
         if config.model_type == "llava":
             whole = LlavaForConditionalGeneration.from_pretrained(path, dtype="float32")
-            return whole.model.vision_tower, AutoImageProcessor.from_pretrained(path, **_backend(backend))
+            return whole.model.vision_tower, _image_processor(path, backend)
         config = getattr(config, "vision_config", config)
         model, report = AutoModel.from_pretrained(path, config=config, dtype="float32", output_loading_info=True)
-        processor = AutoImageProcessor.from_pretrained(path, **_backend(backend))
+        processor = _image_processor(path, backend)
     except (OSError, SafetensorError) as error:
         raise checkpoint_error(f"Tower {name!r} cannot be loaded", path, error) from error
     # Poolers and heads lie behind the hidden states; a checkpoint of another task may lack them.

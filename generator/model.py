@@ -18,8 +18,9 @@ from torch import nn
 
 from encoder.features import FeatureConfig
 from encoder.studies import write_whole
-from encoder.tower import Tower
+from encoder.tower import NotPlainError, Tower, patch_size
 from encoder.towers import checkpoint_error, load_tower
+from generator.foreign import ForeignTower
 from generator.prompts import PromptConfig, chat_template
 
 if TYPE_CHECKING:
@@ -46,7 +47,8 @@ class ModelConfig:
     image_size: int | None = None
     """Side in pixels of the square fed to the tower; by default what its image processor says."""
     feature_layer: int = -1
-    """Which hidden state of the tower is projected; -1 is the last block's (before the tower's final LayerNorm)."""
+    """Which hidden state of the tower is projected; -1 is the last block's (before the tower's final LayerNorm). Of a
+    tower that a LLaVA model cannot hold (a CNN, Swin …) it is the final output, and the tower stays frozen."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type in which frozen weights are held. Weights that train are always held in float32."""
     gguf_file: str | None = None
@@ -86,11 +88,16 @@ class Drafter:
     @property
     def tower(self) -> Tower:
         """Its vision tower with the image processor."""
-        return Tower("the model's tower", self.model.model.vision_tower, self.processor.image_processor)
+        tower = self.model.model.vision_tower
+        if isinstance(tower, ForeignTower):
+            return tower.tower
+        return Tower("the model's tower", tower, self.processor.image_processor)
 
     @property
     def features(self) -> FeatureConfig:
         """What has to be stored of an image so that the tower need not run."""
+        if isinstance(self.model.model.vision_tower, ForeignTower):
+            return FeatureConfig("grid", mapping=self.image_mapping)
         return FeatureConfig("hidden", (self.feature_layer,), mapping=self.image_mapping)
 
     @property
@@ -102,6 +109,8 @@ class Drafter:
 def build(config: ModelConfig) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """Join a pretrained tower and a pretrained language model by a new two-layer projector.
 
+    A tower that a LLaVA model cannot hold runs in the place of a placeholder: see `generator.foreign`.
+
     Raises:
         ValueError: unknown tower, a layer that it lacks, or parts that a LLaVA model cannot hold.
         OSError: a checkpoint or the language model's tokenizer cannot be reached or read.
@@ -109,13 +118,14 @@ def build(config: ModelConfig) -> tuple[LlavaForConditionalGeneration, LlavaProc
     from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 
     loaded = load_tower(config.tower, config.image_size)
-    tower, image_processor, n_prefix = loaded.model, loaded.processor, loaded.n_prefix
-    n_states = tower.config.num_hidden_layers + 1
-    if config.feature_layer == 0 or not -n_states <= config.feature_layer < n_states:  # LlavaModel takes 0 for none
-        raise ValueError(
-            f"model.feature_layer is {config.feature_layer}. Choices for {config.tower}: {-n_states} to -1, or 1 to "
-            f"{n_states - 1}"
-        )
+    tower, image_processor, foreign = loaded.model, loaded.processor, None
+    try:
+        n_prefix, patch = loaded.n_prefix, patch_size(tower)
+    except NotPlainError:
+        foreign = ForeignTower(loaded)
+        tower, image_processor = foreign.placeholder(), foreign.tower.processor
+        n_prefix, patch = 1, foreign.patch_size
+    _check_layer(config, None if foreign else tower.config.num_hidden_layers + 1)
     strategy: Literal["default", "full"] = "default" if n_prefix > 0 else "full"
     lm, tokenizer = _load_lm(config)
     with torch.device("meta"):
@@ -134,6 +144,8 @@ def build(config: ModelConfig) -> tuple[LlavaForConditionalGeneration, LlavaProc
     model.model.vision_tower, model.model.multi_modal_projector = tower, projector
     model.model.language_model, model.lm_head = lm.base_model, lm.get_output_embeddings()
     _check_joined(model, lm, saved)
+    if foreign:
+        model.model.vision_tower = foreign.to(getattr(torch, config.dtype))
     model.generation_config = _greedy(lm.generation_config, tokenizer)
     for parameter in model.parameters():  # not the buffers: transformers keeps rotary frequencies in float32
         parameter.data = parameter.data.to(getattr(torch, config.dtype))
@@ -141,7 +153,7 @@ def build(config: ModelConfig) -> tuple[LlavaForConditionalGeneration, LlavaProc
     processor = LlavaProcessor(
         image_processor,
         tokenizer,
-        patch_size=tower.config.patch_size,
+        patch_size=patch,
         vision_feature_select_strategy=strategy,
         num_additional_image_tokens=n_prefix,
         image_token=IMAGE_TOKEN,
@@ -149,6 +161,18 @@ def build(config: ModelConfig) -> tuple[LlavaForConditionalGeneration, LlavaProc
     )
     model.config.image_seq_length = check_image_tokens(model, processor)
     return model, processor
+
+
+def _check_layer(config: ModelConfig, n_states: int | None) -> None:
+    """Raise ValueError if the tower has no such hidden state to project; None: it has its final output only."""
+    layer, choices = config.feature_layer, "-1, its final output"
+    if n_states is None and layer == -1:
+        return
+    if n_states is not None:
+        if layer != 0 and -n_states <= layer < n_states:  # LlavaModel takes 0 for none
+            return
+        choices = f"{-n_states} to -1, or 1 to {n_states - 1}"
+    raise ValueError(f"model.feature_layer is {layer}. Choices for {config.tower}: {choices}")
 
 
 def _load_lm(config: ModelConfig):
@@ -237,11 +261,12 @@ def check_image_tokens(model: LlavaForConditionalGeneration, processor: LlavaPro
     given = features[0].shape[0]
     if wanted != given:
         height, width = pixels.shape[-2:]
+        tower = model.model.vision_tower
         raise ValueError(
             f"Image tokens do not match the tower: for {height} x {width} pixels the processor writes {wanted} image "
             f"tokens, the tower gives {given} features (processor: patch_size {processor.patch_size}, "
             f"num_additional_image_tokens {processor.num_additional_image_tokens}; "
-            f"tower: patch_size {model.model.vision_tower.config.patch_size})"
+            f"tower: patch_size {tower.patch_size if isinstance(tower, ForeignTower) else patch_size(tower)})"
         )
     return wanted
 
@@ -349,9 +374,14 @@ def save(drafter: Drafter, folder: str | Path) -> None:
     """Save an ordinary Hub folder, with a sidecar that keeps the prompt and the grey-value mapping."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    sidecar: dict[str, Any] = {"prompt": asdict(drafter.prompt), "image_mapping": drafter.image_mapping}
+    tower = drafter.model.model.vision_tower
+    if isinstance(tower, ForeignTower):
+        sidecar["tower"] = tower.save(folder)
+        drafter.model.model.vision_tower = tower.placeholder().to(drafter.model.dtype)
     drafter.model.save_pretrained(folder)
+    drafter.model.model.vision_tower = tower
     drafter.processor.save_pretrained(folder)
-    sidecar = {"prompt": asdict(drafter.prompt), "image_mapping": drafter.image_mapping}
     with write_whole(folder / SIDECAR) as temporary:
         temporary.write_text(json.dumps(sidecar, indent=2) + "\n", encoding="utf-8")
 
@@ -375,11 +405,14 @@ def load(folder: str | Path, dtype: str = "auto", device: str = "cpu") -> Drafte
     model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype).to(device).eval()  # type: ignore
     if not isinstance(model, LlavaForConditionalGeneration):
         raise ValueError(f"{folder} holds a {type(model).__name__}; expected a LlavaForConditionalGeneration")
-    check_image_tokens(model, processor)
     sidecar: dict[str, Any] = {}
     if (folder / SIDECAR).is_file():
         sidecar = json.loads((folder / SIDECAR).read_text(encoding="utf-8"))
     else:
         warnings.warn(f"{folder} has no {SIDECAR}: the default prompt is used", stacklevel=2)
+    if "tower" in sidecar:
+        tower = Tower(sidecar["tower"], load_tower(str(folder)).model, processor.image_processor)
+        model.model.vision_tower = ForeignTower(tower).to(model.device, model.dtype)
+    check_image_tokens(model, processor)
     prompt = PromptConfig(**sidecar.get("prompt", {}))
     return Drafter(model, processor, prompt, sidecar.get("image_mapping", "window"))

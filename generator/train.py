@@ -23,6 +23,7 @@ from encoder.features import FeatureStore, compute_features, read_features
 from encoder.studies import Study
 from generator.checkpoints import Progress, RunFolder
 from generator.data import IGNORE, Example, ExampleDataset, batch_indices, encode, load_micro_batches, split_batch
+from generator.foreign import ForeignTower
 from generator.model import Drafter, LoraConfig, ModelConfig, add_lora, build, choose_trainable, save
 from generator.prompts import PromptConfig
 
@@ -158,6 +159,11 @@ def train(
     model: nn.Module = drafter.model
     store = None
     tower = drafter.model.model.vision_tower
+    if isinstance(tower, ForeignTower) and any(stage.tower not in ("frozen", 0) for stage in config.stages):
+        raise ValueError(
+            f"train.stages: a stage trains the tower {model_config.tower!r}, which a LLaVA model cannot hold, so that "
+            "it serves as it is; use tower: frozen"
+        )
     if config.features == "cached":
         store = _cache_features(accelerator, drafter, examples, config.cache or out / "features", config.workers)
         drafter.model.model.vision_tower = StoredFeatures()
@@ -186,7 +192,7 @@ def train(
         while progress.step < n_steps and not progress.stopped:
             started = time.perf_counter()
             wrapped.train()
-            if stage.tower == "frozen":
+            if stage.tower in ("frozen", 0):
                 drafter.model.model.vision_tower.eval()
             lr = stage.lr * lr_factor(progress.step, n_steps, stage.warmup, stage.schedule)
             for group in optimizer.param_groups:

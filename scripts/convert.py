@@ -15,10 +15,10 @@ Three of the short names of towers stand for such checkpoints:
     biovil-t    biovil_t_image_model_proj_size_128.pt of huggingface.co/microsoft/BiomedVLP-BioViL-T
     mrm         MRM.pth, linked from github.com/RL4M/MRM-pytorch
 
-Then `--tower towers/mrm` stores its features. A vision transformer is an ordinary Hugging Face folder, which
-`--model.tower` trains on and AutoModel loads where this project is not installed. The layout is told by the keys;
-weights are only ever loaded as tensors. Every entry of the checkpoint is used, or counted as dropped, or the checkpoint
-is refused.
+Then `--tower towers/mrm` stores its features, and `--model.tower towers/mrm` trains a report model on it. A vision
+transformer is an ordinary Hugging Face folder, which AutoModel loads where this project is not installed. The layout is
+told by the keys; weights are only ever loaded as tensors. Every entry of the checkpoint is used, or counted as dropped,
+or the checkpoint is refused.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def main(
         mean: Mean of the channels on a scale from 0 to 1, one value or three, instead of the kind's.
         std: Standard deviation of the channels, likewise.
         heads: Attention heads of a block; by default one for every 64 channels.
-        timm: Name of a timm architecture, where the weights are its state dict; such a tower gives features, but a
-            LLaVA model cannot hold it.
+        timm: Name of a timm architecture, where the weights are its state dict; a LLaVA model cannot hold such a
+            tower, but runs it frozen.
     """
     from encoder.convert import convert
 

@@ -3,7 +3,7 @@
     raddraft towers
 
 Any other vision model of transformers or timm goes by its hub id or folder; odd checkpoints go through `raddraft
-convert` once.
+convert` once. Report models train on all of them; those that a LLaVA model cannot hold stay frozen beside it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ def main() -> None:
     width = max(map(len, TOWERS))
     for name, card in TOWERS.items():
         how = "; to be converted by `raddraft convert` first" if card.converted else ""
-        print(f"{name:{width}}  {card.what}\n{'':{width}}  {card.source}; licence: {card.licence}{how}")
+        beside = "" if card.in_llava else "; frozen beside a report model, not inside it"
+        print(f"{name:{width}}  {card.what}{beside}\n{'':{width}}  {card.source}; licence: {card.licence}{how}")
 
 
 if __name__ == "__main__":
