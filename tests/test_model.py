@@ -75,15 +75,22 @@ def save_lm(name: str, folder: Path, **changes: Any) -> Path:
         "Qwen3": gated | {"head_dim": 16, "tie_word_embeddings": True},
         "Gemma": gated | {"head_dim": 16},
         "Gemma2": gated | {"head_dim": 16},
+        # One layer of each kind, the window shorter than the prompts; its head is tied.
+        "Gemma3": gated | {"head_dim": 16, "sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]},
+        "Phi3": gated | {"partial_rotary_factor": 0.75, "tie_word_embeddings": True},  # as Phi-4-mini
         "Granite": gated | {"logits_scaling": 8.0},
     }.get(family, gated)
-    config = getattr(hf, f"{family}Config")(**common | own | changes)
+    config_class = "Gemma3TextConfig" if family == "Gemma3" else f"{family}Config"
+    config = getattr(hf, config_class)(**common | own | changes)
     suffix = "LMHeadModel" if family == "GPT2" else "ForCausalLM"
     getattr(hf, family + suffix)(config).save_pretrained(folder)
     return folder
 
 
-LMS = ("Llama-bos", "Qwen2-chatml", "Qwen3-chatml", "GPT2-plain", "OPT-plain", "Gemma-bos", "GPTNeoX-plain")
+LMS = (
+    *("Llama-bos", "Qwen2-chatml", "Qwen3-chatml", "Gemma-bos", "Gemma3-bos", "Phi3-chatml"),
+    *("GPT2-plain", "OPT-plain", "GPTNeoX-plain"),
+)
 PAIRS = [*((tower, "Llama-bos") for tower in FAMILIES), *(("dinov2", lm) for lm in LMS[1:])]
 
 
