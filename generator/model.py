@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import warnings
-from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,8 +18,9 @@ from torch import nn
 from encoder.features import FeatureConfig
 from encoder.studies import write_whole
 from encoder.tower import NotPlainError, Tower, patch_size
-from encoder.towers import checkpoint_error, load_tower
+from encoder.towers import load_tower
 from generator.foreign import ForeignTower
+from generator.lm import IMAGE_TOKEN, load_lm
 from generator.prompts import PromptConfig, chat_template
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
         PreTrainedTokenizerBase,
     )
 
-IMAGE_TOKEN = "<image>"
 SIDECAR = "raddraft.json"
 
 
@@ -51,6 +50,9 @@ class ModelConfig:
     tower that a LLaVA model cannot hold (a CNN, Swin …) it is the final output, and the tower stays frozen."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type in which frozen weights are held. Weights that train are always held in float32."""
+    quantize: Literal["no", "nf4"] = "no"
+    """nf4: hold the frozen language model in 4 bits while adapters train (QLoRA, arXiv 2305.14314). The model that is
+    saved at the end is the one in `dtype`, with the adapters merged. Needs the package bitsandbytes."""
     gguf_file: str | None = None
     """Name of a GGUF file inside the folder `lm`, if the language model comes as one (needs the package gguf)."""
 
@@ -127,7 +129,7 @@ def build(config: ModelConfig) -> tuple[LlavaForConditionalGeneration, LlavaProc
         n_prefix, patch = 1, foreign.patch_size
     _check_layer(config, None if foreign else tower.config.num_hidden_layers + 1)
     strategy: Literal["default", "full"] = "default" if n_prefix > 0 else "full"
-    lm, tokenizer = _load_lm(config)
+    lm, tokenizer = load_lm(config)
     with torch.device("meta"):
         model = LlavaForConditionalGeneration(
             LlavaConfig(
@@ -143,12 +145,15 @@ def build(config: ModelConfig) -> tuple[LlavaForConditionalGeneration, LlavaProc
     projector = type(model.model.multi_modal_projector)(model.config)
     model.model.vision_tower, model.model.multi_modal_projector = tower, projector
     model.model.language_model, model.lm_head = lm.base_model, lm.get_output_embeddings()
-    _check_joined(model, lm, saved)
+    _check_joined(model, lm, saved, names_only=config.quantize != "no")
     if foreign:
         model.model.vision_tower = foreign.to(getattr(torch, config.dtype))
     model.generation_config = _greedy(lm.generation_config, tokenizer)
     for parameter in model.parameters():  # not the buffers: transformers keeps rotary frequencies in float32
-        parameter.data = parameter.data.to(getattr(torch, config.dtype))
+        if parameter.is_floating_point():  # not weights packed into 4 bits
+            parameter.data = parameter.data.to(getattr(torch, config.dtype))
+    if config.quantize != "no":
+        model.is_loaded_in_4bit = True  # type: ignore[assignment] # PEFT chooses its adapters by this
     model.eval()
     processor = LlavaProcessor(
         image_processor,
@@ -175,56 +180,30 @@ def _check_layer(config: ModelConfig, n_states: int | None) -> None:
     raise ValueError(f"model.feature_layer is {layer}. Choices for {config.tower}: {choices}")
 
 
-def _load_lm(config: ModelConfig):
-    """Load the language model and its tokenizer, with the image placeholder added to both."""
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    source = {"gguf_file": config.gguf_file} if config.gguf_file else {}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(config.lm, **source)
-    except (ValueError, OSError) as error:
-        raise checkpoint_error(f"No tokenizer for the language model {config.lm!r}", config.lm, error) from error
-    # Packed weights can neither train nor be saved as an ordinary model.
-    unpack = {"quantization_config": GgufConfig(dequantize=True)} if config.gguf_file else {}
-    try:
-        lm = AutoModelForCausalLM.from_pretrained(config.lm, dtype=config.dtype, **source, **unpack).eval()
-    except (ValueError, OSError, SafetensorError) as error:
-        raise checkpoint_error(f"The language model {config.lm!r} cannot be loaded", config.lm, error) from error
-    if config.gguf_file and hasattr(lm.config, "quantization_config"):
-        del lm.config.quantization_config  # the weights are plain now
-    if tokenizer.eos_token is None:
-        raise ValueError(f"The tokenizer of {config.lm!r} has no eos token, so a report could not end")
-    tokenizer.add_special_tokens({"extra_special_tokens": [IMAGE_TOKEN]}, replace_extra_special_tokens=False)
-    if tokenizer.pad_token is None:  # padding is masked everywhere, so sharing a token does no harm
-        tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.padding_side = "left"
-    if len(tokenizer) > lm.get_input_embeddings().weight.shape[0]:
-        lm.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    if lm.config.tie_word_embeddings and not hasattr(lm.base_model, "embed_tokens"):
-        # A LLaVA model knows its embeddings by this name only; under others (GPT-2, OPT) they cannot be tied.
-        lm.config.tie_word_embeddings = False
-        lm.set_output_embeddings(deepcopy(lm.get_output_embeddings()))
-    return lm, tokenizer
-
-
 def _shapes(model: nn.Module) -> set[tuple[str, torch.Size]]:
     return {(name, tensor.shape) for name, tensor in model.state_dict().items()}
 
 
 @torch.no_grad()
 def _check_joined(
-    model: LlavaForConditionalGeneration, lm: PreTrainedModel, saved: set[tuple[str, torch.Size]]
+    model: LlavaForConditionalGeneration, lm: PreTrainedModel, saved: set[tuple[str, torch.Size]], names_only: bool
 ) -> None:
     """Make sure that the joined model is what a saved one will be, and writes text as the language model by itself.
+
+    With `names_only` the shapes of packed weights, and what is kept to unpack them, are passed over.
 
     Raises:
         ValueError: a weight has no place among the names and shapes `saved`, or the logits differ.
     """
     kind = f"Language models of type {lm.config.model_type!r} do not fit into a LLaVA model"
-    if misfits := sorted(name for name, _ in _shapes(model) ^ saved):
+    joined = _shapes(model)
+    if names_only:
+        joined, saved = (
+            {(name, torch.Size()) for name, _ in part if ".weight." not in name} for part in (joined, saved)
+        )
+    if misfits := sorted(name for name, _ in joined ^ saved):
         raise ValueError(f"{kind}, which has no place for {misfits[0]} as it is")
-    tokens = torch.arange(8)[None]
+    tokens = torch.arange(8, device=lm.device)[None]
     if not torch.allclose(lm(tokens).logits, model(tokens).logits, rtol=1e-4, atol=1e-5):
         raise ValueError(f"{kind}, which would leave out what they do to the logits of the last layer (scale, cap)")
 
