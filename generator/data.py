@@ -5,9 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -15,7 +14,12 @@ from torch.utils.data import DataLoader, Dataset
 from encoder.features import FeatureStore, prepare_pixels
 from encoder.images import ImageError
 from encoder.studies import Study
-from generator.model import Drafter, blank_pixels, count_image_tokens
+from generator.priors import find_priors
+
+if TYPE_CHECKING:
+    from transformers import LlavaProcessor
+
+    from generator.model import Drafter
 
 IGNORE = -100  # target that the cross-entropy passes over
 
@@ -25,7 +29,8 @@ class Example:
     """One study as the model reads it."""
 
     study_id: str
-    image: Path
+    images: list[Path]
+    """Pictures in the order of the prompt."""
     prompt: list[int]
     """Token ids of the prompt, with one image token for each image feature."""
     answer: list[int]
@@ -40,7 +45,7 @@ def encode(drafter: Drafter, studies: Sequence[Study], answers: bool, reserve: i
 
     Args:
         drafter: gives tokenizer, chat template and prompt.
-        studies: what to encode; of each the main image is taken.
+        studies: what to encode; priors are looked for among them.
         answers: whether to append the report.
         reserve: tokens that must fit after the prompt.
 
@@ -52,7 +57,8 @@ def encode(drafter: Drafter, studies: Sequence[Study], answers: bool, reserve: i
     kept = [study for study in studies if not answers or drafter.prompt.answer(study) is not None]
     if not kept:
         return []
-    texts = [render_prompt(drafter, study) for study in kept]
+    priors = find_priors(studies) if drafter.prompt.prior else {}
+    texts = [render_prompt(drafter, study, priors.get(study.study_id)) for study in kept]
     prompts = tokenizer([text.replace(image_token, image_token * n_image) for text in texts], add_special_tokens=False)
     targets = [""] * len(kept)
     if answers:
@@ -61,30 +67,46 @@ def encode(drafter: Drafter, studies: Sequence[Study], answers: bool, reserve: i
     end = [tokenizer.eos_token_id] if answers else []
     examples = []
     for study, prompt, reply in zip(kept, prompts["input_ids"], replies["input_ids"], strict=True):
-        example = Example(study.study_id, study.main_image.path, prompt, reply + end)
+        pictures = drafter.prompt.pictures(study, priors.get(study.study_id))
+        example = Example(study.study_id, [image.path for image in pictures], prompt, reply + end)
         if drafter.context_length is not None and len(example) + reserve > drafter.context_length:
-            parts = f"{n_image} image tokens + {len(prompt) - n_image} of text"
+            n_images = n_image * len(pictures)
+            parts = f"{n_images} image tokens + {len(prompt) - n_images} of text"
             parts += f" + {len(example.answer)} of report" if answers else f" + {reserve} for the draft"
             raise ValueError(
                 f"Study {study.study_id!r}: {parts} exceed the context of {drafter.context_length} tokens "
-                "of the language model; use a smaller image_size, less context, or another model"
+                "of the language model; use a smaller image_size, fewer images, less context, or another model"
             )
         examples.append(example)
     return examples
 
 
-def render_prompt(drafter: Drafter, study: Study) -> str:
-    """The prompt of a study as text, with a single image token."""
-    messages = drafter.prompt.messages(study, study.main_image)
+def render_prompt(drafter: Drafter, study: Study, prior: Study | None = None) -> str:
+    """The prompt of a study as text, with a single token for each picture."""
+    messages = drafter.prompt.messages(study, prior)
     return drafter.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+
+
+def blank_pixels(processor: LlavaProcessor) -> torch.Tensor:
+    """A black picture as the tower gets it: [1, 3, H, W]."""
+    from PIL import Image
+
+    return processor.image_processor([Image.new("RGB", (64, 64))], return_tensors="pt")["pixel_values"]
+
+
+def count_image_tokens(processor: LlavaProcessor) -> int:
+    """How many image tokens the processor writes for one picture."""
+    placeholders = processor.replace_image_token({"pixel_values": blank_pixels(processor)}, 0)
+    return placeholders.count(processor.image_token)
 
 
 @dataclass
 class Item:
-    """An example with its pixels [3, H, W] or stored hidden states [T, D]; blank where the image cannot be read."""
+    """An example with its pictures; all of them are blank where one cannot be read."""
 
     example: Example
-    pixels: torch.Tensor
+    pixels: Any
+    """What `collate` of the same dataset takes: pixels [n, 3, H, W] or stored hidden states [n, T, D] of n pictures."""
     error: str | None = None
 
 
@@ -103,39 +125,51 @@ class ExampleDataset(Dataset):
         example = self.examples[index]
         try:
             if self.features is not None:
-                return Item(example, self.features[example.image].float())
-            return Item(example, prepare_pixels(self.image_processor, example.image, self.mapping))
+                return Item(example, torch.stack([self.features[path].float() for path in example.images]))
+            pixels = [prepare_pixels(self.image_processor, path, self.mapping) for path in example.images]
+            return Item(example, torch.stack(pixels))
         except (ImageError, OSError) as error:
-            return Item(example, self.blank, f"{example.study_id}: {error}")
+            blank = self.blank.expand(len(example.images), *self.blank.shape)
+            return Item(example, blank, f"{example.study_id}: {error}")
+
+    def collate(self, items: Sequence[Item]) -> dict[str, Any]:
+        """A batch of the model's inputs, with labels and errors; see the function `collate`."""
+        return collate(items, self.pad_id)
 
 
 def collate(items: Sequence[Item], pad_id: int) -> dict[str, Any]:
     """Left-pad to one length, so that all reports end in the last column.
 
     Returns:
-        input_ids, attention_mask, position_ids [B, L]; pixel_values [B, …]; labels [B, A] for the last A columns,
-        A the longest report of the batch and one more, since a token is predicted from the one before it; errors, a
-        sentence for each image that cannot be read (its row has no labels).
+        input_ids, attention_mask, position_ids [B, L]; pixel_values [N, …] of all pictures, row by row in the order of
+        their placeholders; labels [B, A] for the last A columns, A the longest report of the batch and one more, since
+        a token is predicted from the one before it; errors, a sentence for each study with an image that cannot be read
+        (its row has no labels).
     """
     length = max(len(item.example) for item in items)
-    n_labels = max(len(item.example.answer) for item in items) + 1
     input_ids = torch.full((len(items), length), pad_id)
     attention_mask = torch.zeros(len(items), length, dtype=torch.long)
-    labels = torch.full((len(items), n_labels), IGNORE)
     for row, item in enumerate(items):
         example = item.example
         input_ids[row, length - len(example) :] = torch.tensor(example.prompt + example.answer)
         attention_mask[row, length - len(example) :] = 1
-        if example.answer and item.error is None:
-            labels[row, -len(example.answer) :] = torch.tensor(example.answer)
     return {
         "input_ids": input_ids,
         "attention_mask": attention_mask,
         "position_ids": (attention_mask.cumsum(1) - 1).clamp(min=0),
-        "pixel_values": torch.stack([item.pixels for item in items]),
-        "labels": labels,
+        "pixel_values": torch.cat([item.pixels for item in items]),
+        "labels": labels_of(items),
         "errors": [item.error for item in items if item.error],
     }
+
+
+def labels_of(items: Sequence[Item]) -> torch.Tensor:
+    """The reports' tokens in the last columns, all else IGNORE: [B, A], A as for `collate`."""
+    labels = torch.full((len(items), max(len(item.example.answer) for item in items) + 1), IGNORE)
+    for row, item in enumerate(items):
+        if item.example.answer and item.error is None:
+            labels[row, -len(item.example.answer) :] = torch.tensor(item.example.answer)
+    return labels
 
 
 def batch_indices(lengths: Sequence[int], batch_size: int, seed: str) -> list[list[int]]:
@@ -173,7 +207,7 @@ def load_micro_batches(
         dataset,
         batch_sampler=[batch or [0] for batch in micro_batches],  # type: ignore[arg-type]
         num_workers=workers,
-        collate_fn=partial(collate, pad_id=dataset.pad_id),
+        collate_fn=dataset.collate,
         prefetch_factor=4 if workers else None,
         pin_memory=torch.cuda.is_available(),
         # With its own generator the loader draws nothing from the global one: dropout goes on as if never stopped.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,11 @@ import torch
 from torch.utils.data import DataLoader
 
 from encoder.studies import Study
-from generator.data import Example, ExampleDataset, collate, encode
+from generator.data import Example, ExampleDataset, Item
 from generator.model import Drafter
+
+# Of a batch: generate counts positions itself, and the rest is for training.
+NOT_FOR_GENERATE = ("position_ids", "labels", "errors")
 
 BANNER = "DRAFT for a radiologist to check. Written by a machine, not a diagnosis."
 
@@ -66,7 +70,7 @@ def generate(
 
     Args:
         drafter: the model.
-        studies: what to draft; of each the main image is read.
+        studies: what to draft; of each the pictures that the model's prompt names are read.
         out: the predictions.jsonl.
         config: how to decode.
         name: what to call the model in the file.
@@ -110,23 +114,29 @@ def decode(
     Batches are always cut from the whole list, so that a study is decoded with the same neighbours, hence to the
     same text, whether or not a run was interrupted. Batches that are wholly `done` are passed over.
     """
-    examples = encode(drafter, studies, answers=False, reserve=config.max_new_tokens)
+    examples = drafter.encode(studies, answers=False, reserve=config.max_new_tokens)
     batches = [examples[at : at + config.batch_size] for at in range(0, len(examples), config.batch_size)]
     numbers = [i for i, batch in enumerate(batches) if not all(example.study_id in done for example in batch)]
-    dataset = ExampleDataset(examples, drafter)
+    dataset = drafter.dataset(examples)
     rows = [[number * config.batch_size + k for k in range(len(batches[number]))] for number in numbers]
     loader: DataLoader = DataLoader(
         dataset,
         batch_sampler=rows,  # type: ignore[arg-type]
         num_workers=workers,
-        collate_fn=list,
+        collate_fn=partial(_collate_readable, dataset),
         generator=torch.Generator(),
     )
-    for number, items in zip(numbers, loader, strict=True):
-        errors = [item.error for item in items if item.error]
-        items = [item for item in items if not item.error]
-        texts = decode_batch(drafter, collate(items, dataset.pad_id), config, number) if items else []
-        yield [item.example for item in items], texts, errors
+    for number, (readable, batch, errors) in zip(numbers, loader, strict=True):
+        yield readable, decode_batch(drafter, batch, config, number) if readable else [], errors
+
+
+def _collate_readable(
+    dataset: ExampleDataset, items: Sequence[Item]
+) -> tuple[list[Example], dict[str, Any], list[str]]:
+    """The examples whose images can be read, their batch (empty without any), and a sentence for each other one."""
+    readable = [item for item in items if not item.error]
+    batch = dataset.collate(readable) if readable else {}
+    return [item.example for item in readable], batch, [item.error for item in items if item.error]
 
 
 @torch.inference_mode()
@@ -136,8 +146,8 @@ def decode_batch(drafter: Drafter, batch: dict[str, Any], config: DecodeConfig, 
     tokenizer = drafter.processor.tokenizer
     if config.sample:
         torch.manual_seed(config.seed * 1_000_003 + number)
-    inputs = {key: batch[key].to(model.device) for key in ("input_ids", "attention_mask", "pixel_values")}
-    inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
+    inputs = {key: value.to(model.device) for key, value in batch.items() if key not in NOT_FOR_GENERATE}
+    inputs = {key: value.to(model.dtype) if value.is_floating_point() else value for key, value in inputs.items()}
     tokens = model.generate(**inputs, **config.arguments())[:, batch["input_ids"].shape[1] :]
     texts = tokenizer.batch_decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return [text.strip() for text in texts]

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import nn
 
-from encoder.features import FeatureConfig
-from encoder.studies import write_whole
+from encoder.features import FeatureConfig, FeatureStore
+from encoder.studies import Study, write_whole
 from encoder.tower import NotPlainError, Tower, patch_size
 from encoder.towers import load_tower
+from generator.data import Example, ExampleDataset, blank_pixels, count_image_tokens, encode
 from generator.foreign import ForeignTower
 from generator.lm import IMAGE_TOKEN, load_lm
 from generator.prompts import PromptConfig, chat_template
@@ -78,6 +80,8 @@ class Drafter:
     prompt: PromptConfig = field(default_factory=PromptConfig)
     image_mapping: Literal["window", "minmax", "percentile"] = "window"
     """How grey values of image files are mapped to 8 bits; see `encoder.images.load_image`."""
+    kind: ClassVar[str] = "llava"
+    """Kept in a saved model's folder, to tell how it is to be read; see `generator.vlm` for the other kind."""
 
     @property
     def feature_layer(self) -> int:
@@ -106,6 +110,14 @@ class Drafter:
     def context_length(self) -> int | None:
         """Most tokens the language model can read, or None if it states no limit."""
         return getattr(self.model.config.text_config, "max_position_embeddings", None)
+
+    def encode(self, studies: Sequence[Study], answers: bool, reserve: int = 0) -> Sequence[Example]:
+        """Studies as token ids; see `generator.data.encode`."""
+        return encode(self, studies, answers, reserve)
+
+    def dataset(self, examples: Sequence[Example], features: FeatureStore | None = None) -> ExampleDataset:
+        """What `encode` gave, with pictures, or with features stored before, in batches for this model."""
+        return ExampleDataset(examples, self, features)
 
 
 def build(config: ModelConfig) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
@@ -250,19 +262,6 @@ def check_image_tokens(model: LlavaForConditionalGeneration, processor: LlavaPro
     return wanted
 
 
-def blank_pixels(processor: LlavaProcessor) -> torch.Tensor:
-    """A black picture as the tower gets it: [1, 3, H, W]."""
-    from PIL import Image
-
-    return processor.image_processor([Image.new("RGB", (64, 64))], return_tensors="pt")["pixel_values"]
-
-
-def count_image_tokens(processor: LlavaProcessor) -> int:
-    """How many image tokens the processor writes for one picture."""
-    placeholders = processor.replace_image_token({"pixel_values": blank_pixels(processor)}, 0)
-    return placeholders.count(processor.image_token)
-
-
 def choose_trainable(
     model: Any, projector: bool, lm: Literal["frozen", "lora", "full"], tower: Literal["frozen", "full"] | int
 ) -> list[str]:
@@ -353,7 +352,7 @@ def save(drafter: Drafter, folder: str | Path) -> None:
     """Save an ordinary Hub folder, with a sidecar that keeps the prompt and the grey-value mapping."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    sidecar: dict[str, Any] = {"prompt": asdict(drafter.prompt), "image_mapping": drafter.image_mapping}
+    sidecar = {"kind": drafter.kind, "prompt": asdict(drafter.prompt), "image_mapping": drafter.image_mapping}
     tower = drafter.model.model.vision_tower
     if isinstance(tower, ForeignTower):
         sidecar["tower"] = tower.save(folder)
@@ -384,14 +383,19 @@ def load(folder: str | Path, dtype: str = "auto", device: str = "cpu") -> Drafte
     model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype).to(device).eval()  # type: ignore
     if not isinstance(model, LlavaForConditionalGeneration):
         raise ValueError(f"{folder} holds a {type(model).__name__}; expected a LlavaForConditionalGeneration")
-    sidecar: dict[str, Any] = {}
-    if (folder / SIDECAR).is_file():
-        sidecar = json.loads((folder / SIDECAR).read_text(encoding="utf-8"))
-    else:
+    sidecar = read_sidecar(folder)
+    if sidecar is None:
         warnings.warn(f"{folder} has no {SIDECAR}: the default prompt is used", stacklevel=2)
+        sidecar = {}
     if "tower" in sidecar:
         tower = Tower(sidecar["tower"], load_tower(str(folder)).model, processor.image_processor)
         model.model.vision_tower = ForeignTower(tower).to(model.device, model.dtype)
     check_image_tokens(model, processor)
     prompt = PromptConfig(**sidecar.get("prompt", {}))
     return Drafter(model, processor, prompt, sidecar.get("image_mapping", "window"))
+
+
+def read_sidecar(folder: str | Path) -> dict[str, Any] | None:
+    """What `save` keeps beside a model: kind, prompt, image_mapping; None for a model that was not saved here."""
+    path = Path(folder) / SIDECAR
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None

@@ -1,9 +1,9 @@
-"""A study -> the chat messages that ask for its report, and the answer that a model should learn."""
+"""A study (and the one before it) -> the chat messages that ask for its report, and the answer to learn."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from encoder.studies import Study, StudyImage
 
@@ -40,6 +40,12 @@ class PromptConfig:
     context: list[str] = field(default_factory=list)
     """What the prompt carries beside the image: `view`, or any section (indication, comparison, technique). What a
     study lacks is absent from its prompt."""
+    images: Literal["frontal", "pair", "all"] = "frontal"
+    """Pictures of a study that go in: the first frontal one, the first lateral one too, or all of them, frontal before
+    lateral before others. Where there is no frontal one, the first takes its place."""
+    prior: bool = False
+    """Whether the subject's previous study goes in, with its pictures (chosen alike) and its report; see
+    `generator.priors.find_priors` for which one that is."""
     instruction: str | None = None
     """The request itself; by default "Describe the TARGETS of this chest X-ray."."""
 
@@ -50,24 +56,54 @@ class PromptConfig:
         if both:
             raise ValueError(f"prompt: {min(both)!r} is in targets and in context, so the answer would be given away")
 
-    def messages(self, study: Study, image: StudyImage) -> list[dict[str, Any]]:
-        """Chat messages that ask for the report of `study` on the picture `image`."""
+    def pictures(self, study: Study, prior: Study | None = None) -> list[StudyImage]:
+        """The pictures of a study and then of its prior, in the order of the prompt."""
+        return [image for one in self._shown(study, prior) for image in self._choose(one)]
+
+    def messages(self, study: Study, prior: Study | None = None) -> list[dict[str, Any]]:
+        """Chat messages that ask for the report of `study`, with a placeholder for each of its `pictures`."""
+        content: list[dict[str, Any]] = []
+        for one, when in zip(self._shown(study, prior), ("", "prior "), strict=False):
+            for image in self._choose(one):
+                if self.images != "frontal" or self.prior:  # else there is one picture, which needs no name
+                    content.append({"type": "text", "text": f"{when}{_view_name(image)} image: ".capitalize()})
+                content.append({"type": "image"})
         lines = []
+        if self.prior and prior is not None and (report := self._report(prior)):
+            lines.append(f"Prior report: {report}")
         for name in self.context:
-            value = image.view if name == "view" else study.sections.get(name)
+            value = study.main_image.view if name == "view" else study.sections.get(name)
             if value and value.strip():
                 lines.append(f"{name.capitalize()}: {value.strip()}")
         lines.append(self.instruction or f"Describe the {' and '.join(self.targets)} of this chest X-ray.")
-        return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "\n".join(lines)}]}]
+        return [{"role": "user", "content": [*content, {"type": "text", "text": "\n".join(lines)}]}]
 
     def answer(self, study: Study) -> str | None:
         """The text to learn, or None where the study lacks one of the sections."""
-        texts = [study.sections.get(name, "").strip() for name in self.targets]
-        if not all(texts):
-            return None
+        return self._report(study) if all(study.sections.get(name, "").strip() for name in self.targets) else None
+
+    def _report(self, study: Study) -> str:
+        """Those of the target sections that a study has."""
+        texts = {name: study.sections.get(name, "").strip() for name in self.targets}
         if len(texts) == 1:
-            return texts[0]
-        return "\n".join(f"{name.capitalize()}: {text}" for name, text in zip(self.targets, texts, strict=True))
+            return texts[self.targets[0]]
+        return "\n".join(f"{name.capitalize()}: {text}" for name, text in texts.items() if text)
+
+    def _shown(self, study: Study, prior: Study | None) -> list[Study]:
+        return [study, prior] if self.prior and prior is not None else [study]
+
+    def _choose(self, study: Study) -> list[StudyImage]:
+        if self.images == "frontal":
+            return [study.main_image]
+        lateral = [image for image in study.images if image.lateral]
+        if self.images == "pair":
+            return [study.main_image, *(image for image in lateral[:1] if image is not study.main_image)]
+        frontal = [image for image in study.images if image.frontal]
+        return [*frontal, *lateral, *(image for image in study.images if not image.frontal and not image.lateral)]
+
+
+def _view_name(image: StudyImage) -> str:
+    return "frontal" if image.frontal else "lateral" if image.lateral else "other"
 
 
 def chat_template(tokenizer_template: str | None, image_token: str) -> str:

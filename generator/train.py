@@ -22,7 +22,7 @@ from torch import nn
 from encoder.features import FeatureStore, compute_features, read_features
 from encoder.studies import Study
 from generator.checkpoints import Progress, RunFolder
-from generator.data import IGNORE, Example, ExampleDataset, batch_indices, encode, load_micro_batches, split_batch
+from generator.data import IGNORE, Example, ExampleDataset, batch_indices, load_micro_batches, split_batch
 from generator.foreign import ForeignTower
 from generator.model import Drafter, LoraConfig, ModelConfig, add_lora, build, choose_trainable, save
 from generator.prompts import PromptConfig
@@ -154,7 +154,7 @@ def train(
         raise ValueError(f"model.quantize is {model_config.quantize}, so the language model can train by lm: lora only")
     set_seed(config.seed)
     drafter = Drafter(*build(model_config), prompt, image_mapping)
-    examples = {split: encode(drafter, part, answers=True) for split, part in studies.items()}
+    examples = {split: drafter.encode(part, answers=True) for split, part in studies.items()}
     validate = config.eval_every != 0
     for split in ("train", "val") if validate else ("train",):
         if not examples.get(split):
@@ -176,7 +176,7 @@ def train(
         drafter.model.activation_checkpointing_enable()
     if any(stage.lm == "lora" for stage in config.stages):
         model = add_lora(model, config.lora)
-    datasets = {split: ExampleDataset(part, drafter, store) for split, part in examples.items()}
+    datasets = {split: drafter.dataset(part, store) for split, part in examples.items()}
     run = RunFolder(out, accelerator)
     progress = run.resume()
     unreadable: set[str] = set()
@@ -266,7 +266,7 @@ def train(
 def summed_loss(model: nn.Module, batch: dict[str, Any], device: torch.device) -> torch.Tensor:
     """Cross-entropy of the reports' tokens, summed over the batch. Logits are made for the reports' columns only."""
     labels = batch["labels"].to(device)  # [B, A]
-    inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask", "position_ids", "pixel_values")}
+    inputs = {name: value.to(device) for name, value in batch.items() if name not in ("labels", "errors")}
     logits = model(**inputs, logits_to_keep=labels.shape[1], use_cache=False).logits  # [B, A, V]
     return nn.functional.cross_entropy(
         logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORE, reduction="sum"
@@ -325,12 +325,12 @@ def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, A
 
 
 def _cache_features(
-    accelerator: Accelerator, drafter: Drafter, examples: dict[str, list[Example]], folder: Path, workers: int
+    accelerator: Accelerator, drafter: Drafter, examples: Mapping[str, Sequence[Example]], folder: Path, workers: int
 ) -> FeatureStore:
     """Features of all images of the examples; every process computes its share, and then reads them all."""
     tower = drafter.tower
     tower.model.to(accelerator.device)
-    paths = [example.image for part in examples.values() for example in part]
+    paths = [path for part in examples.values() for example in part for path in example.images]
     process = (accelerator.process_index, accelerator.num_processes)
     computed = compute_features(tower, paths, folder, drafter.features, workers=workers, process=process)
     for sentence in computed.errors:

@@ -123,7 +123,7 @@ def _plain_drafts(drafter: Drafter, studies: list[Study], config: DecodeConfig) 
     processor = drafter.processor
     texts = []
     for study in studies:
-        messages = drafter.prompt.messages(study, study.main_image)
+        messages = drafter.prompt.messages(study)
         text = processor.apply_chat_template(messages, add_generation_prompt=True)
         image = Image.open(study.main_image.path).convert("RGB")
         inputs = processor(text=text, images=image, return_tensors="pt", add_special_tokens=False)

@@ -69,7 +69,8 @@ def main(
     if not (out / "lm" / "model.safetensors").is_file():
         training = read_studies(manifest, "train")
         texts = [prompt.answer(study) or "" for study in training]
-        questions = [prompt.messages(study, study.main_image)[0]["content"][1]["text"] for study in training]
+        contents = [prompt.messages(study)[0]["content"] for study in training]
+        questions = [part["text"] for content in contents for part in content if part["type"] == "text"]
         make_tower(out / "tower", hidden=tower_width, layers=tower_layers, seed=seed)
         make_lm(out / "lm", texts + questions, hidden=lm_width, layers=lm_layers, seed=seed)
     if not (out / "model" / "raddraft.json").is_file():
@@ -80,7 +81,7 @@ def main(
     for control in ("none", *CONTROLS):
         files.append(out / f"{'model' if control == 'none' else control}.jsonl")
         _say("generate", model=out / "model", studies=manifest, control=control, out=files[-1])
-        generate.main(out / "model", manifest, files[-1], control=control, decode=decode)  # type: ignore[arg-type]
+        generate.main(str(out / "model"), manifest, files[-1], control=control, decode=decode)  # type: ignore[arg-type]
     # These need no weights, so that the demo prints the same table everywhere.
     metrics = ["rouge", "bleu", "rule"]
     _say("score", *files, metrics=metrics, studies=manifest)

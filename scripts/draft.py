@@ -2,6 +2,7 @@
 
     raddraft draft runs/first/model film.dcm
     raddraft draft runs/first/model folder_of_dicoms --out drafts.jsonl
+    raddraft draft google/medgemma-4b-it film.dcm --prompt.instruction "Write the findings of this chest X-ray."
 
 Folders are searched for images. Every draft is for a radiologist to check.
 """
@@ -14,38 +15,43 @@ from tempfile import TemporaryDirectory
 
 from encoder.studies import Study, StudyImage
 from generator.generate import BANNER, DecodeConfig, generate
+from generator.prompts import PromptConfig
 from scripts import run
-from scripts.generate import pick_device, report_errors
+from scripts.generate import chosen, model_name, pick_device, report_errors
 
 POSITIONAL = ("model", "images")
 
 
 def main(
-    model: Path,
+    model: str,
     images: list[Path],
     out: Path | None = None,
     indication: str | None = None,
     view: str | None = None,
     decode: DecodeConfig = DecodeConfig(),  # noqa: B008 - the parser reads its fields and defaults from here
+    prompt: PromptConfig = PromptConfig(),  # noqa: B008
     device: str = "auto",
     workers: int = 0,
+    remote_code: bool = False,
 ) -> int:
     """Draft the report of each picture, print it, and keep it in a predictions.jsonl if asked to.
 
     Args:
-        model: Folder of a trained model.
+        model: Folder of a trained model; or folder or hub id of any vision-language model that transformers knows.
         images: Image files (DICOM, PNG, JPEG, TIFF) or folders of them.
         out: A predictions.jsonl to write, or to go on with; ids are the paths as given.
         indication: Why the pictures were taken, for models that were trained with it.
         view: PA, AP or LATERAL, for models that were trained with it.
         decode: How text is decoded.
+        prompt: What a model that was not trained here is asked; one that was keeps its own prompt.
         device: cpu, cuda, cuda:1, mps …; auto takes the first accelerator.
         workers: Processes that decode and prepare images.
+        remote_code: Whether Python code that comes with a model from elsewhere may run.
     """
-    from generator.model import load
+    from generator.vlm import load_any
 
     paths = find_images(images)
-    drafter = load(model, device=pick_device(device))
+    drafter = load_any(model, device=pick_device(device), prompt=chosen(prompt), remote_code=remote_code)
     sections = {"indication": indication} if indication else {}
     names = [os.fsencode(path).decode(errors="replace") for path in paths]  # file names may hold any bytes
     studies = [
@@ -54,7 +60,7 @@ def main(
     ]
     with TemporaryDirectory() as scratch:
         file = out or Path(scratch) / "drafts.jsonl"
-        errors = generate(drafter, studies, file, decode, str(model), workers)
+        errors = generate(drafter, studies, file, decode, model_name(model, prompt), workers)
         print_drafts(file)
         return report_errors(errors, len(studies), out or Path("the text above"))
 

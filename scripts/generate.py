@@ -1,6 +1,8 @@
 """Draft the reports of one split, or make the controls that stand beside them.
 
     raddraft generate --model runs/first/model --studies data/phantom/studies.jsonl --out runs/first/model.jsonl
+    raddraft generate --model google/medgemma-4b-it --studies mimic/studies.jsonl --out medgemma.jsonl \\
+        --prompt.context [indication]
     raddraft generate --model runs/first/model --studies data/phantom/studies.jsonl --control shuffled-images \\
         --out runs/first/shuffled-images.jsonl
 
@@ -10,11 +12,13 @@ Starting the same command again goes on where it stopped.
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from encoder.studies import Study, read_studies, write_whole
 from generator.generate import DecodeConfig, generate
+from generator.prompts import PromptConfig
 from scripts import run
 
 if TYPE_CHECKING:
@@ -22,40 +26,44 @@ if TYPE_CHECKING:
 
 
 def main(
-    model: Path,
+    model: str,
     studies: Path,
     out: Path,
     split: Literal["train", "val", "test"] = "test",
     control: Literal["none", "shuffled-images", "most-frequent", "nearest-report"] = "none",
     decode: DecodeConfig = DecodeConfig(),  # noqa: B008 - the parser reads its fields and defaults from here
+    prompt: PromptConfig = PromptConfig(),  # noqa: B008
     sources: list[str] | None = None,
     device: str = "auto",
     workers: int = 2,
+    remote_code: bool = False,
 ) -> int:
     """Draft every study of a split into a predictions.jsonl. All drafts are for a radiologist to check.
 
     Args:
-        model: Folder of a trained model.
+        model: Folder of a trained model; or folder or hub id of any vision-language model that transformers knows.
         studies: The manifest, studies.jsonl.
         out: The predictions.jsonl to write, or to go on with.
         split: The studies to draft.
         control: Instead of the model's drafts: those it writes for somebody else's pictures, the commonest training
             report for everyone, or the training report with the nearest image.
         decode: How text is decoded.
+        prompt: What a model that was not trained here is asked; one that was keeps its own prompt.
         sources: Take only studies of these sources.
         device: cpu, cuda, cuda:1, mps …; auto takes the first accelerator.
         workers: Processes that decode and prepare images.
+        remote_code: Whether Python code that comes with a model from elsewhere may run.
     """
     from generator.controls import most_frequent, nearest_reports, shuffle_images
-    from generator.model import load
+    from generator.vlm import load_any
 
     everything = [study for study in read_studies(studies) if sources is None or study.source in sources]
     wanted = [study for study in everything if study.split == split]
     training = [study for study in everything if study.split == "train"]
     if not wanted:
         raise ValueError(f"{studies}: no study in split {split!r}" + (f" of source {sources}" if sources else ""))
-    drafter = load(model, device=pick_device(device))
-    name = str(model) if control == "none" else f"{model} {control}"
+    drafter = load_any(model, device=pick_device(device), prompt=chosen(prompt), remote_code=remote_code)
+    name = model_name(model, prompt) if control == "none" else f"{model_name(model, prompt)} {control}"
     errors: list[str] = []
     if control == "most-frequent":
         text = most_frequent(drafter, training)
@@ -76,6 +84,17 @@ def report_errors(errors: list[str], n_studies: int, out: Path) -> int:
     for sentence in errors:
         print(f"no draft: {sentence}")
     return 1 if errors else 0
+
+
+def model_name(model: str, prompt: PromptConfig) -> str:
+    """What to call a model in its predictions: its name, and what was said about the prompt."""
+    changes = [field for field in fields(prompt) if getattr(prompt, field.name) != getattr(PromptConfig(), field.name)]
+    return " ".join([str(Path(model)), *(f"{field.name}={getattr(prompt, field.name)!r}" for field in changes)])
+
+
+def chosen(prompt: PromptConfig) -> PromptConfig | None:
+    """The prompt, or None where nothing was said about it."""
+    return None if prompt == PromptConfig() else prompt
 
 
 def pick_device(name: str) -> str:

@@ -80,7 +80,7 @@ def test_the_folder_drafts_the_same_text_in_plain_transformers(drafter, studies,
     assert generate(drafter, studies, tmp_path / "out.jsonl", CONFIG, "model") == []
     ours = [row["prediction"] for row in read(tmp_path / "out.jsonl")]
     assert len(set(ours)) > 3, "a model that always says the same would prove little"
-    questions = [(drafter.prompt.messages(study, study.main_image), str(study.main_image.path)) for study in studies]
+    questions = [(drafter.prompt.messages(study), str(study.main_image.path)) for study in studies]
     # -P and an empty folder keep this project off the path; site-packages' link to it is skipped with a .pth-less copy.
     code = f"import sys; sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f)]\n{PLAIN}"
     done = subprocess.run(

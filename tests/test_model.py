@@ -131,7 +131,7 @@ def studies(studies_file: Path) -> list[Study]:
 
 def plain_inputs(processor, prompt: PromptConfig, study: Study) -> Any:
     """What a user of plain transformers hands to the model."""
-    messages = prompt.messages(study, study.main_image)
+    messages = prompt.messages(study)
     text = processor.apply_chat_template(messages, add_generation_prompt=True)
     image = Image.open(study.main_image.path).convert("RGB")
     return processor(text=text, images=image, return_tensors="pt", add_special_tokens=False)
@@ -451,7 +451,7 @@ def test_adapters_that_are_not_there_cannot_train(join) -> None:
 
 
 def question(config: PromptConfig, study: Study) -> str:
-    (message,) = config.messages(study, study.main_image)
+    (message,) = config.messages(study)
     image, text = message["content"]
     assert (message["role"], image, text["type"]) == ("user", {"type": "image"}, "text")
     return text["text"]
@@ -515,7 +515,7 @@ def test_prompts_are_tokenised_as_plain_transformers_does(join, studies, tower, 
     n_image = {"dinov2": 4, "registers": 8, "siglip": 4}[tower]
     for study, example in zip(studies, encode(drafter, studies, answers=False), strict=True):
         assert example.prompt == plain_inputs(drafter.processor, PROMPT, study)["input_ids"][0].tolist()
-        (message,) = PROMPT.messages(study, study.main_image)
+        (message,) = PROMPT.messages(study)
         message["content"][0]["image"] = Image.open(study.main_image.path).convert("RGB")
         at_once = drafter.processor.apply_chat_template(
             [message], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
@@ -545,7 +545,7 @@ def test_answers_are_the_report_and_its_end(join, studies, lm) -> None:
 
 
 def item(prompt: list[int], answer: list[int], error: str | None = None) -> Item:
-    return Item(Example("s", Path("x.png"), prompt, answer), torch.full((3, 2, 2), float(len(prompt))), error)
+    return Item(Example("s", [Path("x.png")], prompt, answer), torch.full((1, 3, 2, 2), float(len(prompt))), error)
 
 
 def test_a_batch_is_padded_on_the_left() -> None:

@@ -123,7 +123,7 @@ def evaluate(drafter: Drafter, studies: list) -> float:
     """Loss per report token by plain transformers: one study at a time, labels over the whole sequence."""
     total, count = 0.0, 0
     for study in studies:
-        messages = drafter.prompt.messages(study, study.main_image)
+        messages = drafter.prompt.messages(study)
         prompt = drafter.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         text = prompt + drafter.prompt.answer(study) + drafter.processor.tokenizer.eos_token
         image = Image.open(study.main_image.path).convert("RGB")
@@ -253,7 +253,7 @@ def test_every_tower_family_trains_and_drafts_in_plain_transformers(parts, lm_fo
     assert all(ours)
     model, processor = AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
     for study, text in zip(parts["val"], ours, strict=True):
-        prompt = drafter.prompt.messages(study, study.main_image)
+        prompt = drafter.prompt.messages(study)
         prompt = processor.apply_chat_template(prompt, add_generation_prompt=True)
         image = Image.open(study.main_image.path).convert("RGB")
         inputs = processor(text=prompt, images=image, return_tensors="pt", add_special_tokens=False)
