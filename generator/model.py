@@ -7,6 +7,7 @@ saved folder loads with `AutoModelForImageTextToText` and `AutoProcessor` where 
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -36,15 +37,25 @@ if TYPE_CHECKING:
 
 SIDECAR = "raddraft.json"
 
+# Names that transformers' vision-language models give to what lies between tower and language model, and to towers. A
+# projector may stand inside the tower (Qwen-VL).
+PROJECTOR = re.compile(
+    r"(^|\.)(multi_modal_projector|multimodal_projector|mm_projector|connector|aligner|merger|deepstack_merger_list)\."
+)
+TOWER = re.compile(r"(^|\.)(vision_tower|visual|vision_model|vision_encoder|image_tower)\.")
+
 
 @dataclass
 class ModelConfig:
-    """The parts that are joined."""
+    """The parts that are joined: `tower` and `lm`; or a whole model, `vlm`."""
 
-    tower: str
+    tower: str = ""
     """Vision tower: short name (rad-dino, dinov2-base, clip-336 …), hub id or local folder."""
-    lm: str
+    lm: str = ""
     """Causal language model with its tokenizer: hub id or local folder."""
+    vlm: str = ""
+    """Instead of these two, a vision-language model that transformers knows and whose processor has a chat template
+    (Gemma 3, Qwen-VL, SmolVLM …): hub id or local folder. Its own tower stays frozen."""
     image_size: int | None = None
     """Side in pixels of the square fed to the tower; by default what its image processor says."""
     feature_layer: int = -1
@@ -57,6 +68,12 @@ class ModelConfig:
     saved at the end is the one in `dtype`, with the adapters merged. Needs the package bitsandbytes."""
     gguf_file: str | None = None
     """Name of a GGUF file inside the folder `lm`, if the language model comes as one (needs the package gguf)."""
+
+    def __post_init__(self) -> None:
+        if bool(self.vlm) == bool(self.tower or self.lm) or bool(self.tower) != bool(self.lm):
+            raise ValueError(f"model: name a tower and an lm, or else a vlm by itself; got {self}")
+        if self.vlm and (self.image_size or self.gguf_file or self.feature_layer != -1):
+            raise ValueError(f"model: image_size, feature_layer and gguf_file do not go with a vlm; got {self}")
 
 
 @dataclass
@@ -268,7 +285,7 @@ def choose_trainable(
     """Set `requires_grad` of every parameter and hold what trains in float32; return the names of what trains.
 
     Args:
-        model: the LLaVA model, wrapped by PEFT or not.
+        model: the LLaVA model, or one of another kind, whose tower can only stay frozen; wrapped by PEFT or not.
         projector: whether the projector trains.
         lm: frozen, its LoRA adapters, or all of it.
         tower: frozen, full, or the number of last blocks that train. Parameters that do not reach the projected
@@ -276,20 +293,29 @@ def choose_trainable(
             blocks are those before that state.
 
     Raises:
-        ValueError: nothing trains, there are no adapters for `lora`, or the tower has fewer blocks.
+        ValueError: nothing trains, there are no adapters for `lora`, no projector is found, or the tower has fewer
+            blocks or is not a LLaVA model's.
     """
     if lm == "lora" and not any("lora_" in name for name, _ in model.named_parameters()):
         raise ValueError("The language model has no LoRA adapters to train")
-    vision_tower = next(module for name, module in model.named_modules() if name.endswith("vision_tower"))
-    reached = _tower_parameters(vision_tower, tower, model.config.vision_feature_layer)
+    reached: set[str] = set()
+    if tower not in ("frozen", 0):
+        if model.config.model_type != "llava":
+            raise ValueError(
+                f"The tower of a model of type {model.config.model_type!r} cannot train; use tower: frozen"
+            )
+        vision_tower = next(module for name, module in model.named_modules() if name.endswith("vision_tower"))
+        reached = _tower_parameters(vision_tower, tower, model.config.vision_feature_layer)
+    if projector and not any(PROJECTOR.search(name) for name, _ in model.named_parameters()):
+        raise ValueError(f"No projector is known in a model of type {model.config.model_type!r}; use projector: false")
     names = []
     for name, parameter in model.named_parameters():
         if "lora_" in name:
             trains = lm == "lora"
-        elif "multi_modal_projector" in name:
+        elif PROJECTOR.search(name):
             trains = projector
-        elif "vision_tower." in name:
-            trains = name.split("vision_tower.", 1)[1] in reached
+        elif TOWER.search(name):
+            trains = name.split("vision_tower.", 1)[-1] in reached
         else:
             trains = lm == "full"
         parameter.requires_grad_(trains)
@@ -303,8 +329,6 @@ def choose_trainable(
 
 def _tower_parameters(tower: Any, choice: Literal["frozen", "full"] | int, layer: int) -> set[str]:
     """Names of the tower's parameters that train, relative to the tower; `layer` is the projected hidden state."""
-    if choice == "frozen" or choice == 0:
-        return set()
     tower.requires_grad_(True)
     # A trial run tells which parameters the projected hidden state depends on, whatever the architecture.
     tower(_blank_square(tower), output_hidden_states=True).hidden_states[layer].sum().backward()
@@ -333,11 +357,14 @@ def add_lora(model: nn.Module, config: LoraConfig) -> nn.Module:
     return peft.get_peft_model(model, lora)
 
 
-def _lora_targets(model: nn.Module) -> list[str]:
+def _lora_targets(model: Any) -> list[str]:
     """Every linear layer inside the language model's blocks, by full name."""
     from transformers.pytorch_utils import Conv1D
 
-    prefix = "model.language_model."
+    decoder = model.get_decoder()
+    prefix = next(f"{name}." for name, module in model.named_modules() if module is decoder)
+    if decoder is model or decoder is model.base_model:
+        raise ValueError(f"The language model inside a model of type {model.config.model_type!r} is not known here")
     blocks = {name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
     return [
         name

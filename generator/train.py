@@ -26,6 +26,7 @@ from generator.data import IGNORE, Example, ExampleDataset, batch_indices, load_
 from generator.foreign import ForeignTower
 from generator.model import Drafter, LoraConfig, ModelConfig, add_lora, build, choose_trainable, save
 from generator.prompts import PromptConfig
+from generator.vlm import make_drafter
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -153,7 +154,7 @@ def train(
     if model_config.quantize != "no" and any(stage.lm == "full" for stage in config.stages):
         raise ValueError(f"model.quantize is {model_config.quantize}, so the language model can train by lm: lora only")
     set_seed(config.seed)
-    drafter = Drafter(*build(model_config), prompt, image_mapping)
+    drafter = make_drafter(model_config, prompt, image_mapping)
     examples = {split: drafter.encode(part, answers=True) for split, part in studies.items()}
     validate = config.eval_every != 0
     for split in ("train", "val") if validate else ("train",):
@@ -163,7 +164,7 @@ def train(
 
     model: nn.Module = drafter.model
     store = None
-    tower = drafter.model.model.vision_tower
+    tower: Any = drafter.model.get_encoder(modality="image")
     if isinstance(tower, ForeignTower) and any(stage.tower not in ("frozen", 0) for stage in config.stages):
         raise ValueError(
             f"train.stages: a stage trains the tower {model_config.tower!r}, which a LLaVA model cannot hold, so that "
@@ -200,7 +201,7 @@ def train(
             started = time.perf_counter()
             wrapped.train()
             if stage.tower in ("frozen", 0):
-                drafter.model.model.vision_tower.eval()
+                tower.eval()
             lr = stage.lr * lr_factor(progress.step, n_steps, stage.warmup, stage.schedule)
             for group in optimizer.param_groups:
                 group["lr"] = lr
@@ -253,7 +254,8 @@ def train(
     run.restore(model)  # where every stage had been done before, the weights are still to be loaded
     for sentence in sorted(unreadable):
         accelerator.print(f"not trained on: {sentence}")
-    drafter.model.model.vision_tower = tower
+    if store is not None:
+        drafter.model.model.vision_tower = tower
     if accelerator.is_main_process:
         if model_config.quantize != "no":
             model, drafter = _build_again(drafter, model_config, config, run)
@@ -268,6 +270,7 @@ def summed_loss(model: nn.Module, batch: dict[str, Any], device: torch.device) -
     labels = batch["labels"].to(device)  # [B, A]
     inputs = {name: value.to(device) for name, value in batch.items() if name not in ("labels", "errors")}
     logits = model(**inputs, logits_to_keep=labels.shape[1], use_cache=False).logits  # [B, A, V]
+    logits = logits[:, -labels.shape[1] :]  # a few models take logits_to_keep without heeding it
     return nn.functional.cross_entropy(
         logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORE, reduction="sum"
     )

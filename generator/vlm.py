@@ -13,19 +13,19 @@ from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from encoder.features import FeatureConfig, FeatureStore
+from encoder.features import FeatureStore
 from encoder.images import ImageError, load_image
 from encoder.studies import Study
 from encoder.tower import Tower
 from encoder.towers import checkpoint_error
 from generator.data import IGNORE, Example, Item, labels_of
-from generator.model import SIDECAR, Drafter, load, read_sidecar
+from generator.model import SIDECAR, Drafter, ModelConfig, build, load, read_sidecar
 from generator.priors import find_priors
 from generator.prompts import PromptConfig
 
@@ -42,15 +42,7 @@ class ChatDrafter(Drafter):
 
     @property
     def tower(self) -> Tower:
-        raise ValueError(f"{self._name} was not built here, so its tower cannot be used by itself")
-
-    @property
-    def features(self) -> FeatureConfig:
-        raise ValueError(f"{self._name} was not built here, so features of its tower cannot be stored")
-
-    @property
-    def vision_tower(self) -> torch.nn.Module:
-        return self.model.get_encoder(modality="image")
+        raise ValueError(f"{self._name} was not built here, so its tower gives no features to store or to compare")
 
     @property
     def context_length(self) -> int | None:
@@ -87,8 +79,6 @@ class ChatDrafter(Drafter):
         return examples
 
     def dataset(self, examples: Sequence[Example], features: FeatureStore | None = None) -> ChatDataset:  # type: ignore[override]
-        if features is not None:
-            raise ValueError(f"{self._name} was not built here, so it cannot read stored features")
         return ChatDataset(examples, self)  # type: ignore[arg-type]
 
     @property
@@ -238,6 +228,17 @@ def load_any(
     if prompt is None:
         warnings.warn(f"{name} has no {SIDECAR}: the default prompt is used", stacklevel=2)
     drafter.prompt = prompt or PromptConfig()
+    return drafter
+
+
+def make_drafter(
+    config: ModelConfig, prompt: PromptConfig, image_mapping: Literal["window", "minmax", "percentile"]
+) -> Drafter:
+    """The model that a training run starts from: joined of two parts, or a whole one. Raises as `build`, `load_any`."""
+    if not config.vlm:
+        return Drafter(*build(config), prompt, image_mapping)
+    drafter = _load_chat(config.vlm, config.dtype, remote_code=False)
+    drafter.prompt, drafter.image_mapping = prompt, image_mapping
     return drafter
 
 

@@ -1,8 +1,10 @@
-"""Train a report generator: tower + projector + language model, in stages.
+"""Train a report generator: tower + projector + language model, in stages; or adapters for a whole model.
 
     raddraft train --studies runs/demo/phantom/studies.jsonl --out runs/first \\
         --model.tower runs/demo/tower --model.lm runs/demo/lm
     raddraft train --studies studies.jsonl --out runs/x --model.tower rad-dino --model.lm lmsys/vicuna-7b-v1.5
+    raddraft train --studies studies.jsonl --out runs/y --model.vlm google/medgemma-4b-it \\
+        --train.stages '[{"lm": "lora", "projector": false}]'
     accelerate launch --num_processes 8 -m scripts.train --config my.yaml --studies studies.jsonl --out runs/x
 
 Starting the same command again goes on where it stopped. The trained model is runs/x/model.

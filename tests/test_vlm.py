@@ -14,8 +14,11 @@ from PIL import Image
 
 from encoder.images import load_image
 from encoder.studies import read_studies
+from generator.data import IGNORE
 from generator.generate import DecodeConfig, generate
+from generator.model import PROJECTOR, LoraConfig, ModelConfig
 from generator.prompts import PromptConfig
+from generator.train import Stage, TrainConfig, train
 from generator.vlm import ChatDrafter, load_any
 from tests.test_cli import run
 from tests.vlm_families import FAMILIES, save_vlm
@@ -157,7 +160,7 @@ def test_actions_take_such_a_model(folders, studies_file, tmp_path, capsys) -> N
     assert "DRAFT for a radiologist" in capsys.readouterr().out
     status, sentence = run("generate", *arguments[:4], "--out", tmp_path / "n.jsonl", "--control", "nearest-report")
     assert status == 1
-    assert "type 'qwen3_vl' was not built here, so its tower cannot be used by itself" in sentence
+    assert "type 'qwen3_vl' was not built here, so its tower gives no features to store or to compare" in sentence
 
 
 def test_models_that_cannot_be_asked_are_refused_in_one_sentence(folders, lm_folder, tmp_path) -> None:
@@ -189,3 +192,130 @@ def test_a_model_that_was_trained_here_keeps_its_prompt(tmp_path, tower_folder, 
         load_any(str(tmp_path), prompt=PromptConfig(context=["view"]))
     (tmp_path / "raddraft.json").unlink()
     assert isinstance(load_any(str(tmp_path)), ChatDrafter), "any LLaVA model of transformers is asked as such"
+
+
+# Training ------------------------------------------------------------------------------------------------------------
+
+
+def recipe(**changes: Any) -> TrainConfig:
+    stage = Stage(epochs=2, lr=1e-2, lm="lora", projector=True)
+    lora = LoraConfig(rank=4, alpha=8, dropout=0.0)
+    return replace(TrainConfig([stage], lora, batch_size=5, micro_batch_size=3, workers=0), **changes)
+
+
+def evaluate_plainly(model: Any, processor: Any, studies: list) -> float:
+    """Loss per token of the answers, each study by itself, labels over the whole sequence."""
+    total, count = 0.0, 0
+    for study in studies:
+        prompt = ask(processor, PROMPT, study)
+        (question,) = PROMPT.messages(study)
+        question["content"][0]["image"] = load_image(study.main_image.path).convert("RGB")
+        answer = {"role": "assistant", "content": [{"type": "text", "text": study.sections["findings"]}]}
+        inputs = processor.apply_chat_template([question, answer], tokenize=True, return_dict=True, return_tensors="pt")
+        labels = inputs["input_ids"].clone()
+        labels[:, : prompt["input_ids"].shape[1]] = -100
+        with torch.no_grad():
+            logits = model(**inputs).logits
+        targets = labels[0, 1:]
+        total += torch.nn.functional.cross_entropy(logits[0, :-1].float(), targets, reduction="sum").item()
+        count += int((targets != -100).sum())
+    return total / count
+
+
+def validations(run: Path) -> list[float]:
+    return [row["val_loss"] for row in read(run / "log.jsonl") if "val_loss" in row]
+
+
+@pytest.mark.parametrize("family", CHATTING)
+def test_two_steps_with_lora_save_and_reload_in_plain_transformers(folders, studies, tmp_path, family) -> None:
+    config = ModelConfig(vlm=str(folders[family]))
+    folder = train({"train": studies, "val": studies}, tmp_path / "run", config, PROMPT, recipe())
+    before, _ = load_plain(folders[family])
+    model, processor = load_plain(folder)
+    first, last = validations(tmp_path / "run")
+    assert last < first < evaluate_plainly(before, processor, studies)
+    assert evaluate_plainly(model, processor, studies) == pytest.approx(last, abs=2e-4)
+
+    changed = {
+        name
+        for (name, old), (_, new) in zip(before.named_parameters(), model.named_parameters(), strict=True)
+        if not torch.equal(old, new)
+    }
+    decoder = {id(parameter) for parameter in model.get_decoder().layers.parameters()}
+    inside = {name for name, parameter in model.named_parameters() if id(parameter) in decoder}
+    outside = changed - inside
+    assert {name.rsplit(".", 2)[-2] for name in changed & inside} == {
+        *("q_proj", "k_proj", "v_proj", "o_proj"),
+        *("gate_proj", "up_proj", "down_proj"),
+    }
+    assert outside, "the projector has trained"
+    assert all(PROJECTOR.search(name) for name in outside)
+
+    drafter = load_any(str(folder))
+    assert isinstance(drafter, ChatDrafter)
+    assert drafter.prompt == PROMPT
+    generate(drafter, studies, tmp_path / "out.jsonl", CONFIG, "model")
+    plain = [write_plainly(model, processor, PROMPT, study) for study in studies]
+    assert [row["prediction"] for row in read(tmp_path / "out.jsonl")] == plain
+    inputs = ask(processor, PROMPT, studies[0])
+    with torch.no_grad():
+        assert torch.equal(model(**inputs).logits, drafter.model(**inputs).logits)
+
+
+@pytest.mark.parametrize("family", CHATTING)
+def test_the_loss_is_that_of_plain_transformers(folders, studies, tmp_path, family) -> None:
+    """On the answers' tokens alone, and whatever the neighbours in a batch."""
+    config = recipe(stages=[Stage(epochs=1, lr=1e-9, lm="lora", projector=False)])
+    train({"train": studies, "val": studies}, tmp_path, ModelConfig(vlm=str(folders[family])), PROMPT, config)
+    (loss,) = validations(tmp_path)
+    assert loss == pytest.approx(evaluate_plainly(*load_plain(folders[family]), studies), abs=2e-4)
+
+
+@pytest.mark.parametrize("family", CHATTING)
+def test_what_is_learnt_is_the_answer_and_its_end(folders, studies, family) -> None:
+    drafter = load_any(str(folders[family]), prompt=PROMPT)
+    tokenizer = drafter.processor.tokenizer
+    dataset = drafter.dataset(drafter.encode(studies, answers=True))
+    batch = dataset.collate([dataset[i] for i in range(len(studies))])
+    for labels, study in zip(batch["labels"], studies, strict=True):
+        text = tokenizer.decode(labels[labels != IGNORE])
+        assert text.strip() == study.sections["findings"] + tokenizer.eos_token
+
+
+def test_an_unreadable_image_is_not_trained_on(folders, studies, tmp_path, capsys) -> None:
+    studies[3].main_image.path.write_bytes(b"not a picture")
+    config = recipe(eval_every=0)
+    train({"train": studies}, tmp_path, ModelConfig(vlm=str(folders["idefics3"])), PROMPT, config)
+    assert "not trained on: s3: " in capsys.readouterr().out
+
+
+def test_what_cannot_train_is_refused(folders, studies, tmp_path) -> None:
+    config, parts = ModelConfig(vlm=str(folders["gemma3"])), {"train": studies, "val": studies}
+    with pytest.raises(ValueError, match="type 'gemma3' was not built here, so its tower gives no features"):
+        train(parts, tmp_path / "a", config, PROMPT, recipe(features="cached"))
+    with pytest.raises(ValueError, match="tower of a model of type 'gemma3' cannot train; use tower: frozen"):
+        train(parts, tmp_path / "b", config, PROMPT, recipe(stages=[Stage(tower=1)]))
+    for fields in ({}, {"tower": "x"}, {"lm": "x"}, {"vlm": "x", "lm": "y"}):
+        with pytest.raises(ValueError, match="name a tower and an lm, or else a vlm by itself"):
+            ModelConfig(**fields)
+    drafter = load_any(str(folders["qwen3_vl"]))
+    template = drafter.processor.chat_template
+    for changed, message in [
+        (template.replace("assistant\n", "assistant\n<think>\n"), "does not begin with the prompt alone"),
+        (template.replace("<|im_end|>", "--"), r"without any of the model's end tokens \[\d+\]"),
+    ]:
+        drafter.processor.chat_template = changed
+        with pytest.raises(ValueError, match=message):
+            drafter.encode(studies, answers=True)
+
+
+def test_a_stopped_run_goes_on_to_the_same_weights(folders, studies, tmp_path) -> None:
+    config, parts = ModelConfig(vlm=str(folders["qwen3_vl"])), {"train": studies, "val": studies}
+    whole = train(parts, tmp_path / "whole", config, PROMPT, recipe(save_every=1))
+    stopped = tmp_path / "stopped"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("generator.train._validate", lambda *_: 1 / 0)  # at the end of the first epoch
+        with pytest.raises(ZeroDivisionError):
+            train(parts, stopped, config, PROMPT, recipe(save_every=1, eval_every=2))
+    again = train(parts, stopped, config, PROMPT, recipe(save_every=1, eval_every=2))
+    assert (again / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
