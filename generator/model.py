@@ -299,7 +299,7 @@ def choose_trainable(
     if lm == "lora" and not any("lora_" in name for name, _ in model.named_parameters()):
         raise ValueError("The language model has no LoRA adapters to train")
     reached: set[str] = set()
-    if tower not in ("frozen", 0):
+    if tower != "frozen" and tower != 0:
         if model.config.model_type != "llava":
             raise ValueError(
                 f"The tower of a model of type {model.config.model_type!r} cannot train; use tower: frozen"
@@ -327,7 +327,7 @@ def choose_trainable(
     return names
 
 
-def _tower_parameters(tower: Any, choice: Literal["frozen", "full"] | int, layer: int) -> set[str]:
+def _tower_parameters(tower: Any, choice: Literal["full"] | int, layer: int) -> set[str]:
     """Names of the tower's parameters that train, relative to the tower; `layer` is the projected hidden state."""
     tower.requires_grad_(True)
     # A trial run tells which parameters the projected hidden state depends on, whatever the architecture.

@@ -295,16 +295,17 @@ def test_what_cannot_train_is_refused(folders, studies, tmp_path) -> None:
         train(parts, tmp_path / "a", config, PROMPT, recipe(features="cached"))
     with pytest.raises(ValueError, match="tower of a model of type 'gemma3' cannot train; use tower: frozen"):
         train(parts, tmp_path / "b", config, PROMPT, recipe(stages=[Stage(tower=1)]))
-    for fields in ({}, {"tower": "x"}, {"lm": "x"}, {"vlm": "x", "lm": "y"}):
+    for parts_named in ((), ("x",), ("", "x"), ("x", "", "y"), ("", "x", "y")):
         with pytest.raises(ValueError, match="name a tower and an lm, or else a vlm by itself"):
-            ModelConfig(**fields)
+            ModelConfig(*parts_named)
     drafter = load_any(str(folders["qwen3_vl"]))
-    template = drafter.processor.chat_template
+    processor: Any = drafter.processor
+    template = processor.chat_template
     for changed, message in [
         (template.replace("assistant\n", "assistant\n<think>\n"), "does not begin with the prompt alone"),
         (template.replace("<|im_end|>", "--"), r"without any of the model's end tokens \[\d+\]"),
     ]:
-        drafter.processor.chat_template = changed
+        processor.chat_template = changed
         with pytest.raises(ValueError, match=message):
             drafter.encode(studies, answers=True)
 
