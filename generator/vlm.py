@@ -3,7 +3,7 @@
     drafter = load_any("google/gemma-3-4b-it", prompt=PromptConfig(context=["indication"]))
 
 Such a model is asked through its processor's own chat template. Where the processor has none (PaliGemma), the prompt is
-the same parts in a row, images as the processor's placeholders, without any words of a template around them.
+the processor's placeholders for all pictures and then the text, without any words of a template around them.
 """
 
 from __future__ import annotations
@@ -121,6 +121,7 @@ class ChatDataset(Dataset):
 
     def __init__(self, examples: Sequence[ChatExample], drafter: ChatDrafter) -> None:
         self.examples, self.processor, self.mapping = examples, drafter.processor, drafter.image_mapping
+        self.context_length = drafter.context_length
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -137,10 +138,17 @@ class ChatDataset(Dataset):
         """What the processor makes of the messages, padded on the left; `labels` and `errors` as of `data.collate`.
 
         Raises:
-            ValueError: the processor writes an answer's tokens otherwise than the tokenizer by itself.
+            ValueError: text and pictures of a study are longer than the language model's context, or the processor
+                writes an answer's tokens otherwise than the tokenizer by itself.
         """
         conversations = [_insert(item.example.messages, item.pixels) for item in items]  # type: ignore[attr-defined]
         inputs = process(self.processor, conversations, answered=bool(items[0].example.answer))
+        lengths = inputs["attention_mask"].sum(1)
+        if self.context_length is not None and lengths.max() > self.context_length:
+            raise ValueError(
+                f"Study {items[lengths.argmax()].example.study_id!r}: {lengths.max()} tokens of text and pictures "
+                f"exceed the context of {self.context_length} tokens of the language model"
+            )
         labels = labels_of(items)
         learnt = labels != IGNORE
         if not torch.equal(labels[learnt], inputs["input_ids"][:, -labels.shape[1] :][learnt]):
@@ -157,7 +165,8 @@ def render(processor: Any, messages: Messages, answered: bool = False) -> str:
     if processor.chat_template:
         return processor.apply_chat_template(messages, add_generation_prompt=not answered, tokenize=False)
     parts = [part for message in messages for part in message["content"]]
-    return "".join(processor.image_token if part["type"] == "image" else part["text"] for part in parts)
+    n_images = sum(part["type"] == "image" for part in parts)
+    return processor.image_token * n_images + "".join(part["text"] for part in parts if part["type"] == "text")
 
 
 def process(processor: Any, conversations: Sequence[Messages], answered: bool = False) -> dict[str, Any]:

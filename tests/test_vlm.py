@@ -69,7 +69,7 @@ def ask(processor: Any, prompt: PromptConfig, study: Any) -> Any:
         return processor.apply_chat_template(
             messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
         )
-    text = messages[0]["content"][-1]["text"]
+    text = "".join(part.get("text", "") for part in messages[0]["content"])
     inputs = processor(text="<image>" * len(images) + text, images=images, return_tensors="pt")
     del inputs["labels"]
     return inputs
@@ -93,6 +93,18 @@ def test_drafts_are_those_of_plain_transformers_one_at_a_time(folders, studies, 
     model, processor = load_plain(folders[family])
     assert ours == [write_plainly(model, processor, PROMPT, study) for study in studies]
     assert len(set(ours)) > 2, "pictures and prompts reach the text"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_drafts_from_one_to_three_pictures_are_those_of_plain_transformers(folders, studies, tmp_path, family) -> None:
+    studies[1].images += [replace(studies[0].main_image, view="LL"), studies[3].main_image]
+    studies[2].images += [replace(studies[4].main_image, view="LL")]
+    prompt = PromptConfig(images="all", context=["indication"])
+    drafter = load_any(str(folders[family]), prompt=prompt)
+    assert generate(drafter, studies, tmp_path / "out.jsonl", CONFIG, "model") == []
+    model, processor = load_plain(folders[family])
+    plain = [write_plainly(model, processor, prompt, study) for study in studies]
+    assert [row["prediction"] for row in read(tmp_path / "out.jsonl")] == plain
 
 
 @pytest.mark.parametrize("family", ["qwen3_vl", "idefics3"])
@@ -119,6 +131,18 @@ def test_an_interrupted_run_goes_on_to_the_same_file_and_a_bad_image_costs_one_d
     assert (tmp_path / "cut.jsonl").read_bytes() == b"".join(lines)
 
 
+def test_text_and_pictures_longer_than_the_context_are_named(folders, studies) -> None:
+    drafter = load_any(str(folders["internvl"]), prompt=PROMPT)
+    studies[1].sections["indication"] = "cough " * 450
+    with pytest.raises(
+        ValueError, match=r"Study 's1': \d+ tokens of text \+ 40 for the draft exceed the context of 512"
+    ):
+        drafter.encode(studies, answers=False, reserve=40)
+    dataset = drafter.dataset(drafter.encode(studies, answers=False))
+    with pytest.raises(ValueError, match=r"Study 's1': \d+ tokens of text and pictures exceed the context of 512"):
+        dataset.collate([dataset[0], dataset[1]])
+
+
 def test_deep_pictures_keep_their_grey_values(folders, studies, tmp_path) -> None:
     """A 12-bit ramp, which Pillow's own conversion would turn white, gives the text of the same ramp in 8 bits."""
     ramp = np.tile(np.linspace(0, 4095, 64), (64, 1))
@@ -134,7 +158,7 @@ def test_deep_pictures_keep_their_grey_values(folders, studies, tmp_path) -> Non
     assert len(batches[0].unique()) > 50
 
 
-def test_without_a_chat_template_the_parts_stand_in_a_row(folders, studies) -> None:
+def test_without_a_chat_template_pictures_stand_before_the_text(folders, studies) -> None:
     drafter = load_any(str(folders["paligemma"]), prompt=PromptConfig(instruction="caption en"))
     dataset = drafter.dataset(drafter.encode(studies[:1], answers=False))
     tokens = dataset.collate([dataset[0]])["input_ids"][0]
