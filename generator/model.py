@@ -380,12 +380,13 @@ def save(drafter: Drafter, folder: str | Path) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     sidecar = {"kind": drafter.kind, "prompt": asdict(drafter.prompt), "image_mapping": drafter.image_mapping}
-    tower = drafter.model.model.vision_tower
+    tower = drafter.model.get_encoder(modality="image")
     if isinstance(tower, ForeignTower):
         sidecar["tower"] = tower.save(folder)
         drafter.model.model.vision_tower = tower.placeholder().to(drafter.model.dtype)
     drafter.model.save_pretrained(folder)
-    drafter.model.model.vision_tower = tower
+    if isinstance(tower, ForeignTower):
+        drafter.model.model.vision_tower = tower
     drafter.processor.save_pretrained(folder)
     with write_whole(folder / SIDECAR) as temporary:
         temporary.write_text(json.dumps(sidecar, indent=2) + "\n", encoding="utf-8")
