@@ -88,7 +88,7 @@ def pretrain(sources: Sequence[Sequence[Study]], labelled: Sequence[Study], out:
         parts = load_batches(dataset, order, collate, 0, n_steps, config.micro_batch_size, (0, 1), config.workers)
         model.calibrate((part.global_crops.to(accelerator.device) for part in parts), config.seed)
     if config.checkpointing:
-        model.student["backbone"].gradient_checkpointing_enable()
+        model.student["backbone"].activation_checkpointing_enable()
     optimizer = torch.optim.AdamW(parameter_groups(model, config.layer_decay, config.patch_embed_lr), lr=config.peak_lr)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     bare = accelerator.unwrap_model(wrapped)
