@@ -6,6 +6,8 @@
     raddraft train --studies studies.jsonl --out runs/y --model.vlm google/medgemma-4b-it \\
         --train.stages '[{"lm": "lora", "projector": false}]'
     accelerate launch --num_processes 8 -m scripts.train --config my.yaml --studies studies.jsonl --out runs/x
+    raddraft train --config configs/report/rad_dino_vicuna7b.yaml --studies studies.jsonl --out runs/x \\
+        --dry_run true --gpu h100 --gpus 8
 
 Starting the same command again goes on where it stopped. The trained model is runs/x/model.
 """
@@ -22,6 +24,7 @@ import yaml
 
 from encoder.studies import SPLITS, Study, read_studies, write_whole
 from generator.model import ModelConfig
+from generator.plan import Gpu
 from generator.prompts import PromptConfig
 from generator.train import TrainConfig, train
 from scripts import run
@@ -35,6 +38,9 @@ def main(
     train: TrainConfig = TrainConfig(),  # noqa: B008
     image_mapping: Literal["window", "minmax", "percentile"] = "window",
     sources: list[str] | None = None,
+    dry_run: bool = False,
+    gpu: Gpu = "h100",
+    gpus: int = 1,
 ) -> None:
     """Train a report generator on the train split, watching the val split; the test split is not read.
 
@@ -46,10 +52,16 @@ def main(
         train: How the loop runs.
         image_mapping: How grey values become 8 bits: the window the file states, min-max, or percentiles.
         sources: Take only studies of these sources (the manifest's key `source`); by default all.
+        dry_run: Print what the run would take (parameters, tokens, arithmetic, memory, hours) and do nothing.
+        gpu: What the dry run plans for.
+        gpus: Number of them.
     """
     config: dict[str, Any] = {"model": asdict(model), "prompt": asdict(prompt), "train": asdict(train)}
     config |= {"studies": str(studies.absolute()), "image_mapping": image_mapping, "sources": sources}
     parts = split_studies(read_studies(studies), sources)
+    if dry_run:
+        print(dry(parts["train"], model, prompt, train, gpu, gpus))
+        return
     keep_config(out / "config.yaml", config)
     folder = _train(parts, out, model, prompt, train, image_mapping)
     if os.environ.get("RANK", "0") == "0":
@@ -57,6 +69,21 @@ def main(
 
 
 _train = train  # `main` has a parameter of that name, which is the key on the command line and in the YAML files
+
+
+def dry(studies: list[Study], model: ModelConfig, prompt: PromptConfig, train: TrainConfig, gpu: Gpu, gpus: int) -> str:
+    """The plan of a run, as text.
+
+    Raises:
+        ValueError: no study has the sections to write, or fewer than one GPU.
+    """
+    from generator.plan import describe
+
+    reports = [answer for study in studies if (answer := prompt.answer(study))]
+    if not reports or gpus < 1:
+        raise ValueError(f"Need studies with the sections to write and at least one GPU, got {len(reports)} and {gpus}")
+    words = sum(len(report.split()) for report in reports) / len(reports)
+    return describe(model, train, len(reports), words, gpu, gpus)
 
 
 def split_studies(studies: Iterable[Study], sources: list[str] | None) -> dict[str, list[Study]]:

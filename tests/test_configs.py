@@ -13,7 +13,8 @@ from tests.test_cli import run
 
 # The action that a recipe belongs to, by the first part of its path below configs/.
 ACTIONS = {"demo.yaml": "demo", "report": "train", "compare": "compare"}
-RECIPES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.y*ml"))
+FILES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.y*ml"))
+RECIPES = [name for name in FILES if not name.startswith("accelerate/")]
 
 
 def flat(value: object, prefix: str = "") -> dict[str, object]:
@@ -33,6 +34,16 @@ def resolve(capsys, action: str, *arguments: object) -> dict[str, object]:
 
 def test_there_are_recipes() -> None:
     assert "demo.yaml" in RECIPES
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name not in RECIPES])
+def test_launch_configs_are_accelerates(name: str) -> None:
+    """`accelerate launch --config_file` refuses keys that it does not know."""
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(CONFIGS / name))
+    assert config.num_processes in (1, 8, 16)
+    assert config.mixed_precision == "bf16"
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
