@@ -28,6 +28,10 @@ SUBPIXELS = 4
 """Polygons between pixel edges are drawn this much larger, then read at the pixels' centres."""
 
 
+STILL = ("ToTensor", "MaybeToTensor", "MaybePILToTensor", "Normalize")
+"""Steps of timm's eval transforms that move nothing."""
+
+
 class MaskError(ValueError):
     """A mask cannot be read or does not fit its picture; the message names what is wrong."""
 
@@ -186,11 +190,13 @@ class Geometry:
 
 
 def processor_geometry(processor: Any, size: tuple[int, int]) -> Geometry:
-    """What an image processor of transformers does to pictures of a size, found by having it process one.
+    """What an image processor of transformers, timm's included, does to pictures of a size, found by having it do it.
 
     Raises:
-        ValueError: the processor is of another kind (timm's), whose steps cannot be switched off one by one.
+        ValueError: the processor is of another kind, whose steps cannot be taken one by one.
     """
+    if hasattr(processor, "val_transforms"):
+        return _timm_geometry(processor, size)
     if not hasattr(processor, "do_resize"):
         raise ValueError(f"Masks cannot follow a {type(processor).__name__}: it does not tell how it resizes and crops")
     black = Image.new("RGB", (size[1], size[0]))
@@ -204,6 +210,23 @@ def processor_geometry(processor: Any, size: tuple[int, int]) -> Geometry:
     # With an odd number of pixels to cut or add, those on torchvision round towards zero, those on Pillow down.
     half = math.floor if type(processor).__name__.endswith("Pil") else math.trunc
     corner = (half((resized[0] - final[0]) / 2), half((resized[1] - final[1]) / 2))
+    return Geometry((size[0], size[1]), resized, corner, final)
+
+
+def _timm_geometry(processor: Any, size: tuple[int, int]) -> Geometry:
+    """Of timm's eval transforms: a resize and a cut around the centre, then what does not move anything."""
+    from timm.data.transforms import ResizeKeepRatio
+    from torchvision.transforms import CenterCrop, Resize
+
+    resize, crop, *rest = processor.val_transforms.transforms
+    moved = [type(step).__name__ for step in rest if type(step).__name__ not in STILL]
+    if not isinstance(resize, Resize | ResizeKeepRatio) or not isinstance(crop, CenterCrop) or moved:
+        steps = ", ".join(type(step).__name__ for step in processor.val_transforms.transforms)
+        raise ValueError(f"Masks cannot follow timm's {steps}: only a resize and a CenterCrop can be followed")
+    picture = resize(Image.new("RGB", (size[1], size[0])))
+    resized, final = picture.size[::-1], crop(picture).size[::-1]
+    # torchvision's own rounding of half pixels, to the even number.
+    corner = (round((resized[0] - final[0]) / 2), round((resized[1] - final[1]) / 2))
     return Geometry((size[0], size[1]), resized, corner, final)
 
 

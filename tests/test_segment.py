@@ -228,6 +228,7 @@ def test_pictures_that_are_no_masks_are_refused_in_a_sentence(tmp_path) -> None:
 # Geometry
 
 BIT = {"size": {"shortest_edge": 48}, "crop_size": {"height": 32, "width": 32}}
+TIMM = {"input_size": (3, 32, 32), "crop_pct": 0.875, "mean": (0, 0, 0), "std": (1, 1, 1)}
 PROCESSORS = {
     "cropped": ("BitImageProcessor", BIT),
     "cropped, Pillow": ("BitImageProcessorPil", BIT),
@@ -237,6 +238,10 @@ PROCESSORS = {
     "whole": ("BitImageProcessor", BIT | {"do_center_crop": False}),
     "square": ("SiglipImageProcessor", {"size": {"height": 40, "width": 40}}),
     "crop alone": ("BitImageProcessor", BIT | {"do_resize": False}),
+    "timm": ("TimmWrapperImageProcessor", {"pretrained_cfg": TIMM}),
+    "timm, odd crop": ("TimmWrapperImageProcessor", {"pretrained_cfg": TIMM | {"input_size": (3, 33, 33)}}),
+    "timm, oblong": ("TimmWrapperImageProcessor", {"pretrained_cfg": TIMM | {"input_size": (3, 32, 47)}}),
+    "timm, squashed": ("TimmWrapperImageProcessor", {"pretrained_cfg": TIMM | {"crop_mode": "squash"}}),
 }
 
 
@@ -287,9 +292,11 @@ def test_masks_of_another_grid_are_refused() -> None:
 
 
 def test_a_processor_that_hides_its_steps_is_refused() -> None:
-    made = processor("TimmWrapperImageProcessor", pretrained_cfg={"input_size": (3, 32, 32)})
-    with pytest.raises(ValueError, match="Masks cannot follow a TimmWrapperImageProcessor"):
+    made = processor("TimmWrapperImageProcessor", pretrained_cfg=TIMM | {"crop_mode": "border"})
+    with pytest.raises(ValueError, match="Masks cannot follow timm's ResizeKeepRatio, CenterCropOrPad"):
         processor_geometry(made, (64, 64))
+    with pytest.raises(ValueError, match="Masks cannot follow a object"):
+        processor_geometry(object(), (64, 64))
 
 
 # Scores
