@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,9 +34,47 @@ from encoder.tower import Tower
 
 
 def descend(x: Tensor, target: Target, config: ProbeConfig) -> Scores:
-    """Linear probes on vectors [n, D], fitted on the train split."""
-    mean, sd = moments([x[rows_in(target, "train")]])
-    return _train_all(lambda: _Head(mean, sd, len(target.names), False), lambda rows: x[rows], target, config)
+    """Linear probes on vectors [n, D], fitted on the train split; all weight decays and seeds at once.
+
+    Each of them takes the steps that it would take by itself: they share no parameter, and AdamW looks at each number
+    alone. Together they are one batched product instead of many small ones.
+    """
+    train, rest = rows_in(target, "train"), rows_in(target, "val", "test")
+    mean, sd = moments([x[train]])
+    x = (x - mean.float()) / sd.float()
+    y, restore = _scaled(target)
+    starts = []
+    for seed in config.seeds:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            starts.append(nn.Linear(x.shape[1], y.shape[1]))
+    weights = [torch.stack([start.weight for start in starts]) for _ in config.decays]  # K times [S, C, D]
+    biases = [torch.stack([start.bias for start in starts]) for _ in config.decays]  # K times [S, C]
+    for parameter in (*weights, *biases):
+        parameter.detach_().requires_grad_()
+    groups: list[dict[str, Any]] = [{"params": biases, "weight_decay": 0.0}]
+    groups += [{"params": [one], "weight_decay": decay} for one, decay in zip(weights, config.decays, strict=True)]
+    optimizer, schedule = _optimizer(groups, len(train), config)
+    generators = [torch.Generator().manual_seed(seed) for seed in config.seeds]
+    for _ in range(config.epochs):
+        orders = torch.stack([train[torch.randperm(len(train), generator=generator)] for generator in generators])
+        for rows in orders.split(config.batch_size, dim=1):  # [S, B]
+            logits = torch.baddbmm(torch.cat(biases, 1)[:, None], x[rows], torch.cat(weights, 1).mT)  # [S, B, K * C]
+            truth = y[rows].repeat(1, 1, len(config.decays)).unflatten(2, (len(config.decays), -1))  # [S, B, K, C]
+            losses = zip(logits.unflatten(2, truth.shape[2:]), truth, strict=True)
+            optimizer.zero_grad()
+            parts = [
+                sum_losses(one.flatten(0, 1), true.flatten(0, 1), target.kind) / (~true[:, 0].isnan()).sum()
+                for one, true in losses
+            ]
+            torch.stack(parts).sum().backward()
+            optimizer.step()
+            schedule.step()
+    with torch.no_grad():
+        return {
+            decay: [restore(x[rest] @ one.T + own, rest) for one, own in zip(weight, bias, strict=True)]
+            for decay, weight, bias in zip(config.decays, weights, biases, strict=True)
+        }
 
 
 def attend(store: FeatureStore, target: Target, config: ProbeConfig) -> Scores:
@@ -151,10 +190,7 @@ def _train_all(
 ) -> Scores:
     """A fresh module for each weight decay and seed; scores of the train images are left NaN."""
     train, rest = rows_in(target, "train"), rows_in(target, "val", "test")
-    centre, scale = np.zeros(target.y.shape[1]), np.ones(target.y.shape[1])
-    if target.kind == "regression":
-        centre, scale = np.nanmean(target.y[train], axis=0), np.nanstd(target.y[train], axis=0)
-    y = torch.from_numpy((target.y - centre) / scale)
+    y, restore = _scaled(target)
     found: Scores = {}
     for decay in config.decays:
         for seed in config.seeds:
@@ -164,11 +200,34 @@ def _train_all(
             _train(module, load, y, train, target.kind, decay, seed, config)
             with torch.no_grad():
                 outputs = [module(load(rows)).cpu() for rows in rest.split(config.batch_size)]
-            scores = np.full(target.y.shape, np.nan)
-            if outputs:
-                scores[rest] = as_scores(torch.cat(outputs), target.kind) * scale + centre
-            found.setdefault(decay, []).append(scores)
+            scores = torch.cat(outputs) if outputs else torch.empty(0, y.shape[1])
+            found.setdefault(decay, []).append(restore(scores, rest))
     return found
+
+
+def _scaled(target: Target) -> tuple[Tensor, Callable[[Tensor, Tensor], np.ndarray]]:
+    """What is learnt [n, C], quantities with mean 0 and variance 1 in train; and the way back.
+
+    The way back takes outputs [m, C] and their rows to scores [n, C], NaN in all other rows.
+    """
+    centre, scale = np.zeros(target.y.shape[1]), np.ones(target.y.shape[1])
+    if target.kind == "regression":
+        train = target.y[target.splits == "train"]
+        centre, scale = np.nanmean(train, axis=0), np.nanstd(train, axis=0)
+
+    def restore(outputs: Tensor, rows: Tensor) -> np.ndarray:
+        scores = np.full(target.y.shape, np.nan)
+        scores[rows] = as_scores(outputs, target.kind) * scale + centre
+        return scores
+
+    return torch.from_numpy((target.y - centre) / scale).float(), restore
+
+
+def _optimizer(groups: list[dict[str, Any]], n: int, config: ProbeConfig) -> tuple[Any, Any]:
+    """AdamW and its cosine for probes that are fitted on n images."""
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate)
+    n_steps = config.epochs * math.ceil(n / config.batch_size)
+    return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
 
 
 def _train(
@@ -186,9 +245,7 @@ def _train(
     matrices = [parameter for parameter in learnt if parameter.ndim > 1]
     vectors = [parameter for parameter in learnt if parameter.ndim <= 1]  # biases and the query do not decay
     groups = [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate)
-    n_steps = config.epochs * math.ceil(len(rows) / config.batch_size)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
+    optimizer, schedule = _optimizer(groups, len(rows), config)
     for _ in range(config.epochs):
         for batch in rows[torch.randperm(len(rows), generator=generator)].split(config.batch_size):
             optimizer.zero_grad()
