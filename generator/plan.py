@@ -52,7 +52,8 @@ class StagePlan:
     memory: dict[str, float]
     """GiB on each GPU by part, where every GPU holds the whole model."""
     sharded: dict[str, float]
-    """The same where weights, gradients and moments are cut into as many parts as there are GPUs (FSDP, ZeRO-3)."""
+    """The same if weights, gradients and moments were cut into as many parts as there are GPUs (FSDP, ZeRO-3), which
+    the training loop does not do yet."""
 
 
 @dataclass
@@ -260,7 +261,7 @@ def describe(
             f"stage {number}: {one.trainable:,} parameters train, {one.steps:,} steps of {one.flops / 1e12:,.1f} TFLOP "
             f"each, {one.hours:.2f} hours"
         )
-        for label, memory in (("each GPU whole", one.memory), (f"cut into {n_gpus}", one.sharded)):
+        for label, memory in (("each GPU whole", one.memory), (f"if cut into {n_gpus}", one.sharded)):
             needed = sum(memory.values())
             named = ", ".join(f"{part} {value:.1f}" for part, value in memory.items())
             fits = "" if needed < size else f", more than the {size} it has"

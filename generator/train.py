@@ -147,6 +147,11 @@ def train(
         # Every process computes the same buffers; without this DDP would send them at each validation too.
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
+    if accelerator.distributed_type.value in ("FSDP", "DEEPSPEED"):
+        raise ValueError(
+            f"Launched with {accelerator.distributed_type.value}: checkpoints of parts cannot be gathered yet; launch "
+            "with configs/accelerate/ddp_8.yaml, and where the model is too large, train adapters (lm: lora)"
+        )
     if config.trackers:
         accelerator.init_trackers("raddraft")
     if model_config.dtype == "bfloat16" and config.precision != "bf16":

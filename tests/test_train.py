@@ -19,6 +19,7 @@ from PIL import Image
 
 import scripts
 from encoder.studies import read_studies
+from generator.checkpoints import RunFolder
 from generator.data import batch_indices, split_batch
 from generator.generate import DecodeConfig, generate
 from generator.model import Drafter, LoraConfig, ModelConfig, add_lora, build, choose_trainable, load
@@ -216,6 +217,44 @@ def test_two_processes_follow_one(studies_file, parts_config, tmp_path) -> None:
         assert ours[:2] == theirs[:2]
         for a, b in zip(ours[2:], theirs[2:], strict=True):
             assert a == pytest.approx(b, abs=1e-4)
+
+
+def test_a_run_goes_on_with_another_number_of_processes(studies_file, parts_config, tmp_path, monkeypatch) -> None:
+    """Started on two processes and killed, finished by one; started by one and stopped, finished on two."""
+    config = write_config(tmp_path, studies_file, parts_config, lora={"dropout": 0.0})
+    launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m")
+    run_here(config, tmp_path / "whole")
+    expected = losses(tmp_path / "whole")
+
+    log = tmp_path / "two-one" / "log.jsonl"
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
+    process = subprocess.Popen(command(config, tmp_path / "two-one", launcher), env=environment(), **quiet)
+    while process.poll() is None and (not log.is_file() or log.read_text().count('"loss"') < 9):
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert 0 < len(losses(tmp_path / "two-one")) < len(expected), "killed in the middle"
+    run_here(config, tmp_path / "two-one")
+
+    saves, save = [0], RunFolder.save
+
+    def stop_later(self, *arguments) -> None:
+        save(self, *arguments)
+        saves[0] += 1
+        if saves[0] == 5:
+            raise OSError("stopped")
+
+    monkeypatch.setattr(RunFolder, "save", stop_later)
+    with pytest.raises(SystemExit, match="stopped"):
+        scripts.run("train", ["--config", str(config), "--out", str(tmp_path / "one-two")])
+    monkeypatch.undo()
+    assert 0 < len(losses(tmp_path / "one-two")) < len(expected)
+    resumed = command(config, tmp_path / "one-two", launcher)
+    subprocess.run(resumed, env=environment(), check=True, capture_output=True)
+    for name in ("two-one", "one-two"):
+        for ours, theirs in zip(expected, losses(tmp_path / name), strict=True):
+            assert ours[:2] == theirs[:2]
+            assert ours[2:] == pytest.approx(theirs[2:], abs=1e-4)
 
 
 def test_cached_features_give_the_live_losses(parts, parts_config, tmp_path) -> None:
