@@ -8,25 +8,25 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from encoder.recipe import Architecture, PretrainConfig
+from encoder.recipe import PretrainConfig
 
-GPUS = {
+Gpu = Literal["rtx4090", "a10", "l40s", "a100-40gb", "a100", "h100", "h200", "b200"]
+GPUS: dict[Gpu, tuple[float, int]] = {
     "rtx4090": (165e12, 24),
-    "a100-40": (312e12, 40),
+    "a10": (125e12, 24),
+    "l40s": (362e12, 48),
+    "a100-40gb": (312e12, 40),
     "a100": (312e12, 80),
     "h100": (989e12, 80),
     "h200": (989e12, 141),
     "b200": (2250e12, 192),
 }
-"""Name -> dense FLOP/s in 16 bits and memory in GiB, by the vendor's data sheets."""
+"""Name -> dense 16-bit tensor-core operations a second and GiB, by the vendor's data sheets (from memory)."""
 
 UTILISATION = 0.35
 """Share of the peak that a vision transformer with small crops is taken to reach."""
-
-# Width, blocks, gated MLP, grid of positions of the published DINOv2 sizes.
-PUBLISHED = {"small": (384, 12, False), "base": (768, 12, False), "large": (1024, 24, False), "giant": (1536, 40, True)}
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Budget:
     hours: float
 
 
-def estimate(config: PretrainConfig, gpu: str, n_gpus: int, sharded: bool) -> Budget:
+def estimate(config: PretrainConfig, gpu: Gpu, n_gpus: int, sharded: bool) -> Budget:
     """The cost of a run.
 
     Args:
@@ -56,14 +56,12 @@ def estimate(config: PretrainConfig, gpu: str, n_gpus: int, sharded: bool) -> Bu
         sharded: whether weights, gradients and optimizer states are shared out (FSDP).
 
     Raises:
-        ValueError: unknown GPU, or a tower whose sizes are not known without its files.
+        OSError: the sizes of the tower are not known without its files, and the hub cannot be reached.
     """
     import torch
 
     from encoder.dino import Dino
 
-    if gpu not in GPUS:
-        raise ValueError(f"Unknown GPU {gpu!r}. Choices: {', '.join(GPUS)}")
     peak, _ = GPUS[gpu]
     with torch.device("meta"):
         backbone = meta_backbone(config)
@@ -105,39 +103,20 @@ def meta_backbone(config: PretrainConfig) -> Any:
     """The backbone with the recipe's sizes; under `torch.device("meta")` nothing is allocated or downloaded.
 
     Raises:
-        ValueError: the sizes of the tower are not known without its files.
+        OSError: the sizes of the tower are not known without its files, and the hub cannot be reached.
     """
-    from transformers import AutoConfig, AutoModel, Dinov2Config
+    from transformers import AutoModel
 
+    from encoder.recipe import new_backbone
+    from encoder.sizes import tower_config
     from encoder.towers import resolve_tower
 
-    wanted = config.architecture or Architecture()
-    width, depth, gated, patch, size = wanted.width, wanted.depth, False, wanted.patch_size, config.views.global_size
-    if config.tower is not None:
-        name = config.tower.removeprefix("random:")
-        kind = "base" if name.startswith("rad-dino") else name.removeprefix("dinov2-")
-        if kind not in PUBLISHED:
-            try:
-                return AutoModel.from_config(AutoConfig.from_pretrained(resolve_tower(name)))
-            except OSError as error:
-                raise ValueError(
-                    f"The sizes of tower {name!r} are known from its config.json only, which cannot be read. Choices "
-                    f"without it: rad-dino, {', '.join(f'dinov2-{kind}' for kind in PUBLISHED)}"
-                ) from error
-        (width, depth, gated), patch, size = PUBLISHED[kind], 14, 518
-    return AutoModel.from_config(
-        Dinov2Config(
-            hidden_size=width,
-            num_hidden_layers=depth,
-            num_attention_heads=width // 64,
-            patch_size=patch,
-            image_size=size,
-            use_swiglu_ffn=gated,
-        )
-    )
+    if config.tower is None:
+        return new_backbone(config)
+    return AutoModel.from_config(tower_config(resolve_tower(config.tower.removeprefix("random:")))[0])
 
 
-def describe(budget: Budget, config: PretrainConfig, gpu: str, n_gpus: int) -> str:
+def describe(budget: Budget, config: PretrainConfig, gpu: Gpu, n_gpus: int) -> str:
     """A Budget in words."""
     total = sum(budget.memory.values())
     peak, memory = GPUS[gpu]
@@ -145,7 +124,7 @@ def describe(budget: Budget, config: PretrainConfig, gpu: str, n_gpus: int) -> s
         f"parameters  backbone {budget.backbone:,}, heads {budget.heads:,}; the teacher has as many again",
         f"a step      {config.batch_size:,} images, {budget.tokens:,} tokens, {budget.flops:.3g} FLOPs",
         f"memory      {total:.1f} GiB on each of {n_gpus} GPUs ({gpu} has {memory}): "
-        + ", ".join(f"{name} {value:.1f}" for name, value in budget.memory.items()),
+        + ", ".join(f"{name} {value:.2f}" for name, value in budget.memory.items()),
         f"time        {budget.hours:,.1f} hours for {config.steps:,} steps at {UTILISATION:.0%} of {peak / 1e12:g} "
         f"TFLOP/s each, {n_gpus * budget.hours:,.0f} GPU hours",
     ]

@@ -212,6 +212,11 @@ class Dino(nn.Module):
             self.centres = nn.ModuleDict({name: Centre(config.prototypes) for name in ("dino", "ibot")})
         self.train()
 
+    @property
+    def backbone(self) -> Any:
+        """The student's."""
+        return self.student["backbone"]
+
     def train(self, mode: bool = True) -> Dino:
         """As of any module, but the teacher never drops paths."""
         super().train(mode)
@@ -238,8 +243,8 @@ class Dino(nn.Module):
         masks = masks.flatten(1)  # [2B, P]
         n_local = 2 * len(local_crops) // len(global_crops)
         teacher_classes, teacher_patches = self._teach(global_crops, masks, temperature)
-        classes, patches = tokens(self.student["backbone"], global_crops, masks)
-        local_classes = tokens(self.student["backbone"], local_crops)[0] if n_local else classes[:0]
+        classes, patches = tokens(self.backbone, global_crops, masks)
+        local_classes = tokens(self.backbone, local_crops)[0] if n_local else classes[:0]
         seen = (classes, local_classes, patches[masks])
         logits = self._project(self.student, *seen)
         temper = self.config.student_temperature
@@ -298,8 +303,9 @@ class Dino(nn.Module):
         if not self.config.separate_ibot_head:
             features = {"head": torch.cat([*classes, *patches])}
         for name, x in features.items():
-            self.student[name].calibrate(x, generator)
-            self.teacher[name].load_state_dict(self.student[name].state_dict())
+            head: Any = self.student[name]
+            head.calibrate(x, generator)
+            self.teacher[name].load_state_dict(head.state_dict())
 
     @torch.no_grad()
     def update_teacher(self, momentum: float) -> None:
@@ -342,7 +348,7 @@ def parameter_groups(model: Dino, layer_decay: float, patch_embed_lr: float) -> 
     As in DINOv2: the learning rate falls by `layer_decay` from block to block towards the input, that of the patch
     embedding is lower still; biases, norms and layer scales do not decay; prototypes have their own learning rate.
     """
-    depth = model.student["backbone"].config.num_hidden_layers
+    depth = model.backbone.config.num_hidden_layers
     groups: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.student.named_parameters():
         lr_scale = layer_decay ** (depth + 1 - _layer(name, depth))

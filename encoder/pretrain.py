@@ -72,6 +72,7 @@ def pretrain(sources: Sequence[Sequence[Study]], labelled: Sequence[Study], out:
     accelerator.print(f"{sum(map(len, paths))} images; {', '.join(str(len(part)) for part in paths)} by manifest")
     set_seed(config.seed)
     start = load_start(config)
+    processor: Any = start.processor
     run = Run(out, accelerator, start)
     model = Dino(start.model, config.objective)
     if config.head:
@@ -79,7 +80,7 @@ def pretrain(sources: Sequence[Sequence[Study]], labelled: Sequence[Study], out:
     side = config.views.global_size // start.model.config.patch_size
     masked = config.objective.mask_probability if config.objective.ibot_weight else 0.0
     collate = Collate((side, side), masked, config.objective.mask_ratio)
-    views = Views(config.views, start.processor.image_mean, start.processor.image_std)
+    views = Views(config.views, processor.image_mean, processor.image_std)
     dataset = ViewDataset([path for part in paths for path in part], views, config.mapping)
     order = Order([len(part) for part in paths], config.weights, config.batch_size, config.seed)
     if config.calibrate and not run.newest:
@@ -88,7 +89,7 @@ def pretrain(sources: Sequence[Sequence[Study]], labelled: Sequence[Study], out:
         parts = load_batches(dataset, order, collate, 0, n_steps, config.micro_batch_size, (0, 1), config.workers)
         model.calibrate((part.global_crops.to(accelerator.device) for part in parts), config.seed)
     if config.checkpointing:
-        model.student["backbone"].activation_checkpointing_enable()
+        model.backbone.activation_checkpointing_enable()
     optimizer = torch.optim.AdamW(parameter_groups(model, config.layer_decay, config.patch_embed_lr), lr=config.peak_lr)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     bare = accelerator.unwrap_model(wrapped)
@@ -105,6 +106,9 @@ def pretrain(sources: Sequence[Sequence[Study]], labelled: Sequence[Study], out:
     )
     watches = [(watch, _val_target(labelled, watch)) for watch in config.watch]
     drawn = [study.main_image.path for study in labelled if study.split == "val"][: config.pictures]
+    if step == 0 and accelerator.is_main_process and watches:  # also finds what cannot be measured before the run
+        run.log_probes(0, watch_tower(start, watches, config))
+    accelerator.wait_for_everyone()
     bar = tqdm(total=config.steps, initial=step, unit="step", disable=not accelerator.is_main_process)
 
     while step < config.steps:
@@ -240,6 +244,12 @@ class Run:
             with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
 
+    def log_probes(self, step: int, found: dict[str, float]) -> float:
+        """Log what the probes found, and return their mean."""
+        mean = float(np.mean(list(found.values())))
+        self.log({"step": step, "probes": found, "probe_mean": mean})
+        return mean
+
     def teacher(self, weights: dict[str, torch.Tensor]) -> Tower:
         """The teacher's backbone as a tower of its own."""
         from transformers import AutoModel
@@ -253,9 +263,7 @@ class Run:
     def keep(self, step: int, found: dict[str, float], tower: Tower, weights: dict[str, torch.Tensor]) -> None:
         """Log what the probes found; save this teacher and its head if no earlier one did better."""
         record = self.folder / "best.json"
-        score = float(np.mean(list(found.values()))) if found else None
-        if found:
-            self.log({"step": step, "probes": found, "probe_mean": score})
+        score = self.log_probes(step, found) if found else None
         best = json.loads(record.read_text()) if record.is_file() else None
         if best and best["step"] < step and score is not None and score <= best["score"]:
             return
@@ -295,7 +303,10 @@ def watch_tower(tower: Tower, watches: Sequence[tuple[Watch, Target]], config: P
             decays = (watch.weight_decay,) if watch.solver == "lbfgs" else None
             settings = ProbeConfig("both", watch.solver, decays, resamples=1)
             measured = run_probe(store, target, settings).measures["macro"]
-            found[watch.name] = measured["r2" if watch.kind == "regression" else "auroc"].estimate.value
+            estimate = measured["r2" if watch.kind == "regression" else "auroc"].estimate
+            if estimate.value is None:
+                raise ValueError(f"watch {watch.name}: val cannot be measured, since {estimate.reason}")
+            found[watch.name] = estimate.value
     return found
 
 

@@ -166,10 +166,11 @@ def load_start(config: PretrainConfig) -> Tower:
     from transformers import BitImageProcessor
 
     if config.tower is None:
-        backbone, mean, std = _new_backbone(config), [0.5307] * 3, [0.2583] * 3  # RAD-DINO's processor
+        backbone, mean, std = new_backbone(config), [0.5307] * 3, [0.2583] * 3  # RAD-DINO's processor
     else:
         tower = load_tower(config.tower)
-        mean, std = tower.processor.image_mean, tower.processor.image_std
+        processor: Any = tower.processor
+        mean, std = processor.image_mean, processor.image_std
         backbone = _with_drop_path(tower.model, config)
     patch = backbone.config.patch_size
     for name in ("global_size", "local_size"):
@@ -182,7 +183,8 @@ def load_start(config: PretrainConfig) -> Tower:
     return Tower(config.tower or "from scratch", backbone, processor)
 
 
-def _new_backbone(config: PretrainConfig) -> Any:
+def new_backbone(config: PretrainConfig) -> Any:
+    """A Dinov2 with random weights in the recipe's architecture."""
     from transformers import AutoModel, Dinov2Config, Dinov2WithRegistersConfig
 
     wanted = config.architecture or Architecture()

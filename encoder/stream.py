@@ -6,7 +6,7 @@ on after a kill, or on another number of processes, gets the same views.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
@@ -39,12 +39,13 @@ class Batch:
     """A sentence for each image that could not be read and was replaced by its neighbour."""
 
     def to(self, device: torch.device) -> Batch:
-        moved = (part.to(device, non_blocking=True) for part in (self.global_crops, self.local_crops, self.masks))
-        return Batch(*moved, self.errors)
+        return self._map(lambda part: part.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:  # the loader calls it
-        pinned = (part.pin_memory() for part in (self.global_crops, self.local_crops, self.masks))
-        return Batch(*pinned, self.errors)
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        return Batch(change(self.global_crops), change(self.local_crops), change(self.masks), self.errors)
 
 
 class Order:

@@ -19,19 +19,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
+from encoder.budget import GPUS, Gpu
+from encoder.sizes import tower_config
 from encoder.towers import resolve_tower
 from generator.model import ModelConfig, add_lora, choose_trainable
-from generator.sizes import lm_config, tower_config
+from generator.sizes import lm_config
 from generator.train import Stage, TrainConfig
 
-# Dense 16-bit tensor-core operations a second, by the vendors' data sheets (from memory), and memory in GiB.
-GPUS = {"h100": (989e12, 80), "a100": (312e12, 80), "a100-40gb": (312e12, 40), "l40s": (362e12, 48)}
-GPUS |= {"a10": (125e12, 24), "rtx4090": (165e12, 24)}
-Gpu = Literal["h100", "a100", "a100-40gb", "l40s", "a10", "rtx4090"]
 UTILISATION = 0.4
 """Part of the peak that is assumed to be reached."""
 TOKENS_PER_WORD = 1.6

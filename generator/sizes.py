@@ -1,26 +1,16 @@
 """Sizes of public models as their config.json states them, to plan a run where the hub is out of reach.
 
 Only what sets shapes is kept. The totals that these sizes give are tested against the counts that their authors state.
-Vicuna, DINOv2 and CLIP are as in the papers' repositories; Qwen3 and Gemma 3 were compared with copies of the files;
+Vicuna is as in the paper's repository; Qwen3 and Gemma 3 were compared with copies of the files;
 SmolLM2 and Phi-4-mini are written down from memory and agree with the published totals.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-_DINOV2 = {"model_type": "dinov2", "image_size": 518, "patch_size": 14}  # positions for 518 pixels in all of them
-_DINOV2_BASE = _DINOV2 | {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}
-_CLIP_LARGE = {
-    "model_type": "clip_vision_model",
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-    "patch_size": 14,
-}
-_VIT_BASE = {"model_type": "vit", "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}
+from encoder.sizes import read_config
+
 _LLAMA_2_7B = {
     "model_type": "llama",
     "vocab_size": 32000,
@@ -30,24 +20,6 @@ _LLAMA_2_7B = {
     "num_attention_heads": 32,
     "max_position_embeddings": 4096,
 }
-
-TOWERS: dict[str, tuple[dict[str, Any], int]] = {
-    "microsoft/rad-dino": (_DINOV2_BASE, 518),
-    "microsoft/rad-dino-maira-2": (_DINOV2_BASE, 518),
-    "facebook/dinov2-small": (_DINOV2_BASE | {"hidden_size": 384, "num_attention_heads": 6}, 224),
-    "facebook/dinov2-base": (_DINOV2_BASE, 224),
-    "facebook/dinov2-large": (
-        _DINOV2 | {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16},
-        224,
-    ),
-    "openai/clip-vit-large-patch14": (_CLIP_LARGE | {"image_size": 224}, 224),
-    "openai/clip-vit-large-patch14-336": (_CLIP_LARGE | {"image_size": 336}, 336),
-    "microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224": (
-        _VIT_BASE | {"image_size": 224, "patch_size": 16},
-        224,
-    ),
-}
-"""Hub id -> config, and the side in pixels of the square that its image processor makes."""
 
 LANGUAGE_MODELS: dict[str, dict[str, Any]] = {
     "lmsys/vicuna-7b-v1.5": _LLAMA_2_7B,
@@ -117,21 +89,4 @@ LANGUAGE_MODELS: dict[str, dict[str, Any]] = {
 
 def lm_config(name: str) -> Any:
     """Config of a language model: of a local folder, of the table, or of the hub. Raises OSError if there is none."""
-    return _config(name, LANGUAGE_MODELS.get(name))
-
-
-def tower_config(source: str) -> tuple[Any, int | None]:
-    """Config of a vision tower and the side of its pictures, where the table knows it. Raises OSError as above."""
-    known, side = TOWERS.get(source, (None, None))
-    if known is None or Path(source).is_dir():
-        config = _config(source, None)
-        return getattr(config, "vision_config", config), None
-    return _config(source, known), side
-
-
-def _config(name: str, known: dict[str, Any] | None) -> Any:
-    from transformers import AutoConfig
-
-    if known is not None and not Path(name).is_dir():
-        return AutoConfig.for_model(**known)
-    return AutoConfig.from_pretrained(name)
+    return read_config(name, LANGUAGE_MODELS.get(name))

@@ -16,6 +16,7 @@ import os
 from dataclasses import asdict
 from pathlib import Path
 
+from encoder.budget import Gpu
 from encoder.recipe import PretrainConfig
 from encoder.studies import read_studies
 from scripts import run
@@ -28,7 +29,7 @@ def main(
     pretrain: PretrainConfig = PretrainConfig(),  # noqa: B008 - the parser reads its fields and defaults from here
     labelled: Path | None = None,
     dry_run: bool = False,
-    gpu: str = "a100",
+    gpu: Gpu = "a100",
     n_gpus: int = 1,
     sharded: bool = False,
 ) -> None:
@@ -40,7 +41,7 @@ def main(
         pretrain: The recipe.
         labelled: Manifest with the labels that are watched. By default the first of `studies`.
         dry_run: Only say what the run would cost.
-        gpu: For the dry run: rtx4090, a100-40, a100, h100, h200 or b200.
+        gpu: For the dry run: what it would run on.
         n_gpus: Likewise.
         sharded: Likewise: whether weights and optimizer are shared out over the GPUs (FSDP).
     """
