@@ -282,4 +282,5 @@ def _load_chat(name: str, dtype: str, remote_code: bool) -> ChatDrafter:
     for field in DECODING:
         setattr(model.generation_config, field, None)
     model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
+    model.generation_config.eos_token_id = sorted(end_tokens(model) or {processor.tokenizer.eos_token_id})
     return ChatDrafter(model.eval(), processor)
