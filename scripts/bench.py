@@ -11,6 +11,8 @@ Parts:
 - training: studies per second with cached features of a frozen ViT-S/14 tower, against the same loop without;
 - metrics: intervals against scikit-learn in a loop, CheXbert in batches, RadGraph against its package, lexical scores
   against rouge-score's aggregator, and a second system against the same references; weights are random;
+- probes: probes from stored features against running the tower in every epoch, and the seconds that a large one takes,
+  20,000 x 768 -> 14, with its weight decay search and intervals; weights and features are random;
 - features: stored features of ViT-B/14 at 518 px and ViT-S/14 at 224 px against loops around the package rad-dino (to
   be installed for it); weights are random.
 """
@@ -32,12 +34,12 @@ from generator.prompts import PromptConfig
 from generator.train import Stage, TrainConfig, train
 from scripts import run as run_action
 
-Part = Literal["drafting", "training", "metrics", "features"]
+Part = Literal["drafting", "training", "metrics", "features", "probes"]
 POSITIONAL = ("parts",)
 
 
 def main(
-    parts: list[Part] = ["drafting", "training", "metrics", "features"],  # noqa: B006 - the parser's default, never changed
+    parts: list[Part] = ["drafting", "training", "metrics", "features", "probes"],  # noqa: B006 - the parser's default, never changed
     run: Path = Path("runs/demo"),
     studies: Path | None = None,
     n_drafts: int | None = None,
@@ -61,11 +63,11 @@ def main(
         reports: Table (.csv) whose columns findings and impression are the reports of the metrics' bench; by default
             the findings of the manifest.
         n_reports: Reports that CheXbert and RadGraph read.
-        images: Folder of PNG or JPEG pictures for the features' bench; by default those of the manifest.
+        images: Folder of PNG or JPEG pictures for the benches of features and probes; by default those of the manifest.
     """
     manifest = studies or run / "phantom" / "studies.jsonl"
     needed = [run / "model" / "config.json"] if {"drafting", "training"} & set(parts) else []
-    if needed or ("metrics" in parts and reports is None) or ("features" in parts and images is None):
+    if needed or ("metrics" in parts and reports is None) or ({"features", "probes"} & set(parts) and images is None):
         needed.append(manifest)
     for path in needed:
         if not path.is_file():
@@ -85,11 +87,16 @@ def main(
 
         texts = _read_reports(reports) if reports else [study.sections.get("findings", "") for study in everything]
         equal &= bench_metrics(texts, n_reports)
+    pictures = sorted(path for path in images.rglob("*") if path.suffix in (".jpg", ".png")) if images else []
+    pictures = pictures or [study.main_image.path for study in everything]
     if "features" in parts:
         from scripts._bench_features import bench_features
 
-        pictures = sorted(path for path in images.rglob("*") if path.suffix in (".jpg", ".png")) if images else []
-        equal &= bench_features(pictures or [study.main_image.path for study in everything])
+        equal &= bench_features(pictures)
+    if "probes" in parts:
+        from scripts._bench_probes import bench_probes
+
+        equal &= bench_probes(pictures)
     return 0 if equal else 1
 
 

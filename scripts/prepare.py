@@ -45,6 +45,7 @@ def phantom(
     seed: int = 0,
     dicoms: int = 0,
     processes: int | None = None,
+    show_sex: bool = True,
 ):
     """Synthetic chest phantoms with matching reports, made on the spot: no patient, no download.
 
@@ -58,11 +59,12 @@ def phantom(
         seed: The same seed makes the same studies.
         dicoms: How many of the studies to write as DICOM files too.
         processes: Number of processes that draw. By default one per core.
+        show_sex: Whether bodies differ by sex; without, it is recorded but cannot be seen, to test probes with.
     """
     from generator.corpora.common import Conversion
     from generator.corpora.phantom import generate
 
-    studies = generate(root, count=count, size=size, seed=seed, dicoms=dicoms, processes=processes)
+    studies = generate(root, count=count, size=size, seed=seed, dicoms=dicoms, processes=processes, show_sex=show_sex)
     return Conversion("phantom", studies).write(out or root / "studies.jsonl")
 
 

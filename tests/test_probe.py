@@ -18,8 +18,8 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.preprocessing import StandardScaler
 
 from encoder.features import FeatureConfig, FeatureStore
-from encoder.finetune import finetune
-from encoder.fitting import ProbeConfig
+from encoder.finetune import _Head, _train_all, descend, finetune
+from encoder.fitting import ProbeConfig, moments, rows_in
 from encoder.measures import (
     Metric,
     auroc,
@@ -561,3 +561,25 @@ def test_all_stays_quiet_where_resamples_are_undefined(tmp_path) -> None:
         warnings.simplefilter("error")
         estimate = run_probe(store, target, QUICK).measures["macro"]["auroc"].estimate
     assert estimate.value is not None
+
+
+@pytest.mark.parametrize("kind", ["multilabel", "multiclass", "regression"])
+def test_probes_trained_together_are_those_trained_one_by_one(kind) -> None:
+    generator = np.random.default_rng(0)
+    x = generator.normal(3, 2, (200, 6)).astype(np.float32)
+    y = x[:, :3] + generator.normal(size=(200, 3))
+    if kind == "multilabel":
+        y = (y > 3).astype(float)
+        y[generator.random(y.shape) < 0.2] = NAN
+    elif kind == "multiclass":
+        y = np.eye(3)[y.argmax(1)]
+    names, paths = ("a", "b", "c"), [Path(f"{row}.png") for row in range(200)]
+    target = Target(kind, names, paths, np.arange(200).astype(str), split_names(200), y)
+    config = ProbeConfig(solver="adamw", epochs=3, batch_size=32, seeds=(0, 3), weight_decays=(10.0, 0.01))
+    together = descend(torch.from_numpy(x), target, config)
+    mean, sd = moments([torch.from_numpy(x)[rows_in(target, "train")]])
+    alone = _train_all(lambda: _Head(mean, sd, 3, False), lambda rows: torch.from_numpy(x[rows]), target, config)
+    for decay in config.decays:
+        np.testing.assert_allclose(together[decay], alone[decay], atol=1e-5)
+        assert np.nanmax(np.abs(together[decay][0] - together[decay][1])) > 1e-2, "seeds differ"
+    assert np.nanmax(np.abs(together[10.0][0] - together[0.01][0])) > 1e-2, "weight decays differ"

@@ -53,7 +53,10 @@ class Order:
     index: int
     subject: int
     split: str
+    sex: str
+    """As recorded."""
     patient: Patient
+    """As built."""
     view: str
     indication: str
     signs: list[Sign]
@@ -61,7 +64,13 @@ class Order:
 
 
 def generate(
-    out: Path, count: int = 1000, size: int = 224, seed: int = 0, dicoms: int = 0, processes: int | None = None
+    out: Path,
+    count: int = 1000,
+    size: int = 224,
+    seed: int = 0,
+    dicoms: int = 0,
+    processes: int | None = None,
+    show_sex: bool = True,
 ) -> list[Study]:
     """Make `count` studies of one frontal picture each, and write them under `out` with a manifest.
 
@@ -73,6 +82,8 @@ def generate(
         size: side of the square pictures in pixels.
         dicoms: how many of the first studies are written as DICOM files too.
         processes: worker processes; None for one a core.
+        show_sex: whether bodies differ by sex. Without, sex is drawn and recorded all the same, but everyone is built
+            as a man: a probe that tells it then has found a leak.
 
     Returns:
         The studies as in `out/studies.jsonl`; `extra["truth"]` says what each picture shows: cardiothoracic ratio,
@@ -87,7 +98,7 @@ def generate(
     out = Path(out).absolute()
     out.mkdir(parents=True, exist_ok=True)
     work = partial(_make, out=out, size=size, seed=seed, dicoms=dicoms)
-    orders = _orders(count, seed)
+    orders = _orders(count, seed, show_sex)
     workers = min(processes or os.cpu_count() or 1, count)
     if workers == 1:
         studies = [work(order) for order in tqdm(orders, "phantoms", unit="study")]
@@ -100,23 +111,24 @@ def generate(
     return studies
 
 
-def _orders(count: int, seed: int) -> list[Order]:
+def _orders(count: int, seed: int, show_sex: bool) -> list[Order]:
     """Who is examined for what: subjects with one to three studies each, until there are enough."""
     orders: list[Order] = []
     subject = 0
     while len(orders) < count:
         rng = np.random.default_rng((seed, 1, subject))
         sex = str(rng.choice(["M", "F"]))
-        height = float(rng.normal(176, 7) if sex == "M" else rng.normal(163, 6.5))
+        built = sex if show_sex else "M"
+        height = float(rng.normal(176, 7) if built == "M" else rng.normal(163, 6.5))
         age = int(np.clip(rng.normal(58, 19), 18, 95))
-        patient = Patient(sex, age, round(height, 1), round(float(np.clip(rng.gamma(28, 0.95), 16, 48)), 1))
+        patient = Patient(built, age, round(height, 1), round(float(np.clip(rng.gamma(28, 0.95), 16, 48)), 1))
         split = SPLIT_PATTERN[subject % len(SPLIT_PATTERN)]
         signs: list[Sign] = []
         for visit in range(int(rng.choice([1, 2, 3], p=[0.65, 0.25, 0.1]))):
             indication, signs = plan(rng, signs)
             sick = any(sign.place == "endotracheal tube" for sign in signs) or indication == "icu"
             view = "AP" if sick or rng.random() < 0.4 else "PA"
-            orders.append(Order(len(orders), subject, split, patient, view, indication, signs, visit > 0))
+            orders.append(Order(len(orders), subject, split, sex, patient, view, indication, signs, visit > 0))
         subject += 1
     return orders[:count]
 
@@ -139,7 +151,7 @@ def _make(order: Order, out: Path, size: int, seed: int, dicoms: int) -> Study:
     _save(folder / f"{study_id}.txt", lambda file: file.write(report.encode()))
     study = Study(
         study_id, subject_id, order.split, [StudyImage(picture, order.view, {"lungs": mask})], sections, labels,
-        {"sex": order.patient.sex, "age": order.patient.age, "weight": round(order.patient.weight, 1),
+        {"sex": order.sex, "age": order.patient.age, "weight": round(order.patient.weight, 1),
          "bmi": order.patient.bmi},
         "phantom", {"study_date": f"{date(2100, 1, 1) + timedelta(days=order.index):%Y%m%d}", "study_time": "120000",
                     "truth": truth},

@@ -1,0 +1,88 @@
+"""Probes and segmentation where the truth is known: on chest phantoms, whose signs and sex are drawn on purpose."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from encoder.features import FeatureConfig, store_features
+from encoder.fitting import ProbeConfig
+from encoder.probe import run_probe
+from encoder.segment import SegmentConfig, segment
+from encoder.studies import Study, StudyImage
+from encoder.targets import TargetSpec, make_target
+from encoder.towers import load_tower
+from generator.corpora.phantom import generate
+from generator.corpora.phantom_body import Patient, build, render
+from generator.corpora.phantom_cases import Sign
+from generator.corpora.phantom_signs import draw
+from tests.conftest import ROOT
+
+SEVERITIES = (0.05, 0.35, 0.9)
+QUICK = ProbeConfig(weight_decays=(100.0, 1000.0, 10000.0), resamples=200)
+
+
+def auroc(studies: list[Study], spec: TargetSpec, folder: Path) -> tuple[float, float, float]:
+    """Macro AUROC of a probe on raw pixels, with its interval."""
+    target = make_target(studies, spec)
+    store, errors = store_features(load_tower("pixels"), target.paths, folder / "features", workers=0)
+    assert errors == []
+    estimate = run_probe(store, target, QUICK).measures["macro"]["auroc"].estimate
+    assert estimate.value is not None
+    assert estimate.low is not None
+    assert estimate.high is not None
+    return estimate.value, estimate.low, estimate.high
+
+
+def examine(folder: Path, sign: Sign | None, number: int) -> Study:
+    """A picture of 64 x 64 pixels of a body of its own, healthy or with one sign."""
+    rng = np.random.default_rng((7, number))
+    sex = str(rng.choice(["M", "F"]))
+    body = build(Patient(sex, int(rng.integers(30, 80)), rng.normal(170, 8), rng.uniform(20, 32)), "PA", 64, rng)
+    draw(body, [sign] if sign else [], rng)
+    path = folder / f"{number}.png"
+    Image.fromarray(render(body, rng)[0].round().astype(np.uint8)).save(path)
+    split = ("train", "train", "test", "val", "train", "test")[number % 6]
+    return Study(f"s{number}", f"p{number}", split, [StudyImage(path, "PA")], {}, {"Sign": int(sign is not None)})
+
+
+def test_the_larger_a_sign_the_better_a_probe_tells_it(tmp_path) -> None:
+    healthy = [examine(tmp_path, None, number) for number in range(108)]
+    found = []
+    for row, severity in enumerate(SEVERITIES, 1):
+        numbers = range(1200 * row, 1200 * row + 108)
+        sick = [examine(tmp_path, Sign("Pleural Effusion", severity, "right"), number) for number in numbers]
+        found.append(auroc([*healthy, *sick], TargetSpec("binary", ("Sign",)), tmp_path))
+    values = [value for value, _, _ in found]
+    assert values == sorted(values)
+    assert values[-1] > values[0] + 0.1
+    assert values[-1] > 0.9
+
+
+def test_sex_is_told_where_it_shows_and_not_where_it_is_only_recorded(tmp_path) -> None:
+    spec = TargetSpec("multiclass", ("patient.sex",))
+    shown = generate(tmp_path / "shown", 320, size=48, seed=3, processes=1)
+    hidden = generate(tmp_path / "hidden", 320, size=48, seed=3, processes=1, show_sex=False)
+    assert [study.patient["sex"] for study in shown] == [study.patient["sex"] for study in hidden]
+    assert auroc(shown, spec, tmp_path)[1] > 0.8, "the lower end of the interval"
+    value, low, high = auroc(hidden, spec, tmp_path)
+    assert low < 0.5 < high
+    assert abs(value - 0.5) < 0.12
+    assert auroc(hidden, TargetSpec("multiclass", ("image.view",)), tmp_path)[0] > 0.9, "what does show is still told"
+
+
+def test_a_linear_head_on_pretrained_patches_finds_the_lungs(tmp_path) -> None:
+    weights = Path(os.environ.get("RADDRAFT_TOWERS", ROOT.parent / "shared" / "weights")) / "dinov2-small"
+    if not weights.is_dir():
+        pytest.skip(f"no pretrained tower at {weights}; set RADDRAFT_TOWERS to the folder that holds dinov2-small")
+    studies = generate(tmp_path, 40, size=224, seed=1, processes=1)
+    tower = load_tower(str(weights))
+    paths = [study.main_image.path for study in studies]
+    store, _ = store_features(tower, paths, tmp_path / "features", FeatureConfig("grid"), workers=0)
+    result, _ = segment(store, studies, tower.processor, SegmentConfig(("lungs",), epochs=30, batch_size=8))
+    assert result.n_images["test"] >= 6
+    assert result.scores["lungs"]["dice"].low > 0.9
