@@ -7,14 +7,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import DataLoader
 
 from encoder.studies import Study
+from generator.confidence import confidence, sentence_log_probs
 from generator.data import Example, ExampleDataset, Item
 from generator.model import Drafter
+
+if TYPE_CHECKING:
+    from transformers import DynamicCache
+
+    from generator.speculate import Speculator
 
 # Of a batch: generate counts positions itself, and the rest is for training.
 NOT_FOR_GENERATE = ("position_ids", "labels", "errors")
@@ -34,37 +40,105 @@ class DecodeConfig:
     """Beams of beam search; 1 is greedy."""
     sample: bool = False
     """Sample from the distribution instead of taking the most likely token."""
-    temperature: float = 1.0
-    """Temperature of sampling."""
+    candidates: int = 1
+    """Drafts of each study, from one pass over its image and prompt. More than one are sampled; `raddraft consensus`
+    chooses among them, and until then the first, that is any, is the prediction."""
+    temperature: float | None = None
+    """Temperature of sampling; by default 1, or 0.5 for several candidates (CCS, arXiv 2605.30131)."""
     top_p: float = 1.0
     """Sample from the smallest set of tokens with this probability."""
     seed: int = 0
     """Seed of sampling."""
+    repetition_penalty: float = 1.0
+    """Above 1, tokens used before, in the prompt too, become less likely (Keskar et al., arXiv 1909.05858)."""
+    no_repeat_ngram_size: int = 0
+    """No sequence of so many tokens occurs twice, not even one of the prompt; 0 allows all."""
+    min_new_tokens: int = 0
+    """Shortest draft, in tokens."""
+    confidence: bool = False
+    """Keep for each sentence how likely the model found it, and among several candidates how many state the same."""
 
     def __post_init__(self) -> None:
-        if min(self.max_new_tokens, self.batch_size, self.num_beams) < 1:
-            raise ValueError(f"decode: max_new_tokens, batch_size and num_beams must be at least 1, got {self}")
-        if self.sample and (self.temperature <= 0 or not 0 < self.top_p <= 1):
-            raise ValueError(f"decode: need temperature > 0 and 0 < top_p <= 1, got {self}")
+        if min(self.max_new_tokens, self.batch_size, self.num_beams, self.candidates) < 1:
+            raise ValueError(
+                f"decode: max_new_tokens, batch_size, num_beams and candidates must be at least 1, got {self!r}"
+            )
+        if self.samples and (self.heat <= 0 or not 0 < self.top_p <= 1):
+            raise ValueError(f"decode: need temperature > 0 and 0 < top_p <= 1, got {self!r}")
+        if self.candidates > 1 and self.num_beams > 1:
+            raise ValueError(f"decode: candidates are sampled, not found by beams, got {self!r}")
+        if self.repetition_penalty <= 0 or self.no_repeat_ngram_size < 0 or self.min_new_tokens < 0:
+            raise ValueError(
+                f"decode: need repetition_penalty > 0, no_repeat_ngram_size >= 0 and min_new_tokens >= 0, got {self!r}"
+            )
+
+    @property
+    def samples(self) -> bool:
+        """Whether tokens are drawn."""
+        return self.sample or self.candidates > 1
+
+    @property
+    def heat(self) -> float:
+        """The temperature that sampling has."""
+        if self.temperature is not None:
+            return self.temperature
+        return 0.5 if self.candidates > 1 else 1.0
+
+    @property
+    def controls(self) -> dict[str, Any]:
+        """What is set of repetition and length."""
+        defaults = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_new_tokens": 0}
+        return {name: getattr(self, name) for name, default in defaults.items() if getattr(self, name) != default}
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of transformers' `generate`."""
-        arguments: dict[str, Any] = {"max_new_tokens": self.max_new_tokens, "num_beams": self.num_beams}
-        if self.sample:
-            return arguments | {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
+        arguments = {"max_new_tokens": self.max_new_tokens, "num_beams": self.num_beams, **self.controls}
+        if self.samples:
+            return arguments | {"do_sample": True, "temperature": self.heat, "top_p": self.top_p, "top_k": 0}
         return arguments | {"do_sample": False}
 
     def __str__(self) -> str:
-        parts = ["greedy"] if not self.sample and self.num_beams == 1 else []
-        if self.sample:
-            parts.append(f"sampled at temperature {self.temperature}, top_p {self.top_p}, seed {self.seed}")
+        parts = ["greedy"] if not self.samples and self.num_beams == 1 else []
+        if self.samples:
+            parts += [f"{self.candidates} candidates"] if self.candidates > 1 else []
+            parts.append(f"sampled at temperature {self.heat}, top_p {self.top_p}, seed {self.seed}")
         if self.num_beams > 1:
             parts.append(f"{self.num_beams} beams")
-        return ", ".join([*parts, f"{self.max_new_tokens} new tokens"])
+        parts.append(f"{self.max_new_tokens} new tokens")
+        parts += [f"{name} {value}" for name, value in self.controls.items()]
+        return ", ".join([*parts, *(["with confidence"] if self.confidence else [])])
+
+
+@dataclass
+class Draft:
+    """What was decoded for one study."""
+
+    candidates: list[str]
+    """One text, or as many as were asked for."""
+    log_probs: list[list[float]] | None = None
+    """For each candidate the mean log-probability of the tokens of each sentence, if asked for."""
+
+    @property
+    def text(self) -> str:
+        """The draft; of several candidates the first, which is as good as any."""
+        return self.candidates[0]
+
+    def row(self) -> dict[str, Any]:
+        """Its part of a line of predictions.jsonl."""
+        row: dict[str, Any] = {"candidates": self.candidates} if len(self.candidates) > 1 else {}
+        if self.log_probs is None:
+            return row
+        return row | {"log_probs": self.log_probs, "confidence": confidence(self.candidates, self.log_probs, 0)}
 
 
 def generate(
-    drafter: Drafter, studies: Sequence[Study], out: Path, config: DecodeConfig, name: str, workers: int = 0
+    drafter: Drafter,
+    studies: Sequence[Study],
+    out: Path,
+    config: DecodeConfig,
+    name: str,
+    workers: int = 0,
+    speculator: Speculator | None = None,
 ) -> list[str]:
     """Draft every study, append the drafts to `out` in the order of `studies`, and go on where a killed run stopped.
 
@@ -75,12 +149,14 @@ def generate(
         config: how to decode.
         name: what to call the model in the file.
         workers: processes that decode and prepare images.
+        speculator: proposes tokens to the model, which then writes the same text in fewer passes.
 
     Returns:
         A sentence for each study that got no draft since its image cannot be read.
 
     Raises:
-        ValueError: `out` holds drafts of another model, decoding or study, or a prompt is too long.
+        ValueError: `out` holds drafts of another model, decoding or study, a prompt is too long, or tokens cannot be
+            proposed with this decoding.
     """
     from tqdm import tqdm
 
@@ -89,13 +165,12 @@ def generate(
     references = {study.study_id: drafter.prompt.answer(study) for study in studies}
     errors: list[str] = []
     with open(out, "a", encoding="utf-8") as file, tqdm(total=len(studies), unit="study", desc="drafts") as bar:
-        for batch, texts, batch_errors in decode(drafter, studies, config, workers, done):
-            rows = [
-                {"study_id": study_id, "prediction": text, "reference": references[study_id], **settings}
-                for study_id, text in zip((example.study_id for example in batch), texts, strict=True)
-                if study_id not in done
-            ]
-            file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        for batch, drafts, batch_errors in decode(drafter, studies, config, workers, done, speculator):
+            for example, draft in zip(batch, drafts, strict=True):
+                if example.study_id not in done:
+                    head = {"study_id": example.study_id, "prediction": draft.text}
+                    row = head | {"reference": references[example.study_id]} | draft.row() | settings
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
             file.flush()
             errors += batch_errors
             bar.update(len(batch) + len(batch_errors))
@@ -108,12 +183,19 @@ def decode(
     config: DecodeConfig,
     workers: int = 0,
     done: frozenset[str] = frozenset(),
-) -> Iterator[tuple[list[Example], list[str], list[str]]]:
+    speculator: Speculator | None = None,
+) -> Iterator[tuple[list[Example], list[Draft], list[str]]]:
     """Yield for each batch its examples, their drafts, and a sentence for each unreadable image.
 
     Batches are always cut from the whole list, so that a study is decoded with the same neighbours, hence to the
     same text, whether or not a run was interrupted. Batches that are wholly `done` are passed over.
     """
+    if speculator is not None and (config.samples or config.num_beams > 1 or config.controls):
+        raise ValueError(f"Tokens can be proposed to greedy decoding without further controls only, not: {config}")
+    if (speculator is not None or config.confidence) and drafter.kind != "llava":
+        raise ValueError(
+            f"Tokens are proposed to, and confidence is read off, LLaVA models only, not {type(drafter.model).__name__}"
+        )
     examples = drafter.encode(studies, answers=False, reserve=config.max_new_tokens)
     batches = [examples[at : at + config.batch_size] for at in range(0, len(examples), config.batch_size)]
     numbers = [i for i, batch in enumerate(batches) if not all(example.study_id in done for example in batch)]
@@ -127,7 +209,7 @@ def decode(
         generator=torch.Generator(),
     )
     for number, (readable, batch, errors) in zip(numbers, loader, strict=True):
-        yield readable, decode_batch(drafter, batch, config, number) if readable else [], errors
+        yield readable, decode_batch(drafter, batch, config, number, speculator) if readable else [], errors
 
 
 def _collate_readable(
@@ -140,17 +222,112 @@ def _collate_readable(
 
 
 @torch.inference_mode()
-def decode_batch(drafter: Drafter, batch: dict[str, Any], config: DecodeConfig, number: int = 0) -> list[str]:
+def decode_batch(
+    drafter: Drafter,
+    batch: dict[str, Any],
+    config: DecodeConfig,
+    number: int = 0,
+    speculator: Speculator | None = None,
+) -> list[Draft]:
     """Drafts of one collated batch; `number` sets the batch's own random state if sampling."""
     model: Any = drafter.model
     tokenizer = drafter.processor.tokenizer
-    if config.sample:
+    if config.samples:
         torch.manual_seed(config.seed * 1_000_003 + number)
     inputs = {key: value.to(model.device) for key, value in batch.items() if key not in NOT_FOR_GENERATE}
     inputs = {key: value.to(model.dtype) if value.is_floating_point() else value for key, value in inputs.items()}
-    tokens = model.generate(**inputs, **config.arguments())[:, batch["input_ids"].shape[1] :]
+    if speculator is not None:
+        from generator.speculate import speculate
+
+        tokens = speculate(model, inputs | _positions(inputs), speculator, config.max_new_tokens)
+    elif config.candidates > 1 and drafter.kind == "llava":
+        tokens = _sample(model, inputs, config)
+    else:
+        arguments = config.arguments() | {"num_return_sequences": config.candidates}
+        tokens = model.generate(**inputs, **arguments)[:, inputs["input_ids"].shape[1] :].tolist()
+    ends = end_tokens(model)
+    tokens = [_until_end(line, ends) for line in tokens]
     texts = tokenizer.batch_decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return [text.strip() for text in texts]
+    log_probs: list[Any] = [None] * len(texts)
+    if config.confidence:
+        of_tokens = token_log_probs(model, inputs, tokens)
+        log_probs = [sentence_log_probs(tokenizer, *pair) for pair in zip(tokens, of_tokens, strict=True)]
+    groups = [slice(at, at + config.candidates) for at in range(0, len(texts), config.candidates)]
+    return [
+        Draft([text.strip() for text in texts[group]], log_probs[group] if config.confidence else None)
+        for group in groups
+    ]
+
+
+def _sample(model: Any, inputs: dict[str, torch.Tensor], config: DecodeConfig) -> list[list[int]]:
+    """Several candidates of each study. The prompt is read once; `num_return_sequences` would read it for each."""
+    cache = prefill(model, inputs, config.candidates)
+    prompts = {key: inputs[key].repeat_interleave(config.candidates, 0) for key in ("input_ids", "attention_mask")}
+    tokens = model.generate(**prompts, past_key_values=cache, **config.arguments())
+    return tokens[:, prompts["input_ids"].shape[1] :].tolist()
+
+
+def prefill(model: Any, inputs: dict[str, torch.Tensor], repeats: int = 1) -> DynamicCache:
+    """Keys and values of the prompts but for their last token, each row `repeats` times side by side."""
+    from transformers import DynamicCache
+
+    cache = DynamicCache(config=model.config)
+    inputs = inputs | _positions(inputs)
+    cut = {key: inputs[key][:, :-1] for key in ("input_ids", "attention_mask", "position_ids")}
+    model(**(inputs | cut), past_key_values=cache, use_cache=True, logits_to_keep=1)
+    cache.batch_repeat_interleave(repeats)
+    return cache
+
+
+def _positions(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {"position_ids": (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)}
+
+
+def end_tokens(model: Any) -> set[int]:
+    """The tokens that end a draft."""
+    ends = model.generation_config.eos_token_id
+    return set(ends if isinstance(ends, list) else [ends]) - {None}
+
+
+def _until_end(tokens: list[int], ends: set[int]) -> list[int]:
+    """The tokens up to the first end token, this included."""
+    return tokens[: next((i + 1 for i, token in enumerate(tokens) if token in ends), len(tokens))]
+
+
+@torch.inference_mode()
+def token_log_probs(
+    model: Any, inputs: dict[str, torch.Tensor], texts: Sequence[Sequence[int]], chunk: int = 16
+) -> list[list[float]]:
+    """Log-probability of each token under the model as it is, without temperature or other controls.
+
+    Args:
+        model: a LLaVA model.
+        inputs: of B studies.
+        texts: B or a multiple of it, those of one study side by side.
+        chunk: tokens read at a time; the logits of all would take much memory.
+    """
+    repeats = len(texts) // len(inputs["input_ids"])
+    cache = prefill(model, inputs, repeats)
+    before = inputs["input_ids"][:, -1:].repeat_interleave(repeats, 0)
+    mask = inputs["attention_mask"].repeat_interleave(repeats, 0)
+    last = mask.sum(1, keepdim=True) - 1
+    width = max(map(len, texts))
+    tokens = torch.tensor([[*text, *[0] * (width - len(text))] for text in texts], device=before.device)
+    fed = torch.cat([before, tokens[:, :-1]], 1)
+    found = []
+    for at in range(0, width, chunk):
+        part = fed[:, at : at + chunk]
+        columns = torch.arange(at, at + part.shape[1], device=part.device)
+        logits = model(
+            input_ids=part,
+            attention_mask=torch.cat([mask, mask.new_ones(len(mask), int(columns[-1]))], 1),
+            position_ids=last + columns,
+            past_key_values=cache,
+            use_cache=True,
+        ).logits
+        chosen = tokens[:, at : at + chunk, None]
+        found.append(logits.float().log_softmax(-1).gather(2, chosen)[..., 0])
+    return [line[: len(text)] for line, text in zip(torch.cat(found, 1).tolist(), texts, strict=True)]
 
 
 def read_resumable(out: Path, study_ids: set[str], settings: dict[str, str]) -> frozenset[str]:

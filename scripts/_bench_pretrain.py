@@ -37,7 +37,7 @@ def bench_pretraining(studies: Sequence[Study], config: PretrainConfig, n_steps:
 def _bare(config: PretrainConfig, n_steps: int) -> float:
     model = Dino(load_start(config).model, config.objective)
     n, views = config.micro_batch_size, config.views
-    side = views.global_size // model.student["backbone"].config.patch_size
+    side = views.global_size // model.backbone.config.patch_size
     large = torch.randn(2 * n, 1, views.global_size, views.global_size)
     small = torch.randn(views.n_local * n, 1, views.local_size, views.local_size)
     masks = torch.zeros(2 * n, side, side, dtype=torch.bool)

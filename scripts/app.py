@@ -66,10 +66,10 @@ def draft_upload(
     study = Study(Path(file).name, "upload", "test", [StudyImage(Path(file).absolute())], sections)
     try:
         picture = load_image(file, mapping=drafter.image_mapping)
-        _, texts, errors = next(decode_studies(drafter, [study], config))
+        _, drafts, errors = next(decode_studies(drafter, [study], config))
     except (ImageError, ValueError) as error:
         return None, str(error)
-    return picture, texts[0] if texts else errors[0]
+    return picture, drafts[0].text if drafts else errors[0]
 
 
 if __name__ == "__main__":

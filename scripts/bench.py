@@ -3,11 +3,11 @@
     raddraft bench
     raddraft bench metrics --reports iu/indiana_reports.csv
     raddraft bench features --images my-pictures
-    raddraft bench drafting training --run runs/demo --studies runs/demo/phantom/studies.jsonl
+    raddraft bench decoding training --run runs/demo --studies runs/demo/phantom/studies.jsonl
 
 Parts:
-- drafting: the test split of a finished run, such as the demo's, in batches, against one study at a time through plain
-  transformers `generate`: same weights, same greedy text;
+- decoding: the test split of a finished run, such as the demo's, in batches and with proposed tokens, against one study
+  at a time through plain transformers `generate`: same weights, same greedy text; and eight candidates against one;
 - training: studies per second with cached features of a frozen ViT-S/14 tower, against the same loop without;
 - metrics: intervals against scikit-learn in a loop, CheXbert in batches, RadGraph against its package, lexical scores
   against rouge-score's aggregator, and a second system against the same references; weights are random;
@@ -25,21 +25,20 @@ import statistics
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Literal
 
 from encoder.studies import Study, read_studies
-from generator.generate import DecodeConfig, decode
-from generator.model import Drafter, ModelConfig, load
+from generator.model import ModelConfig, load
 from generator.prompts import PromptConfig
 from generator.train import Stage, TrainConfig, train
 from scripts import run as run_action
 
-Part = Literal["drafting", "training", "metrics", "features", "probes"]
+Part = Literal["decoding", "training", "metrics", "features", "probes"]
 POSITIONAL = ("parts",)
 
 
 def main(
-    parts: list[Part] = ["drafting", "training", "metrics", "features", "probes"],  # noqa: B006 - the parser's default, never changed
+    parts: list[Part] = ["decoding", "training", "metrics", "features", "probes"],  # noqa: B006 - the parser's default, never changed
     run: Path = Path("runs/demo"),
     studies: Path | None = None,
     n_drafts: int | None = None,
@@ -54,7 +53,7 @@ def main(
 
     Args:
         parts: What to measure.
-        run: A run folder with model/ and lm/, as the demo leaves it; for drafting and training.
+        run: A run folder with model/ and lm/, as the demo leaves it; for decoding and training.
         studies: The manifest; by default the demo's.
         n_drafts: Studies to draft; by default the whole test split.
         n_steps: Optimiser steps of each training loop.
@@ -66,7 +65,7 @@ def main(
         images: Folder of PNG or JPEG pictures for the benches of features and probes; by default those of the manifest.
     """
     manifest = studies or run / "phantom" / "studies.jsonl"
-    needed = [run / "model" / "config.json"] if {"drafting", "training"} & set(parts) else []
+    needed = [run / "model" / "config.json"] if {"decoding", "training"} & set(parts) else []
     if needed or ("metrics" in parts and reports is None) or ({"features", "probes"} & set(parts) and images is None):
         needed.append(manifest)
     for path in needed:
@@ -76,11 +75,13 @@ def main(
             )
     everything = read_studies(manifest) if manifest.is_file() else []
     equal = True
-    if "drafting" in parts:
+    training = [study for study in everything if study.split == "train"]
+    if "decoding" in parts:
+        from scripts._bench_decoding import bench_decoding
+
         wanted = [study for study in everything if study.split == "test"][:n_drafts]
-        equal &= bench_drafting(load(run / "model"), wanted, batch_size)
+        equal &= bench_decoding(load(run / "model"), wanted, training, batch_size)
     if "training" in parts:
-        training = [study for study in everything if study.split == "train"]
         bench_training(run / "lm", training, n_steps, batch_size, image_size)
     if "metrics" in parts:
         from scripts._bench_metrics import bench_metrics
@@ -103,40 +104,6 @@ def main(
 def _read_reports(path: Path) -> list[str]:
     with open(path, encoding="utf-8", newline="") as file:
         return [f"{row['findings']} {row['impression']}".strip() for row in csv.DictReader(file)]
-
-
-def bench_drafting(drafter: Drafter, studies: list[Study], batch_size: int) -> bool:
-    """Print the ratio of batched drafting to the plain loop; return whether the texts are equal."""
-    config = DecodeConfig(batch_size=batch_size)
-    _plain_drafts(drafter, studies[:2], config)  # the first call pays for lazy set-up
-    started = time.perf_counter()
-    plain = _plain_drafts(drafter, studies, config)
-    plain_seconds = time.perf_counter() - started
-    started = time.perf_counter()
-    ours = [text for _, texts, _ in decode(drafter, studies, config) for text in texts]
-    our_seconds = time.perf_counter() - started
-    equal = sum(a == b for a, b in zip(plain, ours, strict=True))
-    print(f"drafting {len(studies)} studies")
-    print(f"  one by one, plain transformers: {plain_seconds:.1f} s; in batches of {batch_size}: {our_seconds:.1f} s")
-    print(f"  {plain_seconds / our_seconds:.1f} times as fast; {equal} of {len(studies)} texts are equal")
-    return equal == len(studies)
-
-
-def _plain_drafts(drafter: Drafter, studies: list[Study], config: DecodeConfig) -> list[str]:
-    """What a user of plain transformers would write: one study at a time."""
-    from PIL import Image
-
-    model: Any = drafter.model
-    processor = drafter.processor
-    texts = []
-    for study in studies:
-        messages = drafter.prompt.messages(study)
-        text = processor.apply_chat_template(messages, add_generation_prompt=True)
-        image = Image.open(study.main_image.path).convert("RGB")
-        inputs = processor(text=text, images=image, return_tensors="pt", add_special_tokens=False)
-        tokens = model.generate(**inputs, max_new_tokens=config.max_new_tokens)[0, inputs["input_ids"].shape[1] :]
-        texts.append(processor.decode(tokens, skip_special_tokens=True).strip())
-    return texts
 
 
 def bench_training(lm: Path, studies: list[Study], n_steps: int, batch_size: int, image_size: int) -> None:

@@ -5,8 +5,11 @@
         --prompt.context [indication]
     raddraft generate --model runs/first/model --studies data/phantom/studies.jsonl --control shuffled-images \\
         --out runs/first/shuffled-images.jsonl
+    raddraft generate --model runs/first/model --studies data/phantom/studies.jsonl --out runs/first/eight.jsonl \\
+        --decode.candidates 8
 
-Starting the same command again goes on where it stopped.
+Several candidates of each study are for `raddraft consensus` to choose among. Starting the same command again goes on
+where it stopped.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ def main(
     control: Literal["none", "shuffled-images", "most-frequent", "nearest-report"] = "none",
     decode: DecodeConfig = DecodeConfig(),  # noqa: B008 - the parser reads its fields and defaults from here
     prompt: PromptConfig = PromptConfig(),  # noqa: B008
+    speculate: bool = False,
     sources: list[str] | None = None,
     device: str = "auto",
     workers: int = 2,
@@ -49,12 +53,15 @@ def main(
             report for everyone, or the training report with the nearest image.
         decode: How text is decoded.
         prompt: What a model that was not trained here is asked; one that was keeps its own prompt.
+        speculate: Propose tokens from the training reports of the manifest and let the model check several at a time:
+            the same greedy text in fewer passes.
         sources: Take only studies of these sources.
         device: cpu, cuda, cuda:1, mps …; auto takes the first accelerator.
         workers: Processes that decode and prepare images.
         remote_code: Whether Python code that comes with a model from elsewhere may run.
     """
     from generator.controls import most_frequent, nearest_reports, shuffle_images
+    from generator.speculate import Speculator, index_reports
     from generator.vlm import load_any
 
     everything = [study for study in read_studies(studies) if sources is None or study.source in sources]
@@ -74,7 +81,8 @@ def main(
     else:
         if control == "shuffled-images":
             wanted = shuffle_images(wanted)
-        errors = generate(drafter, wanted, out, decode, name, workers)
+        speculator = Speculator(index_reports(drafter, training)) if speculate else None
+        errors = generate(drafter, wanted, out, decode, name, workers, speculator)
     return report_errors(errors, len(wanted), out)
 
 

@@ -1,12 +1,13 @@
 """Pre-train a vision tower on chest X-rays without any text: DINOv2 continued, or from scratch.
 
     raddraft pretrain --config configs/pretrain/phantom.yaml --studies runs/demo/phantom/studies.jsonl --out runs/tower
-    raddraft pretrain --config configs/pretrain/laptop.yaml --studies studies.jsonl --out runs/x --tower dinov2-small
+    raddraft pretrain --config configs/pretrain/laptop.yaml --studies studies.jsonl --out runs/x \\
+        --pretrain.tower dinov2-small
     raddraft pretrain --config configs/pretrain/rad_dino_public.yaml --dry_run true --gpu a100
     accelerate launch --config_file configs/accelerate/ddp_8.yaml -m scripts.pretrain \\
         --config configs/pretrain/rad_dino_public.yaml --studies mimic.jsonl chexpert.jsonl --out runs/rad-dino
 
-Starting the same command again goes on where it stopped. The tower is runs/x/model, for every --tower. Shrink large
+Starting the same command again goes on where it stopped. The tower is runs/x/model. Shrink large
 pictures once before: raddraft prepare resize. To see the crops: raddraft views.
 """
 

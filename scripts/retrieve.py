@@ -5,15 +5,28 @@
     raddraft score runs/nearest.jsonl runs/vote.jsonl --studies studies.jsonl
 
 A strong and honest baseline: it knows nothing but which pictures look alike to the tower.
+
+Or let a language model write with the neighbours' sentences in its prompt:
+
+    raddraft retrieve --tower rad-dino --studies studies.jsonl --k 5 --out runs/vote.jsonl --augmented similar.jsonl
+    raddraft train --studies similar.jsonl --prompt.context "[similar]" --model.tower rad-dino \\
+        --model.lm lmsys/vicuna-7b-v1.5 --out runs/similar
 """
 
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from scripts import run
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from encoder.features import FeatureStore
+    from encoder.studies import Study
 
 
 def main(
@@ -23,6 +36,8 @@ def main(
     split: Literal["val", "test"] = "test",
     targets: list[str] | None = None,
     k: int = 1,
+    augmented: Path | None = None,
+    sentences: int = 10,
     pooling: Literal["class", "mean", "both"] = "both",
     mapping: Literal["window", "minmax", "percentile"] = "window",
     image_size: int | None = None,
@@ -39,6 +54,9 @@ def main(
         split: Studies to draft.
         targets: Sections that make the report; by default findings.
         k: Neighbours that vote.
+        augmented: Also write the manifest with a section `similar`: the sentences that the k nearest training reports
+            of other subjects share. Relative paths in it are those from its own folder.
+        sentences: Most sentences of that section.
         pooling: The pooled vector, the mean patch, or both side by side.
         mapping: How grey values are mapped to 8 bits.
         image_size: Side of the tower's input in pixels instead of its own.
@@ -47,11 +65,11 @@ def main(
         workers: Processes that decode and prepare images while the tower runs.
     """
     from encoder.features import FeatureConfig, store_features
-    from encoder.studies import read_studies, write_whole
+    from encoder.studies import read_studies, write_studies, write_whole
     from encoder.towers import load_tower
     from generator.generate import BANNER
     from generator.prompts import PromptConfig
-    from generator.retrieve import nearest, vote
+    from generator.retrieve import SIMILAR, nearest, vote
 
     prompt = PromptConfig(targets=targets) if targets else PromptConfig()
     known = read_studies(studies)
@@ -59,15 +77,15 @@ def main(
     if not training:
         raise ValueError(f"No training study has the sections {', '.join(prompt.targets)}")
     queries = [study for study in known if study.split == split]
-    paths = [study.main_image.path for study in (*training, *queries)]
+    paths = [study.main_image.path for study in (known if augmented else (*training, *queries))]
     config = FeatureConfig(mapping=mapping)
     store, errors = store_features(load_tower(tower, image_size), paths, features, config, batch_size, workers)
     for sentence in errors:
         print(f"no features: {sentence}")
     training = [study for study in training if study.main_image.path in store]
     readable = [study for study in queries if study.main_image.path in store]
-    vectors = [store.vectors([study.main_image.path for study in part], pooling) for part in (readable, training)]
-    neighbours = nearest(vectors[0], vectors[1], k)
+    vectors = partial(_vectors, store, pooling)
+    neighbours = nearest(vectors(readable), vectors(training), k)
     with write_whole(out) as temporary, open(temporary, "w", encoding="utf-8") as file:
         for study, indices, cosines in zip(
             readable, neighbours.indices.tolist(), neighbours.similarities.tolist(), strict=True
@@ -82,7 +100,35 @@ def main(
             }
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
     print(f"{len(readable)} of {len(queries)} drafts are in {out}\n{BANNER}")
+    if augmented:
+        reports = [prompt.answer(study) or "" for study in training]
+        part = [study for study in known if study.main_image.path in store]
+        _add_similar(part, vectors(part), training, vectors(training), reports, k, sentences)
+        write_studies(augmented, known)
+        print(f"{len(part)} of {len(known)} studies have a section {SIMILAR!r} in {augmented}")
     return 0 if len(readable) == len(queries) else 1
+
+
+def _vectors(store: FeatureStore, pooling: Literal["class", "mean", "both"], studies: list[Study]) -> Tensor:
+    return store.vectors([study.main_image.path for study in studies], pooling)
+
+
+def _add_similar(
+    studies: list[Study],
+    vectors: Tensor,
+    training: list[Study],
+    training_vectors: Tensor,
+    reports: list[str],
+    k: int,
+    count: int,
+) -> None:
+    """Give each study the section of sentences that its neighbours of other subjects share."""
+    from generator.retrieve import SIMILAR, nearest, shared_sentences
+
+    subjects = [study.subject_id for study in studies], [study.subject_id for study in training]
+    found = nearest(vectors, training_vectors, k, subjects=subjects)
+    for study, rows, cosines in zip(studies, found.indices.tolist(), found.similarities.tolist(), strict=True):
+        study.sections[SIMILAR] = shared_sentences([reports[row] for row in rows], cosines, count)
 
 
 if __name__ == "__main__":

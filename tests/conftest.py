@@ -66,6 +66,26 @@ def lm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def model_folder(tower_folder: Path, lm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that has learnt enough to write different texts of different lengths."""
+    from generator.model import ModelConfig
+    from generator.prompts import PromptConfig
+    from generator.train import Stage, TrainConfig, train
+
+    folder = tmp_path_factory.mktemp("trained")
+    studies = [make_study(folder, i, "train") for i in range(32)]
+    config = TrainConfig(
+        stages=[Stage(epochs=150, lr=5e-3, lm="full", tower="full")],
+        batch_size=32,
+        micro_batch_size=32,
+        eval_every=0,
+        workers=0,
+    )
+    prompt = PromptConfig(context=["view", "indication"])
+    return train({"train": studies}, folder / "run", ModelConfig(str(tower_folder), str(lm_folder)), prompt, config)
+
+
+@pytest.fixture(scope="session")
 def bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An uncased WordPiece tokenizer of a few words and letters, and the config of a two-layer BERT; no weights."""
     from metrics.tiny import save_bert

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -18,28 +19,12 @@ from PIL import Image
 import scripts
 from encoder.studies import read_studies
 from generator.controls import most_frequent, nearest_reports, shuffle_images
-from generator.generate import BANNER, DecodeConfig, generate
-from generator.model import Drafter, ModelConfig, load
+from generator.data import ExampleDataset, collate, encode
+from generator.generate import BANNER, DecodeConfig, decode_batch, generate
+from generator.model import Drafter, load
 from generator.prompts import PromptConfig
-from generator.train import Stage, TrainConfig, train
 from scripts.app import draft_upload
 from tests.conftest import make_study
-
-
-@pytest.fixture(scope="module")
-def model_folder(tower_folder: Path, lm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that has learnt enough to write different texts of different lengths."""
-    folder = tmp_path_factory.mktemp("trained")
-    studies = [make_study(folder, i, "train") for i in range(32)]
-    config = TrainConfig(
-        stages=[Stage(epochs=150, lr=5e-3, lm="full", tower="full")],
-        batch_size=32,
-        micro_batch_size=32,
-        eval_every=0,
-        workers=0,
-    )
-    prompt = PromptConfig(context=["view", "indication"])
-    return train({"train": studies}, folder / "run", ModelConfig(str(tower_folder), str(lm_folder)), prompt, config)
 
 
 @pytest.fixture
@@ -53,6 +38,11 @@ def studies(studies_file: Path) -> list:
 
 
 CONFIG = DecodeConfig(max_new_tokens=40, batch_size=7)
+
+
+def collate_studies(drafter: Drafter, studies: list) -> dict:
+    dataset = ExampleDataset(encode(drafter, studies, answers=False), drafter)
+    return collate([dataset[i] for i in range(len(dataset))], dataset.pad_id)
 
 
 def read(path: Path) -> list[dict]:
@@ -116,7 +106,13 @@ def test_rows_hold_reference_and_settings_in_the_order_of_the_manifest(drafter, 
 
 
 @pytest.mark.parametrize(
-    "config", [CONFIG, replace(CONFIG, sample=True, temperature=1.5), replace(CONFIG, num_beams=3)]
+    "config",
+    [
+        CONFIG,
+        replace(CONFIG, sample=True, temperature=1.5),
+        replace(CONFIG, num_beams=3),
+        replace(CONFIG, candidates=3, confidence=True),
+    ],
 )
 @pytest.mark.parametrize("kept", [0, 1, 7, 12, 39])
 def test_interrupted_and_started_again_gives_the_same_file(drafter, studies, tmp_path, config, kept) -> None:
@@ -126,6 +122,59 @@ def test_interrupted_and_started_again_gives_the_same_file(drafter, studies, tmp
     cut.write_bytes(b"".join(lines[:kept]) + lines[kept][:-9])
     generate(drafter, studies, cut, config, "model")
     assert cut.read_bytes() == whole.read_bytes()
+
+
+def test_candidates_are_those_of_transformers_from_one_pass_over_the_prompt(drafter, studies) -> None:
+    config = replace(CONFIG, candidates=4, temperature=1.2)
+    batch = collate_studies(drafter, studies[:6])
+    widths = []
+    hook = drafter.model.model.language_model.register_forward_pre_hook(
+        lambda _, __, kwargs: widths.append(tuple(kwargs["inputs_embeds"].shape[:2])), with_kwargs=True
+    )
+    drafts = decode_batch(drafter, batch, config, number=3)
+    hook.remove()
+    assert widths[0] == (6, batch["input_ids"].shape[1] - 1), "the prompts are read once"
+    assert set(widths[1:]) == {(24, 1)}, "after them single tokens are read"
+    torch.manual_seed(3)
+    inputs = {key: batch[key] for key in ("input_ids", "attention_mask", "pixel_values")}
+    tokens = drafter.model.generate(**inputs, **config.arguments(), num_return_sequences=4)
+    plain = drafter.processor.batch_decode(tokens[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert [text for draft in drafts for text in draft.candidates] == [text.strip() for text in plain]
+    assert any(len(set(draft.candidates)) > 1 for draft in drafts)
+
+
+def test_rows_of_candidates(drafter, studies, tmp_path) -> None:
+    generate(drafter, studies[:5], tmp_path / "out.jsonl", replace(CONFIG, candidates=3), "model")
+    for row in read(tmp_path / "out.jsonl"):
+        assert len(row["candidates"]) == 3
+        assert row["prediction"] == row["candidates"][0]
+        assert row["decoding"] == "3 candidates, sampled at temperature 0.5, top_p 1.0, seed 0, 40 new tokens"
+
+
+def test_controls_of_repetition_and_length(drafter, studies) -> None:
+    batch = collate_studies(drafter, studies[:4])
+    tokenizer = drafter.processor.tokenizer
+    for draft in decode_batch(drafter, batch, replace(CONFIG, min_new_tokens=35, no_repeat_ngram_size=2)):
+        tokens = tokenizer(draft.text, add_special_tokens=False)["input_ids"]
+        pairs = list(itertools.pairwise(tokens))
+        assert len(pairs) == len(set(pairs))
+        assert len(tokens) > 25
+    assert str(replace(CONFIG, repetition_penalty=1.3)) == "greedy, 40 new tokens, repetition_penalty 1.3"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"candidates": 0},
+        {"candidates": 2, "num_beams": 2},
+        {"candidates": 2, "temperature": 0.0},
+        {"repetition_penalty": 0.0},
+        {"min_new_tokens": -1},
+    ],
+)
+def test_impossible_decoding_is_refused_with_its_values(wrong) -> None:
+    with pytest.raises(ValueError, match=rf"decode: .*{next(iter(wrong))}={next(iter(wrong.values()))}"):
+        DecodeConfig(**wrong)
 
 
 def test_a_file_of_another_run_is_not_continued(drafter, studies, tmp_path) -> None:

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from encoder.studies import read_studies
-from generator.retrieve import nearest, vote
+from generator.prompts import PromptConfig
+from generator.retrieve import nearest, shared_sentences, vote
 from tests.test_cli import run
 
 
@@ -66,3 +67,45 @@ def test_command_drafts_a_split(tmp_path, tower_folder, studies_file, capsys) ->
         1,
         "raddraft retrieve: No training study has the sections impression",
     )
+
+
+def test_neighbours_are_other_subjects() -> None:
+    vectors = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
+    subjects = ["a", "a", "b", "b", "c", "c"]
+    found = nearest(vectors, vectors, 5, batch=4, subjects=(subjects, subjects))
+    for row, (indices, cosines) in enumerate(zip(found.indices.tolist(), found.similarities.tolist(), strict=True)):
+        assert {subjects[i] for i in indices[:4]} == set(subjects) - {subjects[row]}
+        assert cosines[4] == -torch.inf, "only four are left"
+
+
+def test_sentences_are_ranked_by_the_reports_that_share_them() -> None:
+    reports = ["Edema. Clear lungs. Clear lungs.", "Effusion. Edema.", "Clear lungs.", "Fracture. Edema."]
+    assert shared_sentences(reports, [0.9, 0.8, 0.6, -0.2], 2) == "Edema. Clear lungs."
+    assert shared_sentences(reports, [0.9, 0.8, 0.6, -0.2], 9) == "Edema. Clear lungs. Effusion."
+    assert shared_sentences(reports, [-torch.inf] * 4, 9) == ""
+
+
+def test_command_gives_every_study_its_neighbours_sentences(tmp_path, tower_folder, studies_file) -> None:
+    known = {study.study_id: study for study in read_studies(studies_file)}
+    out, augmented = tmp_path / "out.jsonl", tmp_path / "elsewhere" / "similar.jsonl"
+    augmented.parent.mkdir()
+    arguments = (
+        "--tower",
+        tower_folder,
+        "--studies",
+        studies_file,
+        "--features",
+        tmp_path / "features",
+        "--workers",
+        0,
+    )
+    assert run("retrieve", *arguments, "--out", out, "--k", 1, "--augmented", augmented) == (0, "")
+    similar = read_studies(augmented, check_images=True)
+    training = {study.sections["findings"]: study for study in known.values() if study.split == "train"}
+    assert [study.study_id for study in similar] == list(known)
+    for study in similar:
+        assert study.sections.pop("similar") in training
+        assert study.sections == known[study.study_id].sections
+    context = PromptConfig(context=["similar"])
+    similar[0].sections["similar"] = "Clear lungs."
+    assert "Similar: Clear lungs." in str(context.messages(similar[0], similar[0].main_image))
