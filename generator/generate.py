@@ -192,10 +192,8 @@ def decode(
     """
     if speculator is not None and (config.samples or config.num_beams > 1 or config.controls):
         raise ValueError(f"Tokens can be proposed to greedy decoding without further controls only, not: {config}")
-    if (speculator is not None or config.confidence) and drafter.kind != "llava":
-        raise ValueError(
-            f"Tokens are proposed to, and confidence is read off, LLaVA models only, not {type(drafter.model).__name__}"
-        )
+    if drafter.kind != "llava" and (speculator is not None or config.confidence):
+        raise ValueError("Proposed tokens and confidence are for models that were built here")
     examples = drafter.encode(studies, answers=False, reserve=config.max_new_tokens)
     batches = [examples[at : at + config.batch_size] for at in range(0, len(examples), config.batch_size)]
     numbers = [i for i, batch in enumerate(batches) if not all(example.study_id in done for example in batch)]

@@ -72,8 +72,10 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if bool(self.vlm) == bool(self.tower or self.lm) or bool(self.tower) != bool(self.lm):
             raise ValueError(f"model: name a tower and an lm, or else a vlm by itself; got {self}")
-        if self.vlm and (self.image_size or self.gguf_file or self.feature_layer != -1):
-            raise ValueError(f"model: image_size, feature_layer and gguf_file do not go with a vlm; got {self}")
+        if self.vlm and (self.image_size or self.gguf_file or self.feature_layer != -1 or self.quantize != "no"):
+            raise ValueError(
+                f"model: image_size, feature_layer, gguf_file and quantize do not go with a vlm; got {self}"
+            )
 
 
 @dataclass
@@ -379,8 +381,9 @@ def save(drafter: Drafter, folder: str | Path) -> None:
     """Save an ordinary Hub folder, with a sidecar that keeps the prompt and the grey-value mapping."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    sidecar = {"kind": drafter.kind, "prompt": asdict(drafter.prompt), "image_mapping": drafter.image_mapping}
-    tower = drafter.model.get_encoder(modality="image")
+    sidecar: dict[str, Any] = {"kind": drafter.kind, "prompt": asdict(drafter.prompt)}
+    sidecar["image_mapping"] = drafter.image_mapping
+    tower: Any = drafter.model.get_encoder(modality="image")
     if isinstance(tower, ForeignTower):
         sidecar["tower"] = tower.save(folder)
         drafter.model.model.vision_tower = tower.placeholder().to(drafter.model.dtype)

@@ -112,6 +112,8 @@ def meta_model(config: ModelConfig) -> tuple[Any, int]:
     """
     from transformers import LlavaConfig, LlavaForConditionalGeneration
 
+    if config.vlm:
+        raise ValueError(f"There is a plan for a tower and an lm only, not for a vlm, {config.vlm!r}; leave --dry_run")
     source = resolve_source(config.tower)
     tower, side = tower_config(source)
     patch = getattr(tower, "patch_size", None)

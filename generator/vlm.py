@@ -25,6 +25,7 @@ from encoder.studies import Study
 from encoder.tower import Tower
 from encoder.towers import checkpoint_error
 from generator.data import IGNORE, Example, Item, labels_of
+from generator.generate import end_tokens
 from generator.model import SIDECAR, Drafter, ModelConfig, build, load, read_sidecar
 from generator.priors import find_priors
 from generator.prompts import PromptConfig
@@ -195,12 +196,6 @@ def _insert(messages: Messages, images: Sequence[Image.Image]) -> Messages:
             if part["type"] == "image":
                 part["image"] = next(remaining)
     return filled
-
-
-def end_tokens(model: Any) -> set[int]:
-    """Ids of the tokens at which the model stops writing."""
-    ends = model.generation_config.eos_token_id
-    return set(ends if isinstance(ends, list) else [ends]) - {None}
 
 
 def load_any(

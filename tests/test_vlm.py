@@ -116,6 +116,23 @@ def test_beams_are_those_of_plain_transformers(folders, studies, tmp_path, famil
     assert [row["prediction"] for row in read(tmp_path / "out.jsonl")] == plain
 
 
+@pytest.mark.parametrize("family", ["qwen3_vl", "idefics3"])
+def test_candidates_are_those_that_plain_transformers_samples(folders, studies, tmp_path, family) -> None:
+    drafter = load_any(str(folders[family]), prompt=PROMPT)
+    config = replace(CONFIG, candidates=3, batch_size=1)
+    generate(drafter, studies[:2], tmp_path / "out.jsonl", config, "model")
+    model, processor = load_plain(folders[family])
+    options = {"do_sample": True, "temperature": 0.5, "top_k": 0, "num_return_sequences": 3, "repetition_penalty": 1.0}
+    for number, (study, row) in enumerate(zip(studies, read(tmp_path / "out.jsonl"), strict=False)):
+        inputs = ask(processor, PROMPT, study)
+        torch.manual_seed(number)
+        tokens = model.generate(**inputs, max_new_tokens=12, **options)[:, inputs["input_ids"].shape[1] :]
+        plain = processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        assert row["candidates"] == [text.strip() for text in plain]
+    with pytest.raises(ValueError, match="confidence are for models that were built here"):
+        generate(drafter, studies, tmp_path / "x.jsonl", replace(CONFIG, confidence=True), "model")
+
+
 @pytest.mark.parametrize("config", [CONFIG, replace(CONFIG, sample=True, temperature=1.5)])
 def test_an_interrupted_run_goes_on_to_the_same_file_and_a_bad_image_costs_one_draft(
     folders, studies, tmp_path, config
