@@ -69,7 +69,8 @@ def pretrain(sources: Sequence[Sequence[Study]], labelled: Sequence[Study], out:
     n_micro = _count_micro_batches(config, n_processes)
     if not all(paths):
         raise ValueError("A manifest has no image in its train split")
-    accelerator.print(f"{sum(map(len, paths))} images; {', '.join(str(len(part)) for part in paths)} by manifest")
+    counts = ", ".join(str(len(part)) for part in paths)
+    accelerator.print(f"images by manifest: {counts}; on {n_processes} processes")
     set_seed(config.seed)
     start = load_start(config)
     processor: Any = start.processor

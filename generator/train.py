@@ -165,7 +165,8 @@ def train(
     for split in ("train", "val") if validate else ("train",):
         if not examples.get(split):
             raise ValueError(f"No study in split {split!r} has the sections to write: {', '.join(prompt.targets)}")
-    accelerator.print(", ".join(f"{split}: {len(part)} studies" for split, part in examples.items()))
+    counts = ", ".join(f"{split}: {len(part)} studies" for split, part in examples.items())
+    accelerator.print(f"{counts}; on {accelerator.num_processes} processes")
 
     model: nn.Module = drafter.model
     store = None

@@ -5,29 +5,45 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
 import torch
 
-from encoder.dino import Dino
+from encoder.augment import ViewConfig
+from encoder.dino import Dino, DinoConfig
 from encoder.pretrain import pretrain
-from encoder.recipe import PretrainConfig, load_start
-from encoder.studies import Study
+from encoder.recipe import Architecture, PretrainConfig, load_start
+from encoder.studies import Study, StudyImage
 
 
-def bench_pretraining(studies: Sequence[Study], config: PretrainConfig, n_steps: int) -> None:
-    """Print images per second of real steps (reading, views, masks, losses, AdamW, teacher) and of the bare network.
+def bench_pretraining(pictures: Sequence[Path], n_steps: int) -> None:
+    """Pre-train a ViT-S/14 as the laptop recipe does; print images per second of real steps and of the bare network.
 
-    The bare network is student and teacher, forward and backward, on one batch that lies in memory; it is timed before
-    and after, since other work on the machine comes and goes.
+    A step reads, cuts views, draws masks, and updates student and teacher. The bare network is both of them forward,
+    and the student backward, on one batch in memory; it is timed before and after, as other work comes and goes.
     """
-    config = replace(config, steps=n_steps, watch=[], watch_every=n_steps, save_every=10 * n_steps, log_every=1)
+    config = PretrainConfig(
+        tower=None,
+        architecture=Architecture(384, 12, 14),
+        drop_path=0.0,
+        objective=DinoConfig(prototypes=2048, head_hidden=1024, centring="sinkhorn", separate_ibot_head=True),
+        views=ViewConfig(global_size=112, local_size=56, n_local=4, blur_sigma=(0.1, 1.0)),
+        steps=n_steps,
+        batch_size=32,
+        micro_batch_size=32,
+        precision="bf16",
+        watch_every=n_steps,
+        save_every=10 * n_steps,
+        log_every=1,
+        pictures=0,
+        workers=1,
+    )
+    studies = [Study(str(i), str(i), "train", [StudyImage(path)]) for i, path in enumerate(pictures)]
     before = _bare(config, n_steps)
     with TemporaryDirectory() as folder:
-        pretrain([studies], [], Path(folder), replace(config, pictures=0))
+        pretrain([studies], [], Path(folder), config)
         rows = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
     speed = median(row["images_per_second"] for row in rows[2:])  # workers start in the first steps
     bare = (before + _bare(config, n_steps)) / 2

@@ -13,6 +13,7 @@ Parts:
   against rouge-score's aggregator, and a second system against the same references; weights are random;
 - probes: probes from stored features against running the tower in every epoch, and the seconds that a large one takes,
   20,000 x 768 -> 14, with its weight decay search and intervals; weights and features are random;
+- pretraining: images per second of whole DINOv2 steps against the bare network, forward and backward, on ready tensors;
 - features: stored features of ViT-B/14 at 518 px and ViT-S/14 at 224 px against loops around the package rad-dino (to
   be installed for it); weights are random.
 """
@@ -33,12 +34,12 @@ from generator.prompts import PromptConfig
 from generator.train import Stage, TrainConfig, train
 from scripts import run as run_action
 
-Part = Literal["decoding", "training", "metrics", "features", "probes"]
+Part = Literal["decoding", "training", "metrics", "features", "probes", "pretraining"]
 POSITIONAL = ("parts",)
 
 
 def main(
-    parts: list[Part] = ["decoding", "training", "metrics", "features", "probes"],  # noqa: B006 - the parser's default, never changed
+    parts: list[Part] = ["decoding", "training", "metrics", "features", "probes", "pretraining"],  # noqa: B006 - the parser's default, never changed
     run: Path = Path("runs/demo"),
     studies: Path | None = None,
     n_drafts: int | None = None,
@@ -62,11 +63,15 @@ def main(
         reports: Table (.csv) whose columns findings and impression are the reports of the metrics' bench; by default
             the findings of the manifest.
         n_reports: Reports that CheXbert and RadGraph read.
-        images: Folder of PNG or JPEG pictures for the benches of features and probes; by default those of the manifest.
+        images: Folder of PNG or JPEG pictures for the benches of towers; by default those of the manifest.
     """
     manifest = studies or run / "phantom" / "studies.jsonl"
     needed = [run / "model" / "config.json"] if {"decoding", "training"} & set(parts) else []
-    if needed or ("metrics" in parts and reports is None) or ({"features", "probes"} & set(parts) and images is None):
+    if (
+        needed
+        or ("metrics" in parts and reports is None)
+        or ({"features", "probes", "pretraining"} & set(parts) and images is None)
+    ):
         needed.append(manifest)
     for path in needed:
         if not path.is_file():
@@ -98,6 +103,10 @@ def main(
         from scripts._bench_probes import bench_probes
 
         equal &= bench_probes(pictures)
+    if "pretraining" in parts:
+        from scripts._bench_pretrain import bench_pretraining
+
+        bench_pretraining(pictures, n_steps)
     return 0 if equal else 1
 
 

@@ -138,7 +138,8 @@ def main(
     cells: dict[str, dict[str, Cell]] = {}
     warnings: dict[str, list[str]] = {}
     for entry in towers:
-        warnings[entry.name] = check_leaks(known, entry.seen, features)
+        seen = Path(os.path.expandvars(entry.seen)) if entry.seen else None
+        warnings[entry.name] = check_leaks(known, seen, features)
         tower = load_tower(os.path.expandvars(entry.tower), entry.image_size)
         cells[entry.name] = {}
         for task in tasks:

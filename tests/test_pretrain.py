@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel, Dinov2WithRegistersConfig
 
@@ -25,7 +28,8 @@ from encoder.pretrain import pretrain
 from encoder.recipe import Architecture, PretrainConfig, Watch, load_start
 from encoder.studies import Study, StudyImage, read_studies, write_studies
 from encoder.towers import load_tower
-from tests.test_train import environment
+from tests.test_cli import files_no_larger_than
+from tests.test_train import IN_TWO, environment
 
 TINY = PretrainConfig(
     tower=None,
@@ -175,8 +179,8 @@ def test_two_processes_follow_one(manifest, tmp_path, centring):
     objective = replace(TINY.objective, centring=centring)
     config = replace(TINY, steps=20, objective=objective, watch=[], pictures=0, save_every=100, watch_every=100)
     path = write_config(tmp_path, manifest, config)
-    launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m")
-    subprocess.run(command(path, tmp_path / "two", launcher), env=environment(), check=True, capture_output=True)
+    done = subprocess.run(command(path, tmp_path / "two", IN_TWO), env=environment(), check=True, capture_output=True)
+    assert b"on 2 processes" in done.stdout
     run_here(manifest, tmp_path / "one", config)
     for one, two in zip(read_log(tmp_path / "one"), read_log(tmp_path / "two"), strict=True):
         for name in ("loss", "dino_local", "dino_global", "ibot", "koleo", "grad_norm_backbone"):
@@ -224,6 +228,44 @@ def poisoned(checkpoint: Path) -> PretrainConfig:
     weights["student.head.mlp.0.weight"][0, 0] = float("nan")
     save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
     return replace(TINY, steps=4, watch=[])
+
+
+def test_a_full_disk_stops_the_run_which_then_goes_on(manifest, tmp_path):
+    config = replace(TINY, steps=4, watch=[], pictures=0)
+    full = pytest.raises((OSError, RuntimeError, SafetensorError), match=r"(?i)file too large|write|I/O")
+    with files_no_larger_than(60_000), full:
+        run_here(manifest, tmp_path / "run", config)
+    assert not list((tmp_path / "run" / "checkpoints").glob("step-*"))
+    run_here(manifest, tmp_path / "run", config)
+    run_here(manifest, tmp_path / "whole", config)
+    assert read_log(tmp_path / "run") == read_log(tmp_path / "whole")
+
+
+def test_a_lost_process_ends_the_run_which_then_goes_on(manifest, tmp_path):
+    config = replace(TINY, steps=60, watch=[], pictures=0, save_every=2, watch_every=100)
+    path = write_config(tmp_path, manifest, config)
+    out = tmp_path / "run"
+    process = subprocess.Popen(
+        command(path, out, IN_TWO), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not list(out.glob("checkpoints/step-*[1-9]*")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    workers = subprocess.run(["pgrep", "-f", f"scripts.pretrain.*{out}"], capture_output=True, text=True).stdout.split()
+    victim = next(int(pid) for pid in reversed(workers) if _rank(int(pid)) == "1")
+    os.kill(victim, signal.SIGKILL)
+    assert process.wait(timeout=60) != 0
+    assert list(out.glob("checkpoints/step-*"))
+    subprocess.run(command(path, out), env=environment(), check=True, capture_output=True)
+    assert [row["step"] for row in read_log(out)] == list(range(1, 61))
+
+
+def _rank(pid: int) -> str | None:
+    """What RANK is in a process's environment."""
+    with suppress(OSError):
+        entries = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        return dict(entry.decode().split("=", 1) for entry in entries if b"=" in entry).get("RANK")
+    return None
 
 
 @pytest.mark.parametrize(

@@ -182,7 +182,11 @@ def run_here(config: Path, out: Path) -> None:
 
 
 def environment() -> dict[str, str]:
-    return os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    return os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
+
+
+# `accelerate launch --cpu --num_processes 2` starts a single process (accelerate 1.15).
+IN_TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m")
 
 
 def test_killed_and_resumed_gives_the_same_losses_to_the_last_bit(studies_file, parts_config, tmp_path) -> None:
@@ -208,8 +212,8 @@ def test_killed_and_resumed_gives_the_same_losses_to_the_last_bit(studies_file, 
 
 def test_two_processes_follow_one(studies_file, parts_config, tmp_path) -> None:
     config = write_config(tmp_path, studies_file, parts_config, batch_size=7, lora={"dropout": 0.0})
-    launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m")
-    subprocess.run(command(config, tmp_path / "two", launcher), env=environment(), check=True, capture_output=True)
+    done = subprocess.run(command(config, tmp_path / "two", IN_TWO), env=environment(), check=True, capture_output=True)
+    assert b"on 2 processes" in done.stdout
     run_here(config, tmp_path / "one")
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert len(one) == len(two) > 20
@@ -222,13 +226,12 @@ def test_two_processes_follow_one(studies_file, parts_config, tmp_path) -> None:
 def test_a_run_goes_on_with_another_number_of_processes(studies_file, parts_config, tmp_path, monkeypatch) -> None:
     """Started on two processes and killed, finished by one; started by one and stopped, finished on two."""
     config = write_config(tmp_path, studies_file, parts_config, lora={"dropout": 0.0})
-    launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m")
     run_here(config, tmp_path / "whole")
     expected = losses(tmp_path / "whole")
 
     log = tmp_path / "two-one" / "log.jsonl"
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
-    process = subprocess.Popen(command(config, tmp_path / "two-one", launcher), env=environment(), **quiet)
+    process = subprocess.Popen(command(config, tmp_path / "two-one", IN_TWO), env=environment(), **quiet)
     while process.poll() is None and (not log.is_file() or log.read_text().count('"loss"') < 9):
         time.sleep(0.002)
     os.killpg(process.pid, signal.SIGKILL)
@@ -249,7 +252,7 @@ def test_a_run_goes_on_with_another_number_of_processes(studies_file, parts_conf
         scripts.run("train", ["--config", str(config), "--out", str(tmp_path / "one-two")])
     monkeypatch.undo()
     assert 0 < len(losses(tmp_path / "one-two")) < len(expected)
-    resumed = command(config, tmp_path / "one-two", launcher)
+    resumed = command(config, tmp_path / "one-two", IN_TWO)
     subprocess.run(resumed, env=environment(), check=True, capture_output=True)
     for name in ("two-one", "one-two"):
         for ours, theirs in zip(expected, losses(tmp_path / name), strict=True):
