@@ -46,14 +46,13 @@ class Budget:
     hours: float
 
 
-def estimate(config: PretrainConfig, gpu: Gpu, n_gpus: int, sharded: bool) -> Budget:
+def estimate(config: PretrainConfig, gpu: Gpu, n_gpus: int) -> Budget:
     """The cost of a run.
 
     Args:
         config: the recipe.
         gpu: one of GPUS.
         n_gpus: of them.
-        sharded: whether weights, gradients and optimizer states are shared out (FSDP).
 
     Raises:
         OSError: the sizes of the tower are not known without its files, and the hub cannot be reached.
@@ -83,7 +82,7 @@ def estimate(config: PretrainConfig, gpu: Gpu, n_gpus: int, sharded: bool) -> Bu
     again = 1 if config.checkpointing else 0
     flops = config.batch_size * ((3 + again) * student + teacher)
     tokens = 2 * lengths[0] + views.n_local * lengths[1]
-    share = n_gpus if sharded else 1
+    share = n_gpus if config.shard else 1
     per_gpu = min(config.micro_batch_size, math.ceil(config.batch_size / n_gpus))
     half = 4 if config.precision == "no" else 2  # bytes of an activation
     kept = 2 if config.checkpointing else 34 * half / 2
@@ -129,5 +128,5 @@ def describe(budget: Budget, config: PretrainConfig, gpu: Gpu, n_gpus: int) -> s
         f"TFLOP/s each, {n_gpus * budget.hours:,.0f} GPU hours",
     ]
     if total > memory:
-        lines.append("            too much: lower micro_batch_size, switch checkpointing on, or shard (FSDP)")
+        lines.append("            too much: lower micro_batch_size, set checkpointing: true or shard: true")
     return "\n".join([*lines, "Estimates; matrix products and kept activations only."])

@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn import functional
 
+from encoder.sharding import local
+
 
 @dataclass
 class DinoConfig:
@@ -311,7 +313,7 @@ class Dino(nn.Module):
     def update_teacher(self, momentum: float) -> None:
         """Teacher = momentum * teacher + (1 - momentum) * student."""
         pairs = zip(self.teacher.parameters(), self.student.parameters(), strict=True)
-        teacher, student = zip(*pairs, strict=True)
+        teacher, student = zip(*((local(mean), local(new)) for mean, new in pairs), strict=True)  # cut alike
         torch._foreach_lerp_(list(teacher), list(student), 1 - momentum)
 
 

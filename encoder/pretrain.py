@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from encoder.augment import Views
 from encoder.dino import Dino, parameter_groups
@@ -30,6 +30,15 @@ from encoder.fitting import ProbeConfig
 from encoder.images import ImageError, load_image
 from encoder.probe import run_probe
 from encoder.recipe import PretrainConfig, Watch, load_head, load_start
+from encoder.sharding import (
+    check_launch,
+    clip_gradients,
+    gather,
+    load_run_state,
+    load_tensors,
+    prepare_model,
+    run_state,
+)
 from encoder.stream import Collate, Order, ViewDataset, load_batches
 from encoder.studies import Study, write_whole
 from encoder.targets import Target, TargetSpec, make_target
@@ -62,6 +71,7 @@ def pretrain(sources: Sequence[Sequence[Study]], labelled: Sequence[Study], out:
         project_dir=out,
         step_scheduler_with_optimizer=False,
     )
+    check_launch(accelerator, "pretrain.shard")
     if config.trackers:
         accelerator.init_trackers("raddraft")
     paths = [_image_paths(part, config.fraction, config.seed) for part in sources]
@@ -91,10 +101,10 @@ def pretrain(sources: Sequence[Sequence[Study]], labelled: Sequence[Study], out:
         model.calibrate((part.global_crops.to(accelerator.device) for part in parts), config.seed)
     if config.checkpointing:
         model.backbone.activation_checkpointing_enable()
-    optimizer = torch.optim.AdamW(parameter_groups(model, config.layer_decay, config.patch_embed_lr), lr=config.peak_lr)
-    wrapped, optimizer = accelerator.prepare(model, optimizer)
-    bare = accelerator.unwrap_model(wrapped)
-    step = run.resume()
+    wrapped = prepare_model(model, accelerator, config.shard)
+    groups = parameter_groups(model, config.layer_decay, config.patch_embed_lr)
+    optimizer = accelerator.prepare(torch.optim.AdamW(groups, lr=config.peak_lr))
+    step = run.resume(model, optimizer)
     batches = load_batches(
         dataset,
         order,
@@ -136,13 +146,14 @@ def pretrain(sources: Sequence[Sequence[Study]], labelled: Sequence[Study], out:
                 f"The loss is {numbers['loss']} at step {step + 1} (by {', '.join(broken) or 'overflow'}; lr "
                 f"{now['lr']:.3g}); the last good checkpoint is {run.newest}. Try a lower base_lr"
             )
+        accelerator.unscale_gradients()
         norms = {
-            f"grad_norm_{name}": float(accelerator.clip_grad_norm_(part.parameters(), config.max_grad_norm))
-            for name, part in bare.student.items()
+            f"grad_norm_{name}": clip_gradients(part.parameters(), config.max_grad_norm)
+            for name, part in model.student.items()
         }
         optimizer.step()
         optimizer.zero_grad()
-        bare.update_teacher(now["momentum"])
+        model.update_teacher(now["momentum"])
         step += 1
         speed = config.batch_size / (time.perf_counter() - started)
         bar.set_description(f"loss {numbers['loss']:.3f}", refresh=False)
@@ -150,7 +161,7 @@ def pretrain(sources: Sequence[Sequence[Study]], labelled: Sequence[Study], out:
         if step % config.log_every == 0 or step == config.steps:
             run.log({"step": step, **numbers, **norms, **now, "images_per_second": speed})
         if step % config.watch_every == 0 or step == config.steps:
-            weights = accelerator.get_state_dict(wrapped)  # every process takes part where they are sharded
+            weights = gather(model.teacher.state_dict().items(), accelerator)
             if accelerator.is_main_process:
                 tower = run.teacher(weights)
                 found = watch_tower(tower, watches, config)
@@ -158,7 +169,7 @@ def pretrain(sources: Sequence[Sequence[Study]], labelled: Sequence[Study], out:
                 run.keep(step, found, tower, weights)
             accelerator.wait_for_everyone()
         if step % config.save_every == 0 or step == config.steps:
-            run.save(step)
+            run.save(step, model, optimizer)
     bar.close()
     for sentence in sorted(run.unreadable):
         accelerator.print(f"not trained on: {sentence}")
@@ -209,7 +220,7 @@ class Run:
         """The newest checkpoint, or None."""
         return max(self._checkpoints.glob("step-*"), default=None)
 
-    def resume(self) -> int:
+    def resume(self, model: Dino, optimizer: Any) -> int:
         """Load the newest checkpoint and return its step; log lines of steps that will be done again are cut off."""
         newest = self.newest
         step = int(newest.name.removeprefix("step-")) if newest else 0
@@ -220,18 +231,19 @@ class Run:
                 temporary.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
         if newest:
             self.accelerator.print(f"resuming from {newest}")
-            self.accelerator.load_state(str(newest))
+            load_tensors(model, load_file(newest / "model.safetensors"))
+            load_run_state(torch.load(newest / "state.pt", weights_only=True), self.accelerator, optimizer)
         return step
 
-    def save(self, step: int) -> None:
+    def save(self, step: int, model: Dino, optimizer: Any) -> None:
         """Write a checkpoint: weights of student and teacher, centres, optimizer, random states."""
-        temporary = self._checkpoints / f".step-{step:09d}.tmp"
+        weights, state = gather(model.state_dict().items(), self.accelerator), run_state(self.accelerator, optimizer)
         if self.accelerator.is_main_process:
+            temporary = self._checkpoints / f".step-{step:09d}.tmp"
             shutil.rmtree(temporary, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        self.accelerator.save_state(str(temporary))
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
+            temporary.mkdir()
+            save_file(weights, temporary / "model.safetensors")
+            torch.save(state, temporary / "state.pt")
             old = list(self._checkpoints.glob("step-*"))
             os.replace(temporary, self._checkpoints / temporary.name[1:].removesuffix(".tmp"))
             for checkpoint in old:
@@ -252,10 +264,10 @@ class Run:
         return mean
 
     def teacher(self, weights: dict[str, torch.Tensor]) -> Tower:
-        """The teacher's backbone as a tower of its own."""
+        """The teacher's backbone as a tower of its own, from the teacher's weights."""
         from transformers import AutoModel
 
-        root = "teacher.backbone."
+        root = "backbone."
         backbone = AutoModel.from_config(self.start.model.config)
         backbone.load_state_dict({name[len(root) :]: value for name, value in weights.items() if name.startswith(root)})
         backbone.config.drop_path_rate = 0.0
@@ -273,9 +285,9 @@ class Run:
         shutil.rmtree(temporary, ignore_errors=True)
         tower.model.save_pretrained(temporary)
         tower.processor.save_pretrained(temporary)
-        root = "teacher.head."
+        root = "head."
         head = {name[len(root) :]: value for name, value in weights.items() if name.startswith(root)}
-        save_file({name: value.contiguous() for name, value in head.items()}, temporary / "dino_head.safetensors")
+        save_file(head, temporary / "dino_head.safetensors")
         shutil.rmtree(target, ignore_errors=True)
         os.replace(temporary, target)
         with write_whole(record) as path:

@@ -104,6 +104,9 @@ class PretrainConfig:
     """Mixed precision of Accelerate."""
     checkpointing: bool = False
     """Compute activations a second time instead of keeping them: less memory, a third more time."""
+    shard: bool = False
+    """Weights, gradients and optimizer states of student and teacher are shared out over the processes (FSDP 2) instead
+    of lying whole on each of them; the same numbers, and checkpoints that go on either way."""
     fraction: float = 1.0
     """Share of the subjects that is used, chosen by the seed."""
     weights: list[float] | None = None

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from encoder.sharding import gather, load_run_state, load_tensors, run_state
 from encoder.studies import write_whole
 
 if TYPE_CHECKING:
@@ -78,34 +79,21 @@ class RunFolder:
         if newest is None:
             return
         if optimizer is None:
-            _load_parameters(model, load_file(newest / "weights.safetensors"))
+            load_tensors(model, load_file(newest / "weights.safetensors"))
             return
-        saved = torch.load(newest / "state.pt", weights_only=True)
-        if saved["optimizer"] is not None:
-            optimizer.load_state_dict(saved["optimizer"])
-        if saved["scaler"] is not None:
-            self.accelerator.scaler.load_state_dict(saved["scaler"])
-        state = saved["random"][self.accelerator.process_index % len(saved["random"])]
-        torch.set_rng_state(state["cpu"])
-        if state["cuda"]:
-            torch.cuda.set_rng_state_all(state["cuda"])
+        load_run_state(torch.load(newest / "state.pt", weights_only=True), self.accelerator, optimizer)
 
     def save(self, model: nn.Module, progress: Progress, optimizer: Any = None) -> None:
         """Write a checkpoint; without an optimizer it marks the beginning of a stage."""
-        from accelerate.utils import gather_object
-
-        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-        random_states = gather_object([{"cpu": torch.get_rng_state(), "cuda": cuda}])
+        weights, state = self._gather(model), run_state(self.accelerator, optimizer)
         if self.accelerator.is_main_process:
             name = f"stage-{progress.stage:02d}-step-{progress.step:08d}"
             temporary = self._checkpoints / f".{name}.tmp"
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir()
-            save_file(self._parameters(model), temporary / "weights.safetensors")
+            save_file(weights, temporary / "weights.safetensors")
             (temporary / "progress.json").write_text(json.dumps(asdict(progress)))
-            parts = {"optimizer": optimizer, "scaler": self.accelerator.scaler if optimizer is not None else None}
-            saved = {name: None if part is None else part.state_dict() for name, part in parts.items()}
-            torch.save(saved | {"random": random_states}, temporary / "state.pt")
+            torch.save(state, temporary / "state.pt")
             old = list(self._checkpoints.glob("stage-*-step-*"))
             os.replace(temporary, self._checkpoints / name)
             for checkpoint in old:
@@ -115,14 +103,15 @@ class RunFolder:
 
     def save_best(self, model: nn.Module) -> None:
         """Keep these weights as the best of the stage."""
+        weights = self._gather(model)
         if self.accelerator.is_main_process:
             with write_whole(self._best) as temporary:
-                save_file(self._parameters(model), temporary)
+                save_file(weights, temporary)
         self.accelerator.wait_for_everyone()
 
     def load_best(self, model: nn.Module) -> None:
         """Go back to the best weights of the stage."""
-        _load_parameters(model, load_file(self._best))
+        load_tensors(model, load_file(self._best))
 
     def log(self, row: dict[str, Any]) -> None:
         """Append a line to log.jsonl and report it to the trackers."""
@@ -132,16 +121,9 @@ class RunFolder:
             with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
 
-    def _parameters(self, model: nn.Module) -> dict[str, torch.Tensor]:
+    def _gather(self, model: nn.Module) -> dict[str, torch.Tensor]:
         named = dict(model.named_parameters())
-        return {name: named[name].detach().cpu().contiguous() for name in sorted(self.trained)}
-
-
-def _load_parameters(model: nn.Module, saved: dict[str, torch.Tensor]) -> None:
-    named = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, value in saved.items():
-            named[name].copy_(value)
+        return gather(((name, named[name]) for name in sorted(self.trained)), self.accelerator)
 
 
 def _position(line: str) -> tuple[int, int]:

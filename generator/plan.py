@@ -12,7 +12,8 @@ from these formulas, for a block of width h, with key and value width k each, an
                  the block trains as a whole; with checkpointing 2 h, and one block in full; in float32 twice as much
     logits       10 bytes for each of the vocabulary and token of the report
 
-What it leaves out: the allocator's waste, communication buffers, the tower's own activations. So it is a floor.
+What it leaves out: the allocator's waste, communication buffers, the parts that sharding puts together for a while (a
+block, and all that is in no block), the tower's own activations. So it is a floor.
 """
 
 from __future__ import annotations
@@ -48,10 +49,8 @@ class StagePlan:
     """Of one step, over all GPUs."""
     hours: float
     memory: dict[str, float]
-    """GiB on each GPU by part, where every GPU holds the whole model."""
-    sharded: dict[str, float]
-    """The same if weights, gradients and moments were cut into as many parts as there are GPUs (FSDP, ZeRO-3), which
-    the training loop does not do yet."""
+    """GiB on each GPU by part. With `train.shard`, weights, gradients and moments are cut into as many parts as there
+    are GPUs."""
 
 
 @dataclass
@@ -190,9 +189,10 @@ class Size:
         flops = config.batch_size * self._flops(stage, config, counts, names)
         hours = steps * flops / (n_gpus * GPUS[gpu][0] * UTILISATION) / 3600
         memory = self._memory(stage, config, sum(counts.values()), trainable)
-        shared = ("weights", "gradients", "moments", "16-bit copies")  # copies are gathered block by block
-        sharded = {part: value / n_gpus if part in shared else value for part, value in memory.items()}
-        return StagePlan(trainable, steps, flops, hours, memory, sharded)
+        if config.shard:
+            shared = ("weights", "gradients", "moments", "16-bit copies")  # copies are gathered block by block
+            memory = {part: value / n_gpus if part in shared else value for part, value in memory.items()}
+        return StagePlan(trainable, steps, flops, hours, memory)
 
     def _flops(self, stage: Stage, config: TrainConfig, counts: dict[str, int], names: list[str]) -> float:
         """Of one study."""
@@ -243,10 +243,11 @@ class Size:
 def describe(
     recipe: ModelConfig, config: TrainConfig, n_studies: int, report_words: float, gpu: Gpu, n_gpus: int
 ) -> str:
-    """The plan as text for people, with activations kept and computed twice."""
+    """The plan as text for people, with activations kept and computed twice, and the model shared out or not."""
     whole = plan(recipe, config, n_studies, report_words, gpu, n_gpus)
     other = replace(config, activation_checkpointing=not config.activation_checkpointing)
     swapped = plan(recipe, other, n_studies, report_words, gpu, n_gpus)
+    cut = plan(recipe, replace(config, shard=not config.shard), n_studies, report_words, gpu, n_gpus)
     total = sum(whole.parameters.values())
     lines = [f"{part:15} {count:>15,} parameters" for part, count in (whole.parameters | {"together": total}).items()]
     lines.append(
@@ -256,18 +257,17 @@ def describe(
     lines.append(f"a step: {config.batch_size} studies, {whole.tokens_per_step:,} tokens; {n_studies:,} studies in all")
     peak, size = GPUS[gpu]
     lines.append(f"on {n_gpus} x {gpu}: {peak / 1e12:.0f} TFLOP/s of 16-bit peak, {UTILISATION:.0%} of it assumed")
-    for number, (one, two) in enumerate(zip(whole.stages, swapped.stages, strict=True), 1):
+    for number, (one, two, three) in enumerate(zip(whole.stages, swapped.stages, cut.stages, strict=True), 1):
         lines.append(
             f"stage {number}: {one.trainable:,} parameters train, {one.steps:,} steps of {one.flops / 1e12:,.1f} TFLOP "
             f"each, {one.hours:.2f} hours"
         )
-        for label, memory in (("each GPU whole", one.memory), (f"if cut into {n_gpus}", one.sharded)):
-            needed = sum(memory.values())
-            named = ", ".join(f"{part} {value:.1f}" for part, value in memory.items())
-            fits = "" if needed < size else f", more than the {size} it has"
-            lines.append(f"  GiB a GPU, {label}: {needed:.1f}{fits} ({named})")
-            if n_gpus == 1:
-                break
+        needed = sum(one.memory.values())
+        named = ", ".join(f"{part} {value:.1f}" for part, value in one.memory.items())
+        fits = "" if needed < size else f", more than the {size} it has"
+        lines.append(f"  GiB a GPU: {needed:.1f}{fits} ({named})")
+        if n_gpus > 1:
+            lines.append(f"  with shard: {str(not config.shard).lower()}: {sum(three.memory.values()):.1f} GiB")
         how = "kept" if config.activation_checkpointing else "computed twice"
         lines.append(f"  with activations {how}: {sum(two.memory.values()):.1f} GiB, {two.hours:.2f} hours")
     return "\n".join(lines)

@@ -20,11 +20,12 @@ import torch
 from torch import nn
 
 from encoder.features import FeatureStore, compute_features, read_features
+from encoder.sharding import check_launch, clip_gradients, prepare_model
 from encoder.studies import Study
 from generator.checkpoints import Progress, RunFolder
 from generator.data import IGNORE, Example, ExampleDataset, batch_indices, load_micro_batches, split_batch
 from generator.foreign import ForeignTower
-from generator.model import Drafter, LoraConfig, ModelConfig, add_lora, build, choose_trainable, save
+from generator.model import Drafter, LoraConfig, ModelConfig, add_lora, choose_trainable, save
 from generator.prompts import PromptConfig
 from generator.vlm import make_drafter
 
@@ -75,6 +76,9 @@ class TrainConfig:
     activation_checkpointing: bool = False
     """Compute the activations inside a block once more in the backward pass instead of keeping them: far less memory,
     a third more arithmetic, the same numbers."""
+    shard: bool = False
+    """Weights, gradients and optimizer states are shared out over the processes (FSDP 2) instead of lying whole on each
+    of them; the same numbers, and checkpoints that go on either way."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm."""
     precision: Literal["no", "bf16", "fp16"] = "no"
@@ -147,17 +151,17 @@ def train(
         # Every process computes the same buffers; without this DDP would send them at each validation too.
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
-    if accelerator.distributed_type.value in ("FSDP", "DEEPSPEED"):
-        raise ValueError(
-            f"Launched with {accelerator.distributed_type.value}: checkpoints of parts cannot be gathered yet; launch "
-            "with configs/accelerate/ddp_8.yaml, and where the model is too large, train adapters (lm: lora)"
-        )
+    check_launch(accelerator, "train.shard")
     if config.trackers:
         accelerator.init_trackers("raddraft")
     if model_config.dtype == "bfloat16" and config.precision != "bf16":
         raise ValueError("model.dtype is bfloat16, so train.precision must be bf16")
     if model_config.quantize != "no" and any(stage.lm == "full" for stage in config.stages):
         raise ValueError(f"model.quantize is {model_config.quantize}, so the language model can train by lm: lora only")
+    if model_config.quantize != "no" and config.shard:
+        raise ValueError(
+            f"model.quantize is {model_config.quantize}, and packed weights cannot be cut; leave train.shard"
+        )
     set_seed(config.seed)
     drafter = make_drafter(model_config, prompt, image_mapping)
     examples = {split: drafter.encode(part, answers=True) for split, part in studies.items()}
@@ -183,19 +187,23 @@ def train(
         drafter.model.activation_checkpointing_enable()
     if any(stage.lm == "lora" for stage in config.stages):
         model = add_lora(model, config.lora)
+    # For all stages at once, since parameters of a model that is shared out keep their type.
+    chosen = [set(choose_trainable(model, stage.projector, stage.lm, stage.tower)) for stage in config.stages]
     datasets = {split: drafter.dataset(part, store) for split, part in examples.items()}
     run = RunFolder(out, accelerator)
     progress = run.resume()
     unreadable: set[str] = set()
 
     for number, stage in enumerate(config.stages):
-        run.trained |= set(choose_trainable(model, stage.projector, stage.lm, stage.tower))
+        run.trained |= chosen[number]
         if number < progress.stage:
             continue
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in chosen[number])
         run.restore(model)
+        wrapped = prepare_model(model, accelerator, config.shard)
         groups = _parameter_groups(model, stage.weight_decay)
-        optimizer = torch.optim.AdamW(groups, lr=stage.lr, betas=(0.9, stage.beta2))
-        wrapped, optimizer = accelerator.prepare(model, optimizer)
+        optimizer = accelerator.prepare(torch.optim.AdamW(groups, lr=stage.lr, betas=(0.9, stage.beta2)))
         run.restore(model, optimizer)
         steps_per_epoch = math.ceil(len(datasets["train"]) / config.batch_size)
         n_steps = max(1, round(stage.epochs * steps_per_epoch))
@@ -218,7 +226,7 @@ def train(
                 last = index == len(micro_batches) - 1
                 with nullcontext() if last else accelerator.no_sync(wrapped):
                     loss = summed_loss(wrapped, batch, accelerator.device) / n_tokens
-                    # DDP averages gradients over processes; this loss is already divided by the tokens of all.
+                    # Gradients are averaged over processes; this loss is already divided by the tokens of all.
                     accelerator.backward(loss * accelerator.num_processes)
                 total += loss.detach()
             loss_value = accelerator.reduce(total).item()
@@ -227,14 +235,15 @@ def train(
                     f"The loss is {loss_value} at step {progress.step + 1} of stage {number + 1} (lr {lr:.3g}); the "
                     f"last good checkpoint is {run.newest}. Try a lower lr, or precision bf16 instead of fp16"
                 )
-            norm = accelerator.clip_grad_norm_(wrapped.parameters(), config.max_grad_norm)
+            accelerator.unscale_gradients()
+            norm = clip_gradients(model.parameters(), config.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()
             progress.step += 1
             speed = config.batch_size / (time.perf_counter() - started)
             where = {"stage": number, "step": progress.step}
             if progress.step % config.log_every == 0:
-                numbers = {"loss": loss_value, "lr": lr, "grad_norm": float(norm), "studies_per_second": speed}
+                numbers = {"loss": loss_value, "lr": lr, "grad_norm": norm, "studies_per_second": speed}
                 run.log(where | numbers)
             bar.set_description(f"stage {number + 1} loss {loss_value:.3f}", refresh=False)
             bar.update()
@@ -263,7 +272,7 @@ def train(
     if store is not None:
         drafter.model.model.vision_tower = tower
     if accelerator.is_main_process:
-        if model_config.quantize != "no":
+        if model_config.quantize != "no" or config.shard:
             model, drafter = _build_again(drafter, model_config, config, run)
         _save_model(model, drafter, out, model_config.dtype)
     accelerator.wait_for_everyone()
@@ -359,11 +368,11 @@ def _describe(model: nn.Module, number: int, n_stages: int, n_steps: int) -> str
 def _build_again(
     drafter: Drafter, model_config: ModelConfig, config: TrainConfig, run: RunFolder
 ) -> tuple[nn.Module, Drafter]:
-    """The model in its own type, from its parts and the newest checkpoint, where the one that trained was packed."""
+    """The whole model in its own type, from its parts and the newest checkpoint; what trained was packed or cut."""
     from accelerate.utils import set_seed
 
     set_seed(config.seed)
-    drafter = replace(drafter, model=build(replace(model_config, quantize="no"))[0])
+    drafter = make_drafter(replace(model_config, quantize="no"), drafter.prompt, drafter.image_mapping)
     lora = any(stage.lm == "lora" for stage in config.stages)
     model = add_lora(drafter.model, config.lora) if lora else drafter.model
     run.restore(model)

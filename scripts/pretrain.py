@@ -32,7 +32,6 @@ def main(
     dry_run: bool = False,
     gpu: Gpu = "a100",
     n_gpus: int = 1,
-    sharded: bool = False,
 ) -> None:
     """Pre-train a tower on the images of the train splits, watching val; the test split is not read.
 
@@ -44,12 +43,11 @@ def main(
         dry_run: Only say what the run would cost.
         gpu: For the dry run: what it would run on.
         n_gpus: Likewise.
-        sharded: Likewise: whether weights and optimizer are shared out over the GPUs (FSDP).
     """
     if dry_run:
         from encoder.budget import describe, estimate
 
-        print(describe(estimate(pretrain, gpu, n_gpus, sharded), pretrain, gpu, n_gpus))
+        print(describe(estimate(pretrain, gpu, n_gpus), pretrain, gpu, n_gpus))
         return
     from encoder.pretrain import pretrain as train
 

@@ -54,9 +54,10 @@ def test_the_papers_model() -> None:
     assert stage.steps == 30
     assert stage.trainable == whole.parameters["projector"] + whole.parameters["language model"]
     assert stage.memory["moments"] == pytest.approx(stage.trainable * 8 / 2**30)
-    eight = plan(ModelConfig("rad-dino", VICUNA), config, 1280, 50, "h100", 8).stages[0]
+    eight = plan(ModelConfig("rad-dino", VICUNA), replace(config, shard=True), 1280, 50, "h100", 8).stages[0]
     assert eight.hours == pytest.approx(stage.hours / 8)
-    assert eight.sharded["weights"] == pytest.approx(stage.memory["weights"] / 8)
+    assert eight.memory["weights"] == pytest.approx(stage.memory["weights"] / 8)
+    assert eight.memory["activations"] == stage.memory["activations"]
     again = plan(ModelConfig("rad-dino", VICUNA), replace(config, activation_checkpointing=True), 1280, 50).stages[0]
     assert again.memory["activations"] < 0.1 * stage.memory["activations"]
     assert 1.2 < again.flops / stage.flops < 1.4

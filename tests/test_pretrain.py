@@ -29,7 +29,7 @@ from encoder.recipe import Architecture, PretrainConfig, Watch, load_start
 from encoder.studies import Study, StudyImage, read_studies, write_studies
 from encoder.towers import load_tower
 from tests.test_cli import files_no_larger_than
-from tests.test_train import IN_TWO, environment
+from tests.test_train import LAUNCH_TWO, count_processes, environment
 
 TINY = PretrainConfig(
     tower=None,
@@ -179,12 +179,44 @@ def test_two_processes_follow_one(manifest, tmp_path, centring):
     objective = replace(TINY.objective, centring=centring)
     config = replace(TINY, steps=20, objective=objective, watch=[], pictures=0, save_every=100, watch_every=100)
     path = write_config(tmp_path, manifest, config)
-    done = subprocess.run(command(path, tmp_path / "two", IN_TWO), env=environment(), check=True, capture_output=True)
-    assert b"on 2 processes" in done.stdout
+    subprocess.run(command(path, tmp_path / "two", LAUNCH_TWO), env=environment(), check=True, capture_output=True)
     run_here(manifest, tmp_path / "one", config)
+    assert count_processes(tmp_path / "two") == 2
     for one, two in zip(read_log(tmp_path / "one"), read_log(tmp_path / "two"), strict=True):
         for name in ("loss", "dino_local", "dino_global", "ibot", "koleo", "grad_norm_backbone"):
             assert two[name] == pytest.approx(one[name], abs=1e-3), f"{name} at step {one['step']}"
+
+
+@pytest.mark.parametrize("stops", [None, "shared", "whole"])
+def test_two_processes_that_share_the_model_out_follow_one(manifest, tmp_path, stops):
+    """From the start; from the checkpoint of a run that shared it out; and the other way round."""
+    config = replace(TINY, steps=12, shard=True, watch=[], pictures=0, save_every=5, watch_every=100)
+    path = write_config(tmp_path, manifest, config)
+    run_here(manifest, tmp_path / "one", config)
+    two = command(path, tmp_path / "run", LAUNCH_TWO)
+    if stops:
+        process = subprocess.Popen(
+            two if stops == "shared" else command(path, tmp_path / "run"),
+            env=environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        while process.poll() is None and not list(tmp_path.glob("run/checkpoints/step-*")):
+            time.sleep(0.002)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert 0 < len(read_log(tmp_path / "run")) < 12, "killed in the middle"
+    rest = command(path, tmp_path / "run") if stops == "shared" else two
+    subprocess.run(rest, env=environment(), check=True, capture_output=True)
+    assert count_processes(tmp_path / "run") == (1 if stops == "shared" else 2)
+    for one, other in zip(read_log(tmp_path / "one"), read_log(tmp_path / "run"), strict=True):
+        for name in ("loss", "dino_local", "dino_global", "ibot", "koleo", "grad_norm_backbone", "grad_norm_head"):
+            assert other[name] == pytest.approx(one[name], abs=1e-4), f"{name} at step {one['step']}"
+    for file in ("model.safetensors", "dino_head.safetensors"):
+        one, other = (load_file(tmp_path / run / "model" / file) for run in ("one", "run"))
+        assert one.keys() == other.keys()
+        assert all(torch.allclose(one[name], other[name], rtol=0, atol=1e-5) for name in one), file
 
 
 def test_micro_batches_make_one_step(manifest, tmp_path):
@@ -246,7 +278,7 @@ def test_a_lost_process_ends_the_run_which_then_goes_on(manifest, tmp_path):
     path = write_config(tmp_path, manifest, config)
     out = tmp_path / "run"
     process = subprocess.Popen(
-        command(path, out, IN_TWO), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command(path, out, LAUNCH_TWO), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 120
     while not list(out.glob("checkpoints/step-*[1-9]*")) and time.monotonic() < deadline:
@@ -295,7 +327,7 @@ def test_budget_of_the_public_recipe():
     config = PretrainConfig(
         tower="dinov2-base", batch_size=2560, micro_batch_size=40, views=ViewConfig(global_size=518, local_size=196)
     )
-    budget = estimate(config, "a100", 64, sharded=True)
+    budget = estimate(replace(config, shard=True), "a100", 64)
     assert budget.backbone == 86_580_480
     assert budget.heads == 23_138_560
     assert budget.tokens == 2560 * (2 * 1370 + 8 * 197)
@@ -307,8 +339,8 @@ def test_budget_of_the_public_recipe():
     )
     assert budget.flops == pytest.approx(by_hand, rel=1e-3)
     assert budget.hours == pytest.approx(100_000 * by_hand / (64 * 312e12 * 0.35) / 3600, rel=1e-3)
-    whole = estimate(config, "a100", 64, sharded=False)
+    whole = estimate(config, "a100", 64)
     part = "weights, gradients, optimizer"
     assert whole.memory[part] == pytest.approx(64 * budget.memory[part])
     with pytest.raises(OSError, match="nowhere/tower"):
-        estimate(replace(config, tower="nowhere/tower"), "a100", 1, sharded=False)
+        estimate(replace(config, tower="nowhere/tower"), "a100", 1)

@@ -185,10 +185,6 @@ def environment() -> dict[str, str]:
     return os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
 
 
-# `accelerate launch --cpu --num_processes 2` starts a single process (accelerate 1.15).
-IN_TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m")
-
-
 def test_killed_and_resumed_gives_the_same_losses_to_the_last_bit(studies_file, parts_config, tmp_path) -> None:
     config = write_config(tmp_path, studies_file, parts_config)
     run_here(config, tmp_path / "whole")
@@ -210,11 +206,20 @@ def test_killed_and_resumed_gives_the_same_losses_to_the_last_bit(studies_file, 
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+# `accelerate launch --cpu --num_processes 2` starts one process only.
+LAUNCH_TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m")
+
+
+def count_processes(run: Path) -> int:
+    """How many processes wrote the newest checkpoint."""
+    return len(torch.load(next(run.glob("checkpoints/st*/state.pt")), weights_only=True)["random"])
+
+
 def test_two_processes_follow_one(studies_file, parts_config, tmp_path) -> None:
     config = write_config(tmp_path, studies_file, parts_config, batch_size=7, lora={"dropout": 0.0})
-    done = subprocess.run(command(config, tmp_path / "two", IN_TWO), env=environment(), check=True, capture_output=True)
-    assert b"on 2 processes" in done.stdout
+    subprocess.run(command(config, tmp_path / "two", LAUNCH_TWO), env=environment(), check=True, capture_output=True)
     run_here(config, tmp_path / "one")
+    assert count_processes(tmp_path / "two") == 2
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert len(one) == len(two) > 20
     for ours, theirs in zip(one, two, strict=True):
@@ -231,7 +236,7 @@ def test_a_run_goes_on_with_another_number_of_processes(studies_file, parts_conf
 
     log = tmp_path / "two-one" / "log.jsonl"
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
-    process = subprocess.Popen(command(config, tmp_path / "two-one", IN_TWO), env=environment(), **quiet)
+    process = subprocess.Popen(command(config, tmp_path / "two-one", LAUNCH_TWO), env=environment(), **quiet)
     while process.poll() is None and (not log.is_file() or log.read_text().count('"loss"') < 9):
         time.sleep(0.002)
     os.killpg(process.pid, signal.SIGKILL)
@@ -252,12 +257,63 @@ def test_a_run_goes_on_with_another_number_of_processes(studies_file, parts_conf
         scripts.run("train", ["--config", str(config), "--out", str(tmp_path / "one-two")])
     monkeypatch.undo()
     assert 0 < len(losses(tmp_path / "one-two")) < len(expected)
-    resumed = command(config, tmp_path / "one-two", IN_TWO)
+    resumed = command(config, tmp_path / "one-two", LAUNCH_TWO)
     subprocess.run(resumed, env=environment(), check=True, capture_output=True)
     for name in ("two-one", "one-two"):
         for ours, theirs in zip(expected, losses(tmp_path / name), strict=True):
             assert ours[:2] == theirs[:2]
             assert ours[2:] == pytest.approx(theirs[2:], abs=1e-4)
+
+
+def close_models(one: Path, other: Path) -> None:
+    a, b = (load(run / "model").model.state_dict() for run in (one, other))
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.allclose(a[name], b[name], rtol=0, atol=1e-5), name
+
+
+@pytest.mark.parametrize("lm", ["full", "lora"])
+def test_two_processes_that_share_the_model_out_follow_one(studies_file, parts_config, tmp_path, lm) -> None:
+    """The second stage trains more than the first; adapters beside frozen weights in one block."""
+    stages = [{"lr": 1e-3}, {"lr": 1e-3, "lm": lm, "tower": 1}]
+    settings = {"stages": stages, "batch_size": 7, "lora": {"dropout": 0.0}, "activation_checkpointing": True}
+    run_here(write_config(tmp_path, studies_file, parts_config, **settings), tmp_path / "one")
+    config = write_config(tmp_path, studies_file, parts_config, **settings, shard=True)
+    two = command(config, tmp_path / "two", LAUNCH_TWO)
+    subprocess.run(two, env=environment(), check=True, capture_output=True)
+    assert count_processes(tmp_path / "two") == 2
+    one = losses(tmp_path / "one")
+    assert len(one) == 12
+    for ours, theirs in zip(one, losses(tmp_path / "two"), strict=True):
+        assert ours[:2] == theirs[:2]
+        assert ours[2:] == pytest.approx(theirs[2:], abs=1e-4)
+    close_models(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.parametrize("first", [1, 2])
+def test_a_run_goes_on_with_the_model_shared_out_or_whole(studies_file, parts_config, tmp_path, first) -> None:
+    """Stopped in the second stage, with the optimizer's state; `shard` on one process is an ordinary run."""
+    stages = [{"lr": 1e-3}, {"lr": 1e-3, "epochs": 2, "lm": "lora"}]
+    settings = {"stages": stages, "lora": {"dropout": 0.0}, "shard": True}
+    config = write_config(tmp_path, studies_file, parts_config, **settings)
+    run_here(config, tmp_path / "whole")
+    expected = losses(tmp_path / "whole")
+    log = tmp_path / "run" / "log.jsonl"
+    launchers = {1: ("-m",), 2: LAUNCH_TWO}
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
+    process = subprocess.Popen(command(config, tmp_path / "run", launchers[first]), env=environment(), **quiet)
+    while process.poll() is None and (not log.is_file() or log.read_text().count('"loss"') < 6):
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert 0 < len(losses(tmp_path / "run")) < len(expected), "killed in the middle"
+    rest = command(config, tmp_path / "run", launchers[3 - first])
+    subprocess.run(rest, env=environment(), check=True, capture_output=True)
+    for ours, theirs in zip(expected, losses(tmp_path / "run"), strict=True):
+        assert ours[:2] == theirs[:2]
+        assert ours[2:] == pytest.approx(theirs[2:], abs=1e-4)
+    assert count_processes(tmp_path / "run") == 3 - first
+    close_models(tmp_path / "whole", tmp_path / "run")
 
 
 def test_cached_features_give_the_live_losses(parts, parts_config, tmp_path) -> None:

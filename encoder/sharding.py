@@ -1,0 +1,145 @@
+"""Training on several processes that share one model out among them (FSDP 2), with checkpoints as one would write them.
+
+    model = prepare_model(model, accelerator, shard=True)
+    optimizer = accelerator.prepare(torch.optim.AdamW(model.parameters()))
+
+Weights, gradients and optimizer states lie in equal parts on all processes. A transformer block is put together where
+it runs, and taken apart again; what is in no block, where the whole runs. Checkpoints hold whole tensors under the
+names and in the order of a model that is not shared out, so that a run goes on with any number of processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def check_launch(accelerator: Accelerator, field: str) -> None:
+    """Raise ValueError if Accelerate was told to share the model out itself; `field` is the recipe's way to do so."""
+    kind = accelerator.distributed_type.value
+    if kind in ("FSDP", "DEEPSPEED"):
+        raise ValueError(
+            f"Launched with {kind}; launch with configs/accelerate/ddp_8.yaml and set {field}: true instead"
+        )
+
+
+def prepare_model(model: nn.Module, accelerator: Accelerator, shard: bool) -> nn.Module:
+    """The model on its device, ready to train; with `shard` and several processes it is itself cut into parts.
+
+    Gradients are averaged over processes either way. Sharded ones are so after every backward pass (without sharding
+    `accelerator.no_sync` puts that off): no process ever holds them whole.
+
+    To be called before the optimizer is made, and again whenever `requires_grad` of parameters has changed. Once a
+    model is in parts, its parameters must keep their type.
+    """
+    from torch.distributed.fsdp import FSDPModule
+
+    if not shard or accelerator.num_processes == 1:
+        return accelerator.prepare(model)
+    if not isinstance(model, FSDPModule):
+        _cut(model, accelerator)
+    for part in model.modules():
+        if isinstance(part, FSDPModule):  # FSDP looks at what trains when it puts a part together like this
+            part.unshard()
+            part.reshard()
+    return accelerator.prepare_model(model, device_placement=False, evaluation_mode=True)  # that is, without DDP
+
+
+def _cut(model: nn.Module, accelerator: Accelerator) -> None:
+    """Share out each transformer block, and then what is left.
+
+    Blocks are put together in the 16-bit type of mixed precision: half the traffic, and no second copy of the weights
+    is kept for the backward pass. All else is left to autocast, as without sharding.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+    from transformers.modeling_layers import GradientCheckpointingLayer  # every block of transformers is one
+
+    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
+    policy = MixedPrecisionPolicy(half, torch.float32, cast_forward_inputs=False)
+    blocks = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    for block in reversed(blocks):  # inner ones first
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, reshard_after_forward=True)  # or the parameters would stay whole after a validation
+
+
+def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> float:
+    """Scale gradients down to a norm, and return what it was. Of a loss that was scaled, unscale them before."""
+    norm = nn.utils.clip_grad_norm_(parameters, max_norm)
+    return float(_whole(norm))
+
+
+def gather(named: Iterable[tuple[str, Tensor]], accelerator: Accelerator) -> dict[str, Tensor]:
+    """Whole tensors on the CPU of the main process, nothing on the others; every process has to take part."""
+    whole = ((name, _whole(tensor.detach())) for name, tensor in named)
+    return {name: tensor.cpu().contiguous() for name, tensor in whole if accelerator.is_main_process}
+
+
+@torch.no_grad()
+def load_tensors(model: nn.Module, saved: Mapping[str, Tensor]) -> None:
+    """Put whole tensors into the parameters and buffers of their names."""
+    named = dict(model.named_parameters()) | dict(model.named_buffers())
+    for name, value in saved.items():
+        named[name].copy_(_part(value, named[name]))
+
+
+def run_state(accelerator: Accelerator, optimizer: Any = None) -> dict[str, Any]:
+    """Whole optimizer, loss scaler and all processes' random states, for the main process to save.
+
+    Without an optimizer, only the random states. Every process has to take part.
+    """
+    from accelerate.utils import gather_object
+
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    random = gather_object([{"cpu": torch.get_rng_state(), "cuda": cuda}])
+    if optimizer is None:
+        return {"optimizer": None, "scaler": None, "random": random}
+    whole = optimizer.state_dict()
+    whole["state"] = {index: gather(values.items(), accelerator) for index, values in whole["state"].items()}
+    scaler = accelerator.scaler
+    return {"optimizer": whole, "scaler": None if scaler is None else scaler.state_dict(), "random": random}
+
+
+def load_run_state(saved: dict[str, Any], accelerator: Accelerator, optimizer: Any) -> None:
+    """Go on from what `run_state` gave."""
+    if saved["optimizer"] is not None:
+        whole = saved["optimizer"]
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        for index, values in whole["state"].items():
+            whole["state"][index] = {name: _part(value, parameters[index]) for name, value in values.items()}
+        optimizer.load_state_dict(whole)
+    if saved["scaler"] is not None:
+        accelerator.scaler.load_state_dict(saved["scaler"])
+    state = saved["random"][accelerator.process_index % len(saved["random"])]
+    torch.set_rng_state(state["cpu"])
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's part of a tensor that is shared out; all of any other."""
+    from torch.distributed.tensor import DTensor
+
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    from torch.distributed.tensor import DTensor
+
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _part(value: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor cut as `like` is, of the same shape; scalars beside it (the optimizer's step) stay as they are."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if not isinstance(like, DTensor) or value.shape != like.shape:
+        return value
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
