@@ -8,7 +8,8 @@
 Parts:
 - decoding: the test split of a finished run, such as the demo's, in batches and with proposed tokens, against one study
   at a time through plain transformers `generate`: same weights, same greedy text; and eight candidates against one;
-- training: studies per second with cached features of a frozen ViT-S/14 tower, against the same loop without;
+- training: our loop on a frozen ViT-S/14 tower, with the tower in every step and with cached features, against a script
+  around transformers' Trainer: same start, same batches, same losses;
 - metrics: intervals against scikit-learn in a loop, CheXbert in batches, RadGraph against its package, lexical scores
   against rouge-score's aggregator, and a second system against the same references; weights are random;
 - probes: probes from stored features against running the tower in every epoch, and the seconds that a large one takes,
@@ -21,17 +22,11 @@ Parts:
 from __future__ import annotations
 
 import csv
-import json
-import statistics
-import time
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Literal
 
-from encoder.studies import Study, read_studies
-from generator.model import ModelConfig, load
-from generator.prompts import PromptConfig
-from generator.train import Stage, TrainConfig, train
+from encoder.studies import read_studies
+from generator.model import load
 from scripts import run as run_action
 
 Part = Literal["decoding", "training", "metrics", "features", "probes", "pretraining"]
@@ -87,7 +82,9 @@ def main(
         wanted = [study for study in everything if study.split == "test"][:n_drafts]
         equal &= bench_decoding(load(run / "model"), wanted, training, batch_size)
     if "training" in parts:
-        bench_training(run / "lm", training, n_steps, batch_size, image_size)
+        from scripts._bench_training import bench_training
+
+        equal &= bench_training(run / "lm", training, n_steps, batch_size, image_size)
     if "metrics" in parts:
         from scripts._bench_metrics import bench_metrics
 
@@ -113,38 +110,6 @@ def main(
 def _read_reports(path: Path) -> list[str]:
     with open(path, encoding="utf-8", newline="") as file:
         return [f"{row['findings']} {row['impression']}".strip() for row in csv.DictReader(file)]
-
-
-def bench_training(lm: Path, studies: list[Study], n_steps: int, batch_size: int, image_size: int) -> None:
-    """Print the ratio of training from cached features to running the frozen tower in every step."""
-    from generator.tiny import make_tower
-
-    studies = studies[: batch_size * n_steps]
-    epochs = n_steps * batch_size / len(studies)
-    with TemporaryDirectory() as scratch:
-        tower = Path(scratch) / "tower"
-        make_tower(tower, image_size=image_size, patch_size=14, hidden=384, layers=12)
-        speeds, summaries = {}, []
-        for features in ("live", "cached"):
-            config = TrainConfig(
-                stages=[Stage(epochs=epochs, lr=1e-3, lm="full")],
-                batch_size=batch_size,
-                micro_batch_size=batch_size,
-                features=features,  # type: ignore[arg-type]
-                eval_every=0,
-            )
-            out = Path(scratch) / features
-            started = time.perf_counter()
-            train({"train": studies}, out, ModelConfig(str(tower), str(lm)), PromptConfig(), config)
-            seconds = time.perf_counter() - started
-            rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-            speeds[features] = statistics.median(row["studies_per_second"] for row in rows[2:])
-            summaries.append(
-                f"  {features}: {speeds[features]:.1f} studies/s; {n_steps} steps took {seconds:.1f} s in all"
-            )
-    print(f"training {n_steps} steps of {batch_size} on a frozen ViT-S/14 at {image_size} px")
-    print("\n".join(summaries))
-    print(f"  {speeds['cached'] / speeds['live']:.1f} times as fast with cached features, once these are stored")
 
 
 if __name__ == "__main__":

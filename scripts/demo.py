@@ -84,8 +84,8 @@ def main(
         generate.main(str(out / "model"), manifest, files[-1], control=control, decode=decode)  # type: ignore[arg-type]
     # These need no weights, so that the demo prints the same table everywhere.
     metrics = ["rouge", "bleu", "rule"]
-    _say("score", *files, metrics=metrics, studies=manifest)
-    score.main(files, studies=manifest, metrics=metrics)
+    _say("score", *files, metrics=metrics, studies=manifest, model_card=out / "model")
+    score.main(files, studies=manifest, metrics=metrics, model_card=out / "model")
     print(f"\nThe demo took {(time.monotonic() - started) / 60:.1f} minutes. The data are synthetic.")
 
 

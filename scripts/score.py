@@ -3,6 +3,7 @@
     raddraft score runs/demo/model.jsonl runs/demo/shuffled-images.jsonl --studies runs/demo/phantom/studies.jsonl
     raddraft score other_system.jsonl --metrics rouge_l bleu_4 radgraph --out scores/other
     raddraft score drafts.txt --references reports.txt
+    raddraft score runs/x/model.jsonl runs/x/shuffled-images.jsonl --model_card runs/x/model
     raddraft score model.jsonl --studies studies.jsonl --by view sex age normal Pneumothorax
 
 The first file is the system under test; the others, such as its controls, stand beside it on the same studies. Any
@@ -30,6 +31,7 @@ from metrics.report import LOWER_IS_BETTER, Case, compare_labels, render_report
 from metrics.rules import OBSERVATIONS
 from metrics.scoring import LABELERS, Labels, check_resamples, choose, measure, summarize
 from scripts import run
+from scripts._model_card import add_scores, check_card
 
 POSITIONAL = ("predictions",)
 LABELER_NAMES = {"rule": "the rule-based labeler", "chexbert": "CheXbert"}
@@ -53,6 +55,7 @@ def main(
     seed: int = 0,
     cases: int = 36,
     title: str | None = None,
+    model_card: Path | None = None,
 ) -> None:
     """Score one or more systems on the same studies: raddraft score A.jsonl [B.jsonl …] [options].
 
@@ -74,7 +77,10 @@ def main(
         seed: Seed of the resamples.
         cases: How many studies the page shows: worst, best, and some between.
         title: Heading of the page.
+        model_card: Folder of a trained model, the first system; the scores go into its README.md too.
     """
+    if model_card:
+        check_card(model_card)
     choose(metrics)
     check_resamples(resamples, seed)
     systems = _read_systems(predictions, references)
@@ -98,9 +104,10 @@ def main(
     sources = {study.source for study in known.values()}
     title = title or f"Drafts by {first}" + (", on synthetic data" if sources == {"phantom"} else "")
     out = out or predictions[0].parent / "scores"
+    everyone = {first: scores, **scores.get("others", {})}
     page = render_report(
         title,
-        {first: scores, **scores.get("others", {})},
+        everyone,
         _choose_cases(systems, labels, measures[first], known, cases, rank_by),
         {LABELER_NAMES[labeler]: observations[labeler, first] for labeler in labels},
         scores.get("differences", {}),
@@ -110,7 +117,9 @@ def main(
     _write(out / "per_study.csv", _per_study_csv(systems, measures, labels))
     _write(out / "per_observation.csv", _per_observation_csv(labels, systems))
     _write(out / "report.html", page)
-    print(format_table({first: scores, **scores.get("others", {})}, scores.get("differences", {})))
+    if model_card:
+        add_scores(model_card, title, everyone)
+    print(format_table(everyone, scores.get("differences", {})))
     for one, group_scores in strata.items():
         print(f"\n{first} by {one}\n{format_table(group_scores)}")
     print("".join(f"\n{what}: {out / name}" for what, name in WRITTEN.items()))

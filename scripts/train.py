@@ -9,7 +9,7 @@
     raddraft train --config configs/report/rad_dino_vicuna7b.yaml --studies studies.jsonl --out runs/x \\
         --dry_run true --gpu h100 --gpus 8
 
-Starting the same command again goes on where it stopped. The trained model is runs/x/model.
+Starting the same command again goes on where it stopped. The trained model is runs/x/model, with a card, README.md.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from generator.plan import Gpu
 from generator.prompts import PromptConfig
 from generator.train import TrainConfig, train
 from scripts import run
+from scripts._model_card import write_card
 
 
 def main(
@@ -65,6 +66,7 @@ def main(
     keep_config(out / "config.yaml", config)
     folder = _train(parts, out, model, prompt, train, image_mapping)
     if os.environ.get("RANK", "0") == "0":
+        write_card(folder, studies, parts, model, prompt, train)
         print(f"model: {folder}")
 
 

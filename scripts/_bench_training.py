@@ -1,0 +1,166 @@
+"""The training part of `raddraft bench`: the script one would write around transformers' Trainer, and our loop."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from encoder.features import compute_features
+from encoder.studies import Study
+from generator.data import IGNORE, batch_indices
+from generator.model import Drafter, ModelConfig, build
+from generator.prompts import PromptConfig
+from generator.train import Stage, TrainConfig, train
+from scripts._bench_metrics import timed
+
+EPOCHS = 3  # as in the RAD-DINO paper; they share the one pass that fills the cache
+LARGEST_DIFFERENCE = {"live": 1e-3, "cached": 1e-2}  # of the losses: float32, and stored features in float16
+
+
+def bench_training(lm: Path, studies: Sequence[Study], n_steps: int, batch_size: int, image_size: int) -> bool:
+    """Print studies per second of three ways to train; return whether their losses are equal.
+
+    The ways are the script of `train_plainly`, our loop with the frozen tower in every step, and our loop with its
+    features stored before. All start from the same weights and see the same batches in the same order at the same
+    learning rates. Speeds are those of the median step.
+
+    Args:
+        lm: folder of the language model, all of which trains beside the projector.
+        studies: what to train on; as many of them are taken as `n_steps` batches in three epochs hold.
+        n_steps: optimiser steps.
+        batch_size: studies of a step.
+        image_size: side of the pictures in pixels; the tower is a ViT-S/14 with random weights.
+    """
+    from generator.tiny import make_tower
+
+    prompt = PromptConfig()
+    studies = [study for study in studies if prompt.answer(study)][: batch_size * max(1, n_steps // EPOCHS)]
+    print(f"training {n_steps} steps of {batch_size} on a frozen ViT-S/14 at {image_size} px")
+    with TemporaryDirectory() as scratch:
+        tower, cache = Path(scratch) / "tower", Path(scratch) / "cache"
+        make_tower(tower, image_size=image_size, patch_size=14, hidden=384, layers=12)
+        parts = ModelConfig(str(tower), str(lm))
+        stage = Stage(epochs=n_steps / -(-len(studies) // batch_size), lr=1e-3, lm="full", warmup=0)
+        config = TrainConfig([stage], batch_size=batch_size, micro_batch_size=batch_size, cache=cache, eval_every=0)
+        drafter = _new_drafter(parts, prompt, config.seed)
+        batches = _batches(drafter, studies, config, n_steps)
+        folder = Path(scratch) / "plain"
+        seconds, (plain, losses) = timed(partial(train_plainly, drafter, batches, config, folder))
+        print(f"  a script around transformers' Trainer: {plain:.1f} studies/s; {seconds:.1f} s in all")
+        filling, _ = timed(
+            partial(compute_features, drafter.tower, [s.main_image.path for s in studies], cache, drafter.features)
+        )
+        equal, speed = True, 0.0
+        for features, largest in LARGEST_DIFFERENCE.items():
+            config.features = features  # type: ignore[assignment]
+            out = Path(scratch) / features
+            seconds, _ = timed(partial(train, {"train": studies}, out, parts, prompt, config))
+            rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+            speed = statistics.median(row["studies_per_second"] for row in rows)
+            difference = max(abs(row["loss"] - loss) for row, loss in zip(rows, losses, strict=True))
+            equal &= difference <= largest
+            print(
+                f"  our loop, {features}: {speed:.1f} studies/s, {speed / plain:.2f} times as fast; {seconds:.1f} s in "
+                f"all; losses from {losses[0]:.3f} to {losses[-1]:.3f} differ by at most {difference:.1e}"
+            )
+    counted = 1 / (1 / speed + filling / (n_steps * batch_size))
+    print(
+        f"  the same with the {filling:.1f} s that fill the cache, over {n_steps * batch_size / len(studies):.0f} "
+        f"epochs: {counted:.1f} studies/s, {counted / plain:.2f} times as fast"
+    )
+    return equal
+
+
+def _new_drafter(parts: ModelConfig, prompt: PromptConfig, seed: int) -> Drafter:
+    """The model as `train` starts from it."""
+    from accelerate.utils import set_seed
+
+    set_seed(seed)
+    return Drafter(*build(parts), prompt)
+
+
+def _batches(drafter: Drafter, studies: Sequence[Study], config: TrainConfig, n_steps: int) -> list[list[Study]]:
+    """The studies of each step, in the order of `train`: batches of similar length, shuffled in each epoch."""
+    lengths = [len(example) for example in drafter.encode(studies, answers=True)]
+    batches: list[list[int]] = []
+    epoch = 0
+    while len(batches) < n_steps:
+        batches += batch_indices(lengths, config.batch_size, f"{config.seed} 0 {epoch}")
+        epoch += 1
+    return [[studies[i] for i in batch] for batch in batches[:n_steps]]
+
+
+def train_plainly(
+    drafter: Drafter, batches: Sequence[Sequence[Study]], config: TrainConfig, folder: Path
+) -> tuple[float, list[float]]:
+    """What a user of plain transformers would write; studies per second of the median step, and each step's loss.
+
+    Batches must be of one size. They come in the order given, so that the losses can be compared with those of `train`.
+    """
+    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+    class Clock(TrainerCallback):
+        """Notes when steps end, so that waiting for a batch counts, as it does in the log of `train`."""
+
+        def __init__(self) -> None:
+            self.times: list[float] = []
+
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            self.times.append(time.perf_counter())
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            self.times.append(time.perf_counter())
+
+    stage, clock = config.stages[0], Clock()
+    model: Any = drafter.model
+    model.model.vision_tower.requires_grad_(False)
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=len(batches[0]),
+        num_train_epochs=1,
+        train_sampling_strategy="sequential",
+        learning_rate=stage.lr,
+        lr_scheduler_type="cosine",
+        weight_decay=stage.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        seed=config.seed,
+        dataloader_num_workers=config.workers,
+        remove_unused_columns=False,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    studies = [study for batch in batches for study in batch]
+    collator = partial(_collate, drafter.processor, drafter.prompt)
+    trainer = Trainer(model, arguments, collator, train_dataset=studies, callbacks=[clock])  # type: ignore[arg-type]
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    step = statistics.median(end - start for start, end in zip(clock.times, clock.times[1:], strict=False))
+    return len(batches[0]) / step, losses
+
+
+def _collate(processor: Any, prompt: PromptConfig, studies: Sequence[Study]) -> dict[str, Any]:
+    """Texts and pictures through the processor; the labels are the report's tokens and the end token."""
+    from PIL import Image
+
+    prompts = [processor.apply_chat_template(prompt.messages(study), add_generation_prompt=True) for study in studies]
+    answers = [f"{prompt.answer(study)}{processor.tokenizer.eos_token}" for study in studies]
+    batch = processor(
+        text=[asked + answer for asked, answer in zip(prompts, answers, strict=True)],
+        images=[Image.open(study.main_image.path).convert("RGB") for study in studies],
+        padding=True,
+        return_tensors="pt",
+        add_special_tokens=False,
+    )
+    labels = batch["input_ids"].clone()
+    for row, answer in zip(labels, processor.tokenizer(answers, add_special_tokens=False)["input_ids"], strict=True):
+        row[: -len(answer)] = IGNORE  # padding is on the left
+    return {**batch, "labels": labels}

@@ -1,0 +1,212 @@
+"""The card (README.md) of a trained model: what it is, its recipe and data, how to load it, and its scores."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from pprint import pformat
+from typing import TYPE_CHECKING, Any
+
+from encoder.studies import Study, StudyImage, write_whole
+
+if TYPE_CHECKING:
+    from generator.model import ModelConfig
+    from generator.prompts import PromptConfig
+    from generator.train import Stage, TrainConfig
+
+CARD = "README.md"
+BEGIN, END = "<!-- scores -->", "<!-- end of scores -->"
+NO_SCORES = "None yet; `raddraft score DRAFTS --model_card FOLDER` writes them here."
+TEMPLATE = Path(__file__).with_name("model_card.md.j2")
+SYNTHETIC = "phantom"  # what `source` of a manifest says where studies are made up
+PICTURES = {
+    "frontal": "a frontal chest X-ray",
+    "pair": "a frontal and a lateral chest X-ray",
+    "all": "the chest X-rays of a study",
+}
+
+
+def write_card(
+    folder: Path,
+    manifest: Path,
+    studies: Mapping[str, Sequence[Study]],
+    model: ModelConfig,
+    prompt: PromptConfig,
+    train: TrainConfig,
+) -> None:
+    """Write the card of a model that `generator.train.train` left in `folder`, beside the log of its run.
+
+    Of local paths only the last parts are told. A card that is there already stays, with its scores and what people
+    have written into it: the same command started again gives the same model.
+
+    Args:
+        folder: the model's.
+        manifest: where the studies come from.
+        studies: split -> studies that the run was given.
+        model, prompt, train: its recipe.
+    """
+    from huggingface_hub import ModelCard, ModelCardData
+
+    from generator.model import read_sidecar
+
+    if (folder / CARD).is_file():
+        return
+    splits = ("train", "val") if train.eval_every != 0 else ("train",)
+    used = [study for split in splits for study in studies.get(split, ()) if prompt.answer(study) is not None]
+    synthetic = {study.source for study in used} == {SYNTHETIC}
+    counts = Counter((study.split, _source(study)) for study in used)
+    base_model = [name for name in map(_hub_id, (model.tower, model.lm, model.vlm)) if name]
+    tags = ["radiology", "chest-x-ray", "report-generation", "raddraft", *(["synthetic-data"] if synthetic else [])]
+    data = ModelCardData(
+        library_name="transformers", pipeline_tag="image-text-to-text", tags=tags, base_model=base_model or None
+    )
+    card = ModelCard.from_template(
+        data,
+        str(TEMPLATE),
+        reads=_reads(prompt),
+        targets=", ".join(prompt.targets),
+        synthetic=synthetic,
+        parts=_parts(model, train),
+        stages=[_stage_row(stage) for stage in train.stages],
+        validations=_validations(folder.parent / "log.jsonl"),
+        manifest="/".join(manifest.absolute().parts[-2:]),
+        counts=dict(sorted(counts.items())),
+        whole="tower" not in (read_sidecar(folder) or {}),
+        messages=_messages(prompt),
+        scores=f"{BEGIN}\n{NO_SCORES}\n{END}",
+    )
+    _write(folder, f"{card.content.strip()}\n")
+
+
+def check_card(folder: Path) -> None:
+    """Raise ValueError if there is no card in the folder, or one without a place for scores."""
+    _split(folder)
+
+
+def add_scores(folder: Path, title: str, systems: Mapping[str, Mapping[str, Any]]) -> None:
+    """Put scores into a model's card, in the place of those that were there.
+
+    Args:
+        folder: the model's.
+        title: what was scored.
+        systems: name -> what scores.json holds of it; the first is the model, the others stand beside it.
+
+    Raises:
+        ValueError: as `check_card`.
+    """
+    before, after = _split(folder)
+    first = next(iter(systems.values()))
+    lines = [f"{title}: {first['n']} studies, 95 % intervals by bootstrap over studies.", ""]
+    lines += [f"| | {' | '.join(systems)} |", f"|---|{'---|' * len(systems)}"]
+    signatures: dict[str, list[str]] = {}
+    for metric, score in first["metrics"].items():
+        cells = [_cell(one["metrics"].get(metric)) for one in systems.values()]
+        lines.append(f"| `{metric}` | {' | '.join(cells)} |")
+        signatures.setdefault(score["signature"], []).append(f"`{metric}`")
+    lines += ["", "Signatures:", "", *(f"- {', '.join(names)}: `{one}`" for one, names in signatures.items())]
+    if first["skipped"]:
+        lines += ["", f"Not measured: {', '.join(f'`{name}`' for name in first['skipped'])}."]
+    _write(folder, "\n".join([before + BEGIN, *lines, END + after]))
+
+
+def _split(folder: Path) -> tuple[str, str]:
+    """What stands in a card before and after its scores."""
+    path = folder / CARD
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        what = f"has no lines {BEGIN} and {END}" if text else "is missing"
+        raise ValueError(f"{path} {what}; `raddraft train` writes such a card beside the model it trains")
+    return before, after
+
+
+def _write(folder: Path, text: str) -> None:
+    with write_whole(folder / CARD) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _cell(score: Mapping[str, float] | None) -> str:
+    return "-" if score is None else f"{score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]"
+
+
+def _source(study: Study) -> str:
+    return f"{SYNTHETIC} (synthetic)" if study.source == SYNTHETIC else study.source or "not stated"
+
+
+def _hub_id(name: str) -> str | None:
+    """The hub id behind the name of a tower or language model; None for a local folder."""
+    from encoder.towers import TOWERS
+
+    if card := TOWERS.get(name):
+        return None if card.converted else card.source
+    return name if re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) and not Path(name).is_dir() else None
+
+
+def _named(name: str) -> str:
+    return (
+        f"`{_hub_id(name)}`" if _hub_id(name) else f"local folder `{Path(name).name}`" if "/" in name else f"`{name}`"
+    )
+
+
+def _reads(prompt: PromptConfig) -> str:
+    texts = [*(["the previous study with its report"] if prompt.prior else []), *prompt.context]
+    return PICTURES[prompt.images] + (f" (with, where there is one, {', '.join(texts)})" if texts else "")
+
+
+def _parts(model: ModelConfig, train: TrainConfig) -> dict[str, str]:
+    """What was joined, and how the loop ran."""
+    if model.vlm:
+        parts = {"Vision-language model": f"{_named(model.vlm)}, its tower frozen"}
+    else:
+        size = f" at {model.image_size} px" if model.image_size else ""
+        parts = {
+            "Vision tower": f"{_named(model.tower)}{size}, hidden state {model.feature_layer}",
+            "Projector": "two layers, from random weights",
+            "Language model": _named(model.lm),
+        }
+    if any(stage.lm == "lora" for stage in train.stages):
+        lora = train.lora
+        parts["LoRA"] = f"rank {lora.rank}, alpha {lora.alpha}, dropout {lora.dropout:g}; merged into the weights"
+    precision = "" if train.precision == "no" else f", {train.precision} mixed precision"
+    parts["Optimiser"] = (
+        f"AdamW, {train.batch_size} studies a step, gradients cut to norm {train.max_grad_norm:g}, seed {train.seed}"
+        f"{precision}; frozen weights held in {model.dtype}{'' if model.quantize == 'no' else f', {model.quantize}'}"
+    )
+    return parts
+
+
+def _stage_row(stage: Stage) -> list[str]:
+    tower = f"last {stage.tower} blocks" if isinstance(stage.tower, int) and stage.tower else stage.tower or "frozen"
+    rates = [f"{stage.epochs:g}", f"{stage.lr:g}", f"{stage.schedule}, warm-up {stage.warmup:g}"]
+    return [*rates, f"{stage.weight_decay:g}", "trains" if stage.projector else "frozen", stage.lm, str(tower)]
+
+
+def _validations(log: Path) -> list[str]:
+    """For each stage its first and its lowest validation loss."""
+    rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    stages: dict[int, list[dict[str, Any]]] = {}
+    for row in rows:
+        if "val_loss" in row:
+            stages.setdefault(row["stage"], []).append(row)
+    return [
+        f"stage {number + 1}: {_loss(part[0])}, lowest {_loss(min(part, key=lambda row: row['val_loss']))}"
+        for number, part in stages.items()
+    ]
+
+
+def _loss(row: Mapping[str, Any]) -> str:
+    return f"{row['val_loss']:.4f} at step {row['step']}"
+
+
+def _messages(prompt: PromptConfig) -> str:
+    """The messages for a study with one picture, as Python."""
+    sections = {name: "…" for name in prompt.context if name != "view"}
+    messages = prompt.messages(Study("", "", "test", [StudyImage(Path(), "PA")], sections))
+    for part in messages[0]["content"]:
+        if part["type"] == "image":
+            part["path"] = "chest.png"
+    return pformat(messages, width=112, sort_dicts=False)
