@@ -51,6 +51,13 @@ def prepare_model(model: nn.Module, accelerator: Accelerator, shard: bool) -> nn
     return accelerator.prepare_model(model, device_placement=False, evaluation_mode=True)  # that is, without DDP
 
 
+def release_model(model: nn.Module, wrapped: nn.Module, accelerator: Accelerator) -> None:
+    """Undo what `prepare_model` did to the forward pass, and forget the optimizer, so that both can be made anew."""
+    accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
+    vars(model).pop("_is_accelerate_prepared", None)  # or Accelerate would not switch mixed precision on again
+    accelerator.free_memory()
+
+
 def _cut(model: nn.Module, accelerator: Accelerator) -> None:
     """Share out each transformer block, and then what is left.
 

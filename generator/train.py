@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from encoder.features import FeatureStore, compute_features, read_features
-from encoder.sharding import check_launch, clip_gradients, prepare_model
+from encoder.sharding import check_launch, clip_gradients, prepare_model, release_model
 from encoder.studies import Study
 from generator.checkpoints import Progress, RunFolder
 from generator.data import IGNORE, Example, ExampleDataset, batch_indices, load_micro_batches, split_batch
@@ -259,8 +259,7 @@ def train(
             if progress.step % config.save_every == 0 and progress.step < n_steps:
                 run.save(model, progress, optimizer)
         bar.close()
-        accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
-        accelerator.free_memory()
+        release_model(model, wrapped, accelerator)
         if validate:
             run.load_best(model)
         progress = Progress(stage=number + 1)
