@@ -265,7 +265,7 @@ def test_hidden_patches_are_tinted_and_the_others_are_grey() -> None:
 @pytest.mark.parametrize("n_local", [0, 3])
 def test_the_action_draws_what_can_be_read_and_names_what_cannot(tmp_path, studies_file, capsys, n_local) -> None:
     (tmp_path / "0.png").write_bytes(b"no picture")
-    sizes = ("--views.global_size", 28, "--views.local_size", 14, "--views.n_local", n_local)
+    sizes = ("--pretrain.views.global_size", 28, "--pretrain.views.local_size", 14, "--pretrain.views.n_local", n_local)
     status, _ = run("views", "--studies", studies_file, "--out", tmp_path / "views.png", *sizes, "--count", 3)
     assert status == 1
     said = capsys.readouterr().out
@@ -276,7 +276,9 @@ def test_the_action_draws_what_can_be_read_and_names_what_cannot(tmp_path, studi
 
 
 def test_the_action_refuses_sizes_that_are_no_whole_patches(tmp_path, studies_file) -> None:
-    status, sentence = run("views", "--studies", studies_file, "--out", tmp_path / "x.png", "--views.local_size", 100)
+    status, sentence = run(
+        "views", "--studies", studies_file, "--out", tmp_path / "x.png", "--pretrain.views.local_size", 100
+    )
     assert status == 1
     assert "A view of 100 pixels is not a multiple of patch_size = 14" in sentence
 

@@ -72,7 +72,8 @@ def test_sex_is_told_where_it_shows_and_not_where_it_is_only_recorded(tmp_path) 
     value, low, high = auroc(hidden, spec, tmp_path)
     assert low < 0.5 < high
     assert abs(value - 0.5) < 0.12
-    assert auroc(hidden, TargetSpec("multiclass", ("image.view",)), tmp_path)[0] > 0.9, "what does show is still told"
+    view = auroc(hidden, TargetSpec("multiclass", ("image.view",)), tmp_path)
+    assert view[1] > 0.6, "what does show is still told: the lower end of the interval"
 
 
 def test_a_linear_head_on_pretrained_patches_finds_the_lungs(tmp_path) -> None:

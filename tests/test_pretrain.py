@@ -29,7 +29,7 @@ from encoder.recipe import Architecture, PretrainConfig, Watch, load_start
 from encoder.studies import Study, StudyImage, read_studies, write_studies
 from encoder.towers import load_tower
 from tests.test_cli import files_no_larger_than
-from tests.test_train import LAUNCH_TWO, count_processes, environment
+from tests.test_train import LAUNCH_TWO, count_processes, environment, stop
 
 TINY = PretrainConfig(
     tower=None,
@@ -200,19 +200,17 @@ def test_two_processes_that_share_the_model_out_follow_one(manifest, tmp_path, s
             env=environment(),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            start_new_session=True,
         )
         while process.poll() is None and not list(tmp_path.glob("run/checkpoints/step-*")):
             time.sleep(0.002)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        stop(process)
         assert 0 < len(read_log(tmp_path / "run")) < 12, "killed in the middle"
     rest = command(path, tmp_path / "run") if stops == "shared" else two
     subprocess.run(rest, env=environment(), check=True, capture_output=True)
     assert count_processes(tmp_path / "run") == (1 if stops == "shared" else 2)
     for one, other in zip(read_log(tmp_path / "one"), read_log(tmp_path / "run"), strict=True):
         for name in ("loss", "dino_local", "dino_global", "ibot", "koleo", "grad_norm_backbone", "grad_norm_head"):
-            assert other[name] == pytest.approx(one[name], abs=1e-4), f"{name} at step {one['step']}"
+            assert other[name] == pytest.approx(one[name], rel=1e-5, abs=1e-4), f"{name} at step {one['step']}"
     for file in ("model.safetensors", "dino_head.safetensors"):
         one, other = (load_file(tmp_path / run / "model" / file) for run in ("one", "run"))
         assert one.keys() == other.keys()

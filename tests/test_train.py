@@ -210,6 +210,12 @@ def test_killed_and_resumed_gives_the_same_losses_to_the_last_bit(studies_file, 
 LAUNCH_TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m")
 
 
+def stop(process: subprocess.Popen) -> None:
+    """End a run of one process or, since SIGKILL would leave the other processes running, of several."""
+    process.terminate()
+    process.wait()
+
+
 def count_processes(run: Path) -> int:
     """How many processes wrote the newest checkpoint."""
     return len(torch.load(next(run.glob("checkpoints/st*/state.pt")), weights_only=True)["random"])
@@ -235,12 +241,11 @@ def test_a_run_goes_on_with_another_number_of_processes(studies_file, parts_conf
     expected = losses(tmp_path / "whole")
 
     log = tmp_path / "two-one" / "log.jsonl"
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen(command(config, tmp_path / "two-one", LAUNCH_TWO), env=environment(), **quiet)
     while process.poll() is None and (not log.is_file() or log.read_text().count('"loss"') < 9):
         time.sleep(0.002)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    stop(process)
     assert 0 < len(losses(tmp_path / "two-one")) < len(expected), "killed in the middle"
     run_here(config, tmp_path / "two-one")
 
@@ -275,7 +280,7 @@ def close_models(one: Path, other: Path) -> None:
 @pytest.mark.parametrize("lm", ["full", "lora"])
 def test_two_processes_that_share_the_model_out_follow_one(studies_file, parts_config, tmp_path, lm) -> None:
     """The second stage trains more than the first; adapters beside frozen weights in one block."""
-    stages = [{"lr": 1e-3}, {"lr": 1e-3, "lm": lm, "tower": 1}]
+    stages = [{"lr": 1e-3, "epochs": 1}, {"lr": 1e-3, "epochs": 1, "lm": lm, "tower": 1}]
     settings = {"stages": stages, "batch_size": 7, "lora": {"dropout": 0.0}, "activation_checkpointing": True}
     run_here(write_config(tmp_path, studies_file, parts_config, **settings), tmp_path / "one")
     config = write_config(tmp_path, studies_file, parts_config, **settings, shard=True)
@@ -300,12 +305,11 @@ def test_a_run_goes_on_with_the_model_shared_out_or_whole(studies_file, parts_co
     expected = losses(tmp_path / "whole")
     log = tmp_path / "run" / "log.jsonl"
     launchers = {1: ("-m",), 2: LAUNCH_TWO}
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen(command(config, tmp_path / "run", launchers[first]), env=environment(), **quiet)
     while process.poll() is None and (not log.is_file() or log.read_text().count('"loss"') < 6):
         time.sleep(0.002)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    stop(process)
     assert 0 < len(losses(tmp_path / "run")) < len(expected), "killed in the middle"
     rest = command(config, tmp_path / "run", launchers[3 - first])
     subprocess.run(rest, env=environment(), check=True, capture_output=True)
