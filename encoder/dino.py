@@ -163,7 +163,7 @@ def koleo(x: Tensor) -> Tensor:
     Neighbours are looked for in the batch of all processes.
     """
     x = functional.normalize(x.float(), dim=-1, eps=1e-8)
-    everyone = gather(x)  # [N * processes, D]
+    everyone = gather_rows(x)  # [N * processes, D]
     first = dist.get_rank() * len(x) if is_distributed() else 0
     with torch.no_grad():
         cosines = x @ everyone.T
@@ -185,7 +185,7 @@ def sum_processes(x: Tensor) -> Tensor:
     return x
 
 
-def gather(x: Tensor) -> Tensor:
+def gather_rows(x: Tensor) -> Tensor:
     """Rows [N, D] of all processes, in their order; gradients flow back to the process they came from."""
     if not is_distributed():
         return x
@@ -326,7 +326,7 @@ def tokens(backbone: Any, crops: Tensor, masks: Tensor | None = None) -> tuple[T
 @torch.no_grad()
 def collapse_signs(answers: Tensor, classes: Tensor) -> dict[str, Tensor]:
     """See `Dino.forward`; answers [N, K] are probabilities, classes [N, D] features."""
-    mean = answers.mean(0)
+    mean = sum_processes(answers.mean(0)) / (dist.get_world_size() if is_distributed() else 1)
     unit = functional.normalize(classes.float(), dim=-1)
     return {
         "teacher_entropy": torch.special.entr(answers).sum(-1).mean(),

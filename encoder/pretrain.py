@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -26,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from encoder.augment import Views
 from encoder.dino import Dino, parameter_groups
 from encoder.features import FeatureConfig, digest_files, store_features
+from encoder.files import cut_log, whole_folder
 from encoder.fitting import ProbeConfig
 from encoder.images import ImageError, load_image
 from encoder.probe import run_probe
@@ -65,12 +65,7 @@ def pretrain(sources: Sequence[Sequence[Study]], labelled: Sequence[Study], out:
     from accelerate.utils import set_seed
     from tqdm import tqdm
 
-    accelerator = Accelerator(
-        mixed_precision=config.precision,
-        log_with=config.trackers or None,
-        project_dir=out,
-        step_scheduler_with_optimizer=False,
-    )
+    accelerator = Accelerator(mixed_precision=config.precision, log_with=config.trackers or None, project_dir=out)
     check_launch(accelerator, "pretrain.shard")
     if config.trackers:
         accelerator.init_trackers("raddraft")
@@ -117,9 +112,11 @@ def pretrain(sources: Sequence[Sequence[Study]], labelled: Sequence[Study], out:
     )
     watches = [(watch, _val_target(labelled, watch)) for watch in config.watch]
     drawn = [study.main_image.path for study in labelled if study.split == "val"][: config.pictures]
-    if step == 0 and accelerator.is_main_process and watches:  # also finds what cannot be measured before the run
-        run.log_probes(0, watch_tower(start, watches, config))
-    accelerator.wait_for_everyone()
+    if step == 0 and watches:  # also finds what cannot be measured before the run
+        weights = gather(model.teacher.state_dict().items(), accelerator)
+        if accelerator.is_main_process:
+            run.log_probes(0, watch_tower(run.teacher(weights), watches, config))
+        accelerator.wait_for_everyone()
     bar = tqdm(total=config.steps, initial=step, unit="step", disable=not accelerator.is_main_process)
 
     while step < config.steps:
@@ -224,11 +221,8 @@ class Run:
         """Load the newest checkpoint and return its step; log lines of steps that will be done again are cut off."""
         newest = self.newest
         step = int(newest.name.removeprefix("step-")) if newest else 0
-        log = self.folder / "log.jsonl"
-        if self.accelerator.is_main_process and log.is_file():
-            lines = [line for line in log.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-            with write_whole(log) as temporary:
-                temporary.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
+        if self.accelerator.is_main_process:
+            cut_log(self.folder / "log.jsonl", lambda row: row["step"] <= step)
         if newest:
             self.accelerator.print(f"resuming from {newest}")
             load_tensors(model, load_file(newest / "model.safetensors"))
@@ -239,13 +233,10 @@ class Run:
         """Write a checkpoint: weights of student and teacher, centres, optimizer, random states."""
         weights, state = gather(model.state_dict().items(), self.accelerator), run_state(self.accelerator, optimizer)
         if self.accelerator.is_main_process:
-            temporary = self._checkpoints / f".step-{step:09d}.tmp"
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir()
-            save_file(weights, temporary / "model.safetensors")
-            torch.save(state, temporary / "state.pt")
             old = list(self._checkpoints.glob("step-*"))
-            os.replace(temporary, self._checkpoints / temporary.name[1:].removesuffix(".tmp"))
+            with whole_folder(self._checkpoints / f"step-{step:09d}") as temporary:
+                save_file(weights, temporary / "model.safetensors")
+                torch.save(state, temporary / "state.pt")
             for checkpoint in old:
                 shutil.rmtree(checkpoint)
         self.accelerator.wait_for_everyone()
@@ -280,16 +271,12 @@ class Run:
         best = json.loads(record.read_text()) if record.is_file() else None
         if best and best["step"] < step and score is not None and score <= best["score"]:
             return
-        target = self.folder / "model"
-        temporary = target.with_name(f".model.{os.getpid()}.tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        tower.model.save_pretrained(temporary)
-        tower.processor.save_pretrained(temporary)
         root = "head."
         head = {name[len(root) :]: value for name, value in weights.items() if name.startswith(root)}
-        save_file(head, temporary / "dino_head.safetensors")
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(temporary, target)
+        with whole_folder(self.folder / "model") as temporary:
+            tower.model.save_pretrained(temporary)
+            tower.processor.save_pretrained(temporary)
+            save_file(head, temporary / "dino_head.safetensors")
         with write_whole(record) as path:
             path.write_text(json.dumps({"step": step, "score": score, "probes": found}) + "\n")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from encoder.files import cut_log, whole_folder
 from encoder.sharding import gather, load_run_state, load_tensors, run_state
 from encoder.studies import write_whole
 
@@ -62,13 +62,9 @@ class RunFolder:
         """Where to go on; log lines of steps that will be done again are cut off."""
         newest = self.newest
         progress = Progress(**json.loads((newest / "progress.json").read_text())) if newest else Progress()
-        log = self.folder / "log.jsonl"
-        if self.accelerator.is_main_process and log.is_file():
-            with open(log, encoding="utf-8") as file:
-                lines = [line for line in file if line.endswith("\n")]
-            done = [line for line in lines if _position(line) <= (progress.stage, progress.step)]
-            with write_whole(log) as temporary:
-                temporary.write_text("".join(done), encoding="utf-8")
+        done = (progress.stage, progress.step)
+        if self.accelerator.is_main_process:
+            cut_log(self.folder / "log.jsonl", lambda row: (row["stage"], row["step"]) <= done)
         if newest:
             self.accelerator.print(f"resuming from {newest}")
         return progress
@@ -88,14 +84,11 @@ class RunFolder:
         weights, state = self._gather(model), run_state(self.accelerator, optimizer)
         if self.accelerator.is_main_process:
             name = f"stage-{progress.stage:02d}-step-{progress.step:08d}"
-            temporary = self._checkpoints / f".{name}.tmp"
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir()
-            save_file(weights, temporary / "weights.safetensors")
-            (temporary / "progress.json").write_text(json.dumps(asdict(progress)))
-            torch.save(state, temporary / "state.pt")
             old = list(self._checkpoints.glob("stage-*-step-*"))
-            os.replace(temporary, self._checkpoints / name)
+            with whole_folder(self._checkpoints / name) as temporary:
+                save_file(weights, temporary / "weights.safetensors")
+                (temporary / "progress.json").write_text(json.dumps(asdict(progress)))
+                torch.save(state, temporary / "state.pt")
             for checkpoint in old:
                 if checkpoint.name != name:
                     shutil.rmtree(checkpoint)
@@ -124,8 +117,3 @@ class RunFolder:
     def _gather(self, model: nn.Module) -> dict[str, torch.Tensor]:
         named = dict(model.named_parameters())
         return gather(((name, named[name]) for name in sorted(self.trained)), self.accelerator)
-
-
-def _position(line: str) -> tuple[int, int]:
-    row = json.loads(line)
-    return row["stage"], row["step"]

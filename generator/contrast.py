@@ -14,19 +14,19 @@ letter the plain loss comes to that too). The same in other words still counts a
 from __future__ import annotations
 
 import math
-import os
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from encoder.files import whole_folder
+from encoder.images import PixelMapping
 from encoder.studies import Study
 from encoder.tower import Tower
 from generator.checkpoints import RunFolder
@@ -175,7 +175,7 @@ def contrast(
     out: Path,
     tower: Tower,
     config: ContrastConfig,
-    image_mapping: Literal["window", "minmax", "percentile"] = "window",
+    image_mapping: PixelMapping = "window",
 ) -> Path:
     """Train a tower on pictures and reports, and return the folder it is saved in: OUT/tower, of the lowest val loss.
 
@@ -293,10 +293,7 @@ def _batches(n: int, n_batches: int, seed: int, start: int, n_steps: int) -> Ite
 
 def _save_tower(tower: Tower, folder: Path) -> Path:
     """Model and image processor as an ordinary folder, whole or not at all."""
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    tower.model.eval().requires_grad_(True).cpu().save_pretrained(temporary)
-    tower.processor.save_pretrained(temporary)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(temporary, folder)
+    with whole_folder(folder) as temporary:
+        tower.model.eval().requires_grad_(True).cpu().save_pretrained(temporary)
+        tower.processor.save_pretrained(temporary)
     return folder

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,9 +15,10 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
-from encoder.images import ImageError, load_image
+from encoder.images import ImageError, PixelMapping, load_image
 from encoder.studies import Study
 from encoder.tower import Tower
+from generator.confidence import split_sentences
 from generator.prompts import PromptConfig
 from generator.tiny import train_tokenizer
 
@@ -47,7 +47,7 @@ def gather_pairs(
     studies: Mapping[str, Sequence[Study]],
     tower: Tower,
     config: ContrastConfig,
-    mapping: str,
+    mapping: PixelMapping,
     out: Path,
     stack: ExitStack,
 ) -> tuple[dict[str, Pairs], PreTrainedTokenizerFast]:
@@ -74,8 +74,7 @@ def gather_pairs(
 
 def key_of(report: str) -> str:
     """The same for reports that differ in case, white space and order of the sentences only."""
-    sentences = re.split(r"(?<=[.!?])\s", " ".join(report.lower().split()))
-    return " ".join(sorted(sentences))
+    return " ".join(sorted(split_sentences(" ".join(report.lower().split()))))
 
 
 def _tokenise(texts: Sequence[str], tokenizer: PreTrainedTokenizerFast, most: int) -> Tensor:
@@ -89,7 +88,7 @@ def _tokenise(texts: Sequence[str], tokenizer: PreTrainedTokenizerFast, most: in
 class _Pictures(Dataset):
     """Grey values on the tower's input grid, uint8 [H, W]; or a sentence where a file cannot be read."""
 
-    def __init__(self, paths: Sequence[Path], processor: Any, mapping: str) -> None:
+    def __init__(self, paths: Sequence[Path], processor: Any, mapping: PixelMapping) -> None:
         self.paths, self.processor, self.mapping = paths, processor, mapping
 
     def __len__(self) -> int:
@@ -97,7 +96,7 @@ class _Pictures(Dataset):
 
     def __getitem__(self, row: int) -> np.ndarray | str:
         try:
-            image = load_image(self.paths[row], mapping=self.mapping).convert("RGB")  # type: ignore[arg-type]
+            image = load_image(self.paths[row], mapping=self.mapping).convert("RGB")
         except (ImageError, OSError) as error:
             return str(error)
         plain = {"do_rescale": False, "do_normalize": False, "return_tensors": "pt"}
@@ -105,7 +104,7 @@ class _Pictures(Dataset):
 
 
 def _decode(
-    paths: Sequence[Path], tower: Tower, mapping: str, config: ContrastConfig, spill: Path, stack: ExitStack
+    paths: Sequence[Path], tower: Tower, mapping: PixelMapping, config: ContrastConfig, spill: Path, stack: ExitStack
 ) -> tuple[np.ndarray, list[int]]:
     """Pictures [n, H, W] of the files that can be read, and their positions; `stack` removes the file `spill`."""
     from tqdm import tqdm

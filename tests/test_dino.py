@@ -146,9 +146,9 @@ def test_sinkhorn_survives_logits_far_apart():
     assert sinkhorn(torch.tensor([[1000.0, 0.0], [0.0, 1000.0], [-1000.0, 1000.0]]), 0.04).isfinite().all()
 
 
-def test_koleo_of_two_orthogonal_pairs():
-    x = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0], [0.0, 3.0]])
-    assert float(koleo(x + torch.tensor([0.0, 0.1]))) < float(-math.log(1e-8)) + 1
+def test_koleo_of_equal_and_of_orthogonal_directions():
+    same = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0], [0.0, 3.0]])
+    assert float(koleo(same)) > 15, "vectors of one direction have no distance"
     far = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     assert float(koleo(far)) == pytest.approx(-math.log(math.sqrt(2)), abs=1e-5)
 
