@@ -15,13 +15,15 @@ from encoder.features import FeatureStore, prepare_pixels
 from encoder.images import ImageError
 from encoder.studies import Study
 from generator.priors import find_priors
+from metrics.rules import OBSERVATIONS
 
 if TYPE_CHECKING:
-    from transformers import LlavaProcessor
+    from transformers import LlavaProcessor, PreTrainedTokenizerBase
 
     from generator.model import Drafter
 
 IGNORE = -100  # target that the cross-entropy passes over
+MOST_OBSERVATIONS = 100  # tokens of the first answer, where observations are named before the report
 
 
 @dataclass
@@ -34,7 +36,10 @@ class Example:
     prompt: list[int]
     """Token ids of the prompt, with one image token for each image feature."""
     answer: list[int]
-    """Token ids of the report and its end token; empty for generation."""
+    """Token ids of the report and its end token; empty for generation. Where observations are named first, theirs, the
+    request for the report, and the report."""
+    given: range = range(0)
+    """Where in the answer that request stands, which is not to be learnt."""
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.answer)
@@ -60,15 +65,21 @@ def encode(drafter: Drafter, studies: Sequence[Study], answers: bool, reserve: i
     priors = find_priors(studies) if drafter.prompt.prior else {}
     texts = [render_prompt(drafter, study, priors.get(study.study_id)) for study in kept]
     prompts = tokenizer([text.replace(image_token, image_token * n_image) for text in texts], add_special_tokens=False)
-    targets = [""] * len(kept)
+    request = follow_up_tokens(drafter) if drafter.prompt.findings_first else []
+    reserve += MOST_OBSERVATIONS + len(request) if request and not answers else 0
+    named: list[list[int]] = [[]] * len(kept)
+    reports = named
     if answers:
-        targets = [drafter.prompt.answer(study) or "" for study in kept]
-    replies = tokenizer(targets, add_special_tokens=False)
-    end = [tokenizer.eos_token_id] if answers else []
+        reports = _closed(tokenizer, [drafter.prompt.answer(study) or "" for study in kept])
+    if answers and request:
+        named = _closed(tokenizer, [drafter.prompt.observations(study) for study in kept])
     examples = []
-    for study, prompt, reply in zip(kept, prompts["input_ids"], replies["input_ids"], strict=True):
+    for study, prompt, first, report in zip(kept, prompts["input_ids"], named, reports, strict=True):
         pictures = drafter.prompt.pictures(study, priors.get(study.study_id))
-        example = Example(study.study_id, [image.path for image in pictures], prompt, reply + end)
+        answer, given = report, range(0)
+        if first:
+            answer, given = [*first, *request, *report], range(len(first), len(first) + len(request))
+        example = Example(study.study_id, [image.path for image in pictures], prompt, answer, given)
         if drafter.context_length is not None and len(example) + reserve > drafter.context_length:
             n_images = n_image * len(pictures)
             parts = f"{n_images} image tokens + {len(prompt) - n_images} of text"
@@ -79,6 +90,29 @@ def encode(drafter: Drafter, studies: Sequence[Study], answers: bool, reserve: i
             )
         examples.append(example)
     return examples
+
+
+def _closed(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    """The tokens of each text and the end token."""
+    return [[*line, tokenizer.eos_token_id] for line in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+
+
+def follow_up_tokens(drafter: Drafter) -> list[int]:
+    """What stands between the end token of the named observations and the report, by the chat template.
+
+    Raises:
+        ValueError: the chat template does not keep an earlier answer as it is.
+    """
+    answer, tokenizer = OBSERVATIONS[-1], drafter.processor.tokenizer
+    turns = [{"role": role, "content": [{"type": "text", "text": answer}]} for role in ("user", "assistant")]
+    messages = [*turns, drafter.prompt.follow_up()]
+    text = drafter.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    if text.count(answer) != 2:
+        raise ValueError(
+            "prompt.findings_first: the chat template of the language model does not keep the answer of an earlier turn"
+        )
+    rest = text.split(answer)[2].removeprefix(tokenizer.eos_token)
+    return tokenizer(rest, add_special_tokens=False)["input_ids"]
 
 
 def render_prompt(drafter: Drafter, study: Study, prior: Study | None = None) -> str:
@@ -168,7 +202,9 @@ def labels_of(items: Sequence[Item]) -> torch.Tensor:
     labels = torch.full((len(items), max(len(item.example.answer) for item in items) + 1), IGNORE)
     for row, item in enumerate(items):
         if item.example.answer and item.error is None:
-            labels[row, -len(item.example.answer) :] = torch.tensor(item.example.answer)
+            answer = torch.tensor(item.example.answer)
+            answer[item.example.given.start : item.example.given.stop] = IGNORE
+            labels[row, -len(answer) :] = answer
     return labels
 
 

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from encoder.studies import Study
 from generator.confidence import confidence, sentence_log_probs
-from generator.data import Example, ExampleDataset, Item
+from generator.data import MOST_OBSERVATIONS, Example, ExampleDataset, Item, follow_up_tokens
 from generator.model import Drafter
 
 if TYPE_CHECKING:
@@ -117,6 +117,8 @@ class Draft:
     """One text, or as many as were asked for."""
     log_probs: list[list[float]] | None = None
     """For each candidate the mean log-probability of the tokens of each sentence, if asked for."""
+    observations: str | None = None
+    """What the model named before it wrote, if it is one that does."""
 
     @property
     def text(self) -> str:
@@ -125,7 +127,8 @@ class Draft:
 
     def row(self) -> dict[str, Any]:
         """Its part of a line of predictions.jsonl."""
-        row: dict[str, Any] = {"candidates": self.candidates} if len(self.candidates) > 1 else {}
+        row: dict[str, Any] = {} if self.observations is None else {"observations": self.observations}
+        row |= {"candidates": self.candidates} if len(self.candidates) > 1 else {}
         if self.log_probs is None:
             return row
         return row | {"log_probs": self.log_probs, "confidence": confidence(self.candidates, self.log_probs, 0)}
@@ -234,6 +237,9 @@ def decode_batch(
         torch.manual_seed(config.seed * 1_000_003 + number)
     inputs = {key: value.to(model.device) for key, value in batch.items() if key not in NOT_FOR_GENERATE}
     inputs = {key: value.to(model.dtype) if value.is_floating_point() else value for key, value in inputs.items()}
+    observations: list[Any] = [None] * len(inputs["input_ids"])
+    if drafter.prompt.findings_first:
+        inputs, observations = _name_observations(drafter, inputs)
     if speculator is not None:
         from generator.speculate import speculate
 
@@ -252,9 +258,26 @@ def decode_batch(
         log_probs = [sentence_log_probs(tokenizer, *pair) for pair in zip(tokens, of_tokens, strict=True)]
     groups = [slice(at, at + config.candidates) for at in range(0, len(texts), config.candidates)]
     return [
-        Draft([text.strip() for text in texts[group]], log_probs[group] if config.confidence else None)
-        for group in groups
+        Draft([text.strip() for text in texts[group]], log_probs[group] if config.confidence else None, named)
+        for group, named in zip(groups, observations, strict=True)
     ]
+
+
+def _name_observations(drafter: Drafter, inputs: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """Let the model name what it sees, the most likely tokens whatever the report's decoding.
+
+    Returns:
+        Inputs that go on with the answer and the request for the report, and the answers.
+    """
+    model: Any = drafter.model
+    tokenizer, request, ends = drafter.processor.tokenizer, follow_up_tokens(drafter), end_tokens(model)
+    new = model.generate(**inputs, max_new_tokens=MOST_OBSERVATIONS, do_sample=False)[:, inputs["input_ids"].shape[1] :]
+    answers = [[token for token in _until_end(line, ends) if token not in ends] for line in new.tolist()]
+    lines = zip(inputs["input_ids"], inputs["attention_mask"].bool(), answers, strict=True)
+    rows = [[*ids[mask].tolist(), *answer, tokenizer.eos_token_id, *request] for ids, mask, answer in lines]
+    padded = tokenizer.pad({"input_ids": rows}, padding_side="left", return_tensors="pt").to(model.device)
+    texts = tokenizer.batch_decode(answers, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return inputs | dict(padded), [text.strip() for text in texts]
 
 
 def _sample(model: Any, inputs: dict[str, torch.Tensor], config: DecodeConfig) -> list[list[int]]:

@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from encoder.studies import Study, StudyImage
+from metrics.rules import OBSERVATIONS, label
 
 # Used where the tokenizer of the language model brings no chat template.
 PLAIN_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "{% if message['role'] == 'user' %}USER: {{ message['content'] }}\n"
-    "{% elif message['role'] == 'assistant' %}ASSISTANT: {{ message['content'] }}{{ eos_token }}\n"
+    "{% elif message['role'] == 'assistant' %}ASSISTANT:{{ message['content'] }}{{ eos_token }}\n"
     "{% else %}{{ message['content'] }}\n{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
@@ -29,6 +30,8 @@ _FLATTEN = (
     "{%- set flat.messages = flat.messages + [{'role': message['role'], 'content': part.text}] -%}"
     "{%- endfor -%}{%- set messages = flat.messages -%}"
 )
+
+QUESTION = f"Which of these does this chest X-ray show? {', '.join(OBSERVATIONS)}."
 
 
 @dataclass
@@ -48,6 +51,10 @@ class PromptConfig:
     `generator.priors.find_priors` for which one that is."""
     instruction: str | None = None
     """The request itself; by default "Describe the TARGETS of this chest X-ray."."""
+    findings_first: bool = False
+    """Two turns: the model first names which of the 14 CheXpert observations it sees, then writes the report (as M4CXR,
+    arXiv 2408.16213). To learn from, the manifest's labels are taken, or where it has none those of the report's rules;
+    what is uncertain is not named."""
 
     def __post_init__(self) -> None:
         if not self.targets:
@@ -61,7 +68,10 @@ class PromptConfig:
         return [image for one in self._shown(study, prior) for image in self._choose(one)]
 
     def messages(self, study: Study, prior: Study | None = None) -> list[dict[str, Any]]:
-        """Chat messages that ask for the report of `study`, with a placeholder for each of its `pictures`."""
+        """Chat messages that ask about `study`, with a placeholder for each of its `pictures`.
+
+        They ask for its report, or with `findings_first` for its observations; `follow_up` then asks for the report.
+        """
         content: list[dict[str, Any]] = []
         for one, when in zip(self._shown(study, prior), ("", "prior "), strict=False):
             for image in self._choose(one):
@@ -75,12 +85,26 @@ class PromptConfig:
             value = study.main_image.view if name == "view" else study.sections.get(name)
             if value and value.strip():
                 lines.append(f"{name.capitalize()}: {value.strip()}")
-        lines.append(self.instruction or f"Describe the {' and '.join(self.targets)} of this chest X-ray.")
+        lines.append(QUESTION if self.findings_first else self._request)
         return [{"role": "user", "content": [*content, {"type": "text", "text": "\n".join(lines)}]}]
+
+    def follow_up(self) -> dict[str, Any]:
+        """The message that asks for the report once the observations are named."""
+        return {"role": "user", "content": [{"type": "text", "text": self._request}]}
+
+    def observations(self, study: Study) -> str:
+        """The observations to name first: "Cardiomegaly, Edema", or "No Finding"."""
+        known = any(study.labels.get(name) is not None for name in OBSERVATIONS)
+        labels = study.labels if known else label(self._report(study))
+        return ", ".join(name for name in OBSERVATIONS[:-1] if labels.get(name) == 1) or OBSERVATIONS[-1]
 
     def answer(self, study: Study) -> str | None:
         """The text to learn, or None where the study lacks one of the sections."""
         return self._report(study) if all(study.sections.get(name, "").strip() for name in self.targets) else None
+
+    @property
+    def _request(self) -> str:
+        return self.instruction or f"Describe the {' and '.join(self.targets)} of this chest X-ray."
 
     def _report(self, study: Study) -> str:
         """Those of the target sections that a study has."""

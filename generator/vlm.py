@@ -11,7 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,9 +53,11 @@ class ChatDrafter(Drafter):
         """Studies as chat messages, and with `answers` the report's tokens as the chat template ends them.
 
         Raises:
-            ValueError: with `answers`, where there is no chat template, or it does not tell where an answer begins and
-                ends; a text longer than the language model's context.
+            ValueError: a prompt in two turns; with `answers`, where there is no chat template, or it does not tell
+                where an answer begins and ends; a text longer than the language model's context.
         """
+        if self.prompt.findings_first:
+            raise ValueError(f"{self._name} was not built here, so prompt.findings_first is not for it")
         priors = find_priors(studies) if self.prompt.prior else {}
         examples = []
         for study in studies:
@@ -70,7 +72,7 @@ class ChatDrafter(Drafter):
                 messages = [*messages, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
                 reply = self._reply(study, messages, prompt)
             images = [image.path for image in self.prompt.pictures(study, prior)]
-            example = ChatExample(study.study_id, images, prompt, reply, messages)
+            example = ChatExample(study.study_id, images, prompt, reply, messages=messages)
             if self.context_length is not None and len(example) + reserve > self.context_length:
                 raise ValueError(
                     f"Study {study.study_id!r}: {len(example)} tokens of text + {reserve} for the draft exceed the "
@@ -113,7 +115,7 @@ class ChatDrafter(Drafter):
 class ChatExample(Example):
     """One study as messages. Its `prompt` and `answer` are token ids with a single placeholder for each picture."""
 
-    messages: Messages
+    messages: Messages = field(default_factory=list)
     """The prompt, and for training the answer; pictures stand as {"type": "image"}."""
 
 
@@ -274,8 +276,8 @@ def _load_chat(name: str, dtype: str, remote_code: bool) -> ChatDrafter:
     processor.tokenizer.padding_side = "left"
     if processor.tokenizer.pad_token is None:  # padding is masked everywhere, so sharing a token does no harm
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
-    for field in DECODING:
-        setattr(model.generation_config, field, None)
+    for setting in DECODING:
+        setattr(model.generation_config, setting, None)
     model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
     model.generation_config.eos_token_id = sorted(end_tokens(model) or {processor.tokenizer.eos_token_id})
     return ChatDrafter(model.eval(), processor)

@@ -76,6 +76,7 @@ def write_card(
         counts=dict(sorted(counts.items())),
         whole="tower" not in (read_sidecar(folder) or {}),
         messages=_messages(prompt),
+        follow_up=prompt.follow_up() if prompt.findings_first else None,
         scores=f"{BEGIN}\n{NO_SCORES}\n{END}",
     )
     _write(folder, f"{card.content.strip()}\n")

@@ -99,6 +99,8 @@ def print_drafts(file: Path) -> None:
         for line in lines:
             row = json.loads(line)
             print(f"\n{row['study_id']}\n{BANNER}\n")
+            if "observations" in row:
+                print(textwrap.fill(f"Observations: {row['observations']}", width, initial_indent="  "))
             print(textwrap.fill(row["prediction"] or "(empty)", width, initial_indent="  ", subsequent_indent="  "))
     print()
 

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoTokenizer
 
 from encoder.studies import Study, StudyImage
 from generator.controls import shuffle_images
-from generator.data import encode
-from generator.generate import DecodeConfig, generate
+from generator.data import IGNORE, encode
+from generator.generate import DecodeConfig, decode, generate
 from generator.model import Drafter, ModelConfig, build, load
 from generator.priors import find_priors
 from generator.prompts import PromptConfig
+from generator.speculate import Speculator, index_reports
 from generator.train import Stage, TrainConfig, train
 from tests.conftest import SENTENCES
 
@@ -221,3 +225,117 @@ def test_shuffled_images_are_shuffled_in_the_prior_too(studies, parts_config) ->
     for study, example in zip(shuffled, encode(drafter, shuffled, answers=False), strict=True):
         assert study.subject_id not in {owner[path] for path in example.images}
         assert len(example.images) >= len(study.images)
+
+
+# Observations first --------------------------------------------------------------------------------------------------
+
+TWO_TURNS = PromptConfig(findings_first=True)
+
+
+def test_observations_come_from_labels_or_else_from_the_rules() -> None:
+    study = make_study(0, "P")
+    study.sections["findings"] = "Moderate left effusion. Possible pneumonia. Heart size normal."
+    assert TWO_TURNS.observations(study) == "Pleural Effusion"
+    study.labels = {"Edema": 1, "Cardiomegaly": 1, "Pneumonia": -1, "Fracture": 0, "Bacterial": 1}
+    assert TWO_TURNS.observations(study) == "Cardiomegaly, Edema"
+    study.labels = {"Edema": 0, "Pneumonia": -1}
+    assert TWO_TURNS.observations(study) == "No Finding"
+    study.labels = {"Edema": None, "Bacterial": 1}
+    assert TWO_TURNS.observations(study) == "Pleural Effusion"
+
+
+@pytest.fixture
+def roomy_config(tower_folder: Path, lm_folder: Path, tmp_path: Path) -> ModelConfig:
+    """Parts whose language model has room for the question."""
+    folder = tmp_path / "lm"
+    shutil.copytree(lm_folder, folder)
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | {"max_position_embeddings": 1024}))
+    return ModelConfig(str(tower_folder), str(folder))
+
+
+def two_turns(study: Study, *answers: str) -> list[dict[str, Any]]:
+    """The whole conversation, as far as answers are given."""
+    turns = [*TWO_TURNS.messages(study), TWO_TURNS.follow_up()]
+    said = [{"role": "assistant", "content": [{"type": "text", "text": text}]} for text in answers]
+    return [message for pair in zip(turns, said, strict=False) for message in pair] + turns[len(said) :][:1]
+
+
+def plain_answer(drafter: Drafter, study: Study, *answers: str) -> str:
+    """What plain transformers lets the model say next."""
+    processor, model = drafter.processor, cast(Any, drafter.model)
+    text = processor.apply_chat_template(two_turns(study, *answers), add_generation_prompt=True)
+    image = Image.open(study.main_image.path).convert("RGB")
+    inputs = processor(text=text, images=image, return_tensors="pt", add_special_tokens=False)
+    tokens = model.generate(**inputs, max_new_tokens=100)[0, inputs["input_ids"].shape[1] :]
+    return processor.decode(tokens, skip_special_tokens=True).strip()
+
+
+CHATML = (  # of Qwen and SmolLM2, whose end token is that of a turn
+    "{% for message in messages %}<s>{{ message['role'] }}\n{{ message['content'] }}</s>\n{% endfor %}"
+    "{% if add_generation_prompt %}<s>assistant\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize("template", [None, CHATML], ids=["plain", "chatml"])
+def test_both_answers_are_learnt_and_the_request_between_them_is_not(template, studies, roomy_config) -> None:
+    if template:
+        tokenizer = AutoTokenizer.from_pretrained(roomy_config.lm)
+        assert tokenizer.eos_token == "</s>"
+        tokenizer.chat_template = template
+        tokenizer.save_pretrained(roomy_config.lm)
+    drafter = Drafter(*build(roomy_config), TWO_TURNS)
+    processor = drafter.processor
+    [example, other] = encode(drafter, studies[:2], answers=True)
+    decode = partial(processor.tokenizer.decode, clean_up_tokenization_spaces=False)
+    whole = decode(example.prompt + example.answer)
+    n_image = example.prompt.count(processor.image_token_id)
+    named, report = TWO_TURNS.observations(studies[0]), studies[0].sections["findings"]
+    expected = processor.apply_chat_template(two_turns(studies[0], named, report), tokenize=False)
+    expected = expected.replace(processor.image_token, processor.image_token * n_image)
+    assert decode(processor.tokenizer(expected, add_special_tokens=False)["input_ids"]).strip() == whole
+    dataset = drafter.dataset([example, other])
+    labels = dataset.collate([dataset[0], dataset[1]])["labels"]
+    for study, line in zip(studies, labels, strict=False):
+        pieces = (TWO_TURNS.observations(study), study.sections["findings"])
+        assert decode(line[line != IGNORE]) == "".join(f"{piece}</s>" for piece in pieces)
+
+
+def test_a_template_that_drops_earlier_answers_is_refused(studies, roomy_config) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(roomy_config.lm)
+    tokenizer.chat_template = "{{ messages[-1]['content'] }}"
+    tokenizer.save_pretrained(roomy_config.lm)
+    with pytest.raises(ValueError, match="does not keep the answer of an earlier turn"):
+        encode(Drafter(*build(roomy_config), TWO_TURNS), studies, answers=True)
+
+
+def test_the_question_needs_room(studies, parts_config) -> None:
+    with pytest.raises(ValueError, match=r"for the draft exceed the context of 256 tokens"):
+        encode(Drafter(*build(parts_config), TWO_TURNS), studies, answers=False, reserve=20)
+
+
+def test_observations_are_named_and_then_the_report_is_written(studies, roomy_config, config, tmp_path) -> None:
+    for study in studies[::2]:
+        study.labels = {"Edema": 1, "Fracture": 1}
+    config = replace(config, stages=[replace(config.stages[0], epochs=100)])
+    drafter = load(train({"train": studies}, tmp_path / "run", roomy_config, TWO_TURNS, config))
+    rows = {}
+    choices = {"one": {}, "scored": {"confidence": True}, "several": {"candidates": 2, "confidence": True}}
+    for name, choice in choices.items():
+        decode = DecodeConfig(max_new_tokens=100, batch_size=4, **choice)
+        assert generate(drafter, studies, tmp_path / f"{name}.jsonl", decode, "model") == []
+        rows[name] = [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+    speculator = Speculator(index_reports(drafter, studies))
+    fast = [draft for _, drafts, _ in decode_all(drafter, studies, speculator) for draft in drafts]
+    assert [draft.text for draft in fast] == [row["prediction"] for row in rows["one"]]
+    assert {row["observations"] for row in rows["one"]} >= {"Edema, Fracture"}
+    assert len({row["prediction"] for row in rows["one"]}) > 2, "a model that always says the same would prove little"
+    for name in rows:
+        for study, row in zip(studies, rows[name], strict=True):
+            assert row["observations"] == plain_answer(drafter, study)
+            if name != "several":
+                assert row["prediction"] == plain_answer(drafter, study, row["observations"])
+
+
+def decode_all(drafter: Drafter, studies: list[Study], speculator: Speculator) -> Any:
+    return decode(drafter, studies, DecodeConfig(max_new_tokens=100, batch_size=4), speculator=speculator)
