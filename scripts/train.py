@@ -23,6 +23,7 @@ from typing import Any, Literal
 import yaml
 
 from encoder.studies import SPLITS, Study, read_studies, write_whole
+from generator.controls import shuffle_images
 from generator.model import ModelConfig
 from generator.plan import Gpu
 from generator.prompts import PromptConfig
@@ -39,6 +40,7 @@ def main(
     train: TrainConfig = TrainConfig(),  # noqa: B008
     image_mapping: Literal["window", "minmax", "percentile"] = "window",
     sources: list[str] | None = None,
+    control: Literal["shuffled-images"] | None = None,
     dry_run: bool = False,
     gpu: Gpu = "h100",
     gpus: int = 1,
@@ -53,20 +55,30 @@ def main(
         train: How the loop runs.
         image_mapping: How grey values become 8 bits: the window the file states, min-max, or percentiles.
         sources: Take only studies of these sources (the manifest's key `source`); by default all.
+        control: Train on pictures that belong to other subjects, to see what the reports alone teach: a run whose
+            validation loss is no lower than this one's has not learnt from its pictures.
         dry_run: Print what the run would take (parameters, tokens, arithmetic, memory, hours) and do nothing.
         gpu: What the dry run plans for.
         gpus: Number of them.
     """
     config: dict[str, Any] = {"model": asdict(model), "prompt": asdict(prompt), "train": asdict(train)}
-    config |= {"studies": str(studies.absolute()), "image_mapping": image_mapping, "sources": sources}
+    config |= {
+        "studies": str(studies.absolute()),
+        "image_mapping": image_mapping,
+        "sources": sources,
+        "control": control,
+    }
     parts = split_studies(read_studies(studies), sources)
+    if control:
+        parts = {name: shuffle_images([one for one in part if prompt.answer(one)]) for name, part in parts.items()}
     if dry_run:
         print(dry(parts["train"], model, prompt, train, gpu, gpus))
         return
     keep_config(out / "config.yaml", config)
     folder = _train(parts, out, model, prompt, train, image_mapping)
     if os.environ.get("RANK", "0") == "0":
-        write_card(folder, studies, parts, model, prompt, train)
+        if not control:
+            write_card(folder, studies, parts, model, prompt, train)
         print(f"model: {folder}")
 
 

@@ -18,7 +18,7 @@ import yaml
 from PIL import Image
 
 import scripts
-from encoder.studies import read_studies
+from encoder.studies import Study, read_studies
 from generator.checkpoints import RunFolder
 from generator.data import batch_indices, split_batch
 from generator.generate import DecodeConfig, generate
@@ -26,6 +26,7 @@ from generator.model import Drafter, LoraConfig, ModelConfig, add_lora, build, c
 from generator.prompts import PromptConfig
 from generator.train import Stage, TrainConfig, lr_factor, train
 from tests.conftest import ROOT
+from tests.test_cli import run
 from tests.test_towers import FAMILIES, save_tower
 
 
@@ -151,6 +152,24 @@ def test_training_learns(parts, parts_config, tmp_path) -> None:
     train(parts, tmp_path / "run", parts_config, PromptConfig(), config)
     values = [row[2] for row in losses(tmp_path / "run")]
     assert values[-1] < 0.6 * values[0]
+
+
+def test_the_control_trains_on_other_subjects_pictures(studies_file, tmp_path, monkeypatch) -> None:
+    studies = {study.study_id: study for study in read_studies(studies_file)}
+    owner = {study.main_image.path: study.subject_id for study in studies.values()}
+    seen: dict[str, list[Study]] = {}
+    monkeypatch.setattr("scripts.train._train", lambda parts, out, *_: seen.update(parts) or out / "model")
+    command = ["train", "--studies", studies_file, "--model.tower", "a", "--model.lm", "b", "--out", tmp_path / "run"]
+    assert run(*command, "--control", "shuffled-images", "--prompt.targets", "[findings]") == (0, "")
+    assert {split: len(part) for split, part in seen.items()} == {"train": 24, "val": 8}
+    for study in (study for part in seen.values() for study in part):
+        assert study.sections == studies[study.study_id].sections
+        assert owner[study.main_image.path] != study.subject_id
+        assert {owner[image.path] for image in study.images} <= {one.subject_id for one in seen[study.split]}
+    assert not (tmp_path / "run" / "model").exists(), "a control gets no card"
+    status, said = run(*command)
+    assert status == 1
+    assert "control was 'shuffled-images', now None" in said
 
 
 def write_config(folder: Path, studies: Path, model: ModelConfig, **train_fields) -> Path:
