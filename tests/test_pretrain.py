@@ -28,8 +28,10 @@ from encoder.pretrain import pretrain
 from encoder.recipe import Architecture, PretrainConfig, Watch, load_start
 from encoder.studies import Study, StudyImage, read_studies, write_studies
 from encoder.towers import load_tower
+from tests.conftest import ROOT
+from tests.launch import Job
 from tests.test_cli import files_no_larger_than
-from tests.test_train import LAUNCH_TWO, count_processes, environment, stop
+from tests.test_train import count_processes
 
 TINY = PretrainConfig(
     tower=None,
@@ -150,8 +152,8 @@ def write_config(folder: Path, manifest: Path, config: PretrainConfig) -> Path:
     return path
 
 
-def command(config: Path, out: Path, launcher: tuple[str, ...] = ("-m",)) -> list[str]:
-    return [sys.executable, *launcher, "scripts.pretrain", "--config", str(config), "--out", str(out)]
+def arguments(config: Path, out: Path) -> list[str]:
+    return ["--config", str(config), "--out", str(out)]
 
 
 def test_killed_and_resumed_gives_the_same_losses_to_the_last_bit(manifest, tmp_path):
@@ -159,16 +161,12 @@ def test_killed_and_resumed_gives_the_same_losses_to_the_last_bit(manifest, tmp_
     path = write_config(tmp_path, manifest, config)
     run_here(manifest, tmp_path / "whole", config)
     out = tmp_path / "killed"
-    process = subprocess.Popen(
-        command(path, out), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 120
-    while not list(out.glob("checkpoints/step-*[1-9]*")) and time.monotonic() < deadline:
+    job = Job("pretrain", *arguments(path, out))
+    while job.running and not list(out.glob("checkpoints/step-*[1-9]*")):
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    job.kill()
     assert 0 < len(read_log(out)) < 43, "it was to be killed on its way"
-    subprocess.run(command(path, out), env=environment(), check=True, capture_output=True)
+    Job("pretrain", *arguments(path, out)).finish()
     assert read_log(out) == read_log(tmp_path / "whole")
     one, other = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "killed"))
     assert all(torch.equal(one[name], other[name]) for name in one)
@@ -179,7 +177,7 @@ def test_two_processes_follow_one(manifest, tmp_path, centring):
     objective = replace(TINY.objective, centring=centring)
     config = replace(TINY, steps=20, objective=objective, watch=[], pictures=0, save_every=100, watch_every=100)
     path = write_config(tmp_path, manifest, config)
-    subprocess.run(command(path, tmp_path / "two", LAUNCH_TWO), env=environment(), check=True, capture_output=True)
+    Job("pretrain", *arguments(path, tmp_path / "two"), n=2).finish()
     run_here(manifest, tmp_path / "one", config)
     assert count_processes(tmp_path / "two") == 2
     for one, two in zip(read_log(tmp_path / "one"), read_log(tmp_path / "two"), strict=True):
@@ -193,20 +191,13 @@ def test_two_processes_that_share_the_model_out_follow_one(manifest, tmp_path, s
     config = replace(TINY, steps=12, shard=True, pictures=0, save_every=5, watch_every=100)
     path = write_config(tmp_path, manifest, config)
     run_here(manifest, tmp_path / "one", config)
-    two = command(path, tmp_path / "run", LAUNCH_TWO)
     if stops:
-        process = subprocess.Popen(
-            two if stops == "shared" else command(path, tmp_path / "run"),
-            env=environment(),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        while process.poll() is None and not list(tmp_path.glob("run/checkpoints/step-*")):
+        job = Job("pretrain", *arguments(path, tmp_path / "run"), n=2 if stops == "shared" else 1)
+        while job.running and not list(tmp_path.glob("run/checkpoints/step-*")):
             time.sleep(0.002)
-        stop(process)
+        job.kill()
         assert 0 < len(read_log(tmp_path / "run")) < 12, "killed in the middle"
-    rest = command(path, tmp_path / "run") if stops == "shared" else two
-    subprocess.run(rest, env=environment(), check=True, capture_output=True)
+    Job("pretrain", *arguments(path, tmp_path / "run"), n=1 if stops == "shared" else 2).finish()
     assert count_processes(tmp_path / "run") == (1 if stops == "shared" else 2)
     for one, other in zip(read_log(tmp_path / "one"), read_log(tmp_path / "run"), strict=True):
         if "probes" in one:
@@ -278,9 +269,11 @@ def test_a_lost_process_ends_the_run_which_then_goes_on(manifest, tmp_path):
     config = replace(TINY, steps=60, watch=[], pictures=0, save_every=2, watch_every=100)
     path = write_config(tmp_path, manifest, config)
     out = tmp_path / "run"
-    process = subprocess.Popen(
-        command(path, out, LAUNCH_TWO), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    # By the launcher itself, which is to end the others. `accelerate launch --cpu --num_processes 2` starts one only.
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
+    process = subprocess.Popen([*launch, "-m", "scripts.pretrain", *arguments(path, out)], env=environment, **quiet)
     deadline = time.monotonic() + 120
     while not list(out.glob("checkpoints/step-*[1-9]*")) and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -289,7 +282,7 @@ def test_a_lost_process_ends_the_run_which_then_goes_on(manifest, tmp_path):
     os.kill(victim, signal.SIGKILL)
     assert process.wait(timeout=60) != 0
     assert list(out.glob("checkpoints/step-*"))
-    subprocess.run(command(path, out), env=environment(), check=True, capture_output=True)
+    Job("pretrain", *arguments(path, out)).finish()
     assert [row["step"] for row in read_log(out)] == list(range(1, 61))
 
 

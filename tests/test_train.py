@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +21,7 @@ from generator.generate import DecodeConfig, generate
 from generator.model import Drafter, LoraConfig, ModelConfig, add_lora, build, choose_trainable, load
 from generator.prompts import PromptConfig
 from generator.train import Stage, TrainConfig, lr_factor, train
-from tests.conftest import ROOT
+from tests.launch import Job
 from tests.test_cli import run
 from tests.test_towers import FAMILIES, save_tower
 
@@ -189,19 +185,15 @@ def write_config(folder: Path, studies: Path, model: ModelConfig, **train_fields
     return path
 
 
-def command(config: Path, out: Path, launcher: tuple[str, ...] = ("-m",)) -> list[str]:
-    return [sys.executable, *launcher, "scripts.train", "--config", str(config), "--out", str(out)]
+def arguments(config: Path, out: Path) -> list[str]:
+    return ["--config", str(config), "--out", str(out)]
 
 
 def run_here(config: Path, out: Path) -> None:
     """`raddraft train` in this process, which has paid for the imports."""
     with pytest.raises(SystemExit) as end:
-        scripts.run("train", ["--config", str(config), "--out", str(out)])
+        scripts.run("train", arguments(config, out))
     assert end.value.code == 0
-
-
-def environment() -> dict[str, str]:
-    return os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
 
 
 def test_killed_and_resumed_gives_the_same_losses_to_the_last_bit(studies_file, parts_config, tmp_path) -> None:
@@ -211,28 +203,15 @@ def test_killed_and_resumed_gives_the_same_losses_to_the_last_bit(studies_file, 
     assert len([row for row in expected if row[2] is not None]) == 6 + 9
     kill_after = random.Random().randint(1, 14)
     log = tmp_path / "killed" / "log.jsonl"
-    process = subprocess.Popen(
-        command(config, tmp_path / "killed"), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    while process.poll() is None and (not log.is_file() or log.read_text().count('"loss"') < kill_after):
+    job = Job("train", *arguments(config, tmp_path / "killed"))
+    while job.running and (not log.is_file() or log.read_text().count('"loss"') < kill_after):
         time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    job.kill()
     assert losses(tmp_path / "killed") != expected, f"killed too late (after {kill_after} steps)"
     run_here(config, tmp_path / "killed")
     assert losses(tmp_path / "killed") == expected, f"killed after {kill_after} steps"
     a, b = (load(tmp_path / name / "model").model.state_dict() for name in ("whole", "killed"))
     assert all(torch.equal(a[name], b[name]) for name in a)
-
-
-# `accelerate launch --cpu --num_processes 2` starts one process only.
-LAUNCH_TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m")
-
-
-def stop(process: subprocess.Popen) -> None:
-    """End a run of one process or, since SIGKILL would leave the other processes running, of several."""
-    process.terminate()
-    process.wait()
 
 
 def count_processes(run: Path) -> int:
@@ -242,7 +221,7 @@ def count_processes(run: Path) -> int:
 
 def test_two_processes_follow_one(studies_file, parts_config, tmp_path) -> None:
     config = write_config(tmp_path, studies_file, parts_config, batch_size=7, lora={"dropout": 0.0})
-    subprocess.run(command(config, tmp_path / "two", LAUNCH_TWO), env=environment(), check=True, capture_output=True)
+    Job("train", *arguments(config, tmp_path / "two"), n=2).finish()
     run_here(config, tmp_path / "one")
     assert count_processes(tmp_path / "two") == 2
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
@@ -260,11 +239,10 @@ def test_a_run_goes_on_with_another_number_of_processes(studies_file, parts_conf
     expected = losses(tmp_path / "whole")
 
     log = tmp_path / "two-one" / "log.jsonl"
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(command(config, tmp_path / "two-one", LAUNCH_TWO), env=environment(), **quiet)
-    while process.poll() is None and (not log.is_file() or log.read_text().count('"loss"') < 9):
+    job = Job("train", *arguments(config, tmp_path / "two-one"), n=2)
+    while job.running and (not log.is_file() or log.read_text().count('"loss"') < 9):
         time.sleep(0.002)
-    stop(process)
+    job.kill()
     assert 0 < len(losses(tmp_path / "two-one")) < len(expected), "killed in the middle"
     run_here(config, tmp_path / "two-one")
 
@@ -278,11 +256,10 @@ def test_a_run_goes_on_with_another_number_of_processes(studies_file, parts_conf
 
     monkeypatch.setattr(RunFolder, "save", stop_later)
     with pytest.raises(SystemExit, match="stopped"):
-        scripts.run("train", ["--config", str(config), "--out", str(tmp_path / "one-two")])
+        scripts.run("train", arguments(config, tmp_path / "one-two"))
     monkeypatch.undo()
     assert 0 < len(losses(tmp_path / "one-two")) < len(expected)
-    resumed = command(config, tmp_path / "one-two", LAUNCH_TWO)
-    subprocess.run(resumed, env=environment(), check=True, capture_output=True)
+    Job("train", *arguments(config, tmp_path / "one-two"), n=2).finish()
     for name in ("two-one", "one-two"):
         for ours, theirs in zip(expected, losses(tmp_path / name), strict=True):
             assert ours[:2] == theirs[:2]
@@ -303,8 +280,7 @@ def test_two_processes_that_share_the_model_out_follow_one(studies_file, parts_c
     settings = {"stages": stages, "batch_size": 7, "lora": {"dropout": 0.0}, "activation_checkpointing": True}
     run_here(write_config(tmp_path, studies_file, parts_config, **settings), tmp_path / "one")
     config = write_config(tmp_path, studies_file, parts_config, **settings, shard=True)
-    two = command(config, tmp_path / "two", LAUNCH_TWO)
-    subprocess.run(two, env=environment(), check=True, capture_output=True)
+    Job("train", *arguments(config, tmp_path / "two"), n=2).finish()
     assert count_processes(tmp_path / "two") == 2
     one = losses(tmp_path / "one")
     assert len(one) == 12
@@ -323,15 +299,12 @@ def test_a_run_goes_on_with_the_model_shared_out_or_whole(studies_file, parts_co
     run_here(config, tmp_path / "whole")
     expected = losses(tmp_path / "whole")
     log = tmp_path / "run" / "log.jsonl"
-    launchers = {1: ("-m",), 2: LAUNCH_TWO}
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(command(config, tmp_path / "run", launchers[first]), env=environment(), **quiet)
-    while process.poll() is None and (not log.is_file() or log.read_text().count('"loss"') < 6):
+    job = Job("train", *arguments(config, tmp_path / "run"), n=first)
+    while job.running and (not log.is_file() or log.read_text().count('"loss"') < 6):
         time.sleep(0.002)
-    stop(process)
+    job.kill()
     assert 0 < len(losses(tmp_path / "run")) < len(expected), "killed in the middle"
-    rest = command(config, tmp_path / "run", launchers[3 - first])
-    subprocess.run(rest, env=environment(), check=True, capture_output=True)
+    Job("train", *arguments(config, tmp_path / "run"), n=3 - first).finish()
     for ours, theirs in zip(expected, losses(tmp_path / "run"), strict=True):
         assert ours[:2] == theirs[:2]
         assert ours[2:] == pytest.approx(theirs[2:], abs=1e-4)

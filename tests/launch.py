@@ -1,0 +1,78 @@
+"""Actions in processes of their own, one or several that compute together, forked from a server with the imports done.
+
+What torchrun sets in the environment is set here; starting Python, torch and transformers anew would take longer than
+the tests.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO
+
+import scripts
+
+_SERVER = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload(
+    [
+        "jsonargparse",
+        "scripts.train",
+        "scripts.pretrain",
+        "generator.train",
+        "generator.vlm",
+        "encoder.pretrain",
+        "accelerate",
+        "peft",
+        "torch.distributed.fsdp",
+        "transformers.models.llama.modeling_llama",
+        "transformers.models.llava.modeling_llava",
+        "transformers.models.dinov2.modeling_dinov2",
+    ]
+)
+
+
+class Job:
+    """An action that runs on `n` processes of a CPU."""
+
+    def __init__(self, action: str, *arguments: str | Path, n: int = 1) -> None:
+        self.output: IO[str] = TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - closed with the job
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            together = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(n)}
+        path = f"/proc/{os.getpid()}/fd/{self.output.fileno()}"
+        words = [str(word) for word in arguments]
+        self.processes = []
+        for rank in range(n):
+            of_rank = together | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if n > 1 else {}
+            self.processes.append(_SERVER.Process(target=_work, args=(action, words, of_rank, path)))
+            self.processes[-1].start()
+
+    @property
+    def running(self) -> bool:
+        return all(process.is_alive() for process in self.processes)
+
+    def kill(self) -> None:
+        """End all processes at once, without a last word."""
+        for process in self.processes:
+            process.kill()
+            process.join()
+
+    def finish(self) -> None:
+        """Wait for the end, which must be a good one."""
+        for process in self.processes:
+            process.join()
+        self.output.seek(0)
+        assert [process.exitcode for process in self.processes] == [0] * len(self.processes), self.output.read()[-5000:]
+        self.output.close()
+
+
+def _work(action: str, words: list[str], environment: dict[str, str], output: str) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ.update(environment, ACCELERATE_USE_CPU="true")
+    sys.stdout = sys.stderr = open(output, "a", encoding="utf-8")  # noqa: SIM115
+    scripts.run(action, words)
