@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 import socket
 import sys
 from pathlib import Path
@@ -72,7 +71,7 @@ class Job:
 
 
 def _work(action: str, words: list[str], environment: dict[str, str], output: str) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    multiprocessing.set_start_method("fork", force=True)  # of a loader's workers, as in any other process
     os.environ.update(environment, ACCELERATE_USE_CPU="true")
     sys.stdout = sys.stderr = open(output, "a", encoding="utf-8")  # noqa: SIM115
     scripts.run(action, words)
