@@ -160,9 +160,15 @@ def sinkhorn(logits: Tensor, temperature: float, rounds: int = 3) -> Tensor:
 def koleo(x: Tensor) -> Tensor:
     """Mean of -log of the distance to the nearest neighbour, of vectors [N, D] brought to length 1.
 
-    Neighbours are looked for in the batch of all processes.
+    Neighbours are looked for in the batch of all processes, in float32 whatever autocast says: vectors that are alike,
+    as those of radiographs are, cannot be ranked in 16 bits.
     """
-    x = functional.normalize(x.float(), dim=-1, eps=1e-8)
+    with torch.autocast(x.device.type, enabled=False):
+        return _koleo(x.float())
+
+
+def _koleo(x: Tensor) -> Tensor:
+    x = functional.normalize(x, dim=-1, eps=1e-8)
     everyone = gather_rows(x)  # [N * processes, D]
     first = dist.get_rank() * len(x) if is_distributed() else 0
     with torch.no_grad():

@@ -64,7 +64,7 @@ def descend(x: Tensor, target: Target, config: ProbeConfig) -> Scores:
             losses = zip(logits.unflatten(2, truth.shape[2:]), truth, strict=True)
             optimizer.zero_grad()
             parts = [
-                sum_losses(one.flatten(0, 1), true.flatten(0, 1), target.kind) / (~true[:, 0].isnan()).sum()
+                sum_losses(one.flatten(0, 1), true.flatten(0, 1), target.kind) / _count_known(true[:, 0])
                 for one, true in losses
             ]
             torch.stack(parts).sum().backward()
@@ -205,6 +205,11 @@ def _train_all(
     return found
 
 
+def _count_known(y: Tensor) -> Tensor:
+    """Labels that are not missing; 1 where all are."""
+    return (~y.isnan()).sum().clamp(min=1)
+
+
 def _scaled(target: Target) -> tuple[Tensor, Callable[[Tensor, Tensor], np.ndarray]]:
     """What is learnt [n, C], quantities with mean 0 and variance 1 in train; and the way back.
 
@@ -249,7 +254,7 @@ def _train(
     for _ in range(config.epochs):
         for batch in rows[torch.randperm(len(rows), generator=generator)].split(config.batch_size):
             optimizer.zero_grad()
-            loss = sum_losses(module(load(batch)), y[batch], kind) / (~y[batch].isnan()).sum()
+            loss = sum_losses(module(load(batch)), y[batch], kind) / _count_known(y[batch])
             loss.backward()
             optimizer.step()
             schedule.step()

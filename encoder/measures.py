@@ -2,7 +2,6 @@
 
     measured = measure(auroc, truth, scores, subjects)
     measured.estimate                     # value, low, high, n, n_positive
-    difference(measured, other)           # two towers on the same images, in pairs
 
 A resample draws as many subjects as there are, with replacement; an image weighs as often as its subject is drawn. The
 images are sorted by score once, and cumulative sums of the weights give the curve of every resample.
@@ -167,48 +166,18 @@ def over_seeds(parts: Sequence[Measured], unique: bool = False) -> Measured:
     """Mean of the same measure over the seeds of a probe, its standard deviation (n - 1), the interval of the mean.
 
     Args:
-        parts: one for each seed.
+        parts: one for each seed; those that are undefined are left out, and counted in the reason.
         unique: whether every seed would give the same: the standard deviation is 0 then, and not unknown, of one.
     """
     first = parts[0]
-    if first.estimate.value is None:
+    defined = [part for part in parts if part.estimate.value is not None]
+    if not defined:
         return first
-    values = [part.estimate.value for part in parts]
+    values = [part.estimate.value for part in defined]
     sd = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0 if unique else None  # type: ignore[arg-type]
-    mean = _mean(parts, first.estimate.reason)
+    undefined = f"undefined in {len(parts) - len(defined)} of {len(parts)}" if len(defined) < len(parts) else None
+    mean = _mean(defined, undefined or first.estimate.reason)
     return Measured(replace(mean.estimate, n_positive=first.estimate.n_positive, sd=sd), mean.resamples, first.sample)
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Of two towers on the same images."""
-
-    value: float
-    low: float
-    high: float
-    p: float
-    """Two-sided: twice the smaller share of resamples on either side of 0, the observed one counted in, so that R
-    resamples give no p below 2 / (R + 1) (Davison and Hinkley, 1997, section 4.2)."""
-
-
-def difference(first: Measured, second: Measured) -> Difference:
-    """First minus second, from the same resamples.
-
-    Raises:
-        ValueError: they were measured on other images, truths or seeds, or one of them has no value.
-    """
-    if first.sample != second.sample:
-        raise ValueError("Measures over different subjects, labels or seeds cannot be compared in pairs")
-    if first.estimate.value is None or second.estimate.value is None:
-        raise ValueError(f"There is no value to compare: {first.estimate.reason or second.estimate.reason}")
-    resamples = first.resamples - second.resamples
-    resamples = resamples[~np.isnan(resamples)]
-    if not len(resamples):
-        raise ValueError("No resample holds both classes")
-    low, high = np.quantile(resamples, [0.025, 0.975])
-    smaller = min((resamples <= 0).sum(), (resamples >= 0).sum())
-    p = min(1.0, 2 * (smaller + 1) / (len(resamples) + 1))
-    return Difference(first.estimate.value - second.estimate.value, float(low), float(high), float(p))
 
 
 def best_threshold(truth: np.ndarray, scores: np.ndarray) -> float | None:

@@ -15,7 +15,6 @@ from contextlib import nullcontext
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,7 +29,9 @@ from encoder.fitting import ProbeConfig
 from encoder.images import ImageError, load_image
 from encoder.probe import run_probe
 from encoder.recipe import PretrainConfig, Watch, load_head, load_start
+from encoder.resize import SOURCE
 from encoder.sharding import (
+    WAIT,
     check_launch,
     clip_gradients,
     gather,
@@ -40,7 +41,7 @@ from encoder.sharding import (
     run_state,
 )
 from encoder.stream import Collate, Order, ViewDataset, load_batches
-from encoder.studies import Study, write_whole
+from encoder.studies import Study, StudyImage, write_whole
 from encoder.targets import Target, TargetSpec, make_target
 from encoder.tower import Tower
 
@@ -62,14 +63,20 @@ def pretrain(sources: Sequence[Sequence[Study]], labelled: Sequence[Study], out:
         FloatingPointError: the loss is not finite; the last checkpoint is kept.
     """
     from accelerate import Accelerator
-    from accelerate.utils import set_seed
+    from accelerate.utils import InitProcessGroupKwargs, set_seed
     from tqdm import tqdm
 
-    accelerator = Accelerator(mixed_precision=config.precision, log_with=config.trackers or None, project_dir=out)
+    accelerator = Accelerator(
+        mixed_precision=config.precision,
+        log_with=config.trackers or None,
+        project_dir=out,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT)],
+    )
     check_launch(accelerator, "pretrain.shard")
     if config.trackers:
         accelerator.init_trackers("raddraft")
-    paths = [_image_paths(part, config.fraction, config.seed) for part in sources]
+    images = [_images(part, config.fraction, config.seed) for part in sources]
+    paths = [[image.path for image in part] for part in images]
     n_processes = accelerator.num_processes
     n_micro = _count_micro_batches(config, n_processes)
     if not all(paths):
@@ -99,6 +106,7 @@ def pretrain(sources: Sequence[Sequence[Study]], labelled: Sequence[Study], out:
     wrapped = prepare_model(model, accelerator, config.shard)
     groups = parameter_groups(model, config.layer_decay, config.patch_embed_lr)
     optimizer = accelerator.prepare(torch.optim.AdamW(groups, lr=config.peak_lr))
+    torch.manual_seed(config.seed + accelerator.process_index)  # drop path differs between processes
     step = run.resume(model, optimizer)
     batches = load_batches(
         dataset,
@@ -115,7 +123,7 @@ def pretrain(sources: Sequence[Sequence[Study]], labelled: Sequence[Study], out:
     if step == 0 and watches:  # also finds what cannot be measured before the run
         weights = gather(model.teacher.state_dict().items(), accelerator)
         if accelerator.is_main_process:
-            run.log_probes(0, watch_tower(run.teacher(weights), watches, config))
+            run.log_probes(0, watch_tower(run.teacher(weights), watches, config, out / "watch"))
         accelerator.wait_for_everyone()
     bar = tqdm(total=config.steps, initial=step, unit="step", disable=not accelerator.is_main_process)
 
@@ -127,7 +135,9 @@ def pretrain(sources: Sequence[Sequence[Study]], labelled: Sequence[Study], out:
             group["weight_decay"] = now["weight_decay"] * group["decays"]
         sums: dict[str, torch.Tensor] = {}
         for number, batch in enumerate(islice(batches, n_micro)):
-            run.unreadable |= set(batch.errors)
+            for sentence in sorted(set(batch.errors) - run.unreadable):
+                tqdm.write(f"not trained on: {sentence}")
+                run.unreadable.add(sentence)
             batch = batch.to(accelerator.device)
             with nullcontext() if number == n_micro - 1 else accelerator.no_sync(wrapped):
                 losses = wrapped(batch.global_crops, batch.local_crops, batch.masks, now["temperature"])
@@ -161,30 +171,29 @@ def pretrain(sources: Sequence[Sequence[Study]], labelled: Sequence[Study], out:
             weights = gather(model.teacher.state_dict().items(), accelerator)
             if accelerator.is_main_process:
                 tower = run.teacher(weights)
-                found = watch_tower(tower, watches, config)
+                found = watch_tower(tower, watches, config, out / "watch")
                 draw_tower(tower, drawn, out / "pictures" / f"step-{step:07d}.png", config.mapping)
                 run.keep(step, found, tower, weights)
             accelerator.wait_for_everyone()
         if step % config.save_every == 0 or step == config.steps:
             run.save(step, model, optimizer)
     bar.close()
-    for sentence in sorted(run.unreadable):
-        accelerator.print(f"not trained on: {sentence}")
     if accelerator.is_main_process:  # `compare` warns of a tower that has seen test images
-        with TemporaryDirectory() as folder:
-            seen = digest_files([path for part in paths for path in part], Path(folder), config.workers)
+        seen = digest_files([path for part in paths for path in part], out / "watch", config.workers)
+        digests = {file.digest for file in seen.values()}
+        digests |= {image.extra[SOURCE] for part in images for image in part if SOURCE in image.extra}
         with write_whole(out / "images.sha256") as temporary:
-            temporary.write_text("".join(f"{digest}\n" for digest in sorted({file.digest for file in seen.values()})))
+            temporary.write_text("".join(f"{digest}\n" for digest in sorted(digests)))
     accelerator.end_training()
     return out / "model"
 
 
-def _image_paths(studies: Sequence[Study], fraction: float, seed: int) -> list[Path]:
+def _images(studies: Sequence[Study], fraction: float, seed: int) -> list[StudyImage]:
     """All images of a share of the subjects."""
     subjects = sorted({study.subject_id for study in studies})
     kept = np.random.default_rng(seed).permutation(len(subjects))[: math.ceil(fraction * len(subjects))]
     chosen = {subjects[number] for number in kept}
-    return [image.path for study in studies if study.subject_id in chosen for image in study.images]
+    return [image for study in studies if study.subject_id in chosen for image in study.images]
 
 
 def _count_micro_batches(config: PretrainConfig, n_processes: int) -> int:
@@ -291,22 +300,27 @@ def _val_target(studies: Sequence[Study], watch: Watch) -> Target:
     return replace(target, splits=np.where(target.splits == "val", "test", target.splits))
 
 
-def watch_tower(tower: Tower, watches: Sequence[tuple[Watch, Target]], config: PretrainConfig) -> dict[str, float]:
-    """Macro AUROC (of numbers R²) of each watched probe on val, from the class token and the mean patch."""
+def watch_tower(
+    tower: Tower, watches: Sequence[tuple[Watch, Target]], config: PretrainConfig, folder: Path
+) -> dict[str, float]:
+    """Macro AUROC (of numbers R²) of each watched probe on val, from the class token and the mean patch.
+
+    In the folder digests of the images are kept; features only as long as they are needed.
+    """
     paths = list(dict.fromkeys(path for _, target in watches for path in target.paths))
     found: dict[str, float] = {}
     if not paths:
         return found
-    with TemporaryDirectory() as folder:
-        store, _ = store_features(tower, paths, folder, FeatureConfig(mapping=config.mapping), workers=config.workers)
-        for watch, target in watches:
-            decays = (watch.weight_decay,) if watch.solver == "lbfgs" else None
-            settings = ProbeConfig("both", watch.solver, decays, resamples=1)
-            measured = run_probe(store, target, settings).measures["macro"]
-            estimate = measured["r2" if watch.kind == "regression" else "auroc"].estimate
-            if estimate.value is None:
-                raise ValueError(f"watch {watch.name}: val cannot be measured, since {estimate.reason}")
-            found[watch.name] = estimate.value
+    store, _ = store_features(tower, paths, folder, FeatureConfig(mapping=config.mapping), workers=config.workers)
+    for watch, target in watches:
+        decays = (watch.weight_decay,) if watch.solver == "lbfgs" else None
+        settings = ProbeConfig("both", watch.solver, decays, resamples=1)
+        measured = run_probe(store, target, settings).measures["macro"]
+        estimate = measured["r2" if watch.kind == "regression" else "auroc"].estimate
+        if estimate.value is None:
+            raise ValueError(f"watch {watch.name}: val cannot be measured, since {estimate.reason}")
+        found[watch.name] = estimate.value
+    shutil.rmtree(store.folder)
     return found
 
 

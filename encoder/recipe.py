@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 
@@ -173,7 +174,8 @@ def load_start(config: PretrainConfig) -> Tower:
     else:
         tower = load_tower(config.tower)
         processor: Any = tower.processor
-        mean, std = processor.image_mean, processor.image_std
+        # Radiographs are grey: one mean and one deviation for all channels, as the views are normalised.
+        mean, std = ([float(np.mean(values))] * 3 for values in (processor.image_mean, processor.image_std))
         backbone = _with_drop_path(tower.model, config)
     patch = backbone.config.patch_size
     for name in ("global_size", "local_size"):

@@ -11,10 +11,12 @@ maximum to 0 and 255, PNG.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import warnings
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +27,9 @@ from PIL import Image, UnidentifiedImageError
 from encoder.images import ImageError, ImageWarning, PixelMapping, load_grey
 from encoder.masks import Geometry, MaskError, load_mask, prepare_mask, write_mask
 from encoder.studies import Study, StudyImage, read_studies, write_studies, write_whole
+
+SOURCE = "source_sha256"
+"""Key of a picture in the new manifest: SHA-256 of the file that it was made from."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,8 @@ class _Picture:
     target: Path
     masks: dict[Path, Path] = field(default_factory=dict)
     """Source -> target; what could not be read is taken out."""
+    digest: str = ""
+    """SHA-256 of the source."""
     state: str = ""
     """written, kept or broken"""
     errors: list[str] = field(default_factory=list)
@@ -173,6 +180,8 @@ def _plan(manifest: list[Study], root: Path, out: Path) -> list[_Picture]:
 
 def _resize(picture: _Picture, config: ResizeConfig) -> _Picture:
     """Write one picture and its masks, unless they are there."""
+    with suppress(OSError), open(picture.source, "rb") as file:
+        picture = replace(picture, digest=hashlib.file_digest(file, "sha256").hexdigest())
     if all(map(_is_whole, (picture.target, *picture.masks.values()))):
         return replace(picture, state="kept")
     errors: list[str] = []
@@ -218,5 +227,6 @@ def _move(study: Study, done: dict[Path, _Picture]) -> Study:
         picture = done[image.path]
         if picture.state != "broken":
             masks = {name: picture.masks[mask] for name, mask in image.masks.items() if mask in picture.masks}
-            images.append(replace(image, path=picture.target, masks=masks))
+            extra = image.extra | {SOURCE: image.extra.get(SOURCE, picture.digest)}
+            images.append(replace(image, path=picture.target, masks=masks, extra=extra))
     return replace(study, images=images)

@@ -11,6 +11,7 @@ names and in the order of a model that is not shared out, so that a run goes on 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +19,10 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+WAIT = timedelta(hours=4)
+"""How long processes wait for one that writes a checkpoint or has more images left to encode. NCCL's own ten minutes
+would end the run."""
 
 
 def check_launch(accelerator: Accelerator, field: str) -> None:
@@ -100,18 +105,18 @@ def load_tensors(model: nn.Module, saved: Mapping[str, Tensor]) -> None:
 def run_state(accelerator: Accelerator, optimizer: Any = None) -> dict[str, Any]:
     """Whole optimizer, loss scaler and all processes' random states, for the main process to save.
 
-    Without an optimizer, only the random states. Every process has to take part.
+    Without an optimizer, only the other two. Every process has to take part.
     """
     from accelerate.utils import gather_object
 
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None  # of this process's own GPU
     random = gather_object([{"cpu": torch.get_rng_state(), "cuda": cuda}])
+    scaler = None if accelerator.scaler is None else accelerator.scaler.state_dict()
     if optimizer is None:
-        return {"optimizer": None, "scaler": None, "random": random}
+        return {"optimizer": None, "scaler": scaler, "random": random}
     whole = optimizer.state_dict()
     whole["state"] = {index: gather(values.items(), accelerator) for index, values in whole["state"].items()}
-    scaler = accelerator.scaler
-    return {"optimizer": whole, "scaler": None if scaler is None else scaler.state_dict(), "random": random}
+    return {"optimizer": whole, "scaler": scaler, "random": random}
 
 
 def load_run_state(saved: dict[str, Any], accelerator: Accelerator, optimizer: Any) -> None:
@@ -126,8 +131,8 @@ def load_run_state(saved: dict[str, Any], accelerator: Accelerator, optimizer: A
         accelerator.scaler.load_state_dict(saved["scaler"])
     state = saved["random"][accelerator.process_index % len(saved["random"])]
     torch.set_rng_state(state["cpu"])
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
 
 
 def local(tensor: Tensor) -> Tensor:

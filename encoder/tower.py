@@ -139,6 +139,8 @@ class Tower:
             options["interpolate_pos_encoding"] = True
         try:
             return self.model(pixels.to(parameter.device, parameter.dtype), **options)
+        except torch.OutOfMemoryError:
+            raise
         except (ValueError, RuntimeError, AssertionError) as error:
             height, width = pixels.shape[-2:]
             raise ValueError(

@@ -47,6 +47,8 @@ class RunFolder:
         self.folder, self.accelerator = folder, accelerator
         self.trained: set[str] = set()
         """Names of the parameters that trained in any stage so far."""
+        self.earlier_steps = 0
+        """Of the stages before this one, for trackers, whose steps have to rise."""
         self._checkpoints = folder / "checkpoints"
         self._best = self._checkpoints / "best.safetensors"
         if accelerator.is_main_process:
@@ -109,7 +111,7 @@ class RunFolder:
     def log(self, row: dict[str, Any]) -> None:
         """Append a line to log.jsonl and report it to the trackers."""
         numbers = {name: value for name, value in row.items() if name not in ("stage", "step")}
-        self.accelerator.log(numbers | {"stage": row["stage"]}, step=row["step"])
+        self.accelerator.log(numbers | {"stage": row["stage"]}, step=self.earlier_steps + row["step"])
         if self.accelerator.is_main_process:
             with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")

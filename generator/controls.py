@@ -72,9 +72,12 @@ def nearest_reports(
     n_prefix = drafter.processor.num_additional_image_tokens
 
     def describe(part: Sequence[Study]) -> torch.Tensor:  # [n, D] or [n, 2 D]
-        hidden = [store[study.main_image.path].float() for study in part]
-        pooled = [h[n_prefix:].mean(0) for h in hidden]
-        return torch.stack([torch.cat([h[0], p]) if n_prefix else p for h, p in zip(hidden, pooled, strict=True)])
+        vectors = []
+        for study in part:  # one at a time: the hidden states of all would fill the memory
+            hidden = store[study.main_image.path].float()
+            patch = hidden[n_prefix:].mean(0)
+            vectors.append(torch.cat([hidden[0], patch]) if n_prefix else patch)
+        return torch.stack(vectors)
 
     rows = nearest(describe(wanted), describe(donors)).indices[:, 0].tolist() if wanted else []
     reports = {

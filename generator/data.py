@@ -15,10 +15,9 @@ from encoder.features import FeatureStore, prepare_pixels
 from encoder.images import ImageError
 from encoder.studies import Study
 from generator.priors import find_priors
-from metrics.rules import OBSERVATIONS
 
 if TYPE_CHECKING:
-    from transformers import LlavaProcessor, PreTrainedTokenizerBase
+    from transformers import LlavaProcessor
 
     from generator.model import Drafter
 
@@ -33,16 +32,31 @@ class Example:
     study_id: str
     images: list[Path]
     """Pictures in the order of the prompt."""
-    prompt: list[int]
-    """Token ids of the prompt, with one image token for each image feature."""
+    text: list[int]
+    """Token ids of the prompt, with a single image token for each picture."""
     answer: list[int]
     """Token ids of the report and its end token; empty for generation. Where observations are named first, theirs, the
     request for the report, and the report."""
     given: range = range(0)
     """Where in the answer that request stands, which is not to be learnt."""
+    image_id: int = -1
+    """The image token."""
+    n_image: int = 1
+    """How many of them the model reads for one picture."""
 
     def __len__(self) -> int:
-        return len(self.prompt) + len(self.answer)
+        return len(self.text) + (self.n_image - 1) * len(self.images) + len(self.answer)
+
+    @property
+    def prompt(self) -> list[int]:
+        """Token ids of the prompt, with one image token for each image feature."""
+        counts = (self.n_image if token == self.image_id else 1 for token in self.text)
+        return [token for token, count in zip(self.text, counts, strict=True) for _ in range(count)]
+
+    @property
+    def n_learnt(self) -> int:
+        """Tokens of the answer that are learnt."""
+        return len(self.answer) - len(self.given)
 
 
 def encode(drafter: Drafter, studies: Sequence[Study], answers: bool, reserve: int = 0) -> list[Example]:
@@ -57,32 +71,33 @@ def encode(drafter: Drafter, studies: Sequence[Study], answers: bool, reserve: i
     Raises:
         ValueError: a prompt (and the reserve, and the answer) is longer than the language model's context.
     """
-    tokenizer, image_token = drafter.processor.tokenizer, drafter.processor.image_token
+    tokenizer, image_id = drafter.processor.tokenizer, drafter.processor.image_token_id
     n_image = count_image_tokens(drafter.processor)
     kept = [study for study in studies if not answers or drafter.prompt.answer(study) is not None]
     if not kept:
         return []
     priors = find_priors(studies) if drafter.prompt.prior else {}
     texts = [render_prompt(drafter, study, priors.get(study.study_id)) for study in kept]
-    prompts = tokenizer([text.replace(image_token, image_token * n_image) for text in texts], add_special_tokens=False)
+    prompts = tokenizer(texts, add_special_tokens=False)["input_ids"]
     request = follow_up_tokens(drafter) if drafter.prompt.findings_first else []
     reserve += MOST_OBSERVATIONS + len(request) if request and not answers else 0
     named: list[list[int]] = [[]] * len(kept)
     reports = named
     if answers:
-        reports = _closed(tokenizer, [drafter.prompt.answer(study) or "" for study in kept])
+        texts = [drafter.prompt.answer(study) or "" for study in kept]
+        reports = [[*ids, tokenizer.eos_token_id] for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
     if answers and request:
-        named = _closed(tokenizer, [drafter.prompt.observations(study) for study in kept])
+        named = tokenizer([drafter.prompt.observations(study) for study in kept], add_special_tokens=False)["input_ids"]
     examples = []
-    for study, prompt, first, report in zip(kept, prompts["input_ids"], named, reports, strict=True):
-        pictures = drafter.prompt.pictures(study, priors.get(study.study_id))
+    for study, prompt, first, report in zip(kept, prompts, named, reports, strict=True):
+        pictures = [image.path for image in drafter.prompt.pictures(study, priors.get(study.study_id))]
         answer, given = report, range(0)
-        if first:
-            answer, given = [*first, *request, *report], range(len(first), len(first) + len(request))
-        example = Example(study.study_id, [image.path for image in pictures], prompt, answer, given)
+        if first:  # the first token of the request ends the first answer, so it is learnt
+            answer, given = [*first, *request, *report], range(len(first) + 1, len(first) + len(request))
+        example = Example(study.study_id, pictures, prompt, answer, given, image_id, n_image)
         if drafter.context_length is not None and len(example) + reserve > drafter.context_length:
             n_images = n_image * len(pictures)
-            parts = f"{n_images} image tokens + {len(prompt) - n_images} of text"
+            parts = f"{n_images} image tokens + {len(prompt) - len(pictures)} of text"
             parts += f" + {len(example.answer)} of report" if answers else f" + {reserve} for the draft"
             raise ValueError(
                 f"Study {study.study_id!r}: {parts} exceed the context of {drafter.context_length} tokens "
@@ -92,27 +107,25 @@ def encode(drafter: Drafter, studies: Sequence[Study], answers: bool, reserve: i
     return examples
 
 
-def _closed(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    """The tokens of each text and the end token."""
-    return [[*line, tokenizer.eos_token_id] for line in tokenizer(texts, add_special_tokens=False)["input_ids"]]
-
-
 def follow_up_tokens(drafter: Drafter) -> list[int]:
-    """What stands between the end token of the named observations and the report, by the chat template.
+    """What stands between the named observations and the report, by the chat template: the end of a turn comes first.
 
     Raises:
         ValueError: the chat template does not keep an earlier answer as it is.
     """
-    answer, tokenizer = OBSERVATIONS[-1], drafter.processor.tokenizer
-    turns = [{"role": role, "content": [{"type": "text", "text": answer}]} for role in ("user", "assistant")]
-    messages = [*turns, drafter.prompt.follow_up()]
+    mark = "<<<observations>>>"
+    turns = [("user", "?"), ("assistant", mark)]
+    messages: list[dict[str, Any]] = [
+        {"role": role, "content": [{"type": "text", "text": text}]} for role, text in turns
+    ]
+    messages.append(drafter.prompt.follow_up())
     text = drafter.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    if text.count(answer) != 2:
+    _, found, rest = text.partition(mark)
+    if not found:
         raise ValueError(
             "prompt.findings_first: the chat template of the language model does not keep the answer of an earlier turn"
         )
-    rest = text.split(answer)[2].removeprefix(tokenizer.eos_token)
-    return tokenizer(rest, add_special_tokens=False)["input_ids"]
+    return drafter.processor.tokenizer(rest, add_special_tokens=False)["input_ids"]
 
 
 def render_prompt(drafter: Drafter, study: Study, prior: Study | None = None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import DataLoader
 
-from encoder.studies import Study
+from encoder.studies import Study, write_whole
 from generator.confidence import confidence, sentence_log_probs
 from generator.data import MOST_OBSERVATIONS, Example, ExampleDataset, Item, follow_up_tokens
 from generator.model import Drafter
@@ -142,8 +143,11 @@ def generate(
     name: str,
     workers: int = 0,
     speculator: Speculator | None = None,
+    process: tuple[int, int] = (0, 1),
 ) -> list[str]:
     """Draft every study, append the drafts to `out` in the order of `studies`, and go on where a killed run stopped.
+
+    Of several processes each writes a file of its own beside `out`, for which `merge` makes room before and after.
 
     Args:
         drafter: the model.
@@ -153,6 +157,7 @@ def generate(
         name: what to call the model in the file.
         workers: processes that decode and prepare images.
         speculator: proposes tokens to the model, which then writes the same text in fewer passes.
+        process: index of this process and their number. Each decodes a share of the batches, to the same texts.
 
     Returns:
         A sentence for each study that got no draft since its image cannot be read.
@@ -165,10 +170,11 @@ def generate(
 
     settings = {"model": name, "decoding": str(config)}
     done = read_resumable(out, {study.study_id for study in studies}, settings)
+    part = out if process[1] == 1 else out.with_name(f"{out.name}.{process[0]}")
     references = {study.study_id: drafter.prompt.answer(study) for study in studies}
     errors: list[str] = []
-    with open(out, "a", encoding="utf-8") as file, tqdm(total=len(studies), unit="study", desc="drafts") as bar:
-        for batch, drafts, batch_errors in decode(drafter, studies, config, workers, done, speculator):
+    with open(part, "a", encoding="utf-8") as file, tqdm(total=len(studies), unit="study", desc="drafts") as bar:
+        for batch, drafts, batch_errors in decode(drafter, studies, config, workers, done, speculator, process):
             for example, draft in zip(batch, drafts, strict=True):
                 if example.study_id not in done:
                     head = {"study_id": example.study_id, "prediction": draft.text}
@@ -180,6 +186,20 @@ def generate(
     return errors
 
 
+def merge(out: Path, studies: Sequence[Study]) -> None:
+    """Put what several processes have written into `out`, in the order of the studies, and remove their files."""
+    parts = sorted(file for file in out.parent.glob(f"{glob.escape(out.name)}.*") if file.suffix[1:].isdecimal())
+    rows: dict[str, str] = {}
+    for file in (part for part in (out, *parts) if part.is_file()):
+        with open(file, encoding="utf-8") as lines:  # a last line may have been cut by a kill
+            rows |= {json.loads(line)["study_id"]: line for line in lines if line.endswith("\n")}
+    if parts:
+        with write_whole(out) as temporary, open(temporary, "w", encoding="utf-8") as whole:
+            whole.writelines(rows[study.study_id] for study in studies if study.study_id in rows)
+    for part in parts:
+        part.unlink()
+
+
 def decode(
     drafter: Drafter,
     studies: Sequence[Study],
@@ -187,11 +207,13 @@ def decode(
     workers: int = 0,
     done: frozenset[str] = frozenset(),
     speculator: Speculator | None = None,
+    process: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[list[Example], list[Draft], list[str]]]:
     """Yield for each batch its examples, their drafts, and a sentence for each unreadable image.
 
     Batches are always cut from the whole list, so that a study is decoded with the same neighbours, hence to the
-    same text, whether or not a run was interrupted. Batches that are wholly `done` are passed over.
+    same text, whether or not a run was interrupted, and by however many processes. Batches that are wholly `done` are
+    passed over.
     """
     if speculator is not None and (config.samples or config.num_beams > 1 or config.controls):
         raise ValueError(f"Tokens can be proposed to greedy decoding without further controls only, not: {config}")
@@ -200,6 +222,7 @@ def decode(
     examples = drafter.encode(studies, answers=False, reserve=config.max_new_tokens)
     batches = [examples[at : at + config.batch_size] for at in range(0, len(examples), config.batch_size)]
     numbers = [i for i, batch in enumerate(batches) if not all(example.study_id in done for example in batch)]
+    numbers = [i for i in numbers if i % process[1] == process[0]]
     dataset = drafter.dataset(examples)
     rows = [[number * config.batch_size + k for k in range(len(batches[number]))] for number in numbers]
     loader: DataLoader = DataLoader(
@@ -270,11 +293,13 @@ def _name_observations(drafter: Drafter, inputs: dict[str, torch.Tensor]) -> tup
         Inputs that go on with the answer and the request for the report, and the answers.
     """
     model: Any = drafter.model
-    tokenizer, request, ends = drafter.processor.tokenizer, follow_up_tokens(drafter), end_tokens(model)
-    new = model.generate(**inputs, max_new_tokens=MOST_OBSERVATIONS, do_sample=False)[:, inputs["input_ids"].shape[1] :]
-    answers = [[token for token in _until_end(line, ends) if token not in ends] for line in new.tolist()]
+    tokenizer, request = drafter.processor.tokenizer, follow_up_tokens(drafter)
+    ends = end_tokens(model) | {request[0]}
+    new = model.generate(**inputs, max_new_tokens=MOST_OBSERVATIONS, do_sample=False, eos_token_id=sorted(ends))
+    new = new[:, inputs["input_ids"].shape[1] :].tolist()
+    answers = [[token for token in _until_end(line, ends) if token not in ends] for line in new]
     lines = zip(inputs["input_ids"], inputs["attention_mask"].bool(), answers, strict=True)
-    rows = [[*ids[mask].tolist(), *answer, tokenizer.eos_token_id, *request] for ids, mask, answer in lines]
+    rows = [[*ids[mask].tolist(), *answer, *request] for ids, mask, answer in lines]
     padded = tokenizer.pad({"input_ids": rows}, padding_side="left", return_tensors="pt").to(model.device)
     texts = tokenizer.batch_decode(answers, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return inputs | dict(padded), [text.strip() for text in texts]

@@ -40,6 +40,17 @@ PROMPT_TOKENS = 40
 
 
 @dataclass
+class Load:
+    """What a run trains on."""
+
+    n_studies: int
+    report_words: float
+    """Of a report, on average."""
+    pictures: float = 1.0
+    """In a prompt, on average."""
+
+
+@dataclass
 class StagePlan:
     """What one stage takes."""
 
@@ -60,8 +71,11 @@ class Plan:
     parameters: dict[str, int]
     """Of tower, projector and language model."""
     image_tokens: int
+    """Of one study on average."""
     tokens: int
-    """Of one study on average: image, prompt and report."""
+    """Of one study on average: images, prompt and report."""
+    context: int | None
+    """Most tokens that the language model reads, if it states a limit."""
     tokens_per_step: int
     stages: list[StagePlan]
 
@@ -69,8 +83,7 @@ class Plan:
 def plan(
     model_config: ModelConfig,
     config: TrainConfig,
-    n_studies: int,
-    report_words: float,
+    load: Load,
     gpu: Gpu = "h100",
     n_gpus: int = 1,
 ) -> Plan:
@@ -78,8 +91,7 @@ def plan(
 
     Args:
         model_config, config: the recipe.
-        n_studies: training studies.
-        report_words: words of a report on average.
+        load: what is trained on.
         gpu, n_gpus: what it is to run on.
 
     Raises:
@@ -87,20 +99,22 @@ def plan(
         OSError: the config of a part cannot be reached.
     """
     model, image_tokens = meta_model(model_config)
+    image_tokens = round(load.pictures * image_tokens)
     parts = {"tower": "model.vision_tower.", "projector": "model.multi_modal_projector."}
     parameters = {part: _count(model, prefix) for part, prefix in parts.items()}
     parameters["language model"] = _count(model, "") - sum(parameters.values())
-    report = round(report_words * TOKENS_PER_WORD)
+    report = round(load.report_words * TOKENS_PER_WORD)
     tokens = image_tokens + PROMPT_TOKENS + report
     wrapped: Any = model
     if any(stage.lm == "lora" for stage in config.stages):
         wrapped = add_lora(model, config.lora)
-    size = Size(model, model_config, image_tokens, tokens, report, parameters)
+    size = Size(model, model_config, load.pictures, image_tokens, tokens, report, parameters)
     stages = []
     for stage in config.stages:
         names = choose_trainable(wrapped, stage.projector, stage.lm, stage.tower)
-        stages.append(size.stage(wrapped, names, stage, config, n_studies, gpu, n_gpus))
-    return Plan(parameters, image_tokens, tokens, tokens * config.batch_size, stages)
+        stages.append(size.stage(wrapped, names, stage, config, load.n_studies, gpu, n_gpus))
+    context = getattr(model.config.text_config, "max_position_embeddings", None)
+    return Plan(parameters, image_tokens, tokens, context, tokens * config.batch_size, stages)
 
 
 def meta_model(config: ModelConfig) -> tuple[Any, int]:
@@ -163,6 +177,7 @@ class Size:
 
     model: Any
     config: ModelConfig
+    pictures: float
     image_tokens: int
     tokens: int
     report: int
@@ -203,7 +218,7 @@ class Size:
         projector = 2 * self.parameters["projector"] * self.image_tokens
         vision = self.model.config.vision_config
         tower = 2 * self.parameters["tower"] * self.image_tokens
-        looks = 4 * vision.num_hidden_layers * vision.hidden_size * self.image_tokens**2
+        looks = 4 * vision.num_hidden_layers * vision.hidden_size * self.image_tokens**2 / self.pictures
         forward = dense + attention + head + projector + (0 if config.features == "cached" else tower + looks)
         backward = dense + 2 * attention + 2 * trains_blocks * self.tokens + head * (2 if stage.lm == "full" else 1)
         backward += projector * (stage.projector + (trains_tower > 0))
@@ -240,21 +255,23 @@ class Size:
         return {part: value / 2**30 for part, value in parts.items()}
 
 
-def describe(
-    recipe: ModelConfig, config: TrainConfig, n_studies: int, report_words: float, gpu: Gpu, n_gpus: int
-) -> str:
+def describe(recipe: ModelConfig, config: TrainConfig, load: Load, gpu: Gpu, n_gpus: int) -> str:
     """The plan as text for people, with activations kept and computed twice, and the model shared out or not."""
-    whole = plan(recipe, config, n_studies, report_words, gpu, n_gpus)
+    whole = plan(recipe, config, load, gpu, n_gpus)
     other = replace(config, activation_checkpointing=not config.activation_checkpointing)
-    swapped = plan(recipe, other, n_studies, report_words, gpu, n_gpus)
-    cut = plan(recipe, replace(config, shard=not config.shard), n_studies, report_words, gpu, n_gpus)
+    swapped = plan(recipe, other, load, gpu, n_gpus)
+    cut = plan(recipe, replace(config, shard=not config.shard), load, gpu, n_gpus)
     total = sum(whole.parameters.values())
     lines = [f"{part:15} {count:>15,} parameters" for part, count in (whole.parameters | {"together": total}).items()]
     lines.append(
-        f"a study: {whole.image_tokens:,} image tokens, {PROMPT_TOKENS} of the prompt (assumed), "
-        f"{report_words:.0f} words of report x {TOKENS_PER_WORD} (assumed) = {whole.tokens:,} tokens"
+        f"a study: {load.pictures:g} pictures, {whole.image_tokens:,} image tokens, {PROMPT_TOKENS} of the prompt "
+        f"(assumed), {load.report_words:.0f} words of report x {TOKENS_PER_WORD} (assumed) = {whole.tokens:,} tokens"
     )
-    lines.append(f"a step: {config.batch_size} studies, {whole.tokens_per_step:,} tokens; {n_studies:,} studies in all")
+    if whole.context is not None and whole.tokens > whole.context:
+        lines.append(f"  more than the {whole.context:,} tokens that the language model reads: this cannot run")
+    lines.append(
+        f"a step: {config.batch_size} studies, {whole.tokens_per_step:,} tokens; {load.n_studies:,} studies in all"
+    )
     peak, size = GPUS[gpu]
     lines.append(f"on {n_gpus} x {gpu}: {peak / 1e12:.0f} TFLOP/s of 16-bit peak, {UTILISATION:.0%} of it assumed")
     for number, (one, two, three) in enumerate(zip(whole.stages, swapped.stages, cut.stages, strict=True), 1):

@@ -93,10 +93,10 @@ class PromptConfig:
         return {"role": "user", "content": [{"type": "text", "text": self._request}]}
 
     def observations(self, study: Study) -> str:
-        """The observations to name first: "Cardiomegaly, Edema", or "No Finding"."""
+        """The observations to name first: "Cardiomegaly, Edema", "No Finding" if that is so, else "None of these"."""
         known = any(study.labels.get(name) is not None for name in OBSERVATIONS)
         labels = study.labels if known else label(self._report(study))
-        return ", ".join(name for name in OBSERVATIONS[:-1] if labels.get(name) == 1) or OBSERVATIONS[-1]
+        return ", ".join(name for name in OBSERVATIONS if labels.get(name) == 1) or "None of these"
 
     def answer(self, study: Study) -> str | None:
         """The text to learn, or None where the study lacks one of the sections."""

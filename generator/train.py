@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
-from encoder.features import FeatureStore, compute_features, read_features
-from encoder.sharding import check_launch, clip_gradients, prepare_model, release_model
+from encoder.features import FeatureStore, compute_features, digest_files, read_features
+from encoder.sharding import WAIT, check_launch, clip_gradients, prepare_model, release_model
 from encoder.studies import Study
 from generator.checkpoints import Progress, RunFolder
 from generator.data import IGNORE, Example, ExampleDataset, batch_indices, load_micro_batches, split_batch
@@ -139,9 +139,10 @@ def train(
     Raises:
         ValueError: nothing to train on or to validate with, a prompt too long, parts that do not fit together.
         FloatingPointError: the loss is not finite; the last checkpoint is kept.
+        OSError: no picture of a step, or of the val split, can be read.
     """
     from accelerate import Accelerator
-    from accelerate.utils import DistributedDataParallelKwargs, set_seed
+    from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, set_seed
     from tqdm import tqdm
 
     accelerator = Accelerator(
@@ -149,7 +150,10 @@ def train(
         log_with=config.trackers or None,
         project_dir=out,
         # Every process computes the same buffers; without this DDP would send them at each validation too.
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False),
+            InitProcessGroupKwargs(timeout=WAIT),
+        ],
     )
     check_launch(accelerator, "train.shard")
     if config.trackers:
@@ -190,9 +194,12 @@ def train(
     # For all stages at once, since parameters of a model that is shared out keep their type.
     chosen = [set(choose_trainable(model, stage.projector, stage.lm, stage.tower)) for stage in config.stages]
     datasets = {split: drafter.dataset(part, store) for split, part in examples.items()}
+    steps_per_epoch = math.ceil(len(datasets["train"]) / config.batch_size)
+    steps_of = [max(1, round(stage.epochs * steps_per_epoch)) for stage in config.stages]
     run = RunFolder(out, accelerator)
     progress = run.resume()
     unreadable: set[str] = set()
+    torch.manual_seed(config.seed + accelerator.process_index)  # dropout differs between processes
 
     for number, stage in enumerate(config.stages):
         run.trained |= chosen[number]
@@ -205,8 +212,8 @@ def train(
         groups = _parameter_groups(model, stage.weight_decay)
         optimizer = accelerator.prepare(torch.optim.AdamW(groups, lr=stage.lr, betas=(0.9, stage.beta2)))
         run.restore(model, optimizer)
-        steps_per_epoch = math.ceil(len(datasets["train"]) / config.batch_size)
-        n_steps = max(1, round(stage.epochs * steps_per_epoch))
+        n_steps = steps_of[number]
+        run.earlier_steps = sum(steps_of[:number])
         eval_every = config.eval_every or steps_per_epoch
         accelerator.print(_describe(model, number, len(config.stages), n_steps))
         bar = tqdm(total=n_steps, initial=progress.step, unit="step", disable=not accelerator.is_main_process)
@@ -220,16 +227,20 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = lr
             micro_batches, n_tokens = next(batches)
-            total = torch.zeros((), device=accelerator.device)
+            sums = torch.zeros(2, device=accelerator.device)
             for index, batch in enumerate(micro_batches):
-                unreadable |= set(batch["errors"])
+                for sentence in sorted(set(batch["errors"]) - unreadable):
+                    tqdm.write(f"not trained on: {sentence}")
+                    unreadable.add(sentence)
                 last = index == len(micro_batches) - 1
                 with nullcontext() if last else accelerator.no_sync(wrapped):
                     loss = summed_loss(wrapped, batch, accelerator.device) / n_tokens
                     # Gradients are averaged over processes; this loss is already divided by the tokens of all.
                     accelerator.backward(loss * accelerator.num_processes)
-                total += loss.detach()
-            loss_value = accelerator.reduce(total).item()
+                sums += torch.stack([loss.detach(), (batch["labels"] != IGNORE).sum().to(loss)])
+            loss_value, n_readable = accelerator.reduce(sums).tolist()
+            if not n_readable:
+                raise OSError(f"No picture of step {progress.step + 1} of stage {number + 1} can be read")
             if not math.isfinite(loss_value):
                 raise FloatingPointError(
                     f"The loss is {loss_value} at step {progress.step + 1} of stage {number + 1} (lr {lr:.3g}); the "
@@ -266,8 +277,6 @@ def train(
         run.save(model, progress)
 
     run.restore(model)  # where every stage had been done before, the weights are still to be loaded
-    for sentence in sorted(unreadable):
-        accelerator.print(f"not trained on: {sentence}")
     if store is not None:
         drafter.model.model.vision_tower = tower
     if accelerator.is_main_process:
@@ -314,7 +323,7 @@ def _steps(
         plan = [split_batch(batch, rank, world, config.micro_batch_size) for batch in batches]
         loader = load_micro_batches(dataset, [part for parts in plan for part in parts], config.workers)
         for batch, parts in zip(batches, plan, strict=True):
-            yield list(islice(loader, len(parts))), sum(len(dataset.examples[i].answer) for i in batch)
+            yield list(islice(loader, len(parts))), sum(dataset.examples[i].n_learnt for i in batch)
         start += len(batches)
 
 
@@ -329,6 +338,8 @@ def _validate(model: nn.Module, dataset: ExampleDataset, config: TrainConfig, ac
         loss = summed_loss(model, batch, accelerator.device)
         sums += torch.stack([loss, (batch["labels"] != IGNORE).sum().to(loss)])
     loss, n_tokens = accelerator.reduce(sums).tolist()
+    if not n_tokens:
+        raise OSError("No picture of the val split can be read")
     return loss / n_tokens
 
 
@@ -349,6 +360,8 @@ def _cache_features(
     tower.model.to(accelerator.device)
     paths = [path for part in examples.values() for example in part for path in example.images]
     process = (accelerator.process_index, accelerator.num_processes)
+    digest_files(paths[process[0] :: process[1]], folder, workers)  # else every process would read every file
+    accelerator.wait_for_everyone()
     computed = compute_features(tower, paths, folder, drafter.features, workers=workers, process=process)
     for sentence in computed.errors:
         print(f"no features: {sentence}")

@@ -10,6 +10,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 
 import torch
+from accelerate import Accelerator
 
 from encoder.augment import ViewConfig
 from encoder.dino import Dino, DinoConfig
@@ -51,20 +52,22 @@ def bench_pretraining(pictures: Sequence[Path], n_steps: int) -> None:
 
 
 def _bare(config: PretrainConfig, n_steps: int) -> float:
-    model = Dino(load_start(config).model, config.objective)
+    device = Accelerator().device
+    model = Dino(load_start(config).model, config.objective).to(device)
     n, views = config.micro_batch_size, config.views
     side = views.global_size // model.backbone.config.patch_size
-    large = torch.randn(2 * n, 1, views.global_size, views.global_size)
-    small = torch.randn(views.n_local * n, 1, views.local_size, views.local_size)
-    masks = torch.zeros(2 * n, side, side, dtype=torch.bool)
+    large = torch.randn(2 * n, 1, views.global_size, views.global_size, device=device)
+    small = torch.randn(views.n_local * n, 1, views.local_size, views.local_size, device=device)
+    masks = torch.zeros(2 * n, side, side, dtype=torch.bool, device=device)
     hidden = sum(config.objective.mask_ratio) / 2 if config.objective.ibot_weight else 0.0
     masks.flatten(1)[: round(2 * n * config.objective.mask_probability), : round(side * side * hidden)] = True
     times = []
     for _ in range(n_steps):
         started = time.perf_counter()
-        with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             loss = model(large, small, masks, 0.05)["loss"]
         loss.backward()
+        loss.item()  # waits for a GPU
         model.zero_grad()
         times.append(time.perf_counter() - started)
     return n / median(times[2:])

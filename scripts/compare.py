@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from scripts import run
+from scripts.generate import pick_device
 
 if TYPE_CHECKING:
     from encoder.studies import Study
@@ -91,7 +92,9 @@ class Cell:
     notes: list[str] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
     resamples: np.ndarray = field(default_factory=lambda: np.empty(0), repr=False)
-    """The measure on each resample of the test subjects, the same for all towers: [R]."""
+    """The measure on each resample of the test subjects: [R]."""
+    sample: str = ""
+    """Digest of the test subjects and what is true of them; towers with the same one share their resamples."""
 
 
 def main(
@@ -105,6 +108,7 @@ def main(
     batch_size: int = 32,
     workers: int = 2,
     title: str = "Which encoder?",
+    device: str = "auto",
 ) -> None:
     """Compare towers on tasks; writes compare.json, table.md, report.html and a picture of every column.
 
@@ -120,7 +124,9 @@ def main(
         batch_size: Images per forward pass.
         workers: Processes that decode and prepare images while a tower runs.
         title: Heading of the page.
+        device: cpu, cuda, cuda:1, mps …; auto takes the first accelerator.
     """
+    from encoder.features import FeatureConfig, describe
     from encoder.studies import read_studies
     from encoder.targets import check_leaks
     from encoder.towers import load_tower
@@ -134,17 +140,21 @@ def main(
     baseline = baseline or names[0]
     if baseline not in names:
         raise ValueError(f"Unknown baseline {baseline!r}. Choices: {', '.join(names)}")
+    device = pick_device(device)
     known = read_studies(os.path.expandvars(studies))
+    data = _data(known, features)
     cells: dict[str, dict[str, Cell]] = {}
     warnings: dict[str, list[str]] = {}
     for entry in towers:
         seen = Path(os.path.expandvars(entry.seen)) if entry.seen else None
         warnings[entry.name] = check_leaks(known, seen, features)
         tower = load_tower(os.path.expandvars(entry.tower), entry.image_size)
+        tower.model.to(device)
+        described = describe(tower, FeatureConfig(mapping=entry.mapping))
         cells[entry.name] = {}
         for task in tasks:
             path = out / "cells" / f"{_slug(entry.name)}--{_slug(task.name)}.json"
-            made_of = _made_of(known, tower, entry, task, features, resamples)
+            made_of = _digest(described, data, asdict(task), resamples)
             cell = _read_cell(path, made_of)
             if cell is None:
                 cell = fill_cell(tower, entry, task, known, features, resamples, batch_size, workers)
@@ -232,7 +242,8 @@ def _probe(task: Task, studies: Sequence[Study], store: Any, resamples: int) -> 
     if task.fractions:
         points = learning_curve(store, target, task.fractions, replace(config, resamples=200))
         details["curve"] = [curve_point(points, fraction, task.shown) for fraction in sorted(task.fractions)]
-    return Cell(estimate.value, estimate.low, estimate.high, result.n["test"], notes, details, measured.resamples)
+    n = result.n["test"]
+    return Cell(estimate.value, estimate.low, estimate.high, n, notes, details, measured.resamples, measured.sample)
 
 
 def curve_point(points: Sequence[Any], fraction: float, measure: str) -> dict[str, Any]:
@@ -250,15 +261,16 @@ def _segment(tower: Tower, task: Task, studies: Sequence[Study], store: Any, res
 
     config = SegmentConfig(tuple(task.targets), task.head, grid="picture", resamples=resamples)
     try:
-        result, _ = segment(store, studies, tower.processor, config)
+        result, _ = segment(store, studies, tower.processor, config, str(tower.device))
     except ValueError as error:  # a processor that masks cannot follow, or too few masks: the other tasks go on
         return Cell(None, notes=[str(error)])
     score = result.scores["mean"][task.shown]
     resampled = result.resampled[task.shown][:, -1]
-    details = result.to_dict()
+    details, sample = result.to_dict(), _digest(result.paths, result.subjects)
     for name in ("dice", "iou", "paths", "subjects"):
         del details[name]  # by image: as long as the test split
-    return Cell(score.value, score.low, score.high, result.n_images["test"], result.errors, details, resampled)
+    n = result.n_images["test"]
+    return Cell(score.value, score.low, score.high, n, result.errors, details, resampled, sample)
 
 
 def _retrieve(task: Task, studies: Sequence[Study], store: Any, resamples: int) -> Cell:
@@ -280,7 +292,8 @@ def _retrieve(task: Task, studies: Sequence[Study], store: Any, resamples: int) 
     one = measures[task.shown]
     values = resample([one], resamples)[0]
     bounds = interval(values)
-    return Cell(one.value, bounds.low, bounds.high, len(test), [], {"signature": one.signature}, values)
+    sample = _digest([study.study_id for study in test])
+    return Cell(one.value, bounds.low, bounds.high, len(test), [], {"signature": one.signature}, values, sample)
 
 
 def compare_with(baseline: str, cells: dict[str, dict[str, Cell]]) -> dict[str, dict[str, dict[str, float]]]:
@@ -296,6 +309,9 @@ def compare_with(baseline: str, cells: dict[str, dict[str, Cell]]) -> dict[str, 
             other = cells[baseline][task]
             if tower == baseline or cell.value is None or other.value is None or len(cell.resamples) == 0:
                 continue
+            if cell.sample != other.sample:
+                cell.notes.append(f"no difference to {baseline}: not measured on the same test images")
+                continue
             resampled = cell.resamples - other.resamples
             resampled = resampled[~np.isnan(resampled)]
             if not len(resampled):
@@ -310,15 +326,17 @@ def compare_with(baseline: str, cells: dict[str, dict[str, Cell]]) -> dict[str, 
     return {tower: {task: found[tower, task] for task in row if (tower, task) in found} for tower, row in cells.items()}
 
 
-def _made_of(known: Sequence[Study], tower: Tower, entry: Entry, task: Task, features: Path, resamples: int) -> str:
-    """Digest of all that a cell depends on: tower, settings, studies, and the content of their images and masks."""
-    from encoder.features import FeatureConfig, describe, digest_files
+def _data(known: Sequence[Study], features: Path) -> str:
+    """Digest of the studies and of the content of their images and masks."""
+    from encoder.features import digest_files
 
     files = [path for study in known for image in study.images for path in (image.path, *image.masks.values())]
     contents = {str(path): file.digest for path, file in digest_files(files, features).items()}
-    rows = [[asdict(study) for study in known], contents, asdict(task), resamples]
-    text = json.dumps([describe(tower, FeatureConfig(mapping=entry.mapping)), *rows], default=str, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return _digest([asdict(study) for study in known], contents)
+
+
+def _digest(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, default=str, sort_keys=True).encode()).hexdigest()
 
 
 def _public(cell: Cell) -> dict[str, Any]:

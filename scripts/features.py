@@ -52,7 +52,7 @@ def main(
     import torch
     from accelerate import Accelerator
 
-    from encoder.features import FeatureConfig, compute_features, read_features
+    from encoder.features import FeatureConfig, compute_features, digest_files, read_features
     from encoder.studies import read_studies
     from encoder.towers import load_tower
 
@@ -65,6 +65,8 @@ def main(
     loaded = load_tower(tower, image_size, backend)
     loaded.model.to(accelerator.device, getattr(torch, precision))
     process = (accelerator.process_index, accelerator.num_processes)
+    digest_files(paths[process[0] :: process[1]], out, workers)  # else every process would read every file
+    accelerator.wait_for_everyone()
     computed = compute_features(loaded, paths, out, config, batch_size, workers, process)
     for sentence in computed.errors:
         print(f"no features: {sentence}")

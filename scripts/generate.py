@@ -8,8 +8,10 @@
     raddraft generate --model runs/first/model --studies data/phantom/studies.jsonl --out runs/first/eight.jsonl \\
         --decode.candidates 8
 
-Several candidates of each study are for `raddraft consensus` to choose among. Starting the same command again goes on
-where it stopped.
+    accelerate launch --num_processes 8 -m scripts.generate --model runs/first/model --studies …
+
+Several processes share the work and write one file. Several candidates of each study are for `raddraft consensus` to
+choose among. Starting the same command again goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -60,7 +62,12 @@ def main(
         workers: Processes that decode and prepare images.
         remote_code: Whether Python code that comes with a model from elsewhere may run.
     """
+    from accelerate import Accelerator
+    from accelerate.utils import InitProcessGroupKwargs, gather_object
+
+    from encoder.sharding import WAIT
     from generator.controls import most_frequent, nearest_reports, shuffle_images
+    from generator.generate import merge
     from generator.speculate import Speculator, index_reports
     from generator.vlm import load_any
 
@@ -69,9 +76,13 @@ def main(
     training = [study for study in everything if study.split == "train"]
     if not wanted:
         raise ValueError(f"{studies}: no study in split {split!r}" + (f" of source {sources}" if sources else ""))
-    drafter = load_any(model, device=pick_device(device), prompt=chosen(prompt), remote_code=remote_code)
+    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT)])
+    where = pick_device(device) if accelerator.num_processes == 1 else str(accelerator.device)
+    drafter = load_any(model, device=where, prompt=chosen(prompt), remote_code=remote_code)
     name = model_name(model, prompt) if control == "none" else f"{model_name(model, prompt)} {control}"
     errors: list[str] = []
+    if control in ("most-frequent", "nearest-report") and not accelerator.is_main_process:
+        return 0
     if control == "most-frequent":
         text = most_frequent(drafter, training)
         _write(out, drafter, wanted, {study.study_id: text for study in wanted}, name)
@@ -82,7 +93,14 @@ def main(
         if control == "shuffled-images":
             wanted = shuffle_images(wanted)
         speculator = Speculator(index_reports(drafter, training)) if speculate else None
-        errors = generate(drafter, wanted, out, decode, name, workers, speculator)
+        process = (accelerator.process_index, accelerator.num_processes)
+        if accelerator.is_main_process:  # what a killed run of several processes has left
+            merge(out, wanted)
+        accelerator.wait_for_everyone()
+        errors = gather_object(generate(drafter, wanted, out, decode, name, workers, speculator, process))
+        if not accelerator.is_main_process:
+            return 0
+        merge(out, wanted)
     return report_errors(errors, len(wanted), out)
 
 

@@ -20,6 +20,7 @@ from encoder.fitting import ProbeConfig
 from encoder.studies import read_studies, write_whole
 from encoder.targets import TargetSpec, check_leaks, make_target
 from scripts import run
+from scripts.generate import pick_device
 
 if TYPE_CHECKING:
     from encoder.fitting import ProbeResult
@@ -45,6 +46,7 @@ def main(
     mapping: Literal["window", "minmax", "percentile"] = "window",
     batch_size: int = 32,
     workers: int = 2,
+    device: str = "auto",
 ) -> None:
     """Print a table of the measures on test, with 95 % intervals by subject, and write all of it as JSON.
 
@@ -67,6 +69,7 @@ def main(
         mapping: How grey values are mapped to 8 bits.
         batch_size: Images per forward pass.
         workers: Processes that decode and prepare images while the tower runs.
+        device: cpu, cuda, cuda:1, mps …; auto takes the first accelerator.
     """
     from scripts.compare import of_sources
 
@@ -81,11 +84,13 @@ def main(
         from encoder.finetune import finetune
         from encoder.towers import load_tower
 
-        result = finetune(load_tower(tower or "", image_size), blocks, target, probe, mapping)
+        loaded = load_tower(tower or "", image_size)
+        loaded.model.to(pick_device(device))
+        result = finetune(loaded, blocks, target, probe, mapping)
     else:
         from encoder.probe import learning_curve, run_probe
 
-        store = _open(target.paths, tower, features, probe, image_size, mapping, batch_size, workers)
+        store = _open(target.paths, tower, features, probe, image_size, mapping, batch_size, workers, device)
         result = run_probe(store, target, probe)
         points = learning_curve(store, target, fractions, probe) if fractions else []
     _print(result, warnings)
@@ -105,6 +110,7 @@ def _open(
     mapping: Any,
     batch_size: int,
     workers: int,
+    device: str,
 ) -> Any:
     """The store of a tower's features, computed as far as they are missing; or the store named."""
     from encoder.features import FeatureConfig, open_features, store_features
@@ -113,7 +119,9 @@ def _open(
     if tower is None:
         return open_features(features, paths)
     config = FeatureConfig("grid" if probe.pooling == "attention" else "pooled", mapping=mapping)
-    store, errors = store_features(load_tower(tower, image_size), paths, features, config, batch_size, workers)
+    loaded = load_tower(tower, image_size)
+    loaded.model.to(pick_device(device))
+    store, errors = store_features(loaded, paths, features, config, batch_size, workers)
     for sentence in errors:
         print(f"no features: {sentence}")
     return store
@@ -156,7 +164,8 @@ def _print_curve(points: Sequence[CurvePoint]) -> dict[str, list[dict[str, Any]]
     curve = {name: [curve_point(points, fraction, name) for fraction in fractions] for name in measures}
     first = next(iter(curve))
     for one in curve[first]:
-        print(f"{one['fraction']:g} of train, {one['n']} subjects: macro {first} {one['value']:.3f}")
+        value = "undefined" if one["value"] is None else f"{one['value']:.3f}"
+        print(f"{one['fraction']:g} of train, {one['n']} subjects: macro {first} {value}")
     return curve
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from scripts import run
+from scripts.generate import pick_device
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,6 +45,7 @@ def main(
     features: Path = Path("features"),
     batch_size: int = 32,
     workers: int = 2,
+    device: str = "auto",
 ) -> int:
     """Write predictions.jsonl with the report of the nearest training study, or the one its k neighbours agree on.
 
@@ -63,6 +65,7 @@ def main(
         features: Folder of feature stores.
         batch_size: Images per forward pass.
         workers: Processes that decode and prepare images while the tower runs.
+        device: cpu, cuda, cuda:1, mps …; auto takes the first accelerator.
     """
     from encoder.features import FeatureConfig, store_features
     from encoder.studies import read_studies, write_studies, write_whole
@@ -79,7 +82,9 @@ def main(
     queries = [study for study in known if study.split == split]
     paths = [study.main_image.path for study in (known if augmented else (*training, *queries))]
     config = FeatureConfig(mapping=mapping)
-    store, errors = store_features(load_tower(tower, image_size), paths, features, config, batch_size, workers)
+    loaded = load_tower(tower, image_size)
+    loaded.model.to(pick_device(device))
+    store, errors = store_features(loaded, paths, features, config, batch_size, workers)
     for sentence in errors:
         print(f"no features: {sentence}")
     training = [study for study in training if study.main_image.path in store]

@@ -15,6 +15,7 @@ from typing import Literal
 
 from encoder.studies import read_studies, write_whole
 from scripts import run
+from scripts.generate import pick_device
 
 
 def main(
@@ -35,6 +36,7 @@ def main(
     mapping: Literal["window", "minmax", "percentile"] = "window",
     batch_size: int = 32,
     workers: int = 2,
+    device: str = "auto",
 ) -> None:
     """Print Dice and IoU on test, with 95 % intervals by subject, and write all of it as JSON.
 
@@ -56,6 +58,7 @@ def main(
         mapping: How grey values are mapped to 8 bits.
         batch_size: Images per forward pass of the tower.
         workers: Processes that decode and prepare images while the tower runs.
+        device: cpu, cuda, cuda:1, mps …; auto takes the first accelerator.
     """
     from encoder.features import FeatureConfig, store_features
     from encoder.segment import SegmentConfig, segment
@@ -72,11 +75,12 @@ def main(
         names = sorted({name for study in known for image in study.images for name in image.masks})
         raise ValueError(f"No image has masks of {', '.join(structures)}. Choices: {', '.join(names) or 'none'}")
     loaded = load_tower(tower, image_size)
+    loaded.model.to(pick_device(device))
     if loaded.shape[:2] == (1, 1):
         raise ValueError(f"{tower} has no patches, so there is nothing to draw from")
     kept = FeatureConfig("grid", tuple(layers) if layers else None, mapping=mapping)
     store, _ = store_features(loaded, paths, features, kept, batch_size, workers)
-    result, _ = segment(store, known, loaded.processor, config)
+    result, _ = segment(store, known, loaded.processor, config, str(loaded.device))
     rows = [[name, show(row["dice"]), show(row["iou"])] for name, row in result.scores.items()]
     print_table(["", "dice", "iou"], rows if len(structures) > 1 else rows[:1])
     counts = ", ".join(f"{split} {count}" for split, count in result.n_images.items())

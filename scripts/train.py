@@ -70,7 +70,7 @@ def main(
     }
     parts = split_studies(read_studies(studies), sources)
     if control:
-        parts = {name: shuffle_images([one for one in part if prompt.answer(one)]) for name, part in parts.items()}
+        parts = {name: shuffle_images(part) if part else part for name, part in parts.items()}
     if dry_run:
         print(dry(parts["train"], model, prompt, train, gpu, gpus))
         return
@@ -91,13 +91,17 @@ def dry(studies: list[Study], model: ModelConfig, prompt: PromptConfig, train: T
     Raises:
         ValueError: no study has the sections to write, or fewer than one GPU.
     """
-    from generator.plan import describe
+    from generator.plan import Load, describe
+    from generator.priors import find_priors
 
-    reports = [answer for study in studies if (answer := prompt.answer(study))]
+    reports = {study.study_id: answer for study in studies if (answer := prompt.answer(study))}
     if not reports or gpus < 1:
         raise ValueError(f"Need studies with the sections to write and at least one GPU, got {len(reports)} and {gpus}")
-    words = sum(len(report.split()) for report in reports) / len(reports)
-    return describe(model, train, len(reports), words, gpu, gpus)
+    words = sum(len(report.split()) for report in reports.values()) / len(reports)
+    priors = find_priors(studies) if prompt.prior else {}
+    used = [study for study in studies if study.study_id in reports]
+    pictures = sum(len(prompt.pictures(study, priors.get(study.study_id))) for study in used) / len(used)
+    return describe(model, train, Load(len(used), words, pictures), gpu, gpus)
 
 
 def split_studies(studies: Iterable[Study], sources: list[str] | None) -> dict[str, list[Study]]:

@@ -154,6 +154,32 @@ def test_faults_are_one_sentence(tmp_path, studies, changes, culprit) -> None:
     assert culprit in message
 
 
+def test_only_the_same_test_images_are_compared(tmp_path, studies, monkeypatch) -> None:
+    """Where a tower cannot read one of the test images, its resamples draw other subjects."""
+    from encoder import features
+
+    config = write_config(tmp_path, studies, [{"tower": "pixels"}, {"tower": "pixels", "label": "again"}], TASKS[:1])
+    assert run("compare", "--config", config) == (0, "")
+    result = json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert result["differences"]["again"]["Edema"]["value"] == 0
+    store, calls = features.store_features, []
+
+    def without_one(*arguments):
+        found, errors = store(*arguments)
+        calls.append(found)
+        if len(calls) == 2:
+            del found.rows[str(tmp_path / "50.png")]
+        return found, errors
+
+    monkeypatch.setattr(features, "store_features", without_one)
+    for cell in (tmp_path / "out" / "cells").iterdir():
+        cell.unlink()
+    assert run("compare", "--config", config) == (0, "")
+    result = json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert result["differences"]["again"] == {}
+    assert "not measured on the same test images" in "".join(result["towers"]["again"]["Edema"]["notes"])
+
+
 def test_p_values_are_corrected_after_holm() -> None:
     resamples = {"a": np.zeros(200), "b": np.full(200, 0.1), "c": np.linspace(-0.05, 0.1, 200), "d": np.full(200, -0.2)}
     cells = {name: {"t": Cell(0.5, 0.4, 0.6, 10, resamples=values)} for name, values in resamples.items()}

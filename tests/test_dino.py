@@ -153,6 +153,14 @@ def test_koleo_of_equal_and_of_orthogonal_directions():
     assert float(koleo(far)) == pytest.approx(-math.log(math.sqrt(2)), abs=1e-5)
 
 
+def test_koleo_finds_neighbours_of_alike_vectors_under_autocast():
+    x = 20 + torch.randn(64, 32)  # cosines of .99 and more
+    with torch.autocast("cpu", torch.bfloat16):
+        found = koleo(x)
+    assert found.dtype == torch.float32
+    assert float(found) == pytest.approx(float(koleo(x)), abs=1e-6)
+
+
 def test_losses_equal_lightly():
     loss = pytest.importorskip("lightly.loss", reason="lightly is not installed")
     x = torch.randn(8, 16)

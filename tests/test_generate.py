@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from generator.model import Drafter, load
 from generator.prompts import PromptConfig
 from scripts.app import draft_upload
 from tests.conftest import make_study
+from tests.launch import Job
 
 
 @pytest.fixture
@@ -228,6 +230,27 @@ def test_without_sidecar_the_default_prompt_is_used_and_said(model_folder, tmp_p
     (copy / "raddraft.json").unlink()
     with pytest.warns(UserWarning, match="the default prompt is used"):
         assert load(copy).prompt == PromptConfig()
+
+
+def test_several_processes_write_what_one_writes(model_folder, studies_file, tmp_path) -> None:
+    """Killed on two processes, gone on with by two others; a picture that cannot be read is named by one of them."""
+    studies = read_studies(studies_file, "train")
+    studies[5].main_image.path.unlink()
+    words = ["--model", model_folder, "--studies", studies_file, "--split", "train", "--decode.batch_size", "2"]
+    assert run_action("generate", *map(str, words), "--out", str(tmp_path / "one.jsonl")) == 1
+    one = (tmp_path / "one.jsonl").read_text()
+    assert one.count("\n") == 23
+    out, part = tmp_path / "two.jsonl", tmp_path / "two.jsonl.1"
+    job = Job("generate", *words, "--out", out, n=2)
+    while job.running and not (part.is_file() and part.read_bytes().count(b"\n")):
+        time.sleep(0.002)
+    job.kill()
+    lines = one.splitlines(keepends=True)
+    part.write_text(lines[2] + lines[3][:20])
+    (tmp_path / "two.jsonl.0").write_text(lines[0])
+    assert "no draft: s5: " in Job("generate", *words, "--out", out, n=2).finish(codes=[1, 0])
+    assert out.read_text() == one
+    assert not list(tmp_path.glob("two.jsonl.*"))
 
 
 def test_shuffled_images_are_another_patients(studies) -> None:

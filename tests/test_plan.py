@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from encoder.studies import read_studies
 from generator.data import ExampleDataset, collate, encode
 from generator.model import Drafter, LoraConfig, ModelConfig, build, choose_trainable
-from generator.plan import PROMPT_TOKENS, meta_model, plan
+from generator.plan import PROMPT_TOKENS, Load, describe, meta_model, plan
 from generator.prompts import PromptConfig
 from generator.sizes import LANGUAGE_MODELS, lm_config
 from generator.train import Stage, TrainConfig, summed_loss
@@ -42,7 +42,7 @@ def test_sizes_give_the_published_counts(name: str) -> None:
 
 def test_the_papers_model() -> None:
     config = TrainConfig(stages=[Stage(epochs=3, lm="full")], batch_size=128, features="cached")
-    whole = plan(ModelConfig("rad-dino", VICUNA), config, n_studies=1280, report_words=50)
+    whole = plan(ModelConfig("rad-dino", VICUNA), config, Load(1280, 50))
     assert whole.parameters == {
         "tower": 86_580_480,
         "projector": (768 * 4096 + 4096) + (4096 * 4096 + 4096),
@@ -54,11 +54,18 @@ def test_the_papers_model() -> None:
     assert stage.steps == 30
     assert stage.trainable == whole.parameters["projector"] + whole.parameters["language model"]
     assert stage.memory["moments"] == pytest.approx(stage.trainable * 8 / 2**30)
-    eight = plan(ModelConfig("rad-dino", VICUNA), replace(config, shard=True), 1280, 50, "h100", 8).stages[0]
+    eight = plan(ModelConfig("rad-dino", VICUNA), replace(config, shard=True), Load(1280, 50), "h100", 8).stages[0]
     assert eight.hours == pytest.approx(stage.hours / 8)
     assert eight.memory["weights"] == pytest.approx(stage.memory["weights"] / 8)
     assert eight.memory["activations"] == stage.memory["activations"]
-    again = plan(ModelConfig("rad-dino", VICUNA), replace(config, activation_checkpointing=True), 1280, 50).stages[0]
+    wide = plan(ModelConfig("rad-dino", VICUNA), config, Load(1280, 50, pictures=2.0))
+    assert wide.tokens == whole.tokens + 1369
+    four = Load(1280, 50, pictures=4.0)
+    assert "5,596 tokens" in (text := describe(ModelConfig("rad-dino", VICUNA), config, four, "h100", 1))
+    assert "more than the 4,096 tokens that the language model reads" in text
+    again = plan(
+        ModelConfig("rad-dino", VICUNA), replace(config, activation_checkpointing=True), Load(1280, 50)
+    ).stages[0]
     assert again.memory["activations"] < 0.1 * stage.memory["activations"]
     assert 1.2 < again.flops / stage.flops < 1.4
 
@@ -95,7 +102,7 @@ def test_arithmetic_is_what_torch_counts(stage, studies_file, tmp_path) -> None:
         summed_loss(drafter.model, batch, torch.device("cpu")).backward()
     config = TrainConfig(stages=[stage], batch_size=1)
     n_report = len(dataset.examples[0].answer)
-    planned = plan(model_config, config, 1, n_report / 1.6)
+    planned = plan(model_config, config, Load(1, n_report / 1.6))
     # The plan assumes the length of the prompt; that of this one is known.
     assert planned.tokens - PROMPT_TOKENS == 64 + n_report
     scale = len(dataset.examples[0]) / planned.tokens
@@ -105,7 +112,7 @@ def test_arithmetic_is_what_torch_counts(stage, studies_file, tmp_path) -> None:
 
 def test_trainable_parameters_of_adapters() -> None:
     config = TrainConfig(stages=[Stage(projector=False, lm="lora")], lora=LoraConfig(rank=8))
-    stage = plan(ModelConfig("rad-dino", VICUNA), config, 100, 50).stages[0]
+    stage = plan(ModelConfig("rad-dino", VICUNA), config, Load(100, 50)).stages[0]
     assert stage.trainable == 32 * 8 * (4 * (4096 + 4096) + 3 * (4096 + 11008))
 
 

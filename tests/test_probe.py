@@ -26,10 +26,10 @@ from encoder.measures import (
     average_precision,
     balanced_accuracy,
     best_threshold,
-    difference,
     draw_subjects,
     mae,
     measure,
+    over_seeds,
     r2,
     recall,
 )
@@ -175,24 +175,6 @@ def test_chunks_of_resamples_change_nothing(monkeypatch) -> None:
     np.testing.assert_array_equal(np.concatenate(parts), whole)
     assert (whole.sum(1) == 21).all()
     assert (whole[:, 0] == whole[:, 2]).all(), "images of a subject are drawn together"
-
-
-def test_two_towers_are_compared_on_the_same_resamples() -> None:
-    generator = np.random.default_rng(0)
-    truth = (generator.random(400) < 0.4).astype(float)
-    shared = generator.normal(size=400)
-    good, poor = shared + 1.5 * truth, shared + 1.2 * truth
-    people = np.arange(400).astype(str)
-    first, second = measure(auroc, truth, good, people), measure(auroc, truth, poor, people)
-    found = difference(first, second)
-    assert found.value == pytest.approx(first.estimate.value - second.estimate.value)
-    assert 0 < found.low < found.value < found.high
-    assert found.p == pytest.approx(2 / 501)
-    assert found.high - found.low < 0.5 * (first.estimate.high - first.estimate.low), "pairs share their noise"
-    assert difference(first, first).p == 1.0
-    for other in (measure(auroc, truth, poor, people, seed=1), measure(auroc, 1 - truth, poor, people)):
-        with pytest.raises(ValueError, match="cannot be compared in pairs"):
-            difference(first, other)
 
 
 def test_threshold_is_the_best_for_balanced_accuracy(ranked) -> None:
@@ -561,6 +543,30 @@ def test_all_stays_quiet_where_resamples_are_undefined(tmp_path) -> None:
         warnings.simplefilter("error")
         estimate = run_probe(store, target, QUICK).measures["macro"]["auroc"].estimate
     assert estimate.value is not None
+
+
+def test_a_batch_without_labels_does_no_harm(tmp_path) -> None:
+    """257 images in batches of 256: the last one may have no label at all."""
+    generator = np.random.default_rng(0)
+    n = 300
+    store, paths = save_store(tmp_path / "store", generator.normal(size=(n, 1, 8)))
+    y = (generator.random((n, 1)) < 0.5).astype(float)
+    y[:256:2] = NAN
+    splits = np.array(["train"] * 257 + ["val"] * 20 + ["test"] * 23)
+    target = Target("multilabel", ("Edema",), paths, np.arange(n).astype(str), splits, y)
+    for seed in range(8):  # in some of them the last batch is one without a label
+        scores = descend(store.vectors(paths), target, ProbeConfig(solver="adamw", seeds=(seed,), epochs=4))
+        assert all(np.isfinite(part[257:]).all() for parts in scores.values() for part in parts)
+
+
+def test_seeds_and_draws_that_are_undefined_are_left_out_and_counted() -> None:
+    truth, scores, people = np.tile([0.0, 1.0], 10), np.arange(20.0), np.arange(20).astype(str)
+    some, none = measure(auroc, truth, scores, people), measure(auroc, np.zeros(20), scores, people)
+    for parts in ([some, none, some], [none, some, some]):
+        found = over_seeds(parts).estimate
+        assert found.value == some.estimate.value
+        assert found.reason == "undefined in 1 of 3"
+    assert over_seeds([none, none]).estimate.value is None
 
 
 @pytest.mark.parametrize("kind", ["multilabel", "multiclass", "regression"])

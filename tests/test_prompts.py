@@ -239,9 +239,15 @@ def test_observations_come_from_labels_or_else_from_the_rules() -> None:
     study.labels = {"Edema": 1, "Cardiomegaly": 1, "Pneumonia": -1, "Fracture": 0, "Bacterial": 1}
     assert TWO_TURNS.observations(study) == "Cardiomegaly, Edema"
     study.labels = {"Edema": 0, "Pneumonia": -1}
-    assert TWO_TURNS.observations(study) == "No Finding"
+    assert TWO_TURNS.observations(study) == "None of these"
+    study.labels = {"No Finding": 1, "Support Devices": 1}
+    assert TWO_TURNS.observations(study) == "Support Devices, No Finding"
     study.labels = {"Edema": None, "Bacterial": 1}
     assert TWO_TURNS.observations(study) == "Pleural Effusion"
+    study.sections["findings"] = "Severe emphysema with large bullae."
+    assert TWO_TURNS.observations(study) == "None of these"
+    study.sections["findings"] = "The lungs are clear."
+    assert TWO_TURNS.observations(study) == "No Finding"
 
 
 @pytest.fixture
@@ -277,7 +283,13 @@ CHATML = (  # of Qwen and SmolLM2, whose end token is that of a turn
 )
 
 
-@pytest.mark.parametrize("template", [None, CHATML], ids=["plain", "chatml"])
+GEMMA = (  # whose turns end with a token of their own, here one that is not special
+    "{% for message in messages %}[{{ message['role'] }}]{{ message['content'] }}[end]\n{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+
+
+@pytest.mark.parametrize("template", [None, CHATML, GEMMA], ids=["plain", "chatml", "gemma"])
 def test_both_answers_are_learnt_and_the_request_between_them_is_not(template, studies, roomy_config) -> None:
     if template:
         tokenizer = AutoTokenizer.from_pretrained(roomy_config.lm)
@@ -293,12 +305,22 @@ def test_both_answers_are_learnt_and_the_request_between_them_is_not(template, s
     named, report = TWO_TURNS.observations(studies[0]), studies[0].sections["findings"]
     expected = processor.apply_chat_template(two_turns(studies[0], named, report), tokenize=False)
     expected = expected.replace(processor.image_token, processor.image_token * n_image)
-    assert decode(processor.tokenizer(expected, add_special_tokens=False)["input_ids"]).strip() == whole
+    expected = decode(processor.tokenizer(expected, add_special_tokens=False)["input_ids"]).strip()
+    assert whole == (expected.removesuffix("[end]") + "</s>" if template == GEMMA else expected)
     dataset = drafter.dataset([example, other])
     labels = dataset.collate([dataset[0], dataset[1]])["labels"]
     for study, line in zip(studies, labels, strict=False):
         pieces = (TWO_TURNS.observations(study), study.sections["findings"])
-        assert decode(line[line != IGNORE]) == "".join(f"{piece}</s>" for piece in pieces)
+        end = "[" if template == GEMMA else "</s>"  # of "[end]" the first token
+        assert decode(line[line != IGNORE]) == f"{pieces[0]}{end}{pieces[1]}</s>"
+    assert [(line != IGNORE).sum() for line in labels] == [example.n_learnt, other.n_learnt]
+
+
+def test_the_loss_is_that_of_a_learnt_token(studies, roomy_config, config, tmp_path) -> None:
+    config = replace(config, stages=[Stage(epochs=1, lr=1e-9, lm="full")], eval_every=1)
+    train({"train": studies, "val": studies}, tmp_path / "run", roomy_config, TWO_TURNS, config)
+    trained, validated = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert trained["loss"] == pytest.approx(validated["val_loss"], abs=1e-5)
 
 
 def test_a_template_that_drops_earlier_answers_is_refused(studies, roomy_config) -> None:

@@ -368,8 +368,13 @@ def test_an_unreadable_image_is_named_and_the_rest_trains(parts, parts_config, t
     bad = parts["train"][3]
     bad.main_image.path.write_bytes(b"not a picture")
     train(parts, tmp_path / "run", parts_config, PromptConfig(), quick(stages=[Stage()]))
-    assert f"not trained on: {bad.study_id}: " in capsys.readouterr().out
+    assert capsys.readouterr().out.count(f"not trained on: {bad.study_id}: ") == 1
     assert all(row[2] is None or row[2] > 0 for row in losses(tmp_path / "run"))
+    for split, message in (("val", "No picture of the val split"), ("train", "No picture of step 1 of stage 1")):
+        for study in parts[split]:
+            study.main_image.path.unlink()
+        with pytest.raises(OSError, match=message):
+            train(parts, tmp_path / split, parts_config, PromptConfig(), quick(stages=[Stage()], eval_every=1))
 
 
 @pytest.mark.parametrize(
