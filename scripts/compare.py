@@ -1,7 +1,7 @@
 """Which encoder? Towers x tasks on one manifest: a table with intervals, paired differences to a baseline, and a page.
 
     CXR=… WEIGHTS=… raddraft compare --config configs/compare/small.yaml --out runs/compare
-    raddraft compare --config configs/compare/paper.yaml --studies vindr.jsonl --out runs/paper
+    raddraft compare --config configs/compare/paper.yaml --studies all.jsonl --out runs/paper
 
 Every tower runs once over the images; all tasks read its stored features. Started again, it goes on where it stopped.
 Environment variables in the names of files and towers are filled in.
@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -141,6 +142,9 @@ def main(
     if baseline not in names:
         raise ValueError(f"Unknown baseline {baseline!r}. Choices: {', '.join(names)}")
     device = pick_device(device)
+    for text in (str(studies), *(entry.tower for entry in towers), *(entry.seen for entry in towers if entry.seen)):
+        if unset := re.search(r"\$\{?(\w+)", os.path.expandvars(str(text))):
+            raise ValueError(f"{text}: the environment variable {unset[1]} is not set")
     known = read_studies(os.path.expandvars(studies))
     data = _data(known, features)
     cells: dict[str, dict[str, Cell]] = {}

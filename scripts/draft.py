@@ -3,7 +3,7 @@
     raddraft draft runs/first/model film.dcm
     raddraft draft runs/first/model folder_of_dicoms --out drafts.jsonl
     raddraft draft google/medgemma-4b-it film.dcm --prompt.instruction "Write the findings of this chest X-ray."
-    raddraft draft runs/first/model film.dcm --speculate data/phantom/studies.jsonl
+    raddraft draft runs/first/model film.dcm --speculate runs/demo/phantom/studies.jsonl
 
 Folders are searched for images. Every draft is for a radiologist to check.
 """

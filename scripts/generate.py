@@ -1,11 +1,11 @@
 """Draft the reports of one split, or make the controls that stand beside them.
 
-    raddraft generate --model runs/first/model --studies data/phantom/studies.jsonl --out runs/first/model.jsonl
+    raddraft generate --model runs/first/model --studies runs/demo/phantom/studies.jsonl --out runs/first/model.jsonl
     raddraft generate --model google/medgemma-4b-it --studies mimic/studies.jsonl --out medgemma.jsonl \\
-        --prompt.context [indication]
-    raddraft generate --model runs/first/model --studies data/phantom/studies.jsonl --control shuffled-images \\
+        --prompt.context '[indication]'
+    raddraft generate --model runs/first/model --studies runs/demo/phantom/studies.jsonl --control shuffled-images \\
         --out runs/first/shuffled-images.jsonl
-    raddraft generate --model runs/first/model --studies data/phantom/studies.jsonl --out runs/first/eight.jsonl \\
+    raddraft generate --model runs/first/model --studies runs/demo/phantom/studies.jsonl --out runs/first/eight.jsonl \\
         --decode.candidates 8
 
     accelerate launch --num_processes 8 -m scripts.generate --model runs/first/model --studies …

@@ -2,7 +2,7 @@
 
     raddraft prepare mimic-cxr --root mimic-cxr-jpg --reports mimic-cxr-reports.zip --out studies.jsonl
     raddraft prepare iu-xray --root iu --split_file iu/annotation.json
-    raddraft prepare chexpert-plus --root chexpert-plus --sections [findings,impression]
+    raddraft prepare chexpert-plus --root chexpert-plus --sections '[findings, impression]'
     raddraft prepare r2gen --root r2gen/mimic_cxr
     raddraft prepare folder --root my-dicoms
     raddraft prepare phantom --root phantom --count 200        # synthetic

@@ -3,7 +3,8 @@
     raddraft pretrain --config configs/pretrain/phantom.yaml --studies runs/demo/phantom/studies.jsonl --out runs/tower
     raddraft pretrain --config configs/pretrain/laptop.yaml --studies studies.jsonl --out runs/x \\
         --pretrain.tower dinov2-small
-    raddraft pretrain --config configs/pretrain/rad_dino_public.yaml --dry_run true --gpu a100
+    raddraft pretrain --config configs/pretrain/rad_dino_public.yaml --studies mimic.jsonl --out runs/rad-dino \\
+        --dry_run true --gpu a100
     accelerate launch --config_file configs/accelerate/ddp_8.yaml -m scripts.pretrain \\
         --config configs/pretrain/rad_dino_public.yaml --studies mimic.jsonl chexpert.jsonl --out runs/rad-dino
 

@@ -141,6 +141,7 @@ def test_leaks_are_told(tmp_path, studies) -> None:
         ({"towers": [{"tower": "pixels"}, {"tower": "pixels"}]}, "towers need one or more different names"),
         ({"baseline": "rad-dino"}, "Unknown baseline 'rad-dino'. Choices: pixels"),
         ({"towers": [{"tower": "rad-din"}]}, "Unknown tower 'rad-din'"),
+        ({"towers": [{"tower": "$NOWHERE/model"}]}, "the environment variable NOWHERE is not set"),
         ({"tasks": [TASKS[0] | {"sources": ["mimic"]}]}, "Task 'Edema': no study of source mimic"),
         ({"tasks": [TASKS[0] | {"targets": ["Oedema"]}]}, "Oedema"),
         ({"tasks": [TASKS[0] | {"measure": "r2"}]}, "a binary probe has no measure 'r2'. Choices: auroc"),

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from sentencepiece import SentencePieceTrainer
 
 from encoder.studies import Study, read_studies
 from encoder.tower import weights_digest
@@ -488,13 +489,31 @@ def test_chat_templates_take_parts_and_strings(join) -> None:
         {"role": "user", "content": "Sure?"},
     ]
     expected = {
-        "GPT2-plain": "<s>USER: <image>\nClear?\nASSISTANT: Yes.</s>\nUSER: Sure?\nASSISTANT:",
+        "GPT2-plain": "<s>USER: <image>\nClear?\nASSISTANT:Yes.</s>\nUSER: Sure?\nASSISTANT:",
         "Qwen3-chatml": "<|im_start|>user\n<image>\nClear?<|im_end|>\n<|im_start|>assistant\nYes.<|im_end|>\n"
         "<|im_start|>user\nSure?<|im_end|>\n<|im_start|>assistant\n",
         "Llama-bos": "<s>[user] <image>\nClear?\n[assistant] Yes.\n[user] Sure?\n[model]",
     }
     for lm, text in expected.items():
         assert join(lm=lm).processor.apply_chat_template(turns, add_generation_prompt=True) == text
+
+
+def test_a_language_model_with_a_sentencepiece_tokenizer(parts, studies, tmp_path) -> None:
+    """As Vicuna's: tokenizer.model alone."""
+    folder = tmp_path / "lm"
+    shutil.copytree(parts["Llama-bos"], folder)
+    for file in folder.glob("*token*"):
+        file.unlink()
+    with open(folder / "tokenizer.model", "wb") as file:
+        options = {"vocab_size": 100, "model_type": "bpe", "hard_vocab_limit": False, "minloglevel": 2}
+        SentencePieceTrainer.train(sentence_iterator=iter(SENTENCES), model_writer=file, **options)
+    settings = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    drafter = Drafter(*build(ModelConfig(parts["dinov2"], str(folder))), PROMPT)
+    tokenizer = drafter.processor.tokenizer
+    for study, example in zip(studies, encode(drafter, studies, answers=True), strict=True):
+        assert tokenizer.decode(example.answer) == study.sections["findings"] + "</s>"
+        assert example.prompt == plain_inputs(drafter.processor, PROMPT, study)["input_ids"][0].tolist()
 
 
 def test_of_several_chat_templates_the_default_is_taken(parts, tmp_path) -> None:

@@ -133,7 +133,7 @@ def test_continuing_starts_from_the_towers_own_features(manifest, tmp_path, towe
     start.model.train()
     torch.manual_seed(0)
     assert not torch.equal(start.model(pixels).last_hidden_state, original.model(pixels).last_hidden_state)
-    assert start.processor.image_mean == [pytest.approx(np.mean(original.processor.image_mean))] * 3, "grey"
+    assert list(start.processor.image_mean) == [pytest.approx(np.mean(original.processor.image_mean))] * 3, "grey"
 
 
 def test_registers_and_a_published_head(manifest, tmp_path):
