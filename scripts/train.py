@@ -15,6 +15,7 @@ Starting the same command again goes on where it stopped. The trained model is r
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -82,6 +83,9 @@ def main(
         print(f"model: {folder}")
 
 
+HARMLESS = re.compile(r"\.(workers|save_every|log_every|trackers(\.\d+)?)$")
+"""What a run may go on with another value of: no number changes."""
+
 _train = train  # `main` has a parameter of that name, which is the key on the command line and in the YAML files
 
 
@@ -113,14 +117,14 @@ def split_studies(studies: Iterable[Study], sources: list[str] | None) -> dict[s
 
 
 def keep_config(path: Path, config: dict[str, Any]) -> None:
-    """Write the config, or make sure that what is there already was started with the same one."""
+    """Write the config, or make sure that what is there already was started with the same one, but for HARMLESS."""
     text = yaml.safe_dump(_plain(config), sort_keys=False)
     if not path.is_file():
         with write_whole(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
         return
     old, new = _flat(yaml.safe_load(path.read_text(encoding="utf-8"))), _flat(yaml.safe_load(text))
-    changed = [key for key in old.keys() | new.keys() if old.get(key) != new.get(key)]
+    changed = [key for key in old.keys() | new.keys() if old.get(key) != new.get(key) and not HARMLESS.search(key)]
     if changed:
         key = min(changed)
         raise ValueError(
