@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from encoder.files import digest_file
 from encoder.images import ImageError, load_image
 from encoder.studies import write_whole
 from encoder.tower import Tower, weights_digest
@@ -245,7 +246,7 @@ def digest_files(paths: Sequence[Path], folder: Path, workers: int = 2) -> dict[
     states = {path: state for path in dict.fromkeys(paths) if (state := _state(path))}
     new = [path for path, state in states.items() if (str(path), *state) not in known]
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        for path, digest in zip(new, pool.map(_digest, new), strict=True):
+        for path, digest in zip(new, pool.map(digest_file, new), strict=True):
             if digest and _state(path) == states[path]:  # else it has changed while it was read
                 known[(str(path), *states[path])] = digest
     found = {path: (str(path), *state) for path, state in states.items()}
@@ -261,14 +262,6 @@ def _state(path: Path) -> tuple[int, int, int, int] | None:
     except OSError:
         return None
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
-
-
-def _digest(path: Path) -> str | None:
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
-        return None
 
 
 def describe(tower: Tower, config: FeatureConfig) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""Run folders that a kill cannot spoil: folders that are written whole, and logs that go on from a checkpoint."""
+"""Files: run folders that a kill cannot spoil, logs that go on from a checkpoint, and what tells a file's content."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -35,3 +36,12 @@ def cut_log(log: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
         lines = [line for line in file if line.endswith("\n") and keep(json.loads(line))]
     with write_whole(log) as temporary:
         temporary.write_text("".join(lines), encoding="utf-8")
+
+
+def digest_file(path: Path) -> str | None:
+    """SHA-256 of a file's content; None if it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None

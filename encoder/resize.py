@@ -11,12 +11,10 @@ maximum to 0 and 255, PNG.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import warnings
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +22,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from encoder.files import digest_file
 from encoder.images import ImageError, ImageWarning, PixelMapping, load_grey
 from encoder.masks import Geometry, MaskError, load_mask, prepare_mask, write_mask
 from encoder.studies import Study, StudyImage, read_studies, write_studies, write_whole
@@ -70,8 +69,8 @@ class _Picture:
     target: Path
     masks: dict[Path, Path] = field(default_factory=dict)
     """Source -> target; what could not be read is taken out."""
-    digest: str = ""
-    """SHA-256 of the source."""
+    digest: str | None = None
+    """SHA-256 of the source, if it can be read."""
     state: str = ""
     """written, kept or broken"""
     errors: list[str] = field(default_factory=list)
@@ -180,8 +179,7 @@ def _plan(manifest: list[Study], root: Path, out: Path) -> list[_Picture]:
 
 def _resize(picture: _Picture, config: ResizeConfig) -> _Picture:
     """Write one picture and its masks, unless they are there."""
-    with suppress(OSError), open(picture.source, "rb") as file:
-        picture = replace(picture, digest=hashlib.file_digest(file, "sha256").hexdigest())
+    picture = replace(picture, digest=digest_file(picture.source))
     if all(map(_is_whole, (picture.target, *picture.masks.values()))):
         return replace(picture, state="kept")
     errors: list[str] = []

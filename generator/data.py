@@ -123,7 +123,8 @@ def follow_up_tokens(drafter: Drafter) -> list[int]:
     _, found, rest = text.partition(mark)
     if not found:
         raise ValueError(
-            "prompt.findings_first: the chat template of the language model does not keep the answer of an earlier turn"
+            "prompt.findings_first: the chat template of the language model does not keep the answer of an earlier "
+            "turn; leave it out, or choose another language model"
         )
     return drafter.processor.tokenizer(rest, add_special_tokens=False)["input_ids"]
 

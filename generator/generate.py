@@ -189,13 +189,14 @@ def generate(
 def merge(out: Path, studies: Sequence[Study]) -> None:
     """Put what several processes have written into `out`, in the order of the studies, and remove their files."""
     parts = sorted(file for file in out.parent.glob(f"{glob.escape(out.name)}.*") if file.suffix[1:].isdecimal())
+    if not parts:
+        return
     rows: dict[str, str] = {}
-    for file in (part for part in (out, *parts) if part.is_file()):
+    for file in (out, *parts) if out.is_file() else parts:
         with open(file, encoding="utf-8") as lines:  # a last line may have been cut by a kill
             rows |= {json.loads(line)["study_id"]: line for line in lines if line.endswith("\n")}
-    if parts:
-        with write_whole(out) as temporary, open(temporary, "w", encoding="utf-8") as whole:
-            whole.writelines(rows[study.study_id] for study in studies if study.study_id in rows)
+    with write_whole(out) as temporary, open(temporary, "w", encoding="utf-8") as whole:
+        whole.writelines(rows[study.study_id] for study in studies if study.study_id in rows)
     for part in parts:
         part.unlink()
 

@@ -240,7 +240,10 @@ def train(
                 sums += torch.stack([loss.detach(), (batch["labels"] != IGNORE).sum().to(loss)])
             loss_value, n_readable = accelerator.reduce(sums).tolist()
             if not n_readable:
-                raise OSError(f"No picture of step {progress.step + 1} of stage {number + 1} can be read")
+                raise OSError(
+                    f"No picture of step {progress.step + 1} of stage {number + 1} can be read; "
+                    "the files are named above"
+                )
             if not math.isfinite(loss_value):
                 raise FloatingPointError(
                     f"The loss is {loss_value} at step {progress.step + 1} of stage {number + 1} (lr {lr:.3g}); the "

@@ -57,7 +57,9 @@ class ChatDrafter(Drafter):
                 where an answer begins and ends; a text longer than the language model's context.
         """
         if self.prompt.findings_first:
-            raise ValueError(f"{self._name} was not built here, so prompt.findings_first is not for it")
+            raise ValueError(
+                f"{self._name} was not built here, so it cannot be asked in two turns; leave out prompt.findings_first"
+            )
         priors = find_priors(studies) if self.prompt.prior else {}
         examples = []
         for study in studies:

@@ -72,6 +72,19 @@ def run(action: str, arguments: list[str] | None = None) -> None:
     sys.exit(status if isinstance(status, int) else 0)
 
 
+def pick_device(name: str) -> str:
+    """The device to compute on."""
+    import torch
+
+    if name != "auto":
+        try:
+            torch.zeros(1, device=name)
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(f"Device {name!r} cannot be used: {str(error).splitlines()[0]}") from None
+        return name
+    return torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"  # type: ignore
+
+
 def name_positionals(arguments: list[str], names: Sequence[str], lists: Collection[str]) -> list[str]:
     """Put names before the leading arguments: MODEL A B -> --model MODEL --images ["A", "B"].
 

@@ -16,8 +16,7 @@ from encoder.images import ImageError, load_image
 from encoder.studies import Study, StudyImage
 from generator.generate import BANNER, DecodeConfig
 from generator.generate import decode as decode_studies
-from scripts import run
-from scripts.generate import pick_device
+from scripts import pick_device, run
 
 if TYPE_CHECKING:
     from PIL import Image

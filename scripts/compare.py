@@ -21,8 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from scripts import run
-from scripts.generate import pick_device
+from scripts import pick_device, run
 
 if TYPE_CHECKING:
     from encoder.studies import Study

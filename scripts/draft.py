@@ -17,8 +17,8 @@ from tempfile import TemporaryDirectory
 from encoder.studies import Study, StudyImage, read_studies
 from generator.generate import BANNER, DecodeConfig, generate
 from generator.prompts import PromptConfig
-from scripts import run
-from scripts.generate import chosen, model_name, pick_device, report_errors
+from scripts import pick_device, run
+from scripts.generate import chosen, model_name, report_errors
 
 POSITIONAL = ("model", "images")
 

@@ -12,8 +12,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scripts import run
-from scripts.generate import pick_device
+from scripts import pick_device, run
 
 if TYPE_CHECKING:
     from PIL.Image import Image

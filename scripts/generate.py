@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Literal
 from encoder.studies import Study, read_studies, write_whole
 from generator.generate import DecodeConfig, generate
 from generator.prompts import PromptConfig
-from scripts import run
+from scripts import pick_device, run
 
 if TYPE_CHECKING:
     from generator.model import Drafter
@@ -121,19 +121,6 @@ def model_name(model: str, prompt: PromptConfig) -> str:
 def chosen(prompt: PromptConfig) -> PromptConfig | None:
     """The prompt, or None where nothing was said about it."""
     return None if prompt == PromptConfig() else prompt
-
-
-def pick_device(name: str) -> str:
-    """The device to compute on."""
-    import torch
-
-    if name != "auto":
-        try:
-            torch.zeros(1, device=name)
-        except (RuntimeError, AssertionError) as error:
-            raise ValueError(f"Device {name!r} cannot be used: {str(error).splitlines()[0]}") from None
-        return name
-    return torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"  # type: ignore
 
 
 def _write(out: Path, drafter: Drafter, studies: list[Study], reports: dict[str, str], name: str) -> None:

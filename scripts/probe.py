@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from encoder.fitting import ProbeConfig
 from encoder.studies import read_studies, write_whole
 from encoder.targets import TargetSpec, check_leaks, make_target
-from scripts import run
-from scripts.generate import pick_device
+from scripts import pick_device, run
 
 if TYPE_CHECKING:
     from encoder.fitting import ProbeResult

@@ -20,8 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from scripts import run
-from scripts.generate import pick_device
+from scripts import pick_device, run
 
 if TYPE_CHECKING:
     from torch import Tensor

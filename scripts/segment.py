@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from encoder.studies import read_studies, write_whole
-from scripts import run
-from scripts.generate import pick_device
+from scripts import pick_device, run
 
 
 def main(

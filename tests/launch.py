@@ -9,11 +9,9 @@ from __future__ import annotations
 import multiprocessing
 import os
 import socket
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryFile
-from typing import IO
+from tempfile import TemporaryDirectory
 
 import scripts
 
@@ -41,16 +39,16 @@ class Job:
     """An action that runs on `n` processes of a CPU."""
 
     def __init__(self, action: str, *arguments: str | Path, n: int = 1) -> None:
-        self.output: IO[str] = TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - closed with the job
+        self._folder = TemporaryDirectory()  # removed with the job
+        self.output = Path(self._folder.name) / "output.txt"
         with socket.socket() as free:
             free.bind(("localhost", 0))
             together = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(n)}
-        path = f"/proc/{os.getpid()}/fd/{self.output.fileno()}"
         words = [str(word) for word in arguments]
         self.processes = []
         for rank in range(n):
             of_rank = together | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if n > 1 else {}
-            self.processes.append(_SERVER.Process(target=_work, args=(action, words, of_rank, path)))
+            self.processes.append(_SERVER.Process(target=_work, args=(action, words, of_rank, self.output)))
             self.processes[-1].start()
 
     @property
@@ -67,15 +65,14 @@ class Job:
         """Wait for the end, which must be a good one, or with these exit statuses; what was printed."""
         for process in self.processes:
             process.join()
-        self.output.seek(0)
-        with self.output:
-            printed = self.output.read()
+        printed = self.output.read_text(encoding="utf-8", errors="replace")
         assert [process.exitcode for process in self.processes] == list(codes)[: len(self.processes)], printed[-5000:]
         return printed
 
 
-def _work(action: str, words: list[str], environment: dict[str, str], output: str) -> None:
+def _work(action: str, words: list[str], environment: dict[str, str], output: Path) -> None:
     multiprocessing.set_start_method("fork", force=True)  # of a loader's workers, as in any other process
     os.environ.update(environment, ACCELERATE_USE_CPU="true")
-    sys.stdout = sys.stderr = open(output, "a", encoding="utf-8")  # noqa: SIM115
+    for stream in (1, 2):
+        os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     scripts.run(action, words)
