@@ -109,6 +109,7 @@ def main(
     workers: int = 2,
     title: str = "Which encoder?",
     device: str = "auto",
+    precision: Literal["float32", "bfloat16", "float16"] = "float32",
 ) -> None:
     """Compare towers on tasks; writes compare.json, table.md, report.html and a picture of every column.
 
@@ -125,7 +126,10 @@ def main(
         workers: Processes that decode and prepare images while a tower runs.
         title: Heading of the page.
         device: cpu, cuda, cuda:1, mps …; auto takes the first accelerator.
+        precision: Type in which the towers compute; the two short ones are for GPUs and for CPUs that have bfloat16.
     """
+    import torch
+
     from encoder.features import FeatureConfig, describe
     from encoder.studies import read_studies
     from encoder.targets import check_leaks
@@ -152,7 +156,7 @@ def main(
         seen = Path(os.path.expandvars(entry.seen)) if entry.seen else None
         warnings[entry.name] = check_leaks(known, seen, features)
         tower = load_tower(os.path.expandvars(entry.tower), entry.image_size)
-        tower.model.to(device)
+        tower.model.to(device, getattr(torch, precision))
         described = describe(tower, FeatureConfig(mapping=entry.mapping))
         cells[entry.name] = {}
         for task in tasks:

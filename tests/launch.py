@@ -15,8 +15,8 @@ from tempfile import TemporaryDirectory
 
 import scripts
 
-_SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(
     [
         "jsonargparse",
         "scripts.train",
@@ -48,7 +48,7 @@ class Job:
         self.processes = []
         for rank in range(n):
             of_rank = together | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if n > 1 else {}
-            self.processes.append(_SERVER.Process(target=_work, args=(action, words, of_rank, self.output)))
+            self.processes.append(SERVER.Process(target=_work, args=(action, words, of_rank, self.output)))
             self.processes[-1].start()
 
     @property

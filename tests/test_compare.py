@@ -120,6 +120,16 @@ def test_a_finished_cell_is_not_computed_again(tmp_path, studies, capsys) -> Non
     assert cells[0].stat().st_mtime_ns != first_cell, "another picture under the same name, another cell"
 
 
+def test_towers_compute_in_the_type_that_is_asked_for(tmp_path, studies, tower_folder) -> None:
+    config = write_config(tmp_path, studies, [{"tower": str(tower_folder), "label": "tiny"}], TASKS[2:3])
+    values = []
+    for precision in ("float32", "bfloat16"):
+        assert run("compare", "--config", config, "--precision", precision) == (0, "")
+        values.append(json.loads((tmp_path / "out" / "compare.json").read_text())["towers"]["tiny"]["Age"]["value"])
+    assert values[0] != values[1], "features of their own, a cell of its own"
+    assert values[1] == pytest.approx(values[0], abs=0.05)
+
+
 def test_leaks_are_told(tmp_path, studies) -> None:
     """A tower that has seen test images, and one picture in two splits."""
     test_images = [tmp_path / f"{i}.png" for i in range(46, 50)]

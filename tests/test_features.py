@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import random
+import resource
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +24,7 @@ from PIL import Image
 from encoder.features import FeatureConfig, FeatureStore, compute_features, read_features, store_features
 from encoder.images import ImageError, load_image
 from encoder.towers import load_tower
-from tests.conftest import ROOT
+from tests.launch import SERVER
 from tests.test_cli import files_no_larger_than
 from tests.test_towers import save_network, save_tower
 
@@ -441,43 +444,45 @@ def test_half_a_row_in_the_part_of_another_process_does_not_matter(tower, paths,
         torch.testing.assert_close(features.vectors([path])[0], encoded(tower, path)[0], rtol=1e-3, atol=1e-3)
 
 
-CHILD = """
-import json, resource, sys
-from pathlib import Path
-from encoder.features import FeatureConfig, compute_features
-from encoder.towers import load_tower
+def serve(pipe: Connection, tower_folder: str, image_size: int) -> None:
+    """Store features as told through the pipe; answer each time with images stored and peak memory in KiB."""
+    multiprocessing.set_start_method("fork", force=True)  # of a loader's workers, as in any other process
+    tower = load_tower(tower_folder, image_size=image_size)
+    pipe.send("ready")
+    while True:
+        computed = compute_features(tower, *pipe.recv())
+        # Not ru_maxrss, which begins with the peak of the process that started this one.
+        peak = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+        pipe.send([computed.n_images, peak, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss])
 
-tower = load_tower(sys.argv[1], image_size=int(sys.argv[2]))
-print("ready", flush=True)
-for line in sys.stdin:
-    paths, folder, config, batch_size, workers = json.loads(line)
-    paths = [Path(path) for path in paths]
-    computed = compute_features(tower, paths, folder, FeatureConfig(**config), batch_size, workers)
-    # Not ru_maxrss, which begins with the peak of the process that started this one.
-    peak = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
-    workers_peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    print(json.dumps([computed.n_images, peak, workers_peak]), flush=True)
-"""
+
+@dataclass
+class Child:
+    """A process of its own that stores features."""
+
+    process: Any
+    pipe: Connection
+
+    def tell(self, *arguments: object) -> None:
+        """What `compute_features` takes after the tower."""
+        self.pipe.send(arguments)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.join()
 
 
 @pytest.fixture
-def child(tower_folder: Path, request: pytest.FixtureRequest) -> Iterator[subprocess.Popen]:
-    """A process of its own that stores features; the parameter is its image size."""
+def child(tower_folder: Path, request: pytest.FixtureRequest) -> Iterator[Child]:
+    """The parameter is the image size of its tower."""
     if not Path("/proc/self/status").is_file():
         pytest.skip("the peak of memory is read from /proc")
-    command = [sys.executable, "-c", CHILD, str(tower_folder), str(getattr(request, "param", 28))]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(command, env=environment, text=True, **pipes) as process:
-        assert process.stdout.readline() == "ready\n"
-        yield process
-        process.kill()
-
-
-def tell(child: subprocess.Popen, paths: list[Path], folder: Path, config: dict, batch_size: int, workers: int) -> None:
-    """Have a child store features; its answer: images stored, peak memory in KiB of itself and of its workers."""
-    print(json.dumps([[str(path) for path in paths], str(folder), config, batch_size, workers]), file=child.stdin)
-    child.stdin.flush()
+    here, there = multiprocessing.Pipe()
+    process = SERVER.Process(target=serve, args=(there, str(tower_folder), getattr(request, "param", 28)))
+    process.start()
+    assert here.recv() == "ready"
+    yield (started := Child(process, here))
+    started.kill()
 
 
 def save_small_pictures(folder: Path, n: int) -> list[Path]:
@@ -492,11 +497,10 @@ def test_killed_and_started_again_gives_the_same_bytes(tower, child, tmp_path) -
     paths, config = save_small_pictures(tmp_path / "small", 200), FeatureConfig("grid")
     whole = store_features(tower, paths, tmp_path / "whole", config, 8, 2)[0].folder
     index, kill_after = tmp_path / "killed" / whole.name / INDEX, random.Random().randint(1, 120)
-    tell(child, paths, tmp_path / "killed", {"keep": "grid"}, 8, 2)
+    child.tell(paths, tmp_path / "killed", config, 8, 2)
     while not index.is_file() or index.read_bytes().count(b"\n") < kill_after:
         time.sleep(0.0005)
     child.kill()
-    child.wait()
     n_rows = index.read_bytes().count(b"\n")
     assert n_rows < 200, f"killed too late, after {kill_after}"
     count = Count(tower.model)
@@ -507,9 +511,9 @@ def test_killed_and_started_again_gives_the_same_bytes(tower, child, tmp_path) -
 
 def test_two_processes_at_once_store_nothing_twice(tower, paths, child, tmp_path) -> None:
     config = FeatureConfig("grid")
-    tell(child, paths, tmp_path / "features", {"keep": "grid"}, 2, 0)
+    child.tell(paths, tmp_path / "features", config, 2, 0)
     here = compute_features(tower, paths[::-1], tmp_path / "features", config, 2, 0).n_images
-    there = json.loads(child.stdout.readline())[0]
+    there = child.pipe.recv()[0]
     assert sorted([here, there]) == [0, 11]
     features = read_features(tower, paths, tmp_path / "features", config)
     assert (features.folder / INDEX).read_text().count("\n") == 11
@@ -521,11 +525,11 @@ def test_two_processes_at_once_store_nothing_twice(tower, paths, child, tmp_path
 def test_memory_does_not_grow_with_the_number_of_pictures(child, tmp_path) -> None:
     """Pixels of the further 1,500 pictures would take 220 MiB, their features 70."""
     paths = save_small_pictures(tmp_path / "small", 2000)
-    config = {"keep": "grid", "layers": [0, 1, 2, 0, 1, 2], "dtype": "float32"}
+    config = FeatureConfig("grid", layers=(0, 1, 2, 0, 1, 2), dtype="float32")
     answers = []
     for part in (paths[:500], paths):
-        tell(child, part, tmp_path / "features", config, 32, 1)
-        answers.append(json.loads(child.stdout.readline()))
+        child.tell(part, tmp_path / "features", config, 32, 1)
+        answers.append(child.pipe.recv())
     assert [answer[0] for answer in answers] == [500, 1500]
     growth = [(after - before) / 1024 for before, after in zip(answers[0][1:], answers[1][1:], strict=True)]
     assert max(growth) < 60, "MiB, of the process and of its worker"
