@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import multiprocessing
 from transformers import AutoModel, Dinov2Config, Dinov2WithRegistersConfig
 
 from encoder.dino import Centre, Dino, DinoConfig, Head, cosine, koleo, parameter_groups, sinkhorn, tokens
 from encoder.recipe import PretrainConfig, load_head
+from tests.launch import SERVER
 
 SIZES = {
     "hidden_size": 32,
@@ -338,9 +338,8 @@ def test_two_processes_compute_what_one_would_on_the_whole_batch():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
-    queue = context.SimpleQueue()
-    processes = [context.Process(target=_share, args=(rank, port, queue)) for rank in range(2)]
+    queue = SERVER.SimpleQueue()
+    processes = [SERVER.Process(target=_share, args=(rank, port, queue)) for rank in range(2)]
     for process in processes:
         process.start()
     found = sorted((queue.get() for _ in processes), key=lambda row: row[0])
