@@ -19,7 +19,7 @@ demo: .venv/installed
 	$(BIN)/raddraft demo
 
 test: .venv/installed
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: .venv/installed
 	$(BIN)/ruff format --check .

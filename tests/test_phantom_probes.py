@@ -84,6 +84,6 @@ def test_a_linear_head_on_pretrained_patches_finds_the_lungs(tmp_path) -> None:
     tower = load_tower(str(weights))
     paths = [study.main_image.path for study in studies]
     store, _ = store_features(tower, paths, tmp_path / "features", FeatureConfig("grid"), workers=0)
-    result, _ = segment(store, studies, tower.processor, SegmentConfig(("lungs",), epochs=30, batch_size=8))
+    result, _ = segment(store, studies, tower.processor, SegmentConfig(("lungs",), epochs=12, batch_size=8))
     assert result.n_images["test"] >= 6
     assert result.scores["lungs"]["dice"].low > 0.9
