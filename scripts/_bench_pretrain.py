@@ -5,42 +5,43 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
 import torch
-from accelerate import Accelerator
 
 from encoder.augment import ViewConfig
 from encoder.dino import Dino, DinoConfig
 from encoder.pretrain import pretrain
 from encoder.recipe import Architecture, PretrainConfig, load_start
 from encoder.studies import Study, StudyImage
+from scripts import pick_device
+
+LAPTOP = PretrainConfig(
+    tower=None,
+    architecture=Architecture(384, 12, 14),
+    drop_path=0.0,
+    objective=DinoConfig(prototypes=2048, head_hidden=1024, centring="sinkhorn", separate_ibot_head=True),
+    views=ViewConfig(global_size=112, local_size=56, n_local=4, blur_sigma=(0.1, 1.0)),
+    batch_size=32,
+    micro_batch_size=32,
+    precision="bf16",
+    log_every=1,
+    pictures=0,
+    workers=1,
+)
+"""A ViT-S/14 as in the laptop recipe."""
 
 
-def bench_pretraining(pictures: Sequence[Path], n_steps: int) -> None:
-    """Pre-train a ViT-S/14 as the laptop recipe does; print images per second of real steps and of the bare network.
+def bench_pretraining(pictures: Sequence[Path], n_steps: int, config: PretrainConfig = LAPTOP) -> None:
+    """Pre-train; print images per second of real steps and of the bare network.
 
     A step reads, cuts views, draws masks, and updates student and teacher. The bare network is both of them forward,
     and the student backward, on one batch in memory; it is timed before and after, as other work comes and goes.
     """
-    config = PretrainConfig(
-        tower=None,
-        architecture=Architecture(384, 12, 14),
-        drop_path=0.0,
-        objective=DinoConfig(prototypes=2048, head_hidden=1024, centring="sinkhorn", separate_ibot_head=True),
-        views=ViewConfig(global_size=112, local_size=56, n_local=4, blur_sigma=(0.1, 1.0)),
-        steps=n_steps,
-        batch_size=32,
-        micro_batch_size=32,
-        precision="bf16",
-        watch_every=n_steps,
-        save_every=10 * n_steps,
-        log_every=1,
-        pictures=0,
-        workers=1,
-    )
+    config = replace(config, steps=n_steps, watch_every=n_steps, save_every=10 * n_steps)
     studies = [Study(str(i), str(i), "train", [StudyImage(path)]) for i, path in enumerate(pictures)]
     before = _bare(config, n_steps)
     with TemporaryDirectory() as folder:
@@ -52,7 +53,7 @@ def bench_pretraining(pictures: Sequence[Path], n_steps: int) -> None:
 
 
 def _bare(config: PretrainConfig, n_steps: int) -> float:
-    device = Accelerator().device
+    device = torch.device(pick_device("auto"))
     model = Dino(load_start(config).model, config.objective).to(device)
     n, views = config.micro_batch_size, config.views
     side = views.global_size // model.backbone.config.patch_size
