@@ -73,16 +73,21 @@ def run(action: str, arguments: list[str] | None = None) -> None:
 
 
 def pick_device(name: str) -> str:
-    """The device to compute on."""
+    """The device to compute on: `name`, or for auto the first accelerator, else the CPU.
+
+    Raises:
+        ValueError: there is no such device here.
+    """
     import torch
 
     if name != "auto":
         try:
             torch.zeros(1, device=name)
         except (RuntimeError, AssertionError) as error:
-            raise ValueError(f"Device {name!r} cannot be used: {str(error).splitlines()[0]}") from None
+            raise ValueError(f"Device {name!r} cannot be used, try auto: {str(error).splitlines()[0]}") from None
         return name
-    return torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"  # type: ignore
+    accelerator = torch.accelerator.current_accelerator()  # what torch was built for, whether it is there or not
+    return accelerator.type if accelerator and torch.accelerator.is_available() else "cpu"
 
 
 def name_positionals(arguments: list[str], names: Sequence[str], lists: Collection[str]) -> list[str]:

@@ -96,7 +96,7 @@ def test_towers_and_tasks_become_one_table(tmp_path, studies, tower_folder, monk
     assert (tmp_path / "out" / "report.html").is_file()
 
 
-def test_a_finished_cell_is_not_computed_again(tmp_path, studies, capsys) -> None:
+def test_a_finished_cell_is_not_computed_again(tmp_path, studies, monkeypatch) -> None:
     config = write_config(tmp_path, studies, [{"tower": "pixels"}], TASKS[:2])
     assert run("compare", "--config", config) == (0, "")
     cells = sorted((tmp_path / "out" / "cells").iterdir())
@@ -115,6 +115,10 @@ def test_a_finished_cell_is_not_computed_again(tmp_path, studies, capsys) -> Non
     assert run("compare", "--config", config) == (0, "")
     first_cell = cells[0].stat().st_mtime_ns
     assert first_cell != before[0], "other settings, another cell"
+    monkeypatch.setattr("scripts.compare.RULES", 0)
+    assert run("compare", "--config", config) == (0, "")
+    first_cell, before_rules = cells[0].stat().st_mtime_ns, first_cell
+    assert first_cell != before_rules, "other rules of measuring, another cell"
     (tmp_path / "59.png").write_bytes((tmp_path / "0.png").read_bytes())
     assert run("compare", "--config", config) == (0, "")
     assert cells[0].stat().st_mtime_ns != first_cell, "another picture under the same name, another cell"
