@@ -250,10 +250,11 @@ class Dino(nn.Module):
         """
         masks = masks.flatten(1)  # [2B, P]
         n_local = 2 * len(local_crops) // len(global_crops)
-        teacher_classes, teacher_patches = self._teach(global_crops, masks, temperature)
+        hidden = masks.flatten().nonzero().squeeze(1)  # once, and first: a GPU waits here to learn how many they are
+        teacher_classes, teacher_patches = self._teach(global_crops, hidden, temperature)
         classes, patches = tokens(self.backbone, global_crops, masks)
         local_classes = tokens(self.backbone, local_crops)[0] if n_local else classes[:0]
-        seen = (classes, local_classes, patches[masks])
+        seen = (classes, local_classes, patches.flatten(0, 1)[hidden])
         logits = self._project(self.student, *seen)
         temper = self.config.student_temperature
         answers, local_answers, patch_answers = ((part.float() / temper).log_softmax(-1) for part in logits)
@@ -267,7 +268,7 @@ class Dino(nn.Module):
             "dino_global": -(views.flip(0) * answers.unflatten(0, (2, -1))).sum(-1).mean(1).sum() / n_pairs,
         }
         # Each crop's masked patches count as one.
-        weights = (1 / masks.sum(1, keepdim=True).clamp(min=1)).expand_as(masks)[masks]
+        weights = (1 / masks.sum(1).clamp(min=1))[hidden // masks.shape[1]]
         losses["ibot"] = -((teacher_patches * patch_answers).sum(-1) * weights).sum() / len(masks)
         losses["koleo"] = sum(koleo(view) for view in classes.chunk(2))  # not between two views of an image
         losses["loss"] = (
@@ -278,10 +279,10 @@ class Dino(nn.Module):
         return losses | collapse_signs(teacher_classes, classes)
 
     @torch.no_grad()
-    def _teach(self, global_crops: Tensor, masks: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        """The teacher's answers: for class tokens [2 B, K], and for the patches hidden from the student [M, K]."""
+    def _teach(self, global_crops: Tensor, hidden: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        """The teacher's answers: for class tokens [2 B, K], and for patches, by their places among all [M], [M, K]."""
         classes, patches = tokens(self.teacher["backbone"], global_crops)
-        class_logits, _, patch_logits = self._project(self.teacher, classes, classes[:0], patches[masks])
+        class_logits, _, patch_logits = self._project(self.teacher, classes, classes[:0], patches.flatten(0, 1)[hidden])
         parts = {"dino": class_logits.float(), "ibot": patch_logits.float()}
         if self.config.centring == "centre":
             dino, ibot = (self.centres[name](logits, temperature) for name, logits in parts.items())

@@ -6,6 +6,7 @@ on after a kill, or on another number of processes, gets the same views.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -109,7 +110,9 @@ class ViewDataset(Dataset):
     """Views of images; one that cannot be read is replaced by the next that can."""
 
     def __init__(self, paths: Sequence[Path], views: Views, mapping: Literal["window", "minmax", "percentile"]) -> None:
-        self.paths, self.views, self.mapping = paths, views, mapping
+        # One array: of a list, workers would copy a million paths by counting references to them.
+        self.paths = np.array([os.fsencode(path) for path in paths])
+        self.views, self.mapping = views, mapping
 
     def __getitem__(self, item: Item) -> tuple[Item, Tensor, Tensor, list[str]]:
         """The item, its global views [2, 1, S, S] and local ones [n, 1, s, s], and sentences on unreadable images.
@@ -119,7 +122,7 @@ class ViewDataset(Dataset):
         """
         errors: list[str] = []
         for offset in range(100):
-            path = self.paths[(item.position + offset) % len(self.paths)]
+            path = Path(os.fsdecode(self.paths[(item.position + offset) % len(self.paths)]))
             try:
                 image = torch.from_numpy(load_grey(path, self.mapping))[None]
             except (ImageError, OSError) as error:
