@@ -73,11 +73,11 @@ def model_folder(tower_folder: Path, lm_folder: Path, tmp_path_factory: pytest.T
     from generator.train import Stage, TrainConfig, train
 
     folder = tmp_path_factory.mktemp("trained")
-    studies = [make_study(folder, i, "train") for i in range(32)]
+    studies = [make_study(folder, i, "train") for i in range(12)]
     config = TrainConfig(
         stages=[Stage(epochs=150, lr=5e-3, lm="full", tower="full")],
-        batch_size=32,
-        micro_batch_size=32,
+        batch_size=12,
+        micro_batch_size=12,
         eval_every=0,
         workers=0,
     )
