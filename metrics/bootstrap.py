@@ -73,8 +73,10 @@ def p_value(differences: np.ndarray) -> float:
     """Two-sided p of the hypothesis that a difference is 0, from its paired resamples [r].
 
     Twice the smaller share of resamples on either side of 0, itself included; the observed sample counts as one
-    resample, so that r resamples give no p below 2 / (r + 1) (Davison and Hinkley, 1997, section 4.2).
+    resample, so that r resamples give no p below 2 / (r + 1) (Davison and Hinkley, 1997, section 4.2). What is nearer
+    to 0 than 1e-12 is 0: sums of equal numbers differ by rounding, and that has a sign too.
     """
+    differences = differences.round(12)
     smaller = min((differences <= 0).sum(), (differences >= 0).sum())
     return float(min(1.0, 2 * (smaller + 1) / (len(differences) + 1)))
 

@@ -81,15 +81,15 @@ def _coco_bleu_reducer(order: int) -> Callable[[np.ndarray], np.ndarray]:
 
 def _cider(predictions: Sequence[str], references: Sequence[str]) -> list[float]:
     """CIDEr-D of each report, [0, 10]; the names of the COCO script leave out the D."""
-    ours, theirs = [_counts(text) for text in predictions], [_counts(text) for text in references]
-    frequency = Counter(ngram for counts in theirs for order in counts for ngram in order)
-    log_n = math.log(len(theirs))
+    frequency = Counter(ngram for text in references for order in _counts(text) for ngram in order)
+    log_n = math.log(len(references))
 
     def weigh(counts: Counter[tuple[str, ...]]) -> dict[tuple[str, ...], float]:
         return {ngram: count * (log_n - math.log(max(1, frequency[ngram]))) for ngram, count in counts.items()}
 
     scores = []
-    for prediction, reference in zip(ours, theirs, strict=True):
+    # Counted once more: the n-grams of all reports at once would take some 70 kB a report.
+    for prediction, reference in zip(map(_counts, predictions), map(_counts, references), strict=True):
         cosines = [_clipped_cosine(weigh(a), weigh(b)) for a, b in zip(prediction, reference, strict=True)]
         longer = prediction[1].total() - reference[1].total()  # in bigrams, as the script measures length
         scores.append(10 * sum(cosines) / COCO_ORDER * math.exp(-(longer**2) / (2 * CIDER_SIGMA**2)))

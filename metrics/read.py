@@ -25,18 +25,18 @@ def read_predictions(path: str | Path, references: str | Path | None = None) -> 
 
     Args:
         path: .jsonl with {"study_id", "prediction", "reference"} a line; or with `references` also .csv or .tsv (a
-            column `prediction`, or the only one beside `study_id`), or any other file as text, a report a line.
+            column `prediction`, or the only one beside `study_id`), or .txt (or no suffix) as text, a report a line.
         references: the same for `reference`; joined by study_id, or by line where neither file has ids.
 
     Raises:
-        ValueError: broken JSON, a missing key or column or a wrong type, a study twice, unequal numbers of lines, ids
-            in one file only, or no prediction with a reference.
+        ValueError: a file of another kind, broken JSON, a missing key or column or a wrong type, a study twice, unequal
+            numbers of lines, ids in one file only, or no prediction with a reference.
     """
     path = Path(path)
     if references is None:
-        if path.suffix != ".jsonl":
+        if path.suffix.lower() not in JSON_LINES:
             raise ValueError(f"{path} holds no references: name their file with --references, or give a .jsonl file")
-        rows = list(_json_rows(path, ("study_id", "prediction")))
+        rows = list(json_rows(path, ("study_id", "prediction")))
         found = [Prediction(*(row[key] for key in KEYS)) for row in rows if row.get("reference") is not None]
         n_drafts = len(rows)
         left_out = {f"{path}: {{}} predictions without a reference are left out": len(rows) - len(found)}
@@ -64,6 +64,7 @@ def read_predictions(path: str | Path, references: str | Path | None = None) -> 
 
 
 KEYS = ("study_id", "prediction", "reference")
+JSON_LINES = (".jsonl", ".ndjson")
 
 
 def read_texts(path: str | Path, column: str) -> dict[str | int, str]:
@@ -73,10 +74,13 @@ def read_texts(path: str | Path, column: str) -> dict[str | int, str]:
         ValueError: as `read_predictions`.
     """
     path = Path(path)
-    if path.suffix == ".jsonl":
-        return {row["study_id"]: row[column] for row in _json_rows(path, ("study_id", column))}
-    if path.suffix in (".csv", ".tsv"):
+    suffix = path.suffix.lower()
+    if suffix in JSON_LINES:
+        return {row["study_id"]: row[column] for row in json_rows(path, ("study_id", column))}
+    if suffix in (".csv", ".tsv"):
         return _table(path, column)
+    if suffix not in (".txt", ""):
+        raise ValueError(f"{path}: reports are read from .jsonl, .csv, .tsv and .txt, not from {suffix}")
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
@@ -87,15 +91,19 @@ def read_texts(path: str | Path, column: str) -> dict[str | int, str]:
 
 
 def _table(path: Path, column: str) -> dict[str | int, str]:
-    columns, rows = _csv_rows(path)
-    named = [name for name in columns if name != "study_id"]
-    text = column if column in columns else named[0] if len(named) == 1 else None
-    if text is None:
-        raise ValueError(f"{path}: no column {column!r}. Columns: {', '.join(map(str, columns)) or 'none'}")
+    columns, *rows = _csv_rows(path) or [[]]
+    text = column
+    if column not in columns and "study_id" in columns and len(columns) == 2:  # else line 1 may be a report
+        text = next(name for name in columns if name != "study_id")
+    if text not in columns:
+        raise ValueError(f"{path}: no column {column!r}. Columns: {', '.join(columns) or 'none'}")
     texts: dict[str | int, str] = {}
-    for number, row in enumerate(rows, 1):
-        if None in row or None in row.values():
-            raise ValueError(f"{path} row {number}: {'more' if None in row else 'fewer'} cells than columns")
+    for number, cells in enumerate(rows, 1):
+        if len(cells) != len(columns):
+            raise ValueError(
+                f"{path} row {number}: {'more' if len(cells) > len(columns) else 'fewer'} cells than columns"
+            )
+        row = dict(zip(columns, cells, strict=True))
         key = row["study_id"] if "study_id" in columns else number
         if key in texts:
             raise ValueError(f"{path} row {number}: study {key!r} stands there already")
@@ -103,20 +111,22 @@ def _table(path: Path, column: str) -> dict[str | int, str]:
     return texts
 
 
-def _csv_rows(path: Path) -> tuple[list[str], list[dict[Any, Any]]]:
-    """Names of the columns, and the rows."""
+def _csv_rows(path: Path) -> list[list[str]]:
+    """Cells of all lines; in a table of one column a blank line is an empty cell, in others nothing."""
     limit = csv.field_size_limit(sys.maxsize)  # the default would refuse a report of 128 kB
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, dialect="excel" if path.suffix == ".csv" else "excel-tab")
-            return list(reader.fieldnames or []), list(reader)
+            rows = list(csv.reader(file, dialect="excel-tab" if path.suffix.lower() == ".tsv" else "excel"))
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path}: {error}") from None
     finally:
         csv.field_size_limit(limit)
+    if all(len(row) < 2 for row in rows):
+        return [row or [""] for row in rows]
+    return [row for row in rows if row]
 
 
-def _json_rows(path: Path, needed: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+def json_rows(path: Path, needed: tuple[str, ...]) -> Iterator[dict[str, Any]]:
     """Rows whose needed keys are strings, each study once; `reference` may be null or missing unless needed."""
     first_line: dict[str, int] = {}
     with open(path, "rb") as file:

@@ -33,7 +33,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from functools import cache, lru_cache
 
-VERSION = "1"
+VERSION = "2"
 """Changes whenever a rule changes; part of every score's signature."""
 
 OBSERVATIONS = (
@@ -91,10 +91,11 @@ FINDINGS = {
     "Lung Opacity": r"opaci\w+|opaque|haziness|air ?space (?:diseases?|process\w*)|infiltrat\w+|scar(?:s|red|ring)?"
     r"|reticul\w+|(?:increased|hazy|patchy|streaky) densit\w+|peribronchial (?:thickening|cuffing)"
     r"|interstitial (?:lung )?(?:\w+ )?(?:markings?|patterns?|prominence|thickening|diseases?|changes?)",
-    "Support Devices": r"pace ?makers?|pacers?|leads|electrodes?|a?icd|defibrillators?|stimulators?|picc|catheters?"
+    "Support Devices": r"pace ?makers?|pacers?|leads(?! to)|electrodes?|a?icd|defibrillators?|stimulators?"
+    r"|picc|catheters?"
     r"|(?:central|venous|subclavian|jugular|arterial|ij|femoral) lines?|lines and tubes|tubes?|tracheostomy|cannulas?"
-    r"|valves?|hardware|devices?|drains?|shunts?|stents?|screws?|plates?|(?:media|infusa)?ports?|prosthe\w+"
-    r"|arthroplast\w+|(?:sternal|sternotomy) wires?",
+    r"|valves?(?! calcif)|hardware|devices?|drains?|shunts?|stents?|screws?|(?<!end )plates?(?! like)"
+    r"|(?:media|infusa)?ports?|prosthe\w+|arthroplast\w+|(?:sternal|sternotomy) wires?",
 }
 # Uncertain even where no doubt is expressed.
 HINTS = {"Edema": r"(?:vascular|venous|pulmonary) congestion|vascular (?:prominence|indistinctness)"}
@@ -166,7 +167,10 @@ _SENTENCE_END = re.compile(r"(?<=[.;!?])\s+|(?<=[.;])(?=[a-z]{2})|\n\s*\n")
 _ATTRIBUTE = re.compile(
     r" (?:(?:in|of|the|overall|upper|superior|size|size and|x{4}|and stable|stable|and unchanged) )*"
 )
-_PARTED = re.compile(r"\b(?:(?:with|without|by|for|due|obscur\w*)\b|(?:is|are|appears?|remains?)\b.*,)")
+_PARTED = (
+    re.compile(r"\b(?:with|without|by|for|due|obscur\w*)\b"),
+    re.compile(r"\b(?:is|are|appears?|remains?)\b[^,]*,"),
+)
 _AND = re.compile(r" and (?:the )?")
 # "no edema, left tube is in place" asserts the tube, "no edema, mass or effusion is seen" nothing
 _ASSERTION = re.compile(rf"(?:(?!\b(?:or|nor)\b)[^,])*\b(?:is|are|remains?) (?!(?:\w+ )?{_SEEN})")
@@ -288,8 +292,9 @@ def _measure(sentence: str, organs: list[re.Match[str]], sizes: list[_Said]) -> 
             near = shared
         shared, shared_end = near, organ.end()
         if not near:  # a predicate: "the heart is enlarged"
-            after = [size for size in sizes if size.token.start() >= organ.end()]
-            after = [size for size in after if not _PARTED.search(sentence, organ.end(), size.token.start())]
+            parted = [match.end() for part in _PARTED if (match := part.search(sentence, organ.end()))]
+            end = min(parted, default=len(sentence))
+            after = [size for size in sizes if organ.end() <= size.token.start() < end]
             near = [size for size in after if "," not in sentence[after[0].token.end() : size.token.start()]]
         if not near:
             continue

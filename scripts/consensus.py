@@ -16,6 +16,7 @@ import json
 from pathlib import Path
 
 from metrics.models import Models
+from metrics.read import json_rows
 from scripts import run
 
 POSITIONAL = ("predictions",)
@@ -42,10 +43,10 @@ def main(
     check_utilities(utility)
     rows = read_candidates(predictions)
     choices = choose([row["candidates"] for row in rows], utility, models)
-    with write_whole(out) as temporary, open(temporary, "w", encoding="utf-8") as file:
+    with write_whole(out) as temporary, open(temporary, "w", encoding="utf-8", errors="replace") as file:
         for row, choice in zip(rows, choices, strict=True):
             row |= {"prediction": choice.text, "consensus": {"utility": utility, "scores": choice.scores}}
-            if "log_probs" in row:
+            if row.get("log_probs"):
                 row["confidence"] = confidence(row["candidates"], row["log_probs"], choice.index)
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
     others = sum(choice.index != 0 for choice in choices)
@@ -56,21 +57,16 @@ def read_candidates(path: Path) -> list[dict]:
     """Lines of a predictions.jsonl, each with its candidates.
 
     Raises:
-        ValueError: there is none, or a line that is not JSON or has no list of candidates.
+        ValueError: there is none, or a line that `raddraft score` would not take or that has no list of candidates.
     """
-    rows = []
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                row = json.loads(line)
-                candidates = row["candidates"]
-            except (ValueError, KeyError, TypeError):
-                candidates = None
-            if not (isinstance(candidates, list) and candidates and all(isinstance(text, str) for text in candidates)):
-                raise ValueError(
-                    f"{path} line {number} holds no candidates; `raddraft generate --decode.candidates 8` writes them"
-                )
-            rows.append(row)
+    rows = list(json_rows(path, ("study_id", "prediction")))
+    for row in rows:
+        candidates = row.get("candidates")
+        if not (isinstance(candidates, list) and candidates and all(isinstance(text, str) for text in candidates)):
+            raise ValueError(
+                f"{path}: study {row['study_id']!r} holds no candidates; `raddraft generate --decode.candidates 8` "
+                "writes them"
+            )
     if not rows:
         raise ValueError(f"{path} is empty")
     return rows

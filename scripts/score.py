@@ -81,18 +81,23 @@ def main(
     """
     if model_card:
         check_card(model_card)
-    choose(metrics)
+    names = choose(metrics)
+    if rank_by not in (None, *names):
+        raise ValueError(f"--rank_by {rank_by!r} is none of the metrics asked for: {', '.join(names)}")
     check_resamples(resamples, seed)
     systems = _read_systems(predictions, references)
     first = next(iter(systems))
     known = {study.study_id: study for study in read_studies(studies)} if studies else {}
     reports = [row.reference for row in systems[first]]
+    if known and (n_strange := sum(row.study_id not in known for row in systems[first])):
+        print(f"{n_strange} of {len(reports)} studies are not in {studies}: no image, and no stratum of theirs")
+    labels_of_reports = LABELERS["rule"](reports, models)
+    groups = {one: _groups(one, systems[first], known, labels_of_reports) for one in by or []}
     measures: dict[str, dict[str, Measure]] = {}
     skipped: dict[str, dict[str, str]] = {}
     for name, rows in systems.items():
         measures[name], skipped[name] = measure([row.prediction for row in rows], reports, metrics, models)
     labels = _label(systems, reports, models, measures[first])
-    groups = {one: _groups(one, systems[first], known, labels["rule"][""]) for one in by or []}
     scores = _as_json(summarize(measures, resamples, seed), len(reports), skipped)
     strata = {one: _score_strata(measures, group, resamples, seed) for one, group in groups.items()}
     observations = {
@@ -193,11 +198,15 @@ def _groups(by: str, rows: list[Prediction], known: Mapping[str, Study], labels:
 
 def _field(by: str, study: Study | None) -> str:
     value = None if study is None else study.main_image.view if by == "view" else study.patient.get(by)
-    if value is None:
+    if study is None or value is None or value != value:  # pandas writes NaN for what it lacks
         return "not stated"
     if by != "age":
         return str(value)
-    band = next((band for band in ((0, 17), (18, 39), (40, 59), (60, 79)) if float(value) < band[1] + 1), None)
+    try:
+        age = float(value)
+    except ValueError:
+        raise ValueError(f"Study {study.study_id!r}: its age is to be a number of years, got {value!r}") from None
+    band = next((band for band in ((0, 17), (18, 39), (40, 59), (60, 79)) if age < band[1] + 1), None)
     return f"{band[0]}–{band[1]}" if band else "80+"
 
 

@@ -10,6 +10,7 @@ from sklearn.metrics import f1_score, precision_recall_fscore_support
 from metrics.bootstrap import Interval, Measure, interval, mean_measure, resample
 from metrics.labels import FIVE, f1_measures, per_observation
 from metrics.rules import OBSERVATIONS
+from metrics.scoring import summarize
 from metrics.text import bleu
 
 
@@ -98,3 +99,12 @@ def test_one_study_and_no_study() -> None:
     assert interval.low == interval.high == pytest.approx(0.4)
     with pytest.raises(ValueError, match="no study"):
         bootstrap(mean_measure([], "x"), 10)
+
+
+def test_systems_that_say_the_same_do_not_differ() -> None:
+    # Resamples are sums; equal columns of one product are summed in another order, which leaves 1e-16.
+    scores = np.full(50, 14 / 27)
+    measures = {str(factor): mean_measure(scores * factor, "") for factor in (1.0, 0.9, 0.8)}
+    summary = summarize({system: measures for system in ("one", "two", "three")}, 500, 0)
+    for found in summary["differences"].values():
+        assert {one["p"] for one in found.values()} == {1.0}

@@ -140,5 +140,11 @@ def test_the_action_writes_predictions_with_the_confidence_of_what_was_chosen(tm
     }
     assert run("consensus", str(source), "--out", str(out)) == (0, "")
     assert "1 drafts chosen by rouge_l" in capsys.readouterr().out
+    odd = row | {"study_id": "s2", "log_probs": None, "prediction": "\ud83d", "candidates": ["\ud83d", *NORMAL]}
+    source.write_text(f"\ufeff{json.dumps(row)}\n\n{json.dumps(odd)}\n", encoding="utf-8")
+    assert run("consensus", str(source), "--out", str(out)) == (0, "")
+    assert len(out.read_text(encoding="utf-8").splitlines()) == 2
+    source.write_text(f"{json.dumps(row)}\n" * 2)
+    assert "line 2: study 's1' stands already on line 1" in run("consensus", str(source), "--out", str(out))[1]
     source.write_text('{"study_id": "s1", "prediction": "x"}\n')
-    assert "line 1 holds no candidates" in run("consensus", str(source), "--out", str(out))[1]
+    assert "study 's1' holds no candidates" in run("consensus", str(source), "--out", str(out))[1]

@@ -48,6 +48,26 @@ def test_a_table_without_ids_goes_by_line_and_json_lines_by_id(tmp_path) -> None
     assert left_out == [f"{drafts}: 1 predictions without a reference in {reports} are left out"]
 
 
+def test_endings_in_capitals_and_ndjson_are_what_they_say(tmp_path) -> None:
+    drafts = put(tmp_path / "d.NDJSON", '{"study_id": "s1", "prediction": "Clear."}\n')
+    reports = put(tmp_path / "r.CSV", "study_id,reference\ns1,Effusion.\n")
+    assert read_predictions(drafts, reports)[0] == [Prediction("s1", "Clear.", "Effusion.")]
+
+
+def test_a_blank_line_is_an_empty_draft_where_a_line_is_a_cell_and_nothing_elsewhere(tmp_path) -> None:
+    drafts = put(tmp_path / "d.csv", "prediction\nClear.\n\nEdema.\n")
+    reports = put(tmp_path / "r.csv", "reference\nClear.\nEffusion.\n\n")
+    assert read_predictions(drafts, reports)[0] == [
+        Prediction("1", "Clear.", "Clear."),
+        Prediction("2", "", "Effusion."),
+        Prediction("3", "Edema.", ""),
+    ]
+    assert read_texts(put(tmp_path / "t.csv", "study_id,prediction\ns1,a\n\ns2,b\n"), "prediction") == {
+        "s1": "a",
+        "s2": "b",
+    }
+
+
 def test_an_enormous_cell_is_read(tmp_path) -> None:
     before = csv.field_size_limit()
     text = "No edema. " * 100_000
@@ -78,6 +98,16 @@ def test_an_enormous_cell_is_read(tmp_path) -> None:
         (("d.txt", b"Herz vergr\xf6\xdfert\n"), ("r.txt", "a\n"), "d.txt: not UTF-8"),
         (("d.csv", b"prediction\nHerz vergr\xf6\xdfert\n"), ("r.txt", "a\n"), "d.csv: 'utf-8' codec"),
         (("d.jsonl", '{"study_id": "s1", "prediction": 3}\n'), ("r.txt", "a\n"), "d.jsonl line 1: prediction must be"),
+        (
+            ("d.json", '[{"prediction": "a"}]\n'),
+            ("r.txt", "a\n"),
+            "d.json: reports are read from .jsonl.*not from .json",
+        ),
+        (
+            ("d.csv", "The lungs are clear.\nb\n"),
+            ("r.txt", "a\n"),
+            "no column 'prediction'. Columns: The lungs are clear.",
+        ),
         (("d.txt", "a\n"), None, "d.txt holds no references: name their file with --references"),
     ],
 )

@@ -166,6 +166,14 @@ SENTENCES = {
         ("The heart and lungs have XXXX in the interval.", "NF+"),
         ("Heart size is normal. Enlarged pulmonary arteries.", "CM- NF+"),
     ],
+    "words that are no device here": [
+        ("Plate-like atelectasis at the left base.", "AT+"),
+        ("Linear or plate-like scarring at the bases.", "LO+"),
+        ("Vertebral heights and end plates are normal.", "NF+"),
+        ("Cervical plate and screws.", "SD+ NF+"),
+        ("Elevation of the hemidiaphragm leads to crowding.", ""),
+        ("Mitral valve calcification.", ""),
+    ],
     "over a whole report": [
         ("No effusion on the right. Possible effusion on the left.", "PE?"),
         ("Possible effusion. No effusion on the right. Left effusion.", "PE+"),

@@ -245,6 +245,7 @@ def test_metrics_are_chosen_by_name_in_any_spelling_of_a_list(tmp_path, capsys) 
     [
         (("--metrics", "rouge_l", "rouge_2"), ("Unknown metric 'rouge_2'", "Choices: rouge_l, bleu_1")),
         (("--rank_by", "bleu_4"), ("'bleu_4' is no score of single studies. Choices: rouge_l",)),
+        (("--rank_by", "rouge"), ("'rouge' is none of the metrics asked for: rouge_l, bleu_1",)),
         (("--by", "sex"), ("--by sex needs the manifest",)),
         (("--by", "Oedema"), ("Unknown --by 'Oedema'. Choices: view, sex, age, normal, Enlarged",)),
         (("--references", "nowhere.txt"), ("nowhere.txt",)),
@@ -298,6 +299,23 @@ def test_strata(tmp_path, capsys) -> None:
     assert "model by age" in shown
     assert "0–17 (n = 1)" in shown
     assert "not stated" in page
+
+
+def test_ages_that_are_no_number_and_studies_the_manifest_lacks_are_named(tmp_path, capsys) -> None:
+    studies = [make_study(tmp_path, i, "test") for i in (1, 2)]
+    for study, age in zip(studies, (float("nan"), 30), strict=True):
+        study.patient["age"] = age
+    manifest, model = tmp_path / "studies.jsonl", write(tmp_path / "model.jsonl", ROWS)
+    write_studies(manifest, studies)
+    assert run("score", model, "--studies", manifest, "--by", "age") == (0, "")
+    assert set(read_scores(tmp_path / "scores")["strata"]["age"]) == {"18–39", "not stated"}
+    assert f"2 of 4 studies are not in {manifest}" in capsys.readouterr().out
+    studies[1].patient["age"] = "045Y"
+    write_studies(manifest, studies)
+    assert (
+        "Study 's2': its age is to be a number of years, got '045Y'"
+        in run("score", model, "--studies", manifest, "--by", "age")[1]
+    )
 
 
 def test_plain_text_and_tables(tmp_path) -> None:
