@@ -114,7 +114,7 @@ class PretrainConfig:
     """Shares of the manifests in each step; by default every image is seen once an epoch."""
     mapping: Literal["window", "minmax", "percentile"] = "minmax"
     """How grey values of the files are mapped to 0..1; see `encoder.images`. RAD-DINO's is min-max."""
-    watch: list[Watch] = field(default_factory=list)
+    watch: tuple[Watch, ...] = ()  # no list: see `stages` in generator/train.py
     """Probes along the way; their mean chooses the checkpoint. None: the last one is kept."""
     watch_every: int = 2500
     """Steps between them."""

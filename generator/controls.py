@@ -7,6 +7,7 @@ nearest-report    the training report of the study whose image features are most
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -52,13 +53,13 @@ def most_frequent(drafter: Drafter, training: Sequence[Study]) -> str:
 def nearest_reports(
     drafter: Drafter, training: Sequence[Study], studies: Sequence[Study], cache: Path
 ) -> tuple[dict[str, str], list[str]]:
-    """For each study the report of the training study whose image is nearest by cosine.
+    """For each study the report of the training study of another subject whose image is nearest by cosine.
 
     An image is described by the class token (where the tower has one) and the mean patch of its last hidden state,
     each standardised over the training images.
 
     Returns:
-        study id -> report, and a sentence for each image that cannot be read.
+        study id -> report, and a sentence for each study without one.
     """
     donors = [study for study in training if drafter.prompt.answer(study)]
     if not donors:
@@ -79,8 +80,14 @@ def nearest_reports(
             vectors.append(torch.cat([hidden[0], patch]) if n_prefix else patch)
         return torch.stack(vectors)
 
-    rows = nearest(describe(wanted), describe(donors)).indices[:, 0].tolist() if wanted else []
-    reports = {
-        study.study_id: drafter.prompt.answer(donors[row]) or "" for study, row in zip(wanted, rows, strict=True)
-    }
+    if not wanted or not donors:
+        return {}, errors
+    subjects = [study.subject_id for study in wanted], [study.subject_id for study in donors]
+    found = nearest(describe(wanted), describe(donors), subjects=subjects)
+    reports = {}
+    for study, row, cosine in zip(wanted, found.indices[:, 0].tolist(), found.similarities[:, 0].tolist(), strict=True):
+        if math.isinf(cosine):
+            errors.append(f"{study.study_id}: no other subject has a report to copy")
+        else:
+            reports[study.study_id] = drafter.prompt.answer(donors[row]) or ""
     return reports, errors

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from encoder.studies import Study, write_whole
+from encoder.tower import weights_digest
 from generator.confidence import confidence, sentence_log_probs
 from generator.data import MOST_OBSERVATIONS, Example, ExampleDataset, Item, follow_up_tokens
 from generator.model import Drafter
@@ -64,6 +66,8 @@ class DecodeConfig:
             raise ValueError(
                 f"decode: max_new_tokens, batch_size, num_beams and candidates must be at least 1, got {self!r}"
             )
+        if not self.samples and (self.temperature is not None or self.top_p != 1):
+            raise ValueError(f"decode: temperature and top_p are of sampling; add sample: true or candidates: {self!r}")
         if self.samples and (self.heat <= 0 or not 0 < self.top_p <= 1):
             raise ValueError(f"decode: need temperature > 0 and 0 < top_p <= 1, got {self!r}")
         if self.candidates > 1 and self.num_beams > 1:
@@ -163,22 +167,25 @@ def generate(
         A sentence for each study that got no draft since its image cannot be read.
 
     Raises:
-        ValueError: `out` holds drafts of another model, decoding or study, a prompt is too long, or tokens cannot be
-            proposed with this decoding.
+        ValueError: `out` holds drafts of another model, decoding, study, prompt or picture, a prompt is too long, or
+            tokens cannot be proposed with this decoding.
     """
     from tqdm import tqdm
 
     settings = {"model": name, "decoding": str(config)}
-    done = read_resumable(out, {study.study_id for study in studies}, settings)
+    examples = drafter.encode(studies, answers=False, reserve=config.max_new_tokens)
+    prints = fingerprints(drafter, examples)
+    done = read_resumable(out, prints, settings)
     part = out if process[1] == 1 else out.with_name(f"{out.name}.{process[0]}")
     references = {study.study_id: drafter.prompt.answer(study) for study in studies}
     errors: list[str] = []
     with open(part, "a", encoding="utf-8") as file, tqdm(total=len(studies), unit="study", desc="drafts") as bar:
-        for batch, drafts, batch_errors in decode(drafter, studies, config, workers, done, speculator, process):
+        for batch, drafts, batch_errors in decode(drafter, examples, config, workers, done, speculator, process):
             for example, draft in zip(batch, drafts, strict=True):
                 if example.study_id not in done:
                     head = {"study_id": example.study_id, "prediction": draft.text}
                     row = head | {"reference": references[example.study_id]} | draft.row() | settings
+                    row["fingerprint"] = prints[example.study_id]
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
             file.flush()
             errors += batch_errors
@@ -203,14 +210,14 @@ def merge(out: Path, studies: Sequence[Study]) -> None:
 
 def decode(
     drafter: Drafter,
-    studies: Sequence[Study],
+    examples: Sequence[Example],
     config: DecodeConfig,
     workers: int = 0,
     done: frozenset[str] = frozenset(),
     speculator: Speculator | None = None,
     process: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[list[Example], list[Draft], list[str]]]:
-    """Yield for each batch its examples, their drafts, and a sentence for each unreadable image.
+    """Yield for each batch of what `drafter.encode` gave its examples, their drafts, and a sentence for each bad image.
 
     Batches are always cut from the whole list, so that a study is decoded with the same neighbours, hence to the
     same text, whether or not a run was interrupted, and by however many processes. Batches that are wholly `done` are
@@ -220,7 +227,6 @@ def decode(
         raise ValueError(f"Tokens can be proposed to greedy decoding without further controls only, not: {config}")
     if drafter.kind != "llava" and (speculator is not None or config.confidence):
         raise ValueError("Proposed tokens and confidence are for models that were built here")
-    examples = drafter.encode(studies, answers=False, reserve=config.max_new_tokens)
     batches = [examples[at : at + config.batch_size] for at in range(0, len(examples), config.batch_size)]
     numbers = [i for i, batch in enumerate(batches) if not all(example.study_id in done for example in batch)]
     numbers = [i for i in numbers if i % process[1] == process[0]]
@@ -377,11 +383,32 @@ def token_log_probs(
     return [line[: len(text)] for line, text in zip(torch.cat(found, 1).tolist(), texts, strict=True)]
 
 
-def read_resumable(out: Path, study_ids: set[str], settings: dict[str, str]) -> frozenset[str]:
+def fingerprints(drafter: Drafter, examples: Sequence[Example]) -> dict[str, str]:
+    """Study id -> digest of what its draft comes from: model, preparation of pictures, prompt, pictures.
+
+    Of pictures size and date count.
+    """
+    weights = weights_digest(drafter.model, first=64)
+    common = [weights, drafter.image_mapping, drafter.processor.image_processor.to_json_string()]
+
+    def digest(example: Example) -> str:
+        states = [path.stat() if path.is_file() else None for path in example.images]
+        pictures = [state and (state.st_size, state.st_mtime_ns) for state in states]
+        return hashlib.sha256(json.dumps([common, example.text, pictures]).encode()).hexdigest()[:16]
+
+    return {example.study_id: digest(example) for example in examples}
+
+
+def read_resumable(out: Path, prints: Mapping[str, str], settings: dict[str, str]) -> frozenset[str]:
     """Ids that `out` already holds; a last line that was cut by a kill is dropped from the file.
 
+    Args:
+        out: the predictions.jsonl.
+        prints: fingerprints of the studies that are wanted.
+        settings: what every line must state alike.
+
     Raises:
-        ValueError: a line was written with other settings, or for a study that is not wanted now.
+        ValueError: a line was written with other settings, for a study that is not wanted now, or from something else.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     if not out.is_file():
@@ -399,9 +426,15 @@ def read_resumable(out: Path, study_ids: set[str], settings: dict[str, str]) -> 
                         f"{out} line {number} was written with {key} {row.get(key)!r}, not {value!r}; "
                         "choose another --out or remove the file"
                     )
-            if row["study_id"] not in study_ids:
-                raise ValueError(f"{out} line {number}: study {row['study_id']!r} is not among those to draft")
-            done.add(row["study_id"])
+            study_id = row["study_id"]
+            if study_id not in prints:
+                raise ValueError(f"{out} line {number}: study {study_id!r} is not among those to draft")
+            if row.get("fingerprint") != prints[study_id]:
+                raise ValueError(
+                    f"{out} line {number}: the draft of study {study_id!r} was made with other weights, another prompt "
+                    "or another picture; choose another --out or remove the file"
+                )
+            done.add(study_id)
     with open(out, "r+b") as file:
         file.truncate(whole)
     return frozenset(done)

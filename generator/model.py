@@ -318,6 +318,8 @@ def choose_trainable(
             trains = projector
         elif TOWER.search(name):
             trains = name.split("vision_tower.", 1)[-1] in reached
+            if reached:  # all of it in one type: on a CPU autocast leaves the LayerNorms as they are
+                parameter.data = parameter.data.float()
         else:
             trains = lm == "full"
         parameter.requires_grad_(trains)

@@ -14,8 +14,9 @@ def find_priors(studies: Sequence[Study]) -> dict[str, Study]:
 
     A key `prior` in the manifest names it by its study id, null for none. Without that key it is the subject's latest
     study with an earlier `study_date`, or with an earlier `study_time` on the same date. Dates are written from year to
-    day (21800506, 2180-05-06), times as in DICOM (85437.343 or 08:54:37). Without a date no order is known, hence no
-    prior; the same goes for two studies of one date without times.
+    day (21800506, 2180-05-06), times as in DICOM (85437.343 or 08:54:37). In place of a date there may be a
+    `study_order` (1, 2 …, as CheXpert Plus has it). Without either no order is known, hence no prior; the same goes for
+    two studies of one date without times.
 
     Raises:
         ValueError: a prior that belongs to another subject, or a date or time in another form.
@@ -44,11 +45,13 @@ def find_priors(studies: Sequence[Study]) -> dict[str, Study]:
 
 
 Moment = tuple[int | None, float | None]
-"""Date as a number like 21800506, and time of day as a number like 85437.343; None where not stated."""
+"""Date as a number like 21800506, or place in the order; time of day as a number like 85437.343. None: not stated."""
 
 
 def _moment(study: Study) -> Moment:
     date = _number(study, "study_date", "-")
+    if date is None:
+        date = _number(study, "study_order", "-")
     return None if date is None else int(date), _number(study, "study_time", ":")
 
 

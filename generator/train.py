@@ -26,6 +26,7 @@ from generator.checkpoints import Progress, RunFolder
 from generator.data import IGNORE, Example, ExampleDataset, batch_indices, load_micro_batches, split_batch
 from generator.foreign import ForeignTower
 from generator.model import Drafter, LoraConfig, ModelConfig, add_lora, choose_trainable, save
+from generator.priors import find_priors
 from generator.prompts import PromptConfig
 from generator.vlm import make_drafter
 
@@ -65,7 +66,10 @@ class Stage:
 class TrainConfig:
     """How the loop runs."""
 
-    stages: list[Stage] = field(default_factory=lambda: [Stage(epochs=1, lr=1e-3), Stage(epochs=3, lr=1e-4, lm="lora")])
+    # A tuple: the parser would fill what a new list leaves out with what stood at the same place of the old one.
+    stages: tuple[Stage, ...] = field(
+        default_factory=lambda: (Stage(epochs=1, lr=1e-3), Stage(epochs=3, lr=1e-4, lm="lora"))
+    )
     """Stages in order; each starts from the best weights of the one before."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     """Adapters of the stages with `lm: lora`."""
@@ -106,6 +110,9 @@ class TrainConfig:
         modes = {stage.lm for stage in self.stages}
         if not self.stages:
             raise ValueError("train.stages is empty: nothing to do")
+        for name in ("batch_size", "micro_batch_size", "save_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name} must be at least 1, got {getattr(self, name)}")
         if {"lora", "full"} <= modes:
             raise ValueError("train.stages: lm is 'lora' in one stage and 'full' in another; choose one of them")
         if self.features == "cached" and any(stage.tower not in ("frozen", 0) for stage in self.stages):
@@ -173,6 +180,11 @@ def train(
     for split in ("train", "val") if validate else ("train",):
         if not examples.get(split):
             raise ValueError(f"No study in split {split!r} has the sections to write: {', '.join(prompt.targets)}")
+    if prompt.prior and not find_priors(studies["train"]):
+        raise ValueError(
+            "prompt.prior: no training study has an earlier one of its subject; the manifest is to state `prior`, "
+            "`study_date` or `study_order`"
+        )
     counts = ", ".join(f"{split}: {len(part)} studies" for split, part in examples.items())
     accelerator.print(f"{counts}; on {accelerator.num_processes} processes")
 

@@ -66,7 +66,8 @@ def _bench_candidates(drafter: Drafter, studies: Sequence[Study], *configs: Deco
 def _drafts(
     drafter: Drafter, studies: Sequence[Study], config: DecodeConfig, speculator: Speculator | None = None
 ) -> list[str]:
-    return [d.text for _, drafts, _ in decode(drafter, studies, config, speculator=speculator) for d in drafts]
+    examples = drafter.encode(studies, answers=False, reserve=config.max_new_tokens)
+    return [d.text for _, drafts, _ in decode(drafter, examples, config, speculator=speculator) for d in drafts]
 
 
 def plain_drafts(drafter: Drafter, studies: Sequence[Study], config: DecodeConfig) -> list[str]:

@@ -47,7 +47,7 @@ def bench_training(lm: Path, studies: Sequence[Study], n_steps: int, batch_size:
         make_tower(tower, image_size=image_size, patch_size=14, hidden=384, layers=12)
         parts = ModelConfig(str(tower), str(lm))
         stage = Stage(epochs=n_steps / -(-len(studies) // batch_size), lr=1e-3, lm="full", warmup=0)
-        config = TrainConfig([stage], batch_size=batch_size, micro_batch_size=batch_size, cache=cache, eval_every=0)
+        config = TrainConfig((stage,), batch_size=batch_size, micro_batch_size=batch_size, cache=cache, eval_every=0)
         drafter = _new_drafter(parts, prompt, config.seed)
         batches = _batches(drafter, studies, config, n_steps)
         folder = Path(scratch) / "plain"

@@ -188,6 +188,8 @@ def _stage_row(stage: Stage) -> list[str]:
 
 def _validations(log: Path) -> list[str]:
     """For each stage its first and its lowest validation loss."""
+    if not log.is_file():  # a run of fewer steps than log_every, never validated
+        return []
     rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     stages: dict[int, list[dict[str, Any]]] = {}
     for row in rows:

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 
 from encoder.images import ImageError, load_image
 from encoder.studies import Study, StudyImage
-from generator.generate import BANNER, DecodeConfig
-from generator.generate import decode as decode_studies
+from generator.generate import BANNER, DecodeConfig, decode
 from scripts import pick_device, run
 
 if TYPE_CHECKING:
@@ -43,9 +42,9 @@ def main(
     except ImportError:
         raise ValueError('the page needs gradio: pip install "raddraft[app]", or pip install gradio') from None
 
-    from generator.model import load
+    from generator.vlm import load_any
 
-    drafter = load(model, device=pick_device(device))
+    drafter = load_any(str(model), device=pick_device(device))
     gradio.Interface(
         lambda file, indication: draft_upload(drafter, decode, file, indication),
         inputs=[gradio.File(label="Chest X-ray (DICOM, PNG, JPEG, TIFF)"), gradio.Textbox(label="Indication")],
@@ -65,7 +64,8 @@ def draft_upload(
     study = Study(Path(file).name, "upload", "test", [StudyImage(Path(file).absolute())], sections)
     try:
         picture = load_image(file, mapping=drafter.image_mapping)
-        _, drafts, errors = next(decode_studies(drafter, [study], config))
+        examples = drafter.encode([study], answers=False, reserve=config.max_new_tokens)
+        _, drafts, errors = next(decode(drafter, examples, config))
     except (ImageError, ValueError) as error:
         return None, str(error)
     return picture, drafts[0].text if drafts else errors[0]

@@ -103,8 +103,8 @@ class Cell:
 
 def main(
     studies: Path,
-    towers: list[Entry],
-    tasks: list[Task],
+    towers: tuple[Entry, ...],  # no lists: see `stages` in generator/train.py
+    tasks: tuple[Task, ...],
     out: Path = Path("runs/compare"),
     baseline: str | None = None,
     features: Path = Path("features"),

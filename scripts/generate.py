@@ -17,12 +17,14 @@ choose among. Starting the same command again goes on where it stopped.
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from encoder.studies import Study, read_studies, write_whole
 from generator.generate import DecodeConfig, generate
+from generator.priors import find_priors
 from generator.prompts import PromptConfig
 from scripts import pick_device, run
 
@@ -79,6 +81,8 @@ def main(
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT)])
     where = pick_device(device) if accelerator.num_processes == 1 else str(accelerator.device)
     drafter = load_any(model, device=where, prompt=chosen(prompt), remote_code=remote_code)
+    if drafter.prompt.prior and not find_priors(wanted):
+        warnings.warn("the model also reads the subject's study before, and no study here has one", stacklevel=2)
     name = model_name(model, prompt) if control == "none" else f"{model_name(model, prompt)} {control}"
     errors: list[str] = []
     if control in ("most-frequent", "nearest-report") and not accelerator.is_main_process:

@@ -83,8 +83,10 @@ def main(
         print(f"model: {folder}")
 
 
-HARMLESS = re.compile(r"\.(workers|save_every|log_every|trackers(\.\d+)?)$")
-"""What a run may go on with another value of: no number changes."""
+HARMLESS = re.compile(
+    r"\.(workers|save_every|log_every|shard|(activation_)?checkpointing|trackers(\.\d+)?)$|^train\.micro_batch_size$"
+)
+"""What a run may go on with another value of: numbers change by rounding at most, and by what dropout draws."""
 
 _train = train  # `main` has a parameter of that name, which is the key on the command line and in the YAML files
 
@@ -137,7 +139,7 @@ def _plain(value: Any) -> Any:
     """The same value with paths as strings, for YAML."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -150,7 +151,8 @@ def test_held_in_bfloat16(towers, parts, lm_folder, tmp_path) -> None:
 
 def test_the_nearest_report_goes_by_its_features(towers, parts, lm_folder, tmp_path) -> None:
     drafter = Drafter(*build(ModelConfig(towers["timm"], str(lm_folder))))
-    reports, errors = nearest_reports(drafter, parts["train"], parts["train"], tmp_path)
+    queries = [replace(study, subject_id="another") for study in parts["train"]]
+    reports, errors = nearest_reports(drafter, parts["train"], queries, tmp_path)
     assert errors == []
     assert reports == {study.study_id: study.sections["findings"] for study in parts["train"]}
 

@@ -170,6 +170,8 @@ def test_controls_of_repetition_and_length(drafter, studies) -> None:
         {"candidates": 0},
         {"candidates": 2, "num_beams": 2},
         {"candidates": 2, "temperature": 0.0},
+        {"temperature": 0.9},
+        {"top_p": 0.9},
         {"repetition_penalty": 0.0},
         {"min_new_tokens": -1},
     ],
@@ -189,6 +191,29 @@ def test_a_file_of_another_run_is_not_continued(drafter, studies, tmp_path) -> N
     with pytest.raises(ValueError, match="line 3: study 's2' is not among those to draft"):
         generate(drafter, studies[:2], out, CONFIG, "model")
     assert len(read(out)) == 3
+
+
+@pytest.mark.parametrize("what", ["weights", "prompt", "picture", "mapping"])
+def test_a_draft_is_not_kept_for_what_it_was_not_made_from(drafter, studies, tmp_path, what) -> None:
+    out = tmp_path / "out.jsonl"
+    generate(drafter, studies[:3], out, CONFIG, "model")
+    before = out.read_bytes()
+    generate(drafter, studies[:3], out, CONFIG, "model")
+    assert out.read_bytes() == before
+    if what == "weights":
+        with torch.no_grad():
+            drafter.model.lm_head.weight.mul_(1.01)
+    elif what == "prompt":
+        studies[0].sections["indication"] = "Fall."
+    elif what == "picture":
+        make_study(tmp_path, 40, "test").main_image.path.replace(studies[0].main_image.path)
+    else:
+        drafter.image_mapping = "minmax"
+    with pytest.raises(
+        ValueError, match="line 1: the draft of study 's0' was made with other weights, another prompt or"
+    ):
+        generate(drafter, studies[:3], out, CONFIG, "model")
+    assert out.read_bytes() == before
 
 
 def test_one_bad_image_costs_one_draft(drafter, studies, tmp_path) -> None:
@@ -275,10 +300,21 @@ def test_most_frequent_report(drafter, studies) -> None:
 
 
 def test_nearest_report_finds_the_same_picture(drafter, studies, tmp_path) -> None:
-    training, queries = studies[:20], [replace(study, study_id=f"q{i}") for i, study in enumerate(studies[:20])]
+    training = studies[:20]
+    queries = [replace(study, study_id=f"q{i}", subject_id=f"q{i}") for i, study in enumerate(training)]
     reports, errors = nearest_reports(drafter, training, queries, tmp_path / "features")
     assert errors == []
     assert [reports[f"q{i}"] for i in range(20)] == [study.sections["findings"] for study in training]
+
+
+def test_nearest_report_is_of_another_subject(drafter, studies, tmp_path) -> None:
+    for number, study in enumerate(studies[:3]):
+        study.sections["findings"] = f"Report {number}."
+    reports, errors = nearest_reports(drafter, studies[:3], studies[:3], tmp_path / "features")
+    assert errors == []
+    assert all(reports[study.study_id] != study.sections["findings"] for study in studies[:3])
+    reports, errors = nearest_reports(drafter, studies[:1], studies[:2], tmp_path / "features")
+    assert (reports, errors) == ({"s1": "Report 0."}, ["s0: no other subject has a report to copy"])
 
 
 def run_action(action: str, *arguments: str) -> int:

@@ -90,7 +90,7 @@ def test_the_code_on_the_card_drafts_what_our_command_drafts(model_folder, tmp_p
     monkeypatch.chdir(tmp_path)
     with redirect_stdout(io.StringIO()) as printed:
         exec(code, {})
-    [(_, [draft], _)] = decode(drafter, [study], DecodeConfig(batch_size=1))
+    [(_, [draft], _)] = decode(drafter, drafter.encode([study], answers=False), DecodeConfig(batch_size=1))
     assert printed.getvalue().strip() == draft.text != ""
 
 

@@ -119,6 +119,8 @@ def test_the_prior_is_the_latest_earlier_study_of_the_subject() -> None:
     timed[1].extra["study_time"] = "08:00:01"
     assert priors(*timed) == {}
     assert priors(make_study(1, "P"), make_study(2, "P", study_date="2180")) == {}, "no order is known"
+    ordered = [make_study(number, "P", study_order=float(order)) for number, order in ((1, 10), (2, 9), (3, 9), (4, 2))]
+    assert priors(*ordered) == {"s1": "s2", "s2": "s4", "s3": "s4"}
 
 
 def test_the_manifest_may_name_the_prior() -> None:
@@ -360,4 +362,5 @@ def test_observations_are_named_and_then_the_report_is_written(studies, roomy_co
 
 
 def decode_all(drafter: Drafter, studies: list[Study], speculator: Speculator) -> Any:
-    return decode(drafter, studies, DecodeConfig(max_new_tokens=100, batch_size=4), speculator=speculator)
+    config = DecodeConfig(max_new_tokens=100, batch_size=4)
+    return decode(drafter, drafter.encode(studies, answers=False), config, speculator=speculator)

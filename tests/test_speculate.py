@@ -10,7 +10,7 @@ import torch
 from transformers import Gemma3TextConfig
 
 from encoder.studies import read_studies
-from generator.generate import decode, generate
+from generator.generate import Draft, decode, generate
 from generator.speculate import CostModel, ReportIndex, Speculator, full_cache, index_reports
 from tests.test_generate import CONFIG, drafter, read, run_action, studies  # noqa: F401 - fixtures
 
@@ -48,7 +48,12 @@ def test_the_cost_model_proposes_where_it_pays() -> None:
 
 
 def reference(drafter, studies) -> list[str]:  # noqa: F811
-    return [draft.text for _, drafts, _ in decode(drafter, studies, CONFIG) for draft in drafts]
+    return [draft.text for draft in drafts_of(drafter, studies, CONFIG)]
+
+
+def drafts_of(drafter, studies, config, speculator=None) -> list[Draft]:  # noqa: F811
+    examples = drafter.encode(studies, answers=False)
+    return [draft for _, drafts, _ in decode(drafter, examples, config, speculator=speculator) for draft in drafts]
 
 
 @pytest.mark.parametrize("batch_size", [1, 7])
@@ -70,7 +75,7 @@ def test_the_text_is_that_of_generate(drafter, studies, batch_size, reports) -> 
     speculator = Speculator(index)
     speculator.cost.length = lambda orders: max(map(len, orders))  # type: ignore[method-assign] - whether it pays or not
     config = replace(CONFIG, batch_size=batch_size)
-    ours = [draft.text for _, drafts, _ in decode(drafter, studies, config, speculator=speculator) for draft in drafts]
+    ours = [draft.text for draft in drafts_of(drafter, studies, config, speculator)]
     assert ours == plain
 
 
@@ -95,7 +100,7 @@ def test_where_tokens_cannot_be_proposed_is_said(drafter, studies) -> None:  # n
     speculator = Speculator(ReportIndex())
     for change in ({"sample": True}, {"num_beams": 2}, {"candidates": 2}, {"repetition_penalty": 1.1}):
         with pytest.raises(ValueError, match="greedy decoding without further controls only, not: "):
-            next(decode(drafter, studies, replace(CONFIG, **change), speculator=speculator))
+            drafts_of(drafter, studies, replace(CONFIG, **change), speculator)
     drafter.model.config.text_config = Gemma3TextConfig(num_hidden_layers=6)
     with pytest.raises(ValueError, match=r"'gemma3_text' keep a cache \(DynamicSlidingWindowLayer\)"):
         full_cache(drafter.model)
@@ -107,9 +112,9 @@ def test_where_tokens_cannot_be_proposed_is_said(drafter, studies) -> None:  # n
 
 def test_confidence_goes_with_it(drafter, studies) -> None:  # noqa: F811
     config = replace(CONFIG, confidence=True)
-    plain = [draft for _, drafts, _ in decode(drafter, studies[:7], config) for draft in drafts]
+    plain = drafts_of(drafter, studies[:7], config)
     speculator = Speculator(index_reports(drafter, studies))
-    ours = [draft for _, drafts, _ in decode(drafter, studies[:7], config, speculator=speculator) for draft in drafts]
+    ours = drafts_of(drafter, studies[:7], config, speculator=speculator)
     for one, other in zip(ours, plain, strict=True):
         assert one.candidates == other.candidates
         torch.testing.assert_close(torch.tensor(one.log_probs), torch.tensor(other.log_probs), atol=2e-4, rtol=0)

@@ -364,6 +364,35 @@ def test_early_stopping_keeps_the_best_weights(parts, parts_config, tmp_path) ->
     assert evaluate(load(folder), parts["val"]) == pytest.approx(min(validation), abs=1e-4)
 
 
+def test_a_shorter_list_of_stages_takes_nothing_from_the_one_it_replaces(studies_file, tmp_path, monkeypatch) -> None:
+    seen: list[TrainConfig] = []
+    monkeypatch.setattr("scripts.train._train", lambda *parts: seen.append(parts[4]) or tmp_path)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("train: {stages: [{epochs: 60, lm: full}, {tower: 1}]}")
+    command = ["train", "--studies", studies_file, "--model.tower", "a", "--model.lm", "b", "--config", recipe]
+    command += ["--control", "shuffled-images"]  # which writes no card
+    assert run(*command, "--out", tmp_path / "a") == (0, "")
+    assert run(*command, "--train.stages", '[{"lr": 0.1}, {"lr": 0.2}]', "--out", tmp_path / "b") == (0, "")
+    assert [config.stages for config in seen] == [
+        (Stage(epochs=60, lm="full"), Stage(tower=1)),
+        (Stage(lr=0.1), Stage(lr=0.2)),
+    ]
+
+
+def test_a_bfloat16_model_trains_its_tower(studies_file, parts_config, tmp_path) -> None:
+    config = write_config(tmp_path, studies_file, parts_config, precision="bf16", stages=[{"epochs": 0.4, "tower": 1}])
+    job = Job("train", *arguments(config, tmp_path / "run"), "--model.dtype", "bfloat16")
+    job.finish()
+    assert [row[1] for row in losses(tmp_path / "run") if row[2]] == [1]
+
+
+def test_a_run_too_short_for_a_line_of_the_log_ends_well(studies_file, tower_folder, lm_folder, tmp_path) -> None:
+    command = ["train", "--studies", studies_file, "--model.tower", tower_folder, "--model.lm", lm_folder]
+    short = ["--train.stages", '[{"epochs": 0.3}]', "--train.log_every", 9, "--train.eval_every", 0]
+    assert run(*command, *short, "--out", tmp_path / "run") == (0, "")
+    assert "not measured, the last weights are kept" in (tmp_path / "run" / "model" / "README.md").read_text()
+
+
 def test_an_unreadable_image_is_named_and_the_rest_trains(parts, parts_config, tmp_path, capsys) -> None:
     bad = parts["train"][3]
     bad.main_image.path.write_bytes(b"not a picture")
@@ -383,6 +412,7 @@ def test_an_unreadable_image_is_named_and_the_rest_trains(parts, parts_config, t
         (lambda: TrainConfig(stages=[]), "stages is empty"),
         (lambda: TrainConfig(stages=[Stage(lm="lora"), Stage(lm="full")]), "'lora' in one stage and 'full'"),
         (lambda: TrainConfig(stages=[Stage(tower=1)], features="cached"), "a stage trains the tower"),
+        (lambda: TrainConfig(save_every=0), "train.save_every must be at least 1, got 0"),
         (lambda: Stage(epochs=0), "epochs > 0"),
         (lambda: PromptConfig(targets=[]), "targets is empty"),
         (lambda: PromptConfig(targets=["findings"], context=["findings"]), "given away"),
@@ -399,6 +429,8 @@ def test_faults_of_data_and_model_are_named(parts, parts_config, tower_folder, l
         train({"train": parts["train"], "val": []}, tmp_path / "a", parts_config, prompt, quick())
     with pytest.raises(ValueError, match="sections to write: impression"):
         train(parts, tmp_path / "b", parts_config, PromptConfig(targets=["impression"]), quick())
+    with pytest.raises(ValueError, match=r"prompt\.prior: no training study has an earlier one"):
+        train(parts, tmp_path / "p", parts_config, PromptConfig(prior=True), quick())
     parts["train"][5].sections["findings"] = "The heart is enlarged. " * 100
     with pytest.raises(ValueError, match=r"Study 's5': 4 image tokens .* exceed the context of 256 tokens"):
         train(parts, tmp_path / "c", parts_config, prompt, quick())
