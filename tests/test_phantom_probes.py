@@ -51,10 +51,10 @@ def examine(folder: Path, sign: Sign | None, number: int) -> Study:
 
 
 def test_the_larger_a_sign_the_better_a_probe_tells_it(tmp_path) -> None:
-    healthy = [examine(tmp_path, None, number) for number in range(108)]
+    healthy = [examine(tmp_path, None, number) for number in range(84)]
     found = []
     for row, severity in enumerate(SEVERITIES, 1):
-        numbers = range(1200 * row, 1200 * row + 108)
+        numbers = range(1200 * row, 1200 * row + 84)
         sick = [examine(tmp_path, Sign("Pleural Effusion", severity, "right"), number) for number in numbers]
         found.append(auroc([*healthy, *sick], TargetSpec("binary", ("Sign",)), tmp_path))
     values = [value for value, _, _ in found]
@@ -65,9 +65,9 @@ def test_the_larger_a_sign_the_better_a_probe_tells_it(tmp_path) -> None:
 
 def test_sex_is_told_where_it_shows_and_not_where_it_is_only_recorded(tmp_path) -> None:
     spec = TargetSpec("multiclass", ("patient.sex",))
-    shown = generate(tmp_path / "shown", 320, size=48, seed=3, processes=1)
-    hidden = generate(tmp_path / "hidden", 320, size=48, seed=3, processes=1, show_sex=False)
-    assert [study.patient["sex"] for study in shown] == [study.patient["sex"] for study in hidden]
+    shown = generate(tmp_path / "shown", 160, size=48, seed=3, processes=1)
+    hidden = generate(tmp_path / "hidden", 280, size=48, seed=3, processes=1, show_sex=False)
+    assert [study.patient["sex"] for study in shown] == [study.patient["sex"] for study in hidden[:160]]
     assert auroc(shown, spec, tmp_path)[1] > 0.8, "the lower end of the interval"
     value, low, high = auroc(hidden, spec, tmp_path)
     assert low < 0.5 < high
@@ -80,8 +80,8 @@ def test_a_linear_head_on_pretrained_patches_finds_the_lungs(tmp_path) -> None:
     weights = Path(os.environ.get("RADDRAFT_TOWERS", ROOT.parent / "shared" / "weights")) / "dinov2-small"
     if not weights.is_dir():
         pytest.skip(f"no pretrained tower at {weights}; set RADDRAFT_TOWERS to the folder that holds dinov2-small")
-    studies = generate(tmp_path, 40, size=224, seed=1, processes=1)
-    tower = load_tower(str(weights))
+    studies = generate(tmp_path, 40, size=168, seed=1, processes=1)
+    tower = load_tower(str(weights), image_size=168)
     paths = [study.main_image.path for study in studies]
     store, _ = store_features(tower, paths, tmp_path / "features", FeatureConfig("grid"), workers=0)
     result, _ = segment(store, studies, tower.processor, SegmentConfig(("lungs",), epochs=12, batch_size=8))

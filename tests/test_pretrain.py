@@ -157,7 +157,7 @@ def arguments(config: Path, out: Path) -> list[str]:
 
 
 def test_killed_and_resumed_gives_the_same_losses_to_the_last_bit(manifest, tmp_path):
-    config = replace(TINY, steps=40, drop_path=0.2, watch_every=20, save_every=3, workers=1)
+    config = replace(TINY, steps=24, drop_path=0.2, watch_every=12, save_every=3, workers=1)
     path = write_config(tmp_path, manifest, config)
     run_here(manifest, tmp_path / "whole", config)
     out = tmp_path / "killed"
@@ -165,7 +165,7 @@ def test_killed_and_resumed_gives_the_same_losses_to_the_last_bit(manifest, tmp_
     while job.running and not list(out.glob("checkpoints/step-*[1-9]*")):
         time.sleep(0.02)
     job.kill()
-    assert 0 < len(read_log(out)) < 43, "it was to be killed on its way"
+    assert 0 < len(read_log(out)) < 27, "it was to be killed on its way"
     Job("pretrain", *arguments(path, out)).finish()
     assert read_log(out) == read_log(tmp_path / "whole")
     one, other = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "killed"))
@@ -266,7 +266,7 @@ def test_a_full_disk_stops_the_run_which_then_goes_on(manifest, tmp_path):
 
 
 def test_a_lost_process_ends_the_run_which_then_goes_on(manifest, tmp_path):
-    config = replace(TINY, steps=60, watch=[], pictures=0, save_every=2, watch_every=100)
+    config = replace(TINY, steps=40, watch=[], pictures=0, save_every=2, watch_every=100)
     path = write_config(tmp_path, manifest, config)
     out = tmp_path / "run"
     # By the launcher itself, which is to end the others. `accelerate launch --cpu --num_processes 2` starts one only.
@@ -283,7 +283,7 @@ def test_a_lost_process_ends_the_run_which_then_goes_on(manifest, tmp_path):
     assert process.wait(timeout=60) != 0
     assert list(out.glob("checkpoints/step-*"))
     Job("pretrain", *arguments(path, out)).finish()
-    assert [row["step"] for row in read_log(out)] == list(range(1, 61))
+    assert [row["step"] for row in read_log(out)] == list(range(1, 41))
 
 
 def _rank(pid: int) -> str | None:

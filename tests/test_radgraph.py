@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
+import os
 import sys
 import tarfile
+import warnings
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import metrics.radgraph
 from metrics.radgraph import RadGraph, radgraph_f1
 from metrics.tiny import ENTITIES, RELATIONS, radgraph_package, save_radgraph
 from tests.conftest import SENTENCES
+from tests.launch import SERVER
 
 ODD_TEXTS = [
     "clear",
@@ -328,22 +330,25 @@ def test_key_follows_what_changes_an_annotation(model: Path, bert_folder: Path, 
 
 def test_package_is_kept_quiet(model: Path, tmp_path: Path) -> None:
     """No print, no warning filter, no folder in the user's home, nothing written beside the weights."""
-    code = f"""
-import warnings
-from metrics.radgraph import RadGraph
-from transformers import AutoConfig, AutoModel, AutoTokenizer, BertModel, BertTokenizer
-before = set(warnings.filters)
-assert RadGraph({str(model)!r}, device="cpu").annotate(["The heart is enlarged.", "clear"])[0]["entities"]
-assert set(warnings.filters) == before, set(warnings.filters) ^ before
-"""
     before = sorted(model.rglob("*"))
-    environment = {
-        "HOME": str(tmp_path),
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": ":".join(sys.path),
-    }
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert list(tmp_path.iterdir()) == []
+    home, output = tmp_path / "home", tmp_path / "output.txt"
+    home.mkdir()
+    process = SERVER.Process(target=annotate_here, args=(model, home, output))
+    process.start()
+    process.join()
+    assert (process.exitcode, output.read_text()) == (0, "")
+    assert list(home.iterdir()) == []
     assert sorted(model.rglob("*")) == before
+
+
+def annotate_here(model: Path, home: Path, output: Path) -> None:
+    """In a process in which the package radgraph has not been imported."""
+    os.environ["HOME"] = str(home)
+    for stream in (1, 2):
+        os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+    from transformers import AutoConfig, AutoModel, AutoTokenizer, BertModel, BertTokenizer  # noqa: F401 - these filter
+
+    before = set(warnings.filters)
+    assert "radgraph" not in sys.modules
+    assert RadGraph(str(model), device="cpu").annotate(["The heart is enlarged.", "clear"])[0]["entities"]
+    assert set(warnings.filters) == before, set(warnings.filters) ^ before
