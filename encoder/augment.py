@@ -213,9 +213,10 @@ def block_masks(
 ) -> Tensor:
     """Which patches of a batch of crops to hide, block by block.
 
-    As in DINOv2 (arXiv 2304.07193): of n crops int(n * probability) are masked. `ratio` is divided into as many equal
-    strata, each giving the share of one of these crops, so every batch holds light and heavy masks; which crop gets
-    which is random. Blocks are laid as in BEiT (arXiv 2106.08254), at least 4 patches each, until the crop has exactly
+    As in DINOv2 (arXiv 2304.07193), n * probability of n crops are masked; a fraction is rounded up with its own
+    probability, since n is a few crops here and a whole batch there. `ratio` is divided into as many equal strata, each
+    giving the share of one of these crops, so every batch holds light and heavy masks; which crop gets which is random.
+    Blocks are laid as in BEiT (arXiv 2106.08254), at least 4 patches each, until the crop has exactly
     int(H * W * share) masked patches; where no further block fits, single patches make up the number.
 
     Args:
@@ -239,7 +240,8 @@ def block_masks(
         )
     generator = np.random.default_rng(seed)
     masks = np.zeros((n_crops, *grid), bool)
-    chosen = generator.permutation(n_crops)[: int(n_crops * probability)]
+    fraction = np.random.default_rng([seed, 1]).random()  # in [0, 1)
+    chosen = generator.permutation(n_crops)[: int(n_crops * probability + fraction)]
     strata = np.linspace(*ratio, len(chosen) + 1)
     for crop, low, high in zip(chosen, strata[:-1], strata[1:], strict=True):
         _lay_blocks(masks[crop], int(grid[0] * grid[1] * generator.uniform(low, high)), generator)

@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch.nn.functional import normalize
 
+from encoder.timm_folder import plain_processor
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image
@@ -61,7 +63,7 @@ def look(tower: Tower, images: Sequence[Image], point: Sequence[float]) -> tuple
     height, width = tower.prepare(squares[:1]).shape[-2:]
     # Some processors cut a margin off and some do not: the point must be the same place for all of them.
     whole = {"size": {"height": height, "width": width}, "do_center_crop": False}
-    processor: Any = tower.processor
+    processor: Any = plain_processor(tower.processor)
     pixels = processor(squares, return_tensors="pt", **whole)["pixel_values"]
     patches = torch.cat([tower.encode(image[None]).patches.cpu() for image in pixels])
     maps = TowerMaps(

@@ -21,11 +21,15 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 
 from encoder.files import digest_file
 from encoder.images import ImageError, ImageWarning, PixelMapping, load_grey
 from encoder.masks import Geometry, MaskError, load_mask, prepare_mask, write_mask
 from encoder.studies import Study, StudyImage, read_studies, write_studies, write_whole
+
+MADE_OF = "raddraft-made-of"
+"""Text in a PNG: SHA-256 of the files that it and its masks were made from."""
 
 SOURCE = "source_sha256"
 """Key of a picture in the new manifest: SHA-256 of the file that it was made from."""
@@ -47,6 +51,10 @@ class ResizeConfig:
             raise ValueError(f"size must be at least 8 pixels, got {self.size}")
         if self.bits not in (8, 16):
             raise ValueError(f"Unknown number of bits {self.bits}. Choices: 8, 16")
+        if self.bits == 16 and self.mapping != "minmax":
+            raise ValueError(
+                f"16 bits go with minmax only, since such files are stretched when read, not {self.mapping}"
+            )
 
 
 @dataclass
@@ -174,13 +182,20 @@ def _plan(manifest: list[Study], root: Path, out: Path) -> list[_Picture]:
     for image in images:
         picture = pictures.setdefault(image.path, _Picture(image.path, target(image.path, "images")))
         picture.masks |= {mask: target(mask, "masks") for mask in image.masks.values()}
+    targets = {(picture.target, picture.source) for picture in pictures.values()}
+    targets |= {(place, mask) for picture in pictures.values() for mask, place in picture.masks.items()}
+    by_target: dict[Path, Path] = {}
+    for place, source in targets:
+        if (other := by_target.setdefault(place, source)) != source:
+            raise ValueError(f"{other} and {source} would both become {place}; rename one of them")
     return list(pictures.values())
 
 
 def _resize(picture: _Picture, config: ResizeConfig) -> _Picture:
-    """Write one picture and its masks, unless they are there."""
+    """Write one picture and its masks, unless they are there and were made of the same files."""
     picture = replace(picture, digest=digest_file(picture.source))
-    if all(map(_is_whole, (picture.target, *picture.masks.values()))):
+    made_of = " ".join(map(str, [picture.digest, *map(digest_file, picture.masks)]))
+    if _made_of(picture.target) == made_of and all(map(_made_of, picture.masks.values())):
         return replace(picture, state="kept")
     errors: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
@@ -194,7 +209,9 @@ def _resize(picture: _Picture, config: ResizeConfig) -> _Picture:
         small = (small - small.min()) / max(float(np.ptp(small)), 1e-6)
     levels = np.rint(small.clip(0, 1) * (2**config.bits - 1)).astype(np.uint8 if config.bits == 8 else np.uint16)
     with write_whole(picture.target) as temporary:
-        Image.fromarray(levels).save(temporary, format="PNG")
+        text = PngInfo()
+        text.add_text(MADE_OF, made_of)
+        Image.fromarray(levels).save(temporary, format="PNG", pnginfo=text)
     masks = {}
     for source, target in picture.masks.items():
         try:
@@ -208,14 +225,14 @@ def _resize(picture: _Picture, config: ResizeConfig) -> _Picture:
     return replace(picture, masks=masks, state="written", errors=errors, warnings=texts)
 
 
-def _is_whole(path: Path) -> bool:
-    """Whether a PNG is there with all its chunks; they carry check sums."""
+def _made_of(path: Path) -> str | None:
+    """What a PNG states of the files it was made of, or "-" if nothing; None unless it is there with all its chunks."""
     try:
         with Image.open(path, formats=["PNG"]) as image:
-            image.verify()
+            image.verify()  # chunks carry check sums
+            return str(image.info.get(MADE_OF, "-"))
     except (OSError, SyntaxError, UnidentifiedImageError):
-        return False
-    return True
+        return None
 
 
 def _move(study: Study, done: dict[Path, _Picture]) -> Study:

@@ -12,11 +12,13 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 SPLITS = ("train", "val", "test")
 
@@ -133,6 +135,29 @@ def write_studies(path: str | Path, studies: Iterable[Study]) -> int:
             file.write(json.dumps(_to_json(study, path.parent), ensure_ascii=False) + "\n")
             count += 1
     return count
+
+
+def deal_folds(studies: Sequence[Study], n_folds: int) -> list[list[Study]]:
+    """The same studies with other splits, once for each fold: it is test, the next fold is val, all others are train.
+
+    The subjects of each source are dealt out at random, always in the same way, so that folds are alike.
+
+    Raises:
+        ValueError: fewer than 3 folds.
+    """
+    if n_folds < 3:
+        raise ValueError(f"Need at least 3 folds (test, val, train), got {n_folds}")
+    subjects: dict[str | None, list[str]] = {}
+    for subject, source in sorted({study.subject_id: study.source for study in studies}.items()):
+        subjects.setdefault(source, []).append(subject)
+    folds: dict[str, int] = {}
+    for names in subjects.values():
+        folds |= {name: i % n_folds for i, name in enumerate(np.random.default_rng(0).permutation(names).tolist())}
+    split_at = {0: "test", 1: "val"}
+    return [
+        [replace(study, split=split_at.get((folds[study.subject_id] - fold) % n_folds, "train")) for study in studies]
+        for fold in range(n_folds)
+    ]
 
 
 def count_splits(studies: Iterable[Study]) -> dict[str, int]:

@@ -30,15 +30,16 @@ def save_timm(state: dict[str, torch.Tensor], architecture: str, out: Path) -> t
         similar = ", ".join(timm.list_models(f"*{architecture.split('_')[0]}*")[:8])
         raise ValueError(f"timm has no architecture {architecture!r}. Similar: {similar or 'none'}")
     whole: Any = timm.create_model(architecture, pretrained=False)
-    state, notes = _match(state, whole.state_dict(), architecture)
+    headless: Any = timm.create_model(architecture, pretrained=False, num_classes=0)
+    n_entries = len(state)
+    state, notes = _match(state, whole.state_dict(), headless.state_dict(), architecture)
     settings = dict(whole.pretrained_cfg)
     config = TimmWrapperConfig.from_dict({"architecture": architecture, "num_classes": 0, "model_args": {}})
     config.pretrained_cfg = settings | {"num_classes": 0}
     model: Any = TimmWrapperModel(config)
-    own = model.timm_model.state_dict()
-    model.timm_model.load_state_dict({name: state[name] for name in own})
+    model.timm_model.load_state_dict({name: state[name] for name in model.timm_model.state_dict()})
     model.save_pretrained(out)
-    dropped = len(state) - len(own)
+    dropped = n_entries - len(headless.state_dict())
     notes += [f"dropped: {dropped} entries of the classifier"] if dropped else []
     size, mean, std = settings["input_size"], settings["mean"], settings["std"]
     notes.append(f"images: {size[-1]} x {size[-2]} pixels, {settings['interpolation']}, mean {mean}, std {std}")
@@ -46,15 +47,20 @@ def save_timm(state: dict[str, torch.Tensor], architecture: str, out: Path) -> t
 
 
 def _match(
-    state: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], architecture: str
+    state: dict[str, torch.Tensor],
+    whole: dict[str, torch.Tensor],
+    wanted: dict[str, torch.Tensor],
+    architecture: str,
 ) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """The entries under timm's names."""
+    """The entries under timm's names: those wanted, of a network with or without a classifier of any size."""
     state = {name.removeprefix("module."): value for name, value in state.items()}
-    if not state.keys() & wanted.keys():
-        shapes = [[tuple(value.shape) for value in part.values()] for part in (state, wanted)]
+    if not state.keys() & whole.keys():
+        shapes = [[tuple(value.shape) for value in part.values()] for part in (state, whole)]
         if shapes[0] == shapes[1]:
-            note = f"no name is timm's: {len(wanted)} entries were taken in their order, every shape fits"
-            return dict(zip(wanted, state.values(), strict=True)), [note]
+            note = f"no name is timm's: {len(whole)} entries were taken in their order, every shape fits"
+            return dict(zip(whole, state.values(), strict=True)), [note]
+    if strange := sorted(state.keys() - whole.keys()):
+        raise ValueError(f"The checkpoint is no {architecture}: it has {strange[0]}")
     for name, value in wanted.items():
         if name not in state:
             raise ValueError(

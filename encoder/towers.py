@@ -140,7 +140,7 @@ def _load(name: str, backend: str) -> tuple[Any, BaseImageProcessor]:
         return model, _image_processor(path, backend)
     if name.startswith("random:"):
         return _load_random(path, backend)
-    return _load_biovil(path) if _is_biovil(path) else _load_transformers(name, path, backend)
+    return _load_biovil(path, backend) if _is_biovil(path) else _load_transformers(name, path, backend)
 
 
 def _beside_report_model(path: str) -> str | None:
@@ -210,9 +210,11 @@ def _is_biovil(path: str) -> bool:
         return False  # a hub id, or a folder whose faults transformers will name
 
 
-def _load_biovil(path: str) -> tuple[Any, BaseImageProcessor]:
+def _load_biovil(path: str, backend: str) -> tuple[Any, BaseImageProcessor]:
     from encoder.biovil import BioViLT, image_processor
 
+    if backend != "torchvision":
+        raise ValueError(f"{path}: BioViL-T's pictures are prepared by torchvision only, not by {backend}")
     model = BioViLT.from_pretrained(path)
     return model, image_processor(model.config)
 

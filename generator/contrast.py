@@ -28,7 +28,7 @@ from torch.nn import functional
 from encoder.files import whole_folder
 from encoder.images import PixelMapping
 from encoder.studies import Study
-from encoder.tower import Tower
+from encoder.tower import NotPlainError, Tower
 from generator.checkpoints import RunFolder
 from generator.pairs import Pairs, gather_pairs, random_crops, to_pixels
 from generator.train import lr_factor
@@ -198,7 +198,11 @@ def contrast(
     accelerator = Accelerator()
     if accelerator.num_processes > 1:
         raise ValueError("A report is told from those of its own process only: run it in one, not in several")
-    if not tower.is_plain or not hasattr(tower.processor, "do_resize"):
+    try:
+        plain = tower.n_prefix >= 0 and hasattr(tower.processor, "do_resize")
+    except NotPlainError:
+        plain = False
+    if not plain:
         raise ValueError(f"{tower.name} is no plain vision transformer with an image processor of transformers")
     set_seed(config.seed)
     run = RunFolder(out, accelerator)

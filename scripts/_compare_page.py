@@ -149,10 +149,15 @@ def _explain(result: Mapping[str, Any]) -> list[str]:
     """How to read the table."""
     resamples, count = result["resamples"], sum(len(row) for row in result["differences"].values())
     sentences = [
-        f"Brackets: 95 % percentile interval, {resamples} bootstrap resamples of the test subjects (retrieval: of the "
-        "studies). It tells of the choice of test images, not of training the probe anew on others.",
+        f"Brackets: 95 % percentile interval, {resamples} bootstrap resamples of the test subjects. It tells of the "
+        "choice of test images, not of training the probe anew on others.",
         "↑ higher is better, ↓ lower is better. Bold: the best of the column, however small its lead.",
     ]
+    if folds := result.get("folds"):
+        sentences.append(
+            f"Cross-validated: subjects of all splits in {folds} folds, each the test split once. Values are means "
+            "over the folds; brackets resample within each."
+        )
     if count:
         sentences.append(
             f"{MARK} differs from the baseline, {result['baseline']}: p < .05 in pairs on the same resamples, after "

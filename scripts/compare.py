@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from encoder.tower import Tower
 
 
-RULES = 2
+RULES = 3
 """Of measuring; raised when the same settings give other numbers than before, so that stored cells are made anew."""
 
 
@@ -109,6 +109,7 @@ def main(
     baseline: str | None = None,
     features: Path = Path("features"),
     resamples: int = 5000,
+    folds: int | None = None,
     batch_size: int = 32,
     workers: int = 2,
     title: str = "Which encoder?",
@@ -126,6 +127,9 @@ def main(
         features: Folder of feature stores.
         resamples: Bootstrap resamples of the test subjects. After correction for many comparisons nothing can be told
             apart with fewer than 40 times their number.
+        folds: Cross-validate, for collections with few test images: the subjects of all splits are dealt out to so many
+            folds, at least 3; each is the test split once, the next one val, the others train. Values are means over
+            folds.
         batch_size: Images per forward pass.
         workers: Processes that decode and prepare images while a tower runs.
         title: Heading of the page.
@@ -135,8 +139,7 @@ def main(
     import torch
 
     from encoder.features import FeatureConfig, describe
-    from encoder.studies import read_studies
-    from encoder.targets import check_leaks
+    from encoder.studies import deal_folds, read_studies
     from encoder.towers import load_tower
     from scripts._compare_page import write_page
 
@@ -153,22 +156,27 @@ def main(
         if unset := re.search(r"\$\{?(\w+)", os.path.expandvars(str(text))):
             raise ValueError(f"{text}: the environment variable {unset[1]} is not set")
     known = read_studies(os.path.expandvars(studies))
+    for task in tasks:
+        _check(task, folds)
+    parts = deal_folds(known, folds) if folds else [known]
     data = _data(known, features)
     cells: dict[str, dict[str, Cell]] = {}
     warnings: dict[str, list[str]] = {}
     for entry in towers:
         seen = Path(os.path.expandvars(entry.seen)) if entry.seen else None
-        warnings[entry.name] = check_leaks(known, seen, features)
+        warnings[entry.name] = _leaks(parts, seen, features)
         tower = load_tower(os.path.expandvars(entry.tower), entry.image_size)
         tower.model.to(device, getattr(torch, precision))
         described = describe(tower, FeatureConfig(mapping=entry.mapping))
         cells[entry.name] = {}
         for task in tasks:
             path = out / "cells" / f"{_slug(entry.name)}--{_slug(task.name)}.json"
-            made_of = _digest(RULES, described, data, asdict(task), resamples)
+            made_of = _digest(RULES, described, data, asdict(task), resamples, *([folds] if folds else []))
             cell = _read_cell(path, made_of)
             if cell is None:
-                cell = fill_cell(tower, entry, task, known, features, resamples, batch_size, workers)
+                cell = join_folds(
+                    [fill_cell(tower, entry, task, part, features, resamples, batch_size, workers) for part in parts]
+                )
                 _write_cell(path, cell, made_of)
             cells[entry.name][task.name] = cell
             numbers = [f"{number:.3f}" for number in (cell.value, cell.low, cell.high) if number is not None]
@@ -181,6 +189,7 @@ def main(
         "warnings": {name: sentences for name, sentences in warnings.items() if sentences},
         "differences": differences,
         "resamples": resamples,
+        "folds": folds,
         "minutes": (time.monotonic() - started) / 60,
     }
     write_page(result, tasks, out, title)
@@ -198,7 +207,7 @@ def fill_cell(
     batch_size: int,
     workers: int,
 ) -> Cell:
-    """Run one task on one tower. A task that cannot be done with it is a cell without value that says why."""
+    """Run one task on one tower. What cannot be measured is a cell without value that says why; the others go on."""
     from encoder.features import FeatureConfig, store_features
 
     try:
@@ -219,6 +228,54 @@ def fill_cell(
         cell = _probe(task, chosen, store, resamples)
     cell.notes += [f"{len(errors)} images cannot be read, e.g. {errors[0]}"] if errors else []
     return cell
+
+
+def _leaks(parts: Sequence[Sequence[Study]], seen: Path | None, features: Path) -> list[str]:
+    """What `check_leaks` says of the splits, or of folds."""
+    from encoder.targets import check_leaks
+
+    if len(parts) == 1:
+        return check_leaks(parts[0], seen, features)
+    tested = [(study, fold) for fold, part in enumerate(parts, 1) for study in part if study.split == "test"]
+    between = check_leaks([replace(study, split=f"fold {fold}") for study, fold in tested], None, features)
+    return list(dict.fromkeys(between + check_leaks([study for study, _ in tested], seen, features)))
+
+
+def _check(task: Task, folds: int | None) -> None:
+    """Raises ValueError where a task's options do not go together."""
+    from metrics.scoring import METRICS
+
+    fixed = {"segmentation": ("dice", "iou"), "retrieval": METRICS}
+    if task.kind in fixed and task.shown not in fixed[task.kind]:
+        raise ValueError(
+            f"Task {task.name!r}: {task.kind} has no measure {task.shown!r}. Choices: {', '.join(fixed[task.kind])}"
+        )
+    if task.fractions and (folds or task.kind in fixed):
+        raise ValueError(
+            f"Task {task.name!r}: learning curves (fractions) are of probes, on the manifest's own splits; leave out "
+            "fractions, or folds"
+        )
+
+
+def join_folds(cells: Sequence[Cell]) -> Cell:
+    """The mean of the cells of all folds; resampled within each fold, in which the probe is another one."""
+    from metrics.bootstrap import interval
+
+    if len(cells) == 1:
+        return cells[0]
+    notes = list(dict.fromkeys(note for cell in cells for note in cell.notes))
+    n = sum(cell.n or 0 for cell in cells)
+    if any(cell.value is None for cell in cells):
+        return Cell(None, n=n, notes=notes)
+    # Each fold's resamples in an order of their own: they all draw alike, and images may be ordered alike in all folds.
+    shuffled = [np.random.default_rng(fold).permutation(cell.resamples) for fold, cell in enumerate(cells)]
+    resamples = np.mean(shuffled, axis=0)
+    known = resamples[~np.isnan(resamples)]
+    low, high = (interval(known).low, interval(known).high) if len(known) else (None, None)
+    details = {"folds": [{"value": cell.value, "n": cell.n} for cell in cells]}
+    sample = _digest([cell.sample for cell in cells])
+    value = float(np.mean([cell.value for cell in cells]))
+    return Cell(value, low, high, n, notes, details, resamples, sample)
 
 
 def of_sources(studies: Sequence[Study], sources: Sequence[str] | None) -> list[Study]:
@@ -242,7 +299,10 @@ def _probe(task: Task, studies: Sequence[Study], store: Any, resamples: int) -> 
     spec = TargetSpec(task.kind, tuple(task.targets), task.uncertain, task.missing)  # type: ignore[arg-type]
     config = ProbeConfig(pooling=task.pooling, solver=task.solver, resamples=resamples)
     target = make_target(studies, spec)
-    result = run_probe(store, target, config)
+    try:
+        result = run_probe(store, target, config)
+    except ValueError as error:
+        return Cell(None, notes=[str(error)])
     measured = result.measures["macro"].get(task.shown)
     if measured is None:
         raise ValueError(f"Task {task.name!r}: a {task.kind} probe has no measure {task.shown!r}. Choices: "
@@ -275,17 +335,18 @@ def _segment(tower: Tower, task: Task, studies: Sequence[Study], store: Any, res
         result, _ = segment(store, studies, tower.processor, config, str(tower.device))
     except ValueError as error:  # a processor that masks cannot follow, or too few masks: the other tasks go on
         return Cell(None, notes=[str(error)])
+    notes = [f"{len(result.errors)} masks cannot be used, e.g. {result.errors[0]}"] if result.errors else []
     score = result.scores["mean"][task.shown]
     resampled = result.resampled[task.shown][:, -1]
     details, sample = result.to_dict(), _digest(result.paths, result.subjects)
     for name in ("dice", "iou", "paths", "subjects"):
         del details[name]  # by image: as long as the test split
     n = result.n_images["test"]
-    return Cell(score.value, score.low, score.high, n, result.errors, details, resampled, sample)
+    return Cell(score.value, score.low, score.high, n, notes, details, resampled, sample)
 
 
 def _retrieve(task: Task, studies: Sequence[Study], store: Any, resamples: int) -> Cell:
-    """The report of the nearest training study, scored as any draft; resampled by study."""
+    """The report of the nearest training study, scored as any draft; resampled by subject."""
     from generator.prompts import PromptConfig
     from generator.retrieve import nearest
     from metrics.bootstrap import interval, resample
@@ -295,15 +356,19 @@ def _retrieve(task: Task, studies: Sequence[Study], store: Any, resamples: int) 
     usable = [study for study in studies if prompt.answer(study) and study.main_image.path in store]
     training, test = ([study for study in usable if study.split == split] for split in ("train", "test"))
     if not training or not test:
-        raise ValueError(f"Task {task.name!r}: train and test need studies with {', '.join(task.targets)}")
+        return Cell(None, notes=[f"train and test need studies with {', '.join(task.targets)}"])
     vectors = [store.vectors([study.main_image.path for study in part], task.pooling) for part in (test, training)]
     rows = nearest(vectors[0], vectors[1]).indices[:, 0].tolist()
     drafts = [prompt.answer(training[row]) or "" for row in rows]
     measures, _ = measure(drafts, [prompt.answer(study) or "" for study in test], [task.shown])
     one = measures[task.shown]
-    values = resample([one], resamples)[0]
+    subjects = [study.subject_id for study in test]
+    owners = np.unique(subjects, return_inverse=True)[1]
+    sums = np.zeros((owners.max() + 1, one.statistics.shape[1]))
+    np.add.at(sums, owners, one.statistics)
+    values = resample([replace(one, statistics=sums)], resamples)[0]
     bounds = interval(values)
-    sample = _digest([study.study_id for study in test])
+    sample = _digest([study.study_id for study in test], subjects)
     return Cell(one.value, bounds.low, bounds.high, len(test), [], {"signature": one.signature}, values, sample)
 
 

@@ -56,7 +56,8 @@ def main(
     known = [study for study in read_studies(labelled or studies[0]) if study.split != "test"]
     if os.environ.get("RANK", "0") == "0":
         names = [str(path.absolute()) for path in studies]
-        keep_config(out / "config.yaml", {"studies": names, "labelled": labelled, "pretrain": asdict(pretrain)})
+        watched = str(labelled.absolute()) if labelled else None
+        keep_config(out / "config.yaml", {"studies": names, "labelled": watched, "pretrain": asdict(pretrain)})
     folder = train(sources, known, out, pretrain)
     if os.environ.get("RANK", "0") == "0":
         print(f"tower: {folder}")

@@ -76,6 +76,10 @@ def main(
         raise ValueError("blocks are fine-tuned in a tower that is named, and without a learning curve")
     known = of_sources(read_studies(studies), sources)
     target = make_target(known, TargetSpec(kind, tuple(targets), uncertain, missing, images))
+    if tower is None and not (features / "meta.json").is_file():  # before any picture is read
+        raise ValueError(
+            f"{features} is no feature store; name a --tower, or a store that `raddraft features` has made"
+        )
     folder = features if tower else features.parent
     warnings = check_leaks(known, seen, folder)
     points: list[CurvePoint] = []

@@ -21,7 +21,7 @@ def main(
     pretrain: PretrainConfig = PretrainConfig(),  # noqa: B008 - the parser reads its fields and defaults from here
     count: int = 4,
     split: str = "train",
-    patch_size: int = 14,
+    patch_size: int | None = None,
     seed: int = 0,
 ) -> int:
     """Draw one sheet (PNG) of the views of pictures spread over a manifest.
@@ -32,7 +32,7 @@ def main(
         pretrain: The recipe; its views, masks and mapping of grey values count here.
         count: Number of pictures.
         split: The split they are taken from.
-        patch_size: Side of the tower's patches in pixels.
+        patch_size: Side of the tower's patches in pixels; by default that of the recipe's architecture, else 14.
         seed: Another seed draws other views of the same pictures.
     """
     import torch
@@ -45,15 +45,17 @@ def main(
     if out.suffix.lower() != ".png" or count < 1:
         raise ValueError(f"Need a name that ends in .png and a count of at least 1, got {out} and {count}")
     views, objective = pretrain.views, pretrain.objective
+    patch_size = patch_size or (pretrain.architecture.patch_size if pretrain.architecture else 14)
     for size in (views.global_size, views.local_size):
         if size % patch_size:
             raise ValueError(f"A view of {size} pixels is not a multiple of patch_size = {patch_size}")
     pictures = [study.main_image.path for study in read_studies(studies, split)]
     cut = Views(views, mean=0, std=1)
-    side = views.global_size // patch_size
-    masks = block_masks(2 * count, (side, side), objective.mask_probability, objective.mask_ratio, seed)
+    side, count = views.global_size // patch_size, min(count, len(pictures))
+    masked = objective.mask_probability if objective.ibot_weight else 0.0
+    masks = block_masks(2 * count, (side, side), masked, objective.mask_ratio, seed)
     rows, errors = [], []
-    for i in range(min(count, len(pictures))):
+    for i in range(count):
         path = pictures[i * len(pictures) // count]
         try:
             image = torch.from_numpy(load_grey(path, pretrain.mapping))[None]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from torchvision.transforms.v2.functional import resize
 
 from encoder.augment import ViewConfig, Views, block_masks, change_intensity, draw_box
 from encoder.view_sheet import PANEL, ViewRow, draw_views
+from tests.conftest import ROOT
 from tests.test_cli import run
 from tests.test_images import RAMP, chest
 
@@ -186,16 +189,24 @@ def test_pictures_of_another_kind_are_refused() -> None:
 @pytest.mark.parametrize(("n_crops", "grid"), [(16, (8, 8)), (7, (37, 37)), (10, (5, 11)), (80, (16, 16))])
 def test_masks_are_stratified_and_exact(n_crops, grid) -> None:
     """The i-th of the masked crops has int(N r) patches with r uniform in the i-th of equal strata of the ratio."""
-    n_masked, n_patches = n_crops // 2, grid[0] * grid[1]
-    bounds = np.linspace(0.1, 0.5, n_masked + 1)
+    n_patches = grid[0] * grid[1]
     for seed in range(5):
         masks = block_masks(n_crops, grid, seed=seed)
         assert masks.shape == (n_crops, *grid)
         assert masks.dtype == torch.bool
         counts = np.sort(masks.sum((1, 2)).numpy())
+        n_masked = int((counts > 0).sum())
+        assert n_masked in {n_crops // 2, math.ceil(n_crops / 2)}
+        bounds = np.linspace(0.1, 0.5, n_masked + 1)
         assert (counts[: n_crops - n_masked] == 0).all()
         for count, low, high in zip(counts[n_crops - n_masked :], bounds[:-1], bounds[1:], strict=True):
             assert int(n_patches * low) <= count <= int(n_patches * high)
+
+
+@pytest.mark.parametrize("probability", [0.05, 0.3, 0.9])
+def test_a_fraction_of_a_crop_is_masked_as_often_as_it_says(probability) -> None:
+    masked = torch.cat([block_masks(8, (4, 4), probability, seed=seed).any(2).any(1) for seed in range(1000)])
+    assert masked.float().mean().item() == pytest.approx(probability, abs=0.01)
 
 
 def test_masked_share_over_many_batches_is_that_of_the_formula() -> None:
@@ -273,6 +284,21 @@ def test_the_action_draws_what_can_be_read_and_names_what_cannot(tmp_path, studi
     assert "not drawn: " in said
     assert "0.png: not an image" in said
     assert min(Image.open(tmp_path / "views.png").size) > 2 * PANEL
+
+
+def test_the_sheet_is_of_what_the_recipe_trains_on(tmp_path, studies_file, monkeypatch) -> None:
+    drawn: list[list] = []
+    monkeypatch.setattr("encoder.view_sheet.draw_views", lambda rows: drawn.append(rows) or Image.new("L", (9, 9)))
+    monkeypatch.chdir(tmp_path)
+    recipe = ROOT / "configs" / "pretrain" / "phantom.yaml"
+    command = ("views", "--studies", studies_file, "--split", "val", "--out", "views.png", "--config", recipe)
+    assert run(*command, "--count", 20) == (0, "")
+    [rows] = drawn
+    assert len({row.name for row in rows}) == len(rows) == 8, "each picture once"
+    assert rows[0].masks.shape == (2, 4, 4), "112 pixels in patches of 28"
+    assert torch.stack([row.masks for row in rows]).any()
+    assert run(*command, "--pretrain.objective.ibot_weight", 0) == (0, "")
+    assert not torch.stack([row.masks for row in drawn[1]]).any()
 
 
 def test_the_action_refuses_sizes_that_are_no_whole_patches(tmp_path, studies_file) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from encoder.studies import Study, StudyImage, write_studies
+from encoder.studies import Study, StudyImage, read_studies, write_studies
 from scripts.compare import Cell, compare_with
 from tests.test_cli import run
 
@@ -134,6 +136,76 @@ def test_towers_compute_in_the_type_that_is_asked_for(tmp_path, studies, tower_f
     assert values[1] == pytest.approx(values[0], abs=0.05)
 
 
+def test_folds_measure_on_every_subject_once(tmp_path, studies, tower_folder) -> None:
+    towers = [{"tower": "pixels"}, {"tower": str(tower_folder), "label": "tiny"}]
+    tasks = [*TASKS[:1], *TASKS[2:]]
+    config = write_config(tmp_path, studies, towers, tasks, folds=5)
+    assert run("compare", "--config", config) == (0, "")
+    result = json.loads((tmp_path / "out" / "compare.json").read_text())
+    for row in result["towers"].values():
+        assert {task: cell["n"] for task, cell in row.items() if cell["value"] is not None} == {
+            task: 60 for task, cell in row.items() if cell["value"] is not None
+        }
+    age = result["towers"]["pixels"]["Age"]
+    assert age["value"] == pytest.approx(np.mean([fold["value"] for fold in age["details"]["folds"]]))
+    assert age["low"] < age["value"] < age["high"]
+    assert result["towers"]["pixels"]["Edema"]["value"] == 1.0
+    assert set(result["differences"]["tiny"]) == {"Edema", "Age", "Note"}
+    assert "Cross-validated: subjects of all splits in 5 folds" in (tmp_path / "out" / "table.md").read_text()
+    status, sentence = run("compare", "--config", write_config(tmp_path, studies, towers, folds=5))
+    assert status == 1
+    assert "Task 'Sex': learning curves (fractions) are of probes" in sentence
+
+
+def test_folds_tell_of_pictures_that_two_subjects_share(tmp_path, studies) -> None:
+    for number in range(50, 56):
+        shutil.copy(tmp_path / "10.png", tmp_path / f"{number}.png")
+    config = write_config(tmp_path, studies, [{"tower": "pixels"}], TASKS[:1], folds=3)
+    assert run("compare", "--config", config) == (0, "")
+    [told] = json.loads((tmp_path / "out" / "compare.json").read_text())["warnings"]["pixels"]
+    assert "1 images are in more than one split with the same content" in told
+    assert "fold" in told
+
+
+def test_what_cannot_be_measured_leaves_the_others_to_go_on(tmp_path, studies) -> None:
+    rows = read_studies(studies)
+    for study in rows:
+        if study.split == "val":
+            study.labels = {}
+        if study.split == "train":
+            study.sections = {}
+    write_studies(studies, rows)
+    config = write_config(tmp_path, studies, [{"tower": "pixels"}], [TASKS[0], TASKS[2], TASKS[4]])
+    assert run("compare", "--config", config) == (0, "")
+    row = json.loads((tmp_path / "out" / "compare.json").read_text())["towers"]["pixels"]
+    assert row["Age"]["value"] > 0.5
+    assert row["Edema"]["value"] is row["Note"]["value"] is None
+    assert "can be scored on the 0 images of val" in row["Edema"]["notes"][0]
+    assert "train and test need studies with note" in row["Note"]["notes"][0]
+
+
+def test_retrieval_resamples_subjects(tmp_path, studies) -> None:
+    """Eight studies of each test subject, all alike, say no more than one."""
+    rows = read_studies(studies)
+    for study in rows:  # notes that the picture does not tell, so that they are found or not by chance
+        study.sections["note"] = f"Finding {int(study.study_id[1:]) // 3 % 5}."
+    write_studies(studies, rows)
+    found = []
+    for number in (1, 8):
+        copies = [
+            replace(study, study_id=f"{study.study_id}-{copy}")
+            for study in rows
+            for copy in range(number if study.split == "test" else 1)
+        ]
+        write_studies(studies, copies)
+        config = write_config(tmp_path, studies, [{"tower": "pixels"}], [TASKS[4]])
+        assert run("compare", "--config", config) == (0, "")
+        cell = json.loads((tmp_path / "out" / "compare.json").read_text())["towers"]["pixels"]["Note"]
+        found.append([cell["value"], cell["low"], cell["high"]])
+    assert found[0][1] < found[0][0] < found[0][2]
+    assert found[1] == pytest.approx(found[0])
+
+
 def test_leaks_are_told(tmp_path, studies) -> None:
     """A tower that has seen test images, and one picture in two splits."""
     test_images = [tmp_path / f"{i}.png" for i in range(46, 50)]
@@ -158,6 +230,9 @@ def test_leaks_are_told(tmp_path, studies) -> None:
         ({"towers": [{"tower": "$NOWHERE/model"}]}, "the environment variable NOWHERE is not set"),
         ({"tasks": [TASKS[0] | {"sources": ["mimic"]}]}, "Task 'Edema': no study of source mimic"),
         ({"tasks": [TASKS[0] | {"targets": ["Oedema"]}]}, "Oedema"),
+        ({"tasks": [TASKS[3] | {"measure": "auroc"}]}, "segmentation has no measure 'auroc'. Choices: dice, iou"),
+        ({"tasks": [TASKS[4] | {"measure": "bleu"}]}, "retrieval has no measure 'bleu'. Choices: rouge_l, bleu_1"),
+        ({"tasks": [TASKS[4] | {"fractions": [0.1]}]}, "learning curves (fractions) are of probes"),
         ({"tasks": [TASKS[0] | {"measure": "r2"}]}, "a binary probe has no measure 'r2'. Choices: auroc"),
     ],
 )

@@ -459,7 +459,13 @@ def test_images_of_a_study() -> None:
 
 def test_classes_are_those_of_train_and_fields_may_lie_deep() -> None:
     views = ["PA", "AP", "PA", "AP", "LLO"]
-    patients = [{"sex": "F", "age": 40}, {"sex": "M", "age": 61.5}, {"sex": None}, {"sex": "", "age": 5}, {"sex": "X"}]
+    patients = [
+        {"sex": "F", "age": 40},
+        {"sex": "M", "age": 61.5},
+        {"sex": NAN, "age": NAN},
+        {"sex": "", "age": 5},
+        {"sex": "X"},
+    ]
     studies = [
         study(number, "test" if number == 4 else "train", (view,), patient=patient, extra={"scan": {"kv": 80 + number}})
         for number, (view, patient) in enumerate(zip(views, patients, strict=True))

@@ -86,3 +86,4 @@ def test_faults_are_one_sentence(tmp_path, studies, action, words, culprit, monk
         words = ["--targets", "Edema"]
     status, message = run(action, "--studies", studies, *words)
     assert (status, culprit in message) == (1, True), message
+    assert culprit != "is no feature store" or not (tmp_path / "files.jsonl").exists(), "no picture was read"

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -155,6 +156,24 @@ def test_a_second_run_keeps_whole_files_and_mends_cut_and_missing_ones(manifest,
     assert [path.name for path in small.rglob("*.tmp")] == []
 
 
+def test_a_file_that_has_changed_is_made_anew_and_two_of_one_name_are_refused(manifest, tmp_path) -> None:
+    small = tmp_path / "small"
+    resize(manifest, small)
+    Image.effect_noise((90, 60), 60).save(manifest.parent / "files/a/x.jpg")
+    before = (small / "images/files/a/x.jpg.png").read_bytes()
+    done = resize(manifest, small)
+    assert (done.n_written, done.n_kept) == (1, 1)
+    assert (small / "images/files/a/x.jpg.png").read_bytes() != before
+    studies = read_studies(manifest)
+    shutil.copy(studies[0].images[0].path, manifest.parent / "y")
+    shutil.copy(studies[0].images[0].path, manifest.parent / "y.png")
+    for study, name in zip(studies, ("y", "y.png"), strict=False):
+        study.images = [StudyImage(manifest.parent / name)]
+    write_studies(manifest, studies)
+    with pytest.raises(ValueError, match=r"would both become .*images/y\.png; rename one"):
+        resize(manifest, tmp_path / "other")
+
+
 def test_other_settings_are_refused_and_named(manifest, tmp_path) -> None:
     resize(manifest, tmp_path / "small")
     with pytest.raises(ValueError, match=r"another config: size was 40, now 41, bits was 8, now 16; choose another"):
@@ -163,6 +182,8 @@ def test_other_settings_are_refused_and_named(manifest, tmp_path) -> None:
         resize(manifest, manifest.parent)
     with pytest.raises(ValueError, match=r"bits 12\. Choices: 8, 16"):
         ResizeConfig(bits=12)
+    with pytest.raises(ValueError, match="16 bits go with minmax only"):
+        ResizeConfig(bits=16, mapping="window")
     with pytest.raises(ValueError, match="at least 8 pixels, got 0"):
         ResizeConfig(size=0)
 

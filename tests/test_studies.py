@@ -9,7 +9,17 @@ from typing import Any
 
 import pytest
 
-from encoder.studies import ManifestError, Study, StudyImage, count_splits, read_studies, write_studies, write_whole
+from encoder.studies import (
+    SPLITS,
+    ManifestError,
+    Study,
+    StudyImage,
+    count_splits,
+    deal_folds,
+    read_studies,
+    write_studies,
+    write_whole,
+)
 
 
 def row(number: int = 1, **changes: Any) -> dict[str, Any]:
@@ -235,3 +245,23 @@ def test_real_data_survive_a_round_trip(cxr: Path, tmp_path: Path) -> None:
     studies = read_studies(cxr / "studies.jsonl")
     write_studies(tmp_path / "copy.jsonl", studies)
     assert read_studies(tmp_path / "copy.jsonl") == studies
+
+
+def test_folds_hold_whole_subjects_and_alike_shares_of_each_source() -> None:
+    studies = [
+        Study(f"s{i}", f"p{i // 2}", "train", [StudyImage(Path("x.png"))], source="a" if i < 20 else "b")
+        for i in range(50)
+    ]
+    folds = deal_folds(studies, 5)
+    assert deal_folds(studies[::-1], 5)[0] == folds[0][::-1], "whatever the order of the manifest"
+    for split in ("test", "val"):
+        places = [[study.study_id for study in fold if study.split == split] for fold in folds]
+        assert sorted(name for place in places for name in place) == sorted(study.study_id for study in studies)
+    for fold in folds:
+        splits = {split: {study.subject_id for study in fold if study.split == split} for split in SPLITS}
+        assert [len(part) for part in splits.values()] == [15, 5, 5]
+        assert not splits["test"] & splits["train"]
+        assert sum(study.source == "a" for study in fold if study.split == "test") == 4
+    assert {study.split for study in studies} == {"train"}, "the manifest's own stay as they are"
+    with pytest.raises(ValueError, match="at least 3 folds"):
+        deal_folds(studies, 2)

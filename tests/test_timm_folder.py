@@ -41,6 +41,29 @@ def test_features_are_timms_own_by_name_and_by_order(tmp_path, network, capsys) 
     assert shown.count("dropped: 2 entries of the classifier") == 2
 
 
+@pytest.mark.parametrize("classes", [0, 14])
+def test_a_classifier_of_any_size_or_none_is_dropped(tmp_path, classes, capsys) -> None:
+    whole = timm.create_model("resnet10t", pretrained=False, num_classes=classes).eval()
+    torch.save(whole.state_dict(), tmp_path / "weights.pth")
+    assert run("convert", tmp_path / "weights.pth", "--timm", "resnet10t", "--out", tmp_path / "out") == (0, "")
+    assert ("dropped: 2 entries of the classifier" in capsys.readouterr().out) is (classes > 0)
+    tower = load_tower(str(tmp_path / "out"))
+    pixels = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        grid = whole.forward_features(pixels)
+    torch.testing.assert_close(tower.encode(pixels).patches.permute(0, 3, 1, 2), grid, atol=1e-4, rtol=0)
+
+
+def test_figures_of_such_a_tower_are_drawn(tmp_path, network) -> None:
+    torch.save(network.state_dict(), tmp_path / "weights.pth")
+    assert run("convert", tmp_path / "weights.pth", "--timm", "resnet10t", "--out", tmp_path / "out") == (0, "")
+    Image.effect_noise((300, 260), 60).save(tmp_path / "x.png")
+    command = ("figures", tmp_path / "x.png", "--towers", tmp_path / "out", "--out", tmp_path / "sheet.png")
+    assert run(*command) == (0, "")
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert min(sheet.size) > 200
+
+
 def test_what_does_not_fit_is_refused_and_nothing_is_written(tmp_path, network) -> None:
     state = network.state_dict()
     wrong = state | {"conv1.0.weight": torch.zeros(3, 3, 3, 3)}
@@ -48,6 +71,7 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written(tmp_path, network) 
     for entries, architecture, message in (
         (state, "resnet10x", "timm has no architecture 'resnet10x'"),
         (wrong, "resnet10t", "conv1.0.weight has shape (3, 3, 3, 3), not (24, 3, 3, 3)"),
+        (state | {"neck.weight": torch.zeros(1)}, "resnet10t", "The checkpoint is no resnet10t: it has neck.weight"),
         (lacking, "resnet10t", "The checkpoint is no resnet10t: it has no layer1.0.conv1.weight"),
         (state, "resnet18", "The checkpoint is no resnet18"),
     ):
