@@ -2,6 +2,7 @@
 
     CXR=… WEIGHTS=… raddraft compare --config configs/compare/small.yaml --out runs/compare
     raddraft compare --config configs/compare/paper.yaml --studies all.jsonl --out runs/paper
+    raddraft compare --config configs/compare/paper.yaml --studies few.jsonl --folds 5 --out runs/folds
 
 Every tower runs once over the images; all tasks read its stored features. Started again, it goes on where it stopped.
 Environment variables in the names of files and towers are filled in.
