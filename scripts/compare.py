@@ -265,7 +265,7 @@ def join_folds(cells: Sequence[Cell]) -> Cell:
     if len(cells) == 1:
         return cells[0]
     notes = list(dict.fromkeys(note for cell in cells for note in cell.notes))
-    n = sum(cell.n or 0 for cell in cells)
+    n = sum(cell.n or 0 for cell in cells) or None
     if any(cell.value is None for cell in cells):
         return Cell(None, n=n, notes=notes)
     # Each fold's resamples in an order of their own: they all draw alike, and images may be ordered alike in all folds.
