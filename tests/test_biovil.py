@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from encoder.biovil import BioViLT, BioViLTConfig, convert, image_processor
+from encoder.towers import load_tower
 
 POOLER_BLOCK = {
     "norm1.weight": (256,),
@@ -194,6 +195,11 @@ def test_pictures_as_the_authors_prepare_them(folder: Path, width: int, height: 
     ours = processor([picture.convert("RGB")], return_tensors="pt")["pixel_values"][0]
     assert ours.shape == (3, 448, 448)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1.01 / 255)
+
+
+def test_pillow_is_not_offered(folder: Path) -> None:
+    with pytest.raises(ValueError, match="by torchvision only, not by pil"):
+        load_tower(str(folder), backend="pil")
 
 
 def test_processor_follows_the_sizes_of_the_config() -> None:

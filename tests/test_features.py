@@ -308,6 +308,9 @@ def test_what_a_store_does_not_keep_is_refused(tower, paths, tmp_path) -> None:
     for layers in (None, (0, 1)):
         with pytest.raises(ValueError, match=r"keep 'hidden' takes one layer, not (None|\(0, 1\))"):
             FeatureConfig("hidden", layers)
+    for layers in (None, (-1,)):
+        with pytest.raises(ValueError, match="average is of several layers"):
+            FeatureConfig(layers=layers, average=True)
 
 
 def test_values_that_the_type_cannot_hold_are_refused(tower, paths, tmp_path) -> None:
