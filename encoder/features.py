@@ -54,7 +54,7 @@ class FeatureConfig:
         if self.layers == ():
             raise ValueError("No layer is named; without `layers` the tower's final output is kept")
         if self.average and len(self.layers or ()) < 2:
-            raise ValueError(f"average is of several layers, got {self.layers}")
+            raise ValueError(f"average is of several layers; name two or more, got {self.layers}")
         if self.keep == "hidden" and (self.layers is None or len(self.layers) != 1):
             raise ValueError(f"keep 'hidden' takes one layer, not {self.layers}")
 

@@ -182,12 +182,11 @@ def _plan(manifest: list[Study], root: Path, out: Path) -> list[_Picture]:
     for image in images:
         picture = pictures.setdefault(image.path, _Picture(image.path, target(image.path, "images")))
         picture.masks |= {mask: target(mask, "masks") for mask in image.masks.values()}
-    targets = {(picture.target, picture.source) for picture in pictures.values()}
-    targets |= {(place, mask) for picture in pictures.values() for mask, place in picture.masks.items()}
-    by_target: dict[Path, Path] = {}
-    for place, source in targets:
-        if (other := by_target.setdefault(place, source)) != source:
-            raise ValueError(f"{other} and {source} would both become {place}; rename one of them")
+    sources: dict[Path, Path] = {}
+    for picture in pictures.values():
+        for source, place in {picture.source: picture.target, **picture.masks}.items():
+            if (other := sources.setdefault(place, source)) != source:
+                raise ValueError(f"{other} and {source} would both become {place}; rename one of them")
     return list(pictures.values())
 
 

@@ -4,7 +4,8 @@
      "images": [{"path": "files/x.jpg", "view": "PA", "masks": {"lungs": "masks/x.png"}}],
      "sections": {"findings": "…"}, "labels": {"Edema": 1}, "patient": {"sex": "F"}, "source": "…"}
 
-On disk, paths are relative to the manifest's folder; in memory they are absolute.
+NaN, as pandas writes it, counts as null. On disk, paths are relative to the manifest's folder; in memory they are
+absolute.
 """
 
 from __future__ import annotations
@@ -181,7 +182,7 @@ def write_whole(path: str | Path) -> Iterator[Path]:
 
 def _parse(line: bytes, root: Path, where: str) -> Study:
     try:
-        row = json.loads(line)
+        row = json.loads(line, parse_constant=_constant)
     except json.JSONDecodeError as error:
         raise ManifestError(f"{where}: not valid JSON: {error.msg} at character {error.pos + 1}") from None
     except UnicodeDecodeError as error:
@@ -211,6 +212,11 @@ def _parse(line: bytes, root: Path, where: str) -> Study:
             raise ManifestError(f"{where}: label {name!r} is {label!r}. Choices: 1, 0, -1, null")
     study_id, subject_id, split = (row.pop(key) for key in ("study_id", "subject_id", "split"))
     return Study(study_id, subject_id, split, images, **mappings, source=source, extra=row)
+
+
+def _constant(name: str) -> float | None:
+    """NaN, as pandas writes what it lacks, is nothing."""
+    return None if name == "NaN" else float(name)
 
 
 def _pop_object(row: dict[str, Any], key: str, where: str) -> dict[str, Any]:

@@ -136,13 +136,13 @@ def _label(value: int | None, spec: TargetSpec) -> float:
 
 
 def _read_field(study: Study, image: StudyImage, name: str) -> Any:
-    """A field by its dotted name; None where there is none. An empty string is none, and so is pandas' NaN."""
+    """A field by its dotted name; None where there is none. An empty string is none."""
     first, *rest = name.split(".")
     known = {"patient": study.patient, "image": image.extra | {"view": image.view}, "source": study.source}
     value: Any = known.get(first, study.extra.get(first))
     for key in rest:
         value = value.get(key) if isinstance(value, dict) else None
-    return None if value == "" or value != value else value
+    return None if value == "" else value
 
 
 def _number(study: Study, name: str, value: Any) -> float:

@@ -30,16 +30,15 @@ def save_timm(state: dict[str, torch.Tensor], architecture: str, out: Path) -> t
         similar = ", ".join(timm.list_models(f"*{architecture.split('_')[0]}*")[:8])
         raise ValueError(f"timm has no architecture {architecture!r}. Similar: {similar or 'none'}")
     whole: Any = timm.create_model(architecture, pretrained=False)
-    headless: Any = timm.create_model(architecture, pretrained=False, num_classes=0)
-    n_entries = len(state)
-    state, notes = _match(state, whole.state_dict(), headless.state_dict(), architecture)
     settings = dict(whole.pretrained_cfg)
     config = TimmWrapperConfig.from_dict({"architecture": architecture, "num_classes": 0, "model_args": {}})
     config.pretrained_cfg = settings | {"num_classes": 0}
     model: Any = TimmWrapperModel(config)
-    model.timm_model.load_state_dict({name: state[name] for name in model.timm_model.state_dict()})
+    own = model.timm_model.state_dict()
+    named, notes = _match(state, whole.state_dict(), own, architecture)
+    model.timm_model.load_state_dict({name: named[name] for name in own})
     model.save_pretrained(out)
-    dropped = n_entries - len(headless.state_dict())
+    dropped = len(state) - len(own)
     notes += [f"dropped: {dropped} entries of the classifier"] if dropped else []
     size, mean, std = settings["input_size"], settings["mean"], settings["std"]
     notes.append(f"images: {size[-1]} x {size[-2]} pixels, {settings['interpolation']}, mean {mean}, std {std}")

@@ -96,7 +96,8 @@ def _table(path: Path, column: str) -> dict[str | int, str]:
     if column not in columns and "study_id" in columns and len(columns) == 2:  # else line 1 may be a report
         text = next(name for name in columns if name != "study_id")
     if text not in columns:
-        raise ValueError(f"{path}: no column {column!r}. Columns: {', '.join(columns) or 'none'}")
+        named = ", ".join(columns) or "none"
+        raise ValueError(f"{path}: no column {column!r}. Columns: {named}; line 1 is to name them")
     texts: dict[str | int, str] = {}
     for number, cells in enumerate(rows, 1):
         if len(cells) != len(columns):

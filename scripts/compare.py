@@ -272,7 +272,10 @@ def join_folds(cells: Sequence[Cell]) -> Cell:
     shuffled = [np.random.default_rng(fold).permutation(cell.resamples) for fold, cell in enumerate(cells)]
     resamples = np.mean(shuffled, axis=0)
     known = resamples[~np.isnan(resamples)]
-    low, high = (interval(known).low, interval(known).high) if len(known) else (None, None)
+    low = high = None
+    if len(known):
+        bounds = interval(known)
+        low, high = bounds.low, bounds.high
     details = {"folds": [{"value": cell.value, "n": cell.n} for cell in cells]}
     sample = _digest([cell.sample for cell in cells])
     value = float(np.mean([cell.value for cell in cells]))

@@ -76,12 +76,6 @@ def main(
         raise ValueError("blocks are fine-tuned in a tower that is named, and without a learning curve")
     known = of_sources(read_studies(studies), sources)
     target = make_target(known, TargetSpec(kind, tuple(targets), uncertain, missing, images))
-    if tower is None and not (features / "meta.json").is_file():  # before any picture is read
-        raise ValueError(
-            f"{features} is no feature store; name a --tower, or a store that `raddraft features` has made"
-        )
-    folder = features if tower else features.parent
-    warnings = check_leaks(known, seen, folder)
     points: list[CurvePoint] = []
     if blocks:
         from encoder.finetune import finetune
@@ -96,6 +90,7 @@ def main(
         store = _open(target.paths, tower, features, probe, image_size, mapping, batch_size, workers, device)
         result = run_probe(store, target, probe)
         points = learning_curve(store, target, fractions, probe) if fractions else []
+    warnings = check_leaks(known, seen, features if tower else features.parent)
     _print(result, warnings)
     curve = _print_curve(points)
     row = {"tower": tower or str(features), "targets": targets, "blocks": blocks, "warnings": warnings, "curve": curve}

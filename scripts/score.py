@@ -91,7 +91,7 @@ def main(
     reports = [row.reference for row in systems[first]]
     if known and (n_strange := sum(row.study_id not in known for row in systems[first])):
         print(f"{n_strange} of {len(reports)} studies are not in {studies}: no image, and no stratum of theirs")
-    labels_of_reports = LABELERS["rule"](reports, models)
+    labels_of_reports = LABELERS["rule"](reports, models) if by else []
     groups = {one: _groups(one, systems[first], known, labels_of_reports) for one in by or []}
     measures: dict[str, dict[str, Measure]] = {}
     skipped: dict[str, dict[str, str]] = {}
@@ -198,7 +198,7 @@ def _groups(by: str, rows: list[Prediction], known: Mapping[str, Study], labels:
 
 def _field(by: str, study: Study | None) -> str:
     value = None if study is None else study.main_image.view if by == "view" else study.patient.get(by)
-    if study is None or value is None or value != value:  # pandas writes NaN for what it lacks
+    if study is None or value is None:
         return "not stated"
     if by != "age":
         return str(value)

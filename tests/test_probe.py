@@ -462,7 +462,7 @@ def test_classes_are_those_of_train_and_fields_may_lie_deep() -> None:
     patients = [
         {"sex": "F", "age": 40},
         {"sex": "M", "age": 61.5},
-        {"sex": NAN, "age": NAN},
+        {"sex": None},
         {"sex": "", "age": 5},
         {"sex": "X"},
     ]

@@ -9,8 +9,9 @@ import pytest
 import torch
 from transformers import Gemma3TextConfig
 
-from encoder.studies import read_studies
+from encoder.studies import Study, read_studies
 from generator.generate import Draft, decode, generate
+from generator.model import Drafter
 from generator.speculate import CostModel, ReportIndex, Speculator, full_cache, index_reports
 from tests.test_generate import CONFIG, drafter, read, run_action, studies  # noqa: F401 - fixtures
 
@@ -51,9 +52,9 @@ def reference(drafter, studies) -> list[str]:  # noqa: F811
     return [draft.text for draft in drafts_of(drafter, studies, CONFIG)]
 
 
-def drafts_of(drafter, studies, config, speculator=None) -> list[Draft]:  # noqa: F811
-    examples = drafter.encode(studies, answers=False)
-    return [draft for _, drafts, _ in decode(drafter, examples, config, speculator=speculator) for draft in drafts]
+def drafts_of(model: Drafter, wanted: list[Study], config, speculator=None) -> list[Draft]:
+    examples = model.encode(wanted, answers=False)
+    return [draft for _, drafts, _ in decode(model, examples, config, speculator=speculator) for draft in drafts]
 
 
 @pytest.mark.parametrize("batch_size", [1, 7])

@@ -149,6 +149,15 @@ def full_study(data: Path) -> Study:
     )
 
 
+def test_nan_is_nothing(tmp_path: Path) -> None:
+    row = {"study_id": "s", "subject_id": "p", "split": "train", "images": [{"path": "x.png", "view": float("nan")}]}
+    row |= {"patient": {"age": float("nan"), "sex": "F"}, "labels": {"Edema": float("nan"), "Mass": 1}}
+    (tmp_path / "studies.jsonl").write_text(json.dumps(row) + "\n")
+    [study] = read_studies(tmp_path / "studies.jsonl")
+    assert (study.patient, study.labels) == ({"age": None, "sex": "F"}, {"Edema": None, "Mass": 1})
+    assert study.main_image.view is None
+
+
 def test_what_is_written_reads_back(tmp_path: Path) -> None:
     """All fields, keys that the format does not know, letters of any language; the data lie beside the manifest."""
     studies = [full_study(tmp_path / "data"), Study("s2", "p2", "train", [StudyImage(tmp_path / "c.png", "LATERAL")])]
