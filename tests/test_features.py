@@ -530,9 +530,10 @@ def test_memory_does_not_grow_with_the_number_of_pictures(child, tmp_path) -> No
     paths = save_small_pictures(tmp_path / "small", 2000)
     config = FeatureConfig("grid", layers=(0, 1, 2, 0, 1, 2), dtype="float32")
     answers = []
-    for part in (paths[:1000], paths):
+    # A worker begins with what its parent holds when it forks, and a first run leaves buffers behind: it is to warm up.
+    for part in (paths[:100], paths[:1000], paths):
         child.tell(part, tmp_path / "features", config, 32, 1)
         answers.append(child.pipe.recv())
-    assert [answer[0] for answer in answers] == [1000, 1000]
-    growth = [(after - before) / 1024 for before, after in zip(answers[0][1:], answers[1][1:], strict=True)]
+    assert [answer[0] for answer in answers] == [100, 900, 1000]
+    growth = [(after - before) / 1024 for before, after in zip(answers[1][1:], answers[2][1:], strict=True)]
     assert max(growth) < 60, "MiB, of the process and of its worker"
