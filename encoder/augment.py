@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from raddraft.errors import RadDraftError
+
 CROP_TRIES = 10
 BLOCK_TRIES = 10
 MIN_BLOCK = 4
@@ -74,18 +76,18 @@ class ViewConfig:
     def __post_init__(self) -> None:
         for name, least in {"global_size": 1, "local_size": 1, "n_local": 0}.items():
             if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+                raise RadDraftError(f"{name} must be at least {least}, got {getattr(self, name)}")
         probabilities = {name: getattr(self, name) for name in ("flip", "jitter", "blur_local", "solarise")}
         probabilities |= {"blur_global[0]": self.blur_global[0], "blur_global[1]": self.blur_global[1]}
         for name, value in probabilities.items():
             if not 0 <= value <= 1:
-                raise ValueError(f"{name} is a probability, 0 to 1, got {value}")
+                raise RadDraftError(f"{name} is a probability, 0 to 1, got {value}")
         highest = {"global_scale": 1.0, "local_scale": 1.0}
         for name in ("global_scale", "local_scale", "aspect_ratio", "brightness", "contrast", "gamma", "blur_sigma"):
             low, high = getattr(self, name)
             if not 0 < low <= high <= highest.get(name, math.inf) or math.isinf(high):
                 limit = " and at most 1" if name in highest else ""
-                raise ValueError(f"{name} must be a range from low to high, above 0{limit}, got {low} to {high}")
+                raise RadDraftError(f"{name} must be a range from low to high, above 0{limit}, got {low} to {high}")
 
 
 class Views:
@@ -106,7 +108,7 @@ class Views:
         self.config = config
         self.mean, self.std = float(np.mean(mean)), float(np.mean(std))
         if not self.std > 0:
-            raise ValueError(f"std must be above 0, got {std}")
+            raise RadDraftError(f"std must be above 0, got {std}")
 
     def __call__(self, image: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         """Views of one picture.
@@ -125,7 +127,7 @@ class Views:
             ValueError: an image of another shape or of integers.
         """
         if image.ndim != 3 or image.shape[0] != 1 or not image.is_floating_point():
-            raise ValueError(f"Views are cut out of floats [1, H, W] in 0..1, got {image.dtype} {list(image.shape)}")
+            raise RadDraftError(f"Views are cut out of floats [1, H, W] in 0..1, got {image.dtype} {list(image.shape)}")
         config = self.config
         generator = np.random.default_rng(seed)
         image = image.float()
@@ -233,9 +235,9 @@ def block_masks(
         ValueError: a negative number of crops, an empty grid, shares that leave 0..1 or that are in the wrong order.
     """
     if n_crops < 0 or min(grid) < 1:
-        raise ValueError(f"Masks need n_crops >= 0 and a grid of at least 1 x 1, got {n_crops} and {grid}")
+        raise RadDraftError(f"Masks need n_crops >= 0 and a grid of at least 1 x 1, got {n_crops} and {grid}")
     if not 0 <= probability <= 1 or not 0 <= ratio[0] <= ratio[1] <= 1:
-        raise ValueError(
+        raise RadDraftError(
             f"probability and ratio are shares, 0 to 1, the lower first; got probability {probability}, ratio {ratio}"
         )
     generator = np.random.default_rng(seed)

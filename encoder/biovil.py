@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from encoder.studies import write_whole
+from raddraft.errors import RadDraftError
+from raddraft.files import write_whole
 
 if TYPE_CHECKING:
     from transformers import BitImageProcessor
@@ -49,11 +50,13 @@ class BioViLTConfig:
     def __post_init__(self) -> None:
         for name in ("model_type", "patch_size", "hidden_size"):
             if getattr(self, name) != getattr(BioViLTConfig, name):
-                raise ValueError(f"{name} is {getattr(self, name)!r}, BioViL-T's is {getattr(BioViLTConfig, name)!r}")
+                raise RadDraftError(
+                    f"{name} is {getattr(self, name)!r}, BioViL-T's is {getattr(BioViLTConfig, name)!r}"
+                )
         if self.image_size < 1 or self.image_size % self.patch_size:
-            raise ValueError(f"image_size {self.image_size} is not a multiple of the patch size {self.patch_size}")
+            raise RadDraftError(f"image_size {self.image_size} is not a multiple of the patch size {self.patch_size}")
         if self.shortest_edge < self.image_size:
-            raise ValueError(f"shortest_edge {self.shortest_edge} is less than image_size {self.image_size}")
+            raise RadDraftError(f"shortest_edge {self.shortest_edge} is less than image_size {self.image_size}")
 
 
 class BioViLT(nn.Module):
@@ -80,7 +83,9 @@ class BioViLT(nn.Module):
         """
         shape, patch_size = tuple(pixel_values.shape), self.config.patch_size
         if len(shape) != 4 or shape[1] != 3 or 0 in shape or shape[2] % patch_size or shape[3] % patch_size:
-            raise ValueError(f"pixel_values have shape {shape}, not [B, 3, H, W] with H, W multiples of {patch_size}")
+            raise RadDraftError(
+                f"pixel_values have shape {shape}, not [B, 3, H, W] with H, W multiples of {patch_size}"
+            )
         current = self.backbone_to_vit(self.encoder(pixel_values))  # [B, 256, h, w]
         patches = torch.cat([current, self.missing_previous_emb.expand_as(current)], dim=1)
         return patches.mean(dim=(2, 3)), patches.permute(0, 2, 3, 1)
@@ -115,7 +120,7 @@ class BioViLT(nn.Module):
         try:
             state = load_file(weights)
         except SafetensorError as error:
-            raise ValueError(f"{weights} is not a whole safetensors file: {error}") from error
+            raise RadDraftError(f"{weights} is not a whole safetensors file: {error}") from error
         return _build(config, state, weights)
 
 
@@ -123,7 +128,7 @@ def image_processor(config: BioViLTConfig) -> BitImageProcessor:
     """Pictures as the authors prepare them: resized bilinearly, cropped, 0..255 to 0..1, three equal channels.
 
     There is no normalisation. Their images are stretched before, darkest pixel to 0 and brightest to 255: the mapping
-    `minmax` of `encoder.images.load_image`. Where an odd number of pixels is cut off, the crop may lie one pixel beside
+    `minmax` of `raddraft.images.load_image`. Where an odd number of pixels is cut off, the crop may lie one pixel beside
     torchvision's, which they use.
     """
     from transformers import BitImageProcessor
@@ -155,9 +160,9 @@ def convert(checkpoint: str | Path, out: str | Path) -> list[str]:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{checkpoint} is not a whole PyTorch checkpoint of plain tensors: {reason}") from error
+        raise RadDraftError(f"{checkpoint} is not a whole PyTorch checkpoint of plain tensors: {reason}") from error
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ValueError(f"{checkpoint} is not BioViL-T's image model: it is no plain dictionary of tensors")
+        raise RadDraftError(f"{checkpoint} is not BioViL-T's image model: it is no plain dictionary of tensors")
     state = {key: value for key, value in content.items() if not key.startswith(DROPPED)}
     _build(BioViLTConfig(), state, checkpoint, "encoder.").save_pretrained(out)
     return [key for key in content if key.startswith(DROPPED)]
@@ -167,16 +172,16 @@ def _read_config(path: Path) -> BioViLTConfig:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON: {error}") from error
+        raise RadDraftError(f"{path}: not valid JSON: {error}") from error
     known = [field.name for field in fields(BioViLTConfig)]
     if not isinstance(values, dict) or values.get("model_type") != BioViLTConfig.model_type:
-        raise ValueError(f"{path} does not have model_type {BioViLTConfig.model_type!r}: it is another model's")
+        raise RadDraftError(f"{path} does not have model_type {BioViLTConfig.model_type!r}: it is another model's")
     if unknown := sorted(values.keys() - set(known)):
-        raise ValueError(f"{path}: unknown key {unknown[0]!r}. Choices: {', '.join(known)}")
+        raise RadDraftError(f"{path}: unknown key {unknown[0]!r}. Choices: {', '.join(known)}")
     try:
         return BioViLTConfig(**values)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise RadDraftError(f"{path}: {error}") from error
 
 
 def _build(config: BioViLTConfig, state: dict[str, Tensor], source: str | Path, prefix: str = "") -> BioViLT:
@@ -197,6 +202,6 @@ def _build(config: BioViLTConfig, state: dict[str, Tensor], source: str | Path, 
     ]
     if faults:
         more = f"; {len(faults) - 3} more" if len(faults) > 3 else ""
-        raise ValueError(f"{source} is not BioViL-T's image model: {'; '.join(faults[:3])}{more}")
+        raise RadDraftError(f"{source} is not BioViL-T's image model: {'; '.join(faults[:3])}{more}")
     model.to_empty(device="cpu").load_state_dict({key.removeprefix(prefix): value for key, value in state.items()})
     return model.eval()

@@ -20,6 +20,8 @@ from math import isqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raddraft.errors import RadDraftError
+
 if TYPE_CHECKING:
     import torch
 
@@ -100,7 +102,7 @@ def read_state(path: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
     from safetensors.torch import load_file
 
     if path.is_dir():
-        raise ValueError(f"{path} is a folder; name the checkpoint file in it")
+        raise RadDraftError(f"{path} is a folder; name the checkpoint file in it")
     try:
         if path.suffix == ".safetensors":
             content: Any = load_file(path)
@@ -114,13 +116,15 @@ def read_state(path: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
             if unsafe
             else str(error).strip().split("\n")[0]
         )
-        raise ValueError(f"{path} is no checkpoint that can be loaded as tensors only: {reason}") from error
+        raise RadDraftError(f"{path} is no checkpoint that can be loaded as tensors only: {reason}") from error
     notes = []
     while not _is_state(content):
         inner = next((name for name in ("teacher", "model", "state_dict") if _has_dict(content, name)), None)
         if inner is None:
             found = f"the keys {', '.join(map(str, list(content)[:5]))}" if isinstance(content, Mapping) else "no dict"
-            raise ValueError(f"{path} has {found}; expected tensors by name, or those under teacher, model, state_dict")
+            raise RadDraftError(
+                f"{path} has {found}; expected tensors by name, or those under teacher, model, state_dict"
+            )
         beside = ", ".join(sorted(str(name) for name in content if name != inner))
         notes.append(f"taken from {inner!r}" + (f"; beside it, left out: {beside}" if beside else ""))
         content = content[inner]
@@ -152,7 +156,7 @@ def find_backbone(path: Path, state: Mapping[str, torch.Tensor], heads: int | No
     root = next((root for root in ROOTS if f"{root}patch_embed.proj.weight" in plain), None)
     if root is None:
         hint = "; it is in transformers' layout already" if any("patch_embeddings" in name for name in plain) else ""
-        raise ValueError(
+        raise RadDraftError(
             f"{path} has no patch_embed.proj.weight, at its top or under {', '.join(filter(None, ROOTS))}{hint}. "
             f"It has {_some(plain)}"
         )
@@ -164,7 +168,7 @@ def find_backbone(path: Path, state: Mapping[str, torch.Tensor], heads: int | No
         if part:
             dropped[part.rstrip(".") + ("*" if part.endswith("_") else "")] += 1
         elif not name.startswith(root):
-            raise ValueError(f"{path}: {name} is neither under {root} nor a known part beside it")
+            raise RadDraftError(f"{path}: {name} is neither under {root} nor a known part beside it")
         else:
             kept[inner] = tensor
     # FSDP training groups blocks into chunks; the second number counts on from chunk to chunk.
@@ -178,7 +182,7 @@ def _rename(path: Path, tensors: Mapping[str, torch.Tensor], new_name: Callable[
     renamed: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
         if new_name(name) in renamed:
-            raise ValueError(f"{path}: {name} and another entry both are {new_name(name)}")
+            raise RadDraftError(f"{path}: {name} and another entry both are {new_name(name)}")
         renamed[new_name(name)] = tensor
     return renamed
 
@@ -188,35 +192,35 @@ def _measure(
 ) -> Backbone:
     projection = weights["patch_embed.proj.weight"]
     if projection.ndim != 4 or projection.shape[1] != 3 or projection.shape[2] != projection.shape[3]:
-        raise ValueError(
+        raise RadDraftError(
             f"{path}: patch_embed.proj.weight has shape {list(projection.shape)}; expected width x 3 x patch x patch"
         )
     width, patch_size = projection.shape[0], projection.shape[2]
     blocks = {int(match[1]) for name in weights if (match := re.match(r"blocks\.(\d+)\.", name))}
     if not blocks:
-        raise ValueError(f"{path} has no blocks.0. It has {_some(weights)}")
+        raise RadDraftError(f"{path} has no blocks.0. It has {_some(weights)}")
     if "pos_embed" not in weights:
-        raise ValueError(f"{path} has no pos_embed: towers without learned position embeddings are not known here")
+        raise RadDraftError(f"{path} has no pos_embed: towers without learned position embeddings are not known here")
     try:
         grid = _grid_of(weights["pos_embed"])
     except ValueError as error:
-        raise ValueError(f"{path}: pos_embed: {error}") from None
+        raise RadDraftError(f"{path}: pos_embed: {error}") from None
     if heads is None:
         if width in SHARED_WIDTHS or width % 64:
-            raise ValueError(
+            raise RadDraftError(
                 f"{path} does not tell how many heads its {width} channels make: transformers of this width have "
                 f"heads of other sizes than 64. Say it by --heads"
             )
         heads = width // 64
     if heads < 1 or width % heads:
-        raise ValueError(f"heads {heads} does not divide the width {width}")
+        raise RadDraftError(f"heads {heads} does not divide the width {width}")
     return Backbone(path, root, weights, dropped, width, max(blocks) + 1, heads, patch_size, grid)
 
 
 def _grid_of(positions: torch.Tensor) -> int:
     shape = list(positions.shape)
     if len(shape) != 3 or shape[0] != 1 or shape[1] < 2 or isqrt(shape[1] - 1) ** 2 != shape[1] - 1:
-        raise ValueError(f"shape {shape} is not that of one class token and a square grid of patches")
+        raise RadDraftError(f"shape {shape} is not that of one class token and a square grid of patches")
     return isqrt(shape[1] - 1)
 
 
@@ -256,7 +260,7 @@ def resize(backbone: Backbone, image_size: int, antialias: bool) -> tuple[Backbo
     """
     grid, rest = divmod(image_size, backbone.patch_size)
     if image_size < 1 or rest:
-        raise ValueError(f"image_size {image_size} is not a multiple of the patch size {backbone.patch_size}")
+        raise RadDraftError(f"image_size {image_size} is not a multiple of the patch size {backbone.patch_size}")
     if grid == backbone.grid:
         return backbone, []
     resized = resize_position_embeddings(backbone.weights["pos_embed"], grid, antialias)
@@ -308,7 +312,7 @@ def model_names(backbone: Backbone, wanted: Collection[str]) -> dict[str, list[s
     if missing := [name for name in names if name not in backbone.weights]:
         faults.append(f"{len(missing)} are missing: {_some(missing)}")
     if faults:
-        raise ValueError(f"{backbone.path}: {'; '.join(faults)}")
+        raise RadDraftError(f"{backbone.path}: {'; '.join(faults)}")
     return names
 
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from encoder.checkpoints import Backbone, find_backbone, model_names, read_state, resize
+from raddraft.errors import RadDraftError
 
 if TYPE_CHECKING:
     import torch
@@ -48,14 +49,14 @@ class Kind:
     """Side in pixels of the centre square that is kept; None: the size of the position embeddings."""
     antialias: bool = True
     """Whether the source resizes its position embeddings with antialiasing."""
-    mapping: str = "window"
-    """How the source makes 8-bit pictures: `mapping` of `encoder.images.load_image`."""
+    gray_mapping: str = "window"
+    """How the source makes 8-bit pictures: `gray_mapping` of `raddraft.images.load_image`."""
 
 
 KINDS = {
     "dinov2": Kind(*IMAGENET, "github.com/facebookresearch/dinov2", resize=256, crop=224, antialias=False),
     "rad-dino": Kind(
-        (0.5307,) * 3, (0.2583,) * 3, "huggingface.co/microsoft/rad-dino", antialias=False, mapping="minmax"
+        (0.5307,) * 3, (0.2583,) * 3, "huggingface.co/microsoft/rad-dino", antialias=False, gray_mapping="minmax"
     ),
     "biomedclip": Kind(*OPENAI_CLIP, "huggingface.co/microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224"),
     # Both figures: main_pretrain.py and NIH_ChestX-ray/utils/data_utils.py of the repository. It starts from MAE's
@@ -80,8 +81,8 @@ class Conversion:
     """Tokens before the patches: class and registers."""
     images: str
     """How the folder's image processor prepares images."""
-    mapping: str
-    """How 8-bit pictures are to be made before that: `mapping` of `encoder.images.load_image`."""
+    gray_mapping: str
+    """How 8-bit pictures are to be made before that: `gray_mapping` of `raddraft.images.load_image`."""
     dropped: dict[str, int]
     """Part of the checkpoint -> how many of its entries were left out."""
     notes: list[str]
@@ -121,7 +122,7 @@ def convert(
     """
     checkpoint, out = Path(checkpoint), Path(out).resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} is there already, and not an empty folder; name a new one by --out")
+        raise RadDraftError(f"{out} is there already, and not an empty folder; name a new one by --out")
     state, notes = read_state(checkpoint)
     with open(checkpoint, "rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -130,7 +131,7 @@ def convert(
         given = {"kind": kind, "image_size": image_size, "mean": mean, "std": std, "heads": heads}
         what = "is BioViL-T's image model" if is_biovil else f"is read as timm's {timm}"
         if names := [f"--{name}" for name, value in given.items() if value is not None]:
-            raise ValueError(f"{checkpoint} {what}, for which there is no {', '.join(names)}")
+            raise RadDraftError(f"{checkpoint} {what}, for which there is no {', '.join(names)}")
         return _convert_biovil(checkpoint, out, sha256) if is_biovil else _convert_timm(state, timm or "", out, sha256)
     backbone = find_backbone(checkpoint, state, heads)
     kind = _choose_kind(backbone, kind)
@@ -155,7 +156,7 @@ def convert(
         n_prefix=1 + backbone.n_registers,
         images=f"shorter side resized to {resized} (bicubic), centre {crop} x {crop} kept, "
         f"mean {list(preparation.mean)}, std {list(preparation.std)}",
-        mapping=preparation.mapping,
+        gray_mapping=preparation.gray_mapping,
         dropped=dict(sorted(backbone.dropped.items())),
         notes=[*notes, *changes, f"terms of use: {preparation.terms}"],
         sha256=sha256,
@@ -181,7 +182,7 @@ def _convert_biovil(checkpoint: Path, out: Path, sha256: str) -> Conversion:
         patch_size=config.patch_size,
         n_prefix=0,
         images=f"shorter side resized to {config.shortest_edge} (bilinear), centre {side} x {side} kept",
-        mapping="minmax",
+        gray_mapping="minmax",
         dropped=dict(sorted(parts.items())),
         notes=["terms of use: huggingface.co/microsoft/BiomedVLP-BioViL-T"],
         sha256=sha256,
@@ -206,7 +207,7 @@ def _convert_timm(state: dict[str, torch.Tensor], architecture: str, out: Path, 
         patch_size=side // rows,
         n_prefix=0,
         images="as timm prepares them",
-        mapping="window",
+        gray_mapping="window",
         dropped={},
         notes=[*notes, "terms of use: those of its source"],
         sha256=sha256,
@@ -230,9 +231,9 @@ def _choose_kind(backbone: Backbone, kind: str | None) -> str:
     if kind is None:
         return fitting[0]
     if kind not in fitting:
-        raise ValueError(f"{backbone.path} has not the keys of kind {kind!r}. Choices: {', '.join(fitting)}")
+        raise RadDraftError(f"{backbone.path} has not the keys of kind {kind!r}. Choices: {', '.join(fitting)}")
     if kind == "rad-dino" and (backbone.grid, backbone.patch_size, backbone.n_registers) != (37, 14, 0):
-        raise ValueError(
+        raise RadDraftError(
             f"{backbone.path} is not RAD-DINO, which has 37 x 37 patches of 14 x 14 pixels and no registers: it has "
             f"{backbone.grid} x {backbone.grid} of {backbone.patch_size} x {backbone.patch_size} and "
             f"{backbone.n_registers} registers"
@@ -253,11 +254,11 @@ def _preparation(
     if kind == "biomedclip" and beside.is_file():
         preparation = _read_open_clip(beside, preparation)
     if (mean is None) != (std is None):
-        raise ValueError("--mean and --std belong together")
+        raise RadDraftError("--mean and --std belong together")
     if mean is not None and std is not None:
         for name, values, low in (("mean", mean, 0.0), ("std", std, 1e-3)):
             if len(values) not in (1, 3) or not all(low <= value <= 1 for value in values):
-                raise ValueError(f"{name} is {list(values)}; expected one value or three, of a scale from 0 to 1")
+                raise RadDraftError(f"{name} is {list(values)}; expected one value or three, of a scale from 0 to 1")
         preparation = replace(preparation, mean=(*mean,) * (3 // len(mean)), std=(*std,) * (3 // len(std)))
     elif kind == "vit":
         warnings.warn(
@@ -275,10 +276,10 @@ def _read_open_clip(path: Path, preparation: Kind) -> Kind:
     try:
         found = json.loads(path.read_text(encoding="utf-8")).get("preprocess_cfg") or {}
     except (ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is not open_clip's: {error}") from error
+        raise RadDraftError(f"{path} is not open_clip's: {error}") from error
     for name, usual in (("interpolation", "bicubic"), ("resize_mode", "shortest"), ("mode", "RGB")):
         if found.get(name, usual) != usual:
-            raise ValueError(f"{path}: preprocess_cfg.{name} is {found[name]!r}. Choices here: {usual}")
+            raise RadDraftError(f"{path}: preprocess_cfg.{name} is {found[name]!r}. Choices here: {usual}")
     return replace(preparation, mean=found.get("mean") or preparation.mean, std=found.get("std") or preparation.std)
 
 
@@ -316,7 +317,7 @@ def _build(backbone: Backbone) -> tuple[PreTrainedModel, list[str]]:
             target: part.to(torch.float32, copy=True) for target, part in zip(targets, tensor.split(rows), strict=True)
         }
     if misfits:
-        raise ValueError(f"{backbone.path}: {len(misfits)} shapes do not fit, e.g. {'; '.join(misfits[:3])}")
+        raise RadDraftError(f"{backbone.path}: {len(misfits)} shapes do not fit, e.g. {'; '.join(misfits[:3])}")
     notes = []
     for name in sorted(set(wanted) - set(weights)):  # model_names leaves only these: a mask token, a pooler
         weights[name] = torch.zeros(wanted[name])
@@ -337,7 +338,7 @@ def _empty_model(backbone: Backbone) -> PreTrainedModel:
     swiglu = "blocks.0.mlp.w3.weight" in weights
     name = "blocks.0.mlp.w12.weight" if swiglu else "blocks.0.mlp.fc1.weight"
     if name not in weights:
-        raise ValueError(f"{backbone.path} has no {name}")
+        raise RadDraftError(f"{backbone.path} has no {name}")
     rows = weights[name].shape[0]
     settings: dict[str, Any] = {
         "hidden_size": width,
@@ -355,7 +356,7 @@ def _empty_model(backbone: Backbone) -> PreTrainedModel:
     hidden = [ratio * width for ratio in range(1, 17)]
     made = [2 * ((size * 2 // 3 + 7) // 8 * 8) for size in hidden] if swiglu else hidden
     if rows not in made:
-        raise ValueError(f"{backbone.path}: no whole mlp_ratio makes the {rows} rows of {name} from {width}")
+        raise RadDraftError(f"{backbone.path}: no whole mlp_ratio makes the {rows} rows of {name} from {width}")
     settings |= {"mlp_ratio": 1 + made.index(rows), "use_swiglu_ffn": swiglu}
     if backbone.n_registers:
         config = hf.Dinov2WithRegistersConfig(**settings, num_register_tokens=backbone.n_registers)

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn import functional
 
-from encoder.sharding import local
+from raddraft.errors import RadDraftError
+from raddraft.processes import local
 
 
 @dataclass
@@ -55,9 +56,9 @@ class DinoConfig:
 
     def __post_init__(self) -> None:
         if min(self.dino_weight, self.ibot_weight, self.koleo_weight) < 0 or not self.dino_weight + self.ibot_weight:
-            raise ValueError(f"objective: weights must be at least 0, and DINO's or iBOT's above, got {self}")
+            raise RadDraftError(f"objective: weights must be at least 0, and DINO's or iBOT's above, got {self}")
         if not 0 <= self.mask_probability <= 1 or not 0 < self.mask_ratio[0] <= self.mask_ratio[1] < 1:
-            raise ValueError(
+            raise RadDraftError(
                 f"objective: need 0 <= mask_probability <= 1 and 0 < mask_ratio < 1 in rising order, got "
                 f"{self.mask_probability} and {self.mask_ratio}"
             )

@@ -5,7 +5,7 @@
     FOLDER/<key>/part-0.bin      [n images, T vectors, D], row after row
     FOLDER/<key>/part-0.jsonl    the SHA-256 of the image that each row belongs to; further parts by other processes
 
-The key is a digest of the tower's weights and settings, the image processor, the grey-value mapping, the layers and the
+The key is a digest of the tower's weights and settings, the image processor, the grey-value gray_mapping, the layers and the
 type; a row belongs to the content of a file. So a stale feature is never read, and an image that lies in two places is
 encoded once.
 """
@@ -26,10 +26,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from encoder.files import digest_file
-from encoder.images import ImageError, load_image
-from encoder.studies import write_whole
 from encoder.tower import Tower, weights_digest
+from raddraft.errors import RadDraftError
+from raddraft.files import digest_file, write_whole
+from raddraft.images import ImageError, load_image
+from raddraft.studies import GrayMapping
 
 INTEGERS = {"float16": np.int16, "bfloat16": np.int16, "float32": np.int32}  # numpy has no bfloat16
 
@@ -47,16 +48,16 @@ class FeatureConfig:
     """Average several layers instead of putting them side by side."""
     dtype: Literal["float16", "bfloat16", "float32"] = "float16"
     """Type in which features are kept."""
-    mapping: Literal["window", "minmax", "percentile"] = "window"
-    """How grey values are mapped to 8 bits; see `encoder.images.load_image`."""
+    gray_mapping: GrayMapping = "window"
+    """How grey values are mapped to 8 bits; see `raddraft.images.load_image`."""
 
     def __post_init__(self) -> None:
         if self.layers == ():
-            raise ValueError("No layer is named; without `layers` the tower's final output is kept")
+            raise RadDraftError("No layer is named; without `layers` the tower's final output is kept")
         if self.average and len(self.layers or ()) < 2:
-            raise ValueError(f"average is of several layers; name two or more, got {self.layers}")
+            raise RadDraftError(f"average is of several layers; name two or more, got {self.layers}")
         if self.keep == "hidden" and (self.layers is None or len(self.layers) != 1):
-            raise ValueError(f"keep 'hidden' takes one layer, not {self.layers}")
+            raise RadDraftError(f"keep 'hidden' takes one layer, not {self.layers}")
 
 
 @dataclass
@@ -95,13 +96,13 @@ class FeatureStore:
     def patches(self, path: Path) -> torch.Tensor:
         """The patch grid of an image, [H, W, D], of a store that keeps the grid. Raises as by index."""
         if self.config.keep != "grid":
-            raise ValueError(f"This store keeps {self.config.keep!r}, not the patch grid")
+            raise RadDraftError(f"This store keeps {self.config.keep!r}, not the patch grid")
         return self[path][1:].unflatten(0, self.grid)
 
     def vectors(self, paths: Iterable[Path], pooling: Literal["class", "mean", "both"] = "class") -> torch.Tensor:
         """One vector for each image, float32: [n, D], or [n, 2 D] of both. Raises as by index."""
         if self.config.keep == "hidden":
-            raise ValueError("This store keeps hidden states; vectors are read from 'pooled' or 'grid'")
+            raise RadDraftError("This store keeps hidden states; vectors are read from 'pooled' or 'grid'")
         rows = (self[path].float() for path in paths)
         found = [torch.stack([row[0], row[1:].mean(0)]) for row in rows]  # pooled: the mean of one vector
         stacked = torch.stack(found) if found else torch.empty(0, 2, self.shape[1])  # [n, 2, D]
@@ -190,7 +191,7 @@ def compute_features(
         items = [(file, digest not in stored) for digest, file in reversed(unique.items())]
         batches = [items[start : start + batch_size] for start in range(0, len(items), batch_size)][number::n_processes]
         batches = [batch for batch in batches if any(missing for _, missing in batch)]
-        return _append(tower, _Batches(batches, tower, config.mapping), target / part, config, workers)
+        return _append(tower, _Batches(batches, tower, config.gray_mapping), target / part, config, workers)
 
 
 def read_features(tower: Tower, paths: Sequence[Path], folder: str | Path, config: FeatureConfig) -> FeatureStore:
@@ -207,10 +208,10 @@ def open_features(store: str | Path, paths: Sequence[Path]) -> FeatureStore:
     """
     try:
         meta = json.loads((Path(store) / "meta.json").read_text(encoding="utf-8"))
-        names = ("keep", "average", "dtype", "mapping")
+        names = ("keep", "average", "dtype", "gray_mapping")
         config = FeatureConfig(layers=tuple(meta["layers"]) if meta["layers"] else None, **{n: meta[n] for n in names})
     except (OSError, ValueError, KeyError) as error:
-        raise ValueError(
+        raise RadDraftError(
             f"{store} is no feature store, as `raddraft features` names it when it is done: {error}"
         ) from error
     return _read(Path(store), meta, config, paths)
@@ -274,7 +275,7 @@ def describe(tower: Tower, config: FeatureConfig) -> dict[str, Any]:
         "weights": weights_digest(tower.model),
         "model": [type(tower.model).__name__, _settings(tower.model.config)],
         "processor": [type(processor).__name__, json.loads(processor.to_json_string())],
-        "mapping": config.mapping,
+        "gray_mapping": config.gray_mapping,
         "keep": config.keep,
         "layers": list(config.layers) if config.layers else None,
         "average": config.average,
@@ -321,10 +322,12 @@ def _append(tower: Tower, batches: _Batches, part: Path, config: FeatureConfig, 
             vectors = _vectors(tower, batch.pixels, config)[batch.missing].cpu()  # waits for a GPU
             computed.tower_seconds += time.perf_counter() - tower_started
             if not vectors.isfinite().all():
-                raise ValueError(f"{tower.name} gives values that are not finite")
+                raise RadDraftError(f"{tower.name} gives values that are not finite")
             kept = vectors.to(getattr(torch, config.dtype))
             if not kept.isfinite().all():
-                raise ValueError(f"{tower.name} gives values that {config.dtype} cannot hold; keep bfloat16 or float32")
+                raise RadDraftError(
+                    f"{tower.name} gives values that {config.dtype} cannot hold; keep bfloat16 or float32"
+                )
             features.write(kept.contiguous().view(torch.uint8).numpy().tobytes())
             features.flush()
             index.write("".join(json.dumps(digest) + "\n" for digest in batch.digests))
@@ -348,8 +351,8 @@ class _Batch:
 class _Batches(Dataset):
     """Batches of (file, whether its features are missing), prepared in workers."""
 
-    def __init__(self, batches: list[list[tuple[File, bool]]], tower: Tower, mapping: str) -> None:
-        self.batches, self.processor, self.mapping = batches, tower.processor, mapping
+    def __init__(self, batches: list[list[tuple[File, bool]]], tower: Tower, gray_mapping: str) -> None:
+        self.batches, self.processor, self.gray_mapping = batches, tower.processor, gray_mapping
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -376,15 +379,15 @@ class _Batches(Dataset):
         )
 
     def _prepare(self, file: File) -> torch.Tensor:
-        pixels = prepare_pixels(self.processor, file.path, self.mapping)
+        pixels = prepare_pixels(self.processor, file.path, self.gray_mapping)
         if _state(file.path) != file.state:
             raise ImageError(f"{file.path}: has changed while it was read; start again")
         return pixels
 
 
-def prepare_pixels(image_processor: Any, path: Path, mapping: str) -> torch.Tensor:
+def prepare_pixels(image_processor: Any, path: Path, gray_mapping: str) -> torch.Tensor:
     """An image file as the tower gets it: [3, H, W]."""
-    image = load_image(path, mapping=mapping).convert("RGB")  # type: ignore[arg-type]
+    image = load_image(path, gray_mapping=gray_mapping).convert("RGB")  # type: ignore[arg-type]
     # One picture is too little work to share: handing it to several threads took ten times as long on two cores.
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)

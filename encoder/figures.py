@@ -19,6 +19,7 @@ import torch
 from torch.nn.functional import normalize
 
 from encoder.timm_folder import plain_processor
+from raddraft.errors import RadDraftError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -118,7 +119,7 @@ def similarity_map(patches: torch.Tensor, point: Sequence[float]) -> torch.Tenso
 def check_point(point: Sequence[float]) -> None:
     """Raise ValueError unless `point` is two fractions of a picture's width and height."""
     if len(point) != 2 or not all(0 <= value <= 1 for value in point):
-        raise ValueError(
+        raise RadDraftError(
             f"Point {' '.join(map(str, point))} is not in the picture: it takes two numbers from 0 to 1, the fractions "
             f"of its width (from the left) and height (from the top)"
         )

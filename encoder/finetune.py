@@ -31,6 +31,7 @@ from encoder.fitting import (
 )
 from encoder.targets import Kind, Target
 from encoder.tower import Tower
+from raddraft.errors import RadDraftError
 
 
 def descend(x: Tensor, target: Target, config: ProbeConfig) -> Scores:
@@ -88,7 +89,9 @@ def attend(store: FeatureStore, target: Target, config: ProbeConfig) -> Scores:
     return _train_all(lambda: _Head(mean, sd, len(target.names), True), patches, target, config)
 
 
-def finetune(tower: Tower, n_blocks: int, target: Target, config: ProbeConfig, mapping: str = "window") -> ProbeResult:
+def finetune(
+    tower: Tower, n_blocks: int, target: Target, config: ProbeConfig, gray_mapping: str = "window"
+) -> ProbeResult:
     """Train the last blocks of a tower, by AdamW, together with a linear probe behind them, and measure that.
 
     Everything else, a last LayerNorm too, stays as it is. Each seed starts from the tower as it came; in the end the
@@ -99,7 +102,7 @@ def finetune(tower: Tower, n_blocks: int, target: Target, config: ProbeConfig, m
         n_blocks: how many of its last blocks train.
         target: images that can be read.
         config: solver adamw, one weight decay.
-        mapping: of grey values; see `encoder.images.load_image`.
+        gray_mapping: of grey values; see `raddraft.images.load_image`.
 
     Raises:
         ValueError: another solver, several weight decays, no plain vision transformer, or fewer blocks.
@@ -107,17 +110,19 @@ def finetune(tower: Tower, n_blocks: int, target: Target, config: ProbeConfig, m
     """
     started = time.perf_counter()
     if config.solver != "adamw" or len(config.decays) != 1:
-        raise ValueError(f"Fine-tuning takes solver 'adamw' and one weight decay, not {config.solver} {config.decays}")
+        raise RadDraftError(
+            f"Fine-tuning takes solver 'adamw' and one weight decay, not {config.solver} {config.decays}"
+        )
     stacks = [module for module in tower.model.modules() if isinstance(module, nn.ModuleList)] if tower.is_plain else []
     blocks = list(max(stacks, key=len, default=()))
     if not 0 < n_blocks <= len(blocks):
-        raise ValueError(f"{n_blocks} blocks of {tower.name} cannot train: it has {len(blocks)} that can")
+        raise RadDraftError(f"{n_blocks} blocks of {tower.name} cannot train: it has {len(blocks)} that can")
     chosen = [parameter for block in blocks[-n_blocks:] for parameter in block.parameters()]
     before = [parameter.detach().clone() for parameter in chosen]
     asked = [(parameter, parameter.requires_grad) for parameter in tower.model.parameters()]
 
     def pixels(rows: Tensor) -> Tensor:
-        return torch.stack([prepare_pixels(tower.processor, target.paths[row], mapping) for row in rows])
+        return torch.stack([prepare_pixels(tower.processor, target.paths[row], gray_mapping) for row in rows])
 
     def fit(part: Target) -> Scores:
         with torch.no_grad():

@@ -15,8 +15,9 @@ from torch.nn import functional
 
 from encoder import measures
 from encoder.measures import Measured
-from encoder.studies import SPLITS
 from encoder.targets import Kind, Target
+from raddraft.errors import RadDraftError
+from raddraft.studies import SPLITS
 
 Pooling = Literal["class", "mean", "both", "attention"]
 
@@ -62,9 +63,9 @@ class ProbeConfig:
 
     def __post_init__(self) -> None:
         if self.pooling == "attention" and self.solver != "adamw":
-            raise ValueError(f"pooling 'attention' is learnt: it takes solver 'adamw', not {self.solver!r}")
+            raise RadDraftError(f"pooling 'attention' is learnt: it takes solver 'adamw', not {self.solver!r}")
         if self.solver == "lbfgs" and min(self.decays) <= 0:
-            raise ValueError(f"L-BFGS takes weight decays above 0, not {min(self.decays)}: there may be no optimum")
+            raise RadDraftError(f"L-BFGS takes weight decays above 0, not {min(self.decays)}: there may be no optimum")
 
     @property
     def decays(self) -> tuple[float, ...]:
@@ -109,7 +110,7 @@ def choose_and_measure(
     """Fit what varies in train, choose the weight decay on val, measure on test."""
     n = {split: int((target.splits == split).sum()) for split in SPLITS}
     if not n["train"]:
-        raise ValueError(f"There is no train image with labels and features to fit a probe on: {n}")
+        raise RadDraftError(f"There is no train image with labels and features to fit a probe on: {n}")
     unfit = target.constant
     fitted = np.array([name not in unfit for name in target.names])
     notes = [*target.notes, *(f"{name}: {why}" for name, why in unfit.items())]
@@ -139,7 +140,7 @@ def _choose(found: Scores, target: Target, config: ProbeConfig) -> float:
     val = target.splits == "val"
     loss = {decay: np.mean([_loss(target, scores, val) for scores in seeds]) for decay, seeds in found.items()}
     if np.isnan(list(loss.values())).any():
-        raise ValueError(
+        raise RadDraftError(
             f"The weight decay cannot be chosen from {config.decays}: no {', '.join(target.names)} can be scored on "
             f"the {val.sum()} images of val; give one weight decay"
         )

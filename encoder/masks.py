@@ -18,7 +18,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 from PIL import Image, ImageDraw, UnidentifiedImageError
 
-from encoder.studies import write_whole
+from raddraft.errors import RadDraftError
+from raddraft.files import write_whole
 
 Offsets = Literal["relative", "absolute"]
 Vertices = Literal["edges", "centres"]
@@ -32,7 +33,7 @@ STILL = ("ToTensor", "MaybeToTensor", "MaybePILToTensor", "Normalize")
 """Steps of timm's eval transforms that move nothing."""
 
 
-class MaskError(ValueError):
+class MaskError(RadDraftError):
     """A mask cannot be read or does not fit its picture; the message names what is wrong."""
 
 
@@ -198,7 +199,9 @@ def processor_geometry(processor: Any, size: tuple[int, int]) -> Geometry:
     if hasattr(processor, "val_transforms"):
         return _timm_geometry(processor, size)
     if not hasattr(processor, "do_resize"):
-        raise ValueError(f"Masks cannot follow a {type(processor).__name__}: it does not tell how it resizes and crops")
+        raise RadDraftError(
+            f"Masks cannot follow a {type(processor).__name__}: it does not tell how it resizes and crops"
+        )
     black = Image.new("RGB", (size[1], size[0]))
 
     def processed(**options: bool) -> tuple[int, int]:
@@ -222,7 +225,7 @@ def _timm_geometry(processor: Any, size: tuple[int, int]) -> Geometry:
     moved = [type(step).__name__ for step in rest if type(step).__name__ not in STILL]
     if not isinstance(resize, Resize | ResizeKeepRatio) or not isinstance(crop, CenterCrop) or moved:
         steps = ", ".join(type(step).__name__ for step in processor.val_transforms.transforms)
-        raise ValueError(f"Masks cannot follow timm's {steps}: only a resize and a CenterCrop can be followed")
+        raise RadDraftError(f"Masks cannot follow timm's {steps}: only a resize and a CenterCrop can be followed")
     picture = resize(Image.new("RGB", (size[1], size[0])))
     resized, final = picture.size[::-1], crop(picture).size[::-1]
     # torchvision's own rounding of half pixels, to the even number.

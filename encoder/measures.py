@@ -10,17 +10,17 @@ images are sorted by score once, and cumulative sums of the weights give the cur
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from raddraft.errors import RadDraftError
+from raddraft.stats import draw, interval
+
 Metric = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 """(truth [n], scores or predictions [n], weights [R, n]) -> values [R], NaN where undefined."""
-
-AT_A_TIME = 2_000_000
-"""Weights that are held at once: some 16 MB for each of the arrays made of them."""
 
 
 def auroc(truth: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -122,7 +122,9 @@ def measure(
         ValueError: lengths that differ, or a prediction that is not finite.
     """
     if not len(truth) == len(predicted) == len(subjects):
-        raise ValueError(f"{len(truth)} truths, {len(predicted)} predictions and {len(subjects)} subjects do not fit")
+        raise RadDraftError(
+            f"{len(truth)} truths, {len(predicted)} predictions and {len(subjects)} subjects do not fit"
+        )
     regression = metric in REGRESSION
     known = ~np.isnan(truth)
     there = truth[known].astype(float)
@@ -133,23 +135,11 @@ def measure(
         return Measured(Estimate(None, None, None, n, n_positive, reason=reason), np.full(n_resamples, np.nan), sample)
     kept = predicted[known].astype(float)
     if not np.isfinite(kept).all():
-        raise ValueError(f"{(~np.isfinite(kept)).sum()} of {n} predictions are not finite")
+        raise RadDraftError(f"{(~np.isfinite(kept)).sum()} of {n} predictions are not finite")
     value = float(metric(there, kept, np.ones((1, n)))[0])
-    chunks = [metric(there, kept, weights[:, known]) for weights in draw_subjects(subjects, n_resamples, seed)]
+    chunks = [metric(there, kept, weights[:, known]) for weights in draw(np.asarray(subjects, str), n_resamples, seed)]
     resamples = np.concatenate(chunks) if chunks else np.empty(0)
     return Measured(Estimate(value, *_percentiles(resamples), n, n_positive), resamples, sample)
-
-
-def draw_subjects(subjects: Sequence[str] | np.ndarray, n_resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """How often the subject of each image is drawn, for some resamples at a time: [r, n]."""
-    unique, index = np.unique(np.asarray(subjects, str), return_inverse=True)
-    generator = np.random.default_rng(seed)
-    at_a_time = max(1, AT_A_TIME // len(index))
-    for start in range(0, n_resamples, at_a_time):
-        rows = min(at_a_time, n_resamples - start)
-        drawn = generator.integers(0, len(unique), (rows, len(unique))) + np.arange(rows)[:, None] * len(unique)
-        counts = np.bincount(drawn.ravel(), minlength=rows * len(unique)).reshape(rows, -1).astype(float)
-        yield counts[:, index]
 
 
 def macro(parts: Mapping[str, Measured]) -> Measured:
@@ -282,11 +272,8 @@ def _undefined(truth: np.ndarray, metric: Metric) -> str | None:
 
 
 def _percentiles(resamples: np.ndarray) -> tuple[float | None, float | None]:
-    defined = resamples[~np.isnan(resamples)]
-    if not len(defined):
-        return None, None
-    low, high = np.quantile(defined, [0.025, 0.975])
-    return float(low), float(high)
+    bounds = interval(resamples)
+    return (bounds.low, bounds.high) if bounds else (None, None)
 
 
 def _mean(parts: Sequence[Measured], reason: str | None) -> Measured:

@@ -19,31 +19,30 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from encoder.augment import Views
 from encoder.dino import Dino, parameter_groups
 from encoder.features import FeatureConfig, digest_files, store_features
-from encoder.files import cut_log, whole_folder
 from encoder.fitting import ProbeConfig
-from encoder.images import ImageError, load_image
 from encoder.probe import run_probe
 from encoder.recipe import PretrainConfig, Watch, load_head, load_start
 from encoder.resize import SOURCE
-from encoder.sharding import (
+from encoder.stream import Collate, Order, ViewDataset, load_batches
+from encoder.targets import Target, TargetSpec, make_target
+from encoder.tower import Tower
+from raddraft.errors import DivergedError, RadDraftError
+from raddraft.files import whole_folder, write_whole
+from raddraft.images import ImageError, load_image
+from raddraft.processes import (
     WAIT,
     check_launch,
     clip_gradients,
     gather,
-    load_run_state,
-    load_tensors,
     prepare_model,
-    run_state,
 )
-from encoder.stream import Collate, Order, ViewDataset, load_batches
-from encoder.studies import Study, StudyImage, write_whole
-from encoder.targets import Target, TargetSpec, make_target
-from encoder.tower import Tower
+from raddraft.runs import RunFolder
+from raddraft.studies import Study, StudyImage
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -80,7 +79,7 @@ def pretrain(sources: Sequence[Sequence[Study]], labelled: Sequence[Study], out:
     n_processes = accelerator.num_processes
     n_micro = _count_micro_batches(config, n_processes)
     if not all(paths):
-        raise ValueError("A manifest has no image in its train split")
+        raise RadDraftError("A manifest has no image in its train split")
     counts = ", ".join(str(len(part)) for part in paths)
     accelerator.print(f"images by manifest: {counts}; on {n_processes} processes")
     set_seed(config.seed)
@@ -94,7 +93,7 @@ def pretrain(sources: Sequence[Sequence[Study]], labelled: Sequence[Study], out:
     masked = config.objective.mask_probability if config.objective.ibot_weight else 0.0
     collate = Collate((side, side), masked, config.objective.mask_ratio)
     views = Views(config.views, processor.image_mean, processor.image_std)
-    dataset = ViewDataset([path for part in paths for path in part], views, config.mapping)
+    dataset = ViewDataset([path for part in paths for path in part], views, config.gray_mapping)
     order = Order([len(part) for part in paths], config.weights, config.batch_size, config.seed)
     if config.calibrate and not run.newest:
         model.to(accelerator.device)
@@ -107,7 +106,10 @@ def pretrain(sources: Sequence[Sequence[Study]], labelled: Sequence[Study], out:
     groups = parameter_groups(model, config.layer_decay, config.patch_embed_lr)
     optimizer = accelerator.prepare(torch.optim.AdamW(groups, lr=config.peak_lr))
     torch.manual_seed(config.seed + accelerator.process_index)  # drop path differs between processes
-    step = run.resume(model, optimizer)
+    step = run.read_progress().get("step", 0)
+    run.resume(lambda row: row["step"] <= step)
+    run.restore(model)
+    run.restore(model, optimizer)
     batches = load_batches(
         dataset,
         order,
@@ -149,7 +151,7 @@ def pretrain(sources: Sequence[Sequence[Study]], labelled: Sequence[Study], out:
         numbers = dict(zip(names, means, strict=True))
         if not math.isfinite(numbers["loss"]):
             broken = [name for name, value in numbers.items() if name != "loss" and not math.isfinite(value)]
-            raise FloatingPointError(
+            raise DivergedError(
                 f"The loss is {numbers['loss']} at step {step + 1} (by {', '.join(broken) or 'overflow'}; lr "
                 f"{now['lr']:.3g}); the last good checkpoint is {run.newest}. Try a lower base_lr"
             )
@@ -172,11 +174,11 @@ def pretrain(sources: Sequence[Sequence[Study]], labelled: Sequence[Study], out:
             if accelerator.is_main_process:
                 tower = run.teacher(weights)
                 found = watch_tower(tower, watches, config, out / "watch")
-                draw_tower(tower, drawn, out / "pictures" / f"step-{step:07d}.png", config.mapping)
+                draw_tower(tower, drawn, out / "pictures" / f"step-{step:07d}.png", config.gray_mapping)
                 run.keep(step, found, tower, weights)
             accelerator.wait_for_everyone()
         if step % config.save_every == 0 or step == config.steps:
-            run.save(step, model, optimizer)
+            run.save(f"step-{step:09d}", model.state_dict().items(), {"step": step}, optimizer)
     bar.close()
     if accelerator.is_main_process:  # `compare` warns of a tower that has seen test images
         seen = digest_files([path for part in paths for path in part], out / "watch", config.workers)
@@ -200,62 +202,20 @@ def _count_micro_batches(config: PretrainConfig, n_processes: int) -> int:
     """Micro-batches of one process in a step."""
     share, rest = divmod(config.batch_size, n_processes)
     if rest or share % min(share, config.micro_batch_size):
-        raise ValueError(
+        raise RadDraftError(
             f"batch_size {config.batch_size} on {n_processes} processes does not divide into micro-batches of "
             f"{config.micro_batch_size}"
         )
     return max(1, share // config.micro_batch_size)
 
 
-class Run:
-    """The run folder: log, checkpoints that a killed run goes on from, and the best teacher so far.
-
-    A checkpoint is written under a temporary name and renamed, and the one before it is removed only then.
-    """
+class Run(RunFolder):
+    """The run folder with the best teacher so far."""
 
     def __init__(self, folder: Path, accelerator: Accelerator, start: Tower) -> None:
-        self.folder, self.accelerator, self.start = folder, accelerator, start
+        super().__init__(folder, accelerator)
+        self.start = start
         self.unreadable: set[str] = set()
-        self._checkpoints = folder / "checkpoints"
-        if accelerator.is_main_process:
-            self._checkpoints.mkdir(parents=True, exist_ok=True)
-        accelerator.wait_for_everyone()
-
-    @property
-    def newest(self) -> Path | None:
-        """The newest checkpoint, or None."""
-        return max(self._checkpoints.glob("step-*"), default=None)
-
-    def resume(self, model: Dino, optimizer: Any) -> int:
-        """Load the newest checkpoint and return its step; log lines of steps that will be done again are cut off."""
-        newest = self.newest
-        step = int(newest.name.removeprefix("step-")) if newest else 0
-        if self.accelerator.is_main_process:
-            cut_log(self.folder / "log.jsonl", lambda row: row["step"] <= step)
-        if newest:
-            self.accelerator.print(f"resuming from {newest}")
-            load_tensors(model, load_file(newest / "model.safetensors"))
-            load_run_state(torch.load(newest / "state.pt", weights_only=True), self.accelerator, optimizer)
-        return step
-
-    def save(self, step: int, model: Dino, optimizer: Any) -> None:
-        """Write a checkpoint: weights of student and teacher, centres, optimizer, random states."""
-        weights, state = gather(model.state_dict().items(), self.accelerator), run_state(self.accelerator, optimizer)
-        if self.accelerator.is_main_process:
-            old = list(self._checkpoints.glob("step-*"))
-            with whole_folder(self._checkpoints / f"step-{step:09d}") as temporary:
-                save_file(weights, temporary / "model.safetensors")
-                torch.save(state, temporary / "state.pt")
-            for checkpoint in old:
-                shutil.rmtree(checkpoint)
-        self.accelerator.wait_for_everyone()
-
-    def log(self, row: dict[str, Any]) -> None:
-        """Append a line to log.jsonl and report it to the trackers."""
-        self.accelerator.log({name: value for name, value in row.items() if name != "step"}, step=row["step"])
-        if self.accelerator.is_main_process:
-            with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
 
     def log_probes(self, step: int, found: dict[str, float]) -> float:
         """Log what the probes found, and return their mean."""
@@ -295,7 +255,7 @@ def _val_target(studies: Sequence[Study], watch: Watch) -> Target:
     wanted = [study for study in studies if watch.sources is None or study.source in watch.sources]
     target = make_target(wanted, TargetSpec(watch.kind, tuple(watch.targets)))
     if missing := {"train", "val"} - set(target.splits.tolist()):
-        raise ValueError(f"watch {watch.name}: there is no labelled image in {', '.join(sorted(missing))}")
+        raise RadDraftError(f"watch {watch.name}: there is no labelled image in {', '.join(sorted(missing))}")
     target = target.keep(target.splits != "test")
     return replace(target, splits=np.where(target.splits == "val", "test", target.splits))
 
@@ -311,27 +271,29 @@ def watch_tower(
     found: dict[str, float] = {}
     if not paths:
         return found
-    store, _ = store_features(tower, paths, folder, FeatureConfig(mapping=config.mapping), workers=config.workers)
+    store, _ = store_features(
+        tower, paths, folder, FeatureConfig(gray_mapping=config.gray_mapping), workers=config.workers
+    )
     for watch, target in watches:
         decays = (watch.weight_decay,) if watch.solver == "lbfgs" else None
         settings = ProbeConfig("both", watch.solver, decays, resamples=1)
         measured = run_probe(store, target, settings).measures["macro"]
         estimate = measured["r2" if watch.kind == "regression" else "auroc"].estimate
         if estimate.value is None:
-            raise ValueError(f"watch {watch.name}: val cannot be measured, since {estimate.reason}")
+            raise RadDraftError(f"watch {watch.name}: val cannot be measured, since {estimate.reason}")
         found[watch.name] = estimate.value
     shutil.rmtree(store.folder)
     return found
 
 
-def draw_tower(tower: Tower, paths: Sequence[Path], out: Path, mapping: Any) -> None:
+def draw_tower(tower: Tower, paths: Sequence[Path], out: Path, gray_mapping: Any) -> None:
     """Feature maps of some images as one PNG; nothing where no image can be read."""
     from encoder.figures import draw, look
 
     pictures = []
     for path in paths:
         try:
-            pictures.append((path.name, load_image(path, mapping)))
+            pictures.append((path.name, load_image(path, gray_mapping)))
         except (ImageError, OSError):
             continue
     if not pictures:

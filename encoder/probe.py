@@ -33,6 +33,7 @@ from encoder.fitting import (
     sum_losses,
 )
 from encoder.targets import Kind, Target
+from raddraft.errors import RadDraftError
 
 
 def run_probe(store: FeatureStore, target: Target, config: ProbeConfig | None = None) -> ProbeResult:
@@ -230,7 +231,7 @@ def learning_curve(
         order = np.random.default_rng(seed).permutation(subjects)
         for fraction in sorted(fractions):
             if not 0 < fraction <= 1:
-                raise ValueError(f"A fraction of the train subjects lies in (0, 1], not at {fraction}")
+                raise RadDraftError(f"A fraction of the train subjects lies in (0, 1], not at {fraction}")
             chosen = order[: math.ceil(fraction * len(order))]
             part = target.keep(~train | np.isin(target.subjects, chosen))
             points.append(CurvePoint(fraction, seed, len(chosen), run_probe(store, part, config)))

@@ -15,6 +15,8 @@ from encoder.augment import ViewConfig
 from encoder.dino import Dino, DinoConfig, cosine
 from encoder.tower import Tower
 from encoder.towers import load_tower
+from raddraft.errors import RadDraftError
+from raddraft.studies import GrayMapping
 
 
 @dataclass
@@ -112,8 +114,8 @@ class PretrainConfig:
     """Share of the subjects that is used, chosen by the seed."""
     weights: list[float] | None = None
     """Shares of the manifests in each step; by default every image is seen once an epoch."""
-    mapping: Literal["window", "minmax", "percentile"] = "minmax"
-    """How grey values of the files are mapped to 0..1; see `encoder.images`. RAD-DINO's is min-max."""
+    gray_mapping: GrayMapping = "minmax"
+    """How grey values of the files are mapped to 0..1; see `raddraft.images`. RAD-DINO's is min-max."""
     watch: tuple[Watch, ...] = ()  # no list: see `stages` in generator/train.py
     """Probes along the way; their mean chooses the checkpoint. None: the last one is kept."""
     watch_every: int = 2500
@@ -133,13 +135,15 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         if not 0 < self.fraction <= 1:
-            raise ValueError(f"fraction must be above 0 and at most 1, got {self.fraction}")
+            raise RadDraftError(f"fraction must be above 0 and at most 1, got {self.fraction}")
         if self.head and self.calibrate:
-            raise ValueError("calibrate is for new heads; leave it out, or `head`")
+            raise RadDraftError("calibrate is for new heads; leave it out, or `head`")
         if (self.tower is None) == (self.architecture is None):
-            raise ValueError("Name either a tower to start from or, with `tower: null`, an architecture to start anew")
+            raise RadDraftError(
+                "Name either a tower to start from or, with `tower: null`, an architecture to start anew"
+            )
         if self.steps < 1 or min(self.batch_size, self.micro_batch_size, self.watch_every, self.save_every) < 1:
-            raise ValueError(f"steps, batch sizes and intervals must be at least 1, got {self}")
+            raise RadDraftError(f"steps, batch sizes and intervals must be at least 1, got {self}")
 
     @property
     def peak_lr(self) -> float:
@@ -180,7 +184,9 @@ def load_start(config: PretrainConfig) -> Tower:
     patch = backbone.config.patch_size
     for name in ("global_size", "local_size"):
         if getattr(config.views, name) % patch:
-            raise ValueError(f"views.{name} {getattr(config.views, name)} is not a multiple of the patch size {patch}")
+            raise RadDraftError(
+                f"views.{name} {getattr(config.views, name)} is not a multiple of the patch size {patch}"
+            )
     size = config.views.global_size
     processor = BitImageProcessor(
         size={"shortest_edge": size}, crop_size={"height": size, "width": size}, image_mean=mean, image_std=std
@@ -213,7 +219,7 @@ def _with_drop_path(model: Any, config: PretrainConfig) -> Any:
 
     settings = model.config
     if settings.model_type not in ("dinov2", "dinov2_with_registers"):
-        raise ValueError(
+        raise RadDraftError(
             f"Pre-training takes DINOv2 towers, with or without registers; this is {settings.model_type!r}"
         )
     settings.drop_path_rate, settings.use_mask_token = config.drop_path, True
@@ -235,4 +241,4 @@ def load_head(model: Dino, path: Path) -> None:
         try:
             network["head"].load_state_dict(weights)
         except RuntimeError as error:
-            raise ValueError(f"{path} does not fit the DINO head: {' '.join(str(error).split())}") from error
+            raise RadDraftError(f"{path} does not fit the DINO head: {' '.join(str(error).split())}") from error

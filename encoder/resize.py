@@ -23,10 +23,11 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
-from encoder.files import digest_file
-from encoder.images import ImageError, ImageWarning, PixelMapping, load_grey
 from encoder.masks import Geometry, MaskError, load_mask, prepare_mask, write_mask
-from encoder.studies import Study, StudyImage, read_studies, write_studies, write_whole
+from raddraft.errors import RadDraftError
+from raddraft.files import digest_file, write_whole
+from raddraft.images import GrayMapping, ImageError, ImageWarning, load_gray
+from raddraft.studies import Study, StudyImage, read_studies, write_studies
 
 MADE_OF = "raddraft-made-of"
 """Text in a PNG: SHA-256 of the files that it and its masks were made from."""
@@ -43,17 +44,17 @@ class ResizeConfig:
     """Shorter side in pixels. Pictures are made larger, too, where they are smaller than that."""
     bits: int = 8
     """Of a grey value in the PNG: 8 as RAD-DINO has it, or 16 where the pictures have more and shall keep it."""
-    mapping: PixelMapping = "minmax"
+    gray_mapping: GrayMapping = "minmax"
     """How pixel values become grey values, see encoder/images.py. minmax is taken after resizing: a full scale."""
 
     def __post_init__(self) -> None:
         if self.size < 8:
-            raise ValueError(f"size must be at least 8 pixels, got {self.size}")
+            raise RadDraftError(f"size must be at least 8 pixels, got {self.size}")
         if self.bits not in (8, 16):
-            raise ValueError(f"Unknown number of bits {self.bits}. Choices: 8, 16")
-        if self.bits == 16 and self.mapping != "minmax":
-            raise ValueError(
-                f"16 bits go with minmax only, since such files are stretched when read, not {self.mapping}"
+            raise RadDraftError(f"Unknown number of bits {self.bits}. Choices: 8, 16")
+        if self.bits == 16 and self.gray_mapping != "minmax":
+            raise RadDraftError(
+                f"16 bits go with minmax only, since such files are stretched when read, not {self.gray_mapping}"
             )
 
 
@@ -129,7 +130,7 @@ def resize_studies(
     config = config or ResizeConfig()
     studies, out = Path(studies).absolute(), Path(out).absolute()
     if out.resolve() == studies.parent.resolve():
-        raise ValueError(f"{out}: is the manifest's own folder; choose another one for the resized pictures")
+        raise RadDraftError(f"{out}: is the manifest's own folder; choose another one for the resized pictures")
     manifest = read_studies(studies)
     _claim(out, config)
     pictures = _plan(manifest, studies.parent, out)
@@ -148,7 +149,7 @@ def resize_studies(
     if small := [moved for study in manifest if (moved := _move(study, done)).images]:
         write_studies(resized.manifest, small)
         return resized
-    raise ValueError(f"No picture of {studies} can be read: {'; '.join(resized.errors[:3])}")
+    raise RadDraftError(f"No picture of {studies} can be read: {'; '.join(resized.errors[:3])}")
 
 
 def _claim(out: Path, config: ResizeConfig) -> None:
@@ -160,7 +161,7 @@ def _claim(out: Path, config: ResizeConfig) -> None:
             f"{name} was {before.get(name)!r}, now {now[name]!r}" for name in now if before.get(name) != now[name]
         ]
         if changes:
-            raise ValueError(
+            raise RadDraftError(
                 f"{out} holds pictures made with another config: {', '.join(changes)}; choose another --out"
             )
     with write_whole(record) as temporary:
@@ -186,7 +187,7 @@ def _plan(manifest: list[Study], root: Path, out: Path) -> list[_Picture]:
     for picture in pictures.values():
         for source, place in {picture.source: picture.target, **picture.masks}.items():
             if (other := sources.setdefault(place, source)) != source:
-                raise ValueError(f"{other} and {source} would both become {place}; rename one of them")
+                raise RadDraftError(f"{other} and {source} would both become {place}; rename one of them")
     return list(pictures.values())
 
 
@@ -200,11 +201,11 @@ def _resize(picture: _Picture, config: ResizeConfig) -> _Picture:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ImageWarning)
         try:
-            values = load_grey(picture.source, config.mapping)
+            values = load_gray(picture.source, config.gray_mapping)
         except ImageError as error:
             return replace(picture, masks={}, state="broken", errors=[str(error)])
     small = resize_grey(values, config.size)
-    if config.mapping == "minmax":
+    if config.gray_mapping == "minmax":
         small = (small - small.min()) / max(float(np.ptp(small)), 1e-6)
     levels = np.rint(small.clip(0, 1) * (2**config.bits - 1)).astype(np.uint8 if config.bits == 8 else np.uint16)
     with write_whole(picture.target) as temporary:

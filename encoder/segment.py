@@ -24,9 +24,11 @@ from torch import nn
 from torch.nn import functional
 
 from encoder.features import FeatureStore
-from encoder.images import ImageError, ImageWarning, load_image
 from encoder.masks import Geometry, MaskError, load_mask, prepare_mask, processor_geometry, restore_mask
-from encoder.studies import SPLITS, Study, StudyImage
+from raddraft.errors import RadDraftError
+from raddraft.images import ImageError, ImageWarning, load_image
+from raddraft.stats import draw
+from raddraft.studies import SPLITS, Study, StudyImage
 
 HeadName = Literal["linear", "upernet", "vitdet"]
 Grid = Literal["input", "picture"]
@@ -63,16 +65,16 @@ class SegmentConfig:
     def __post_init__(self) -> None:
         for value, choices, what in ((self.head, HeadName, "head"), (self.grid, Grid, "grid")):
             if value not in get_args(choices):
-                raise ValueError(f"Unknown {what} {value!r}. Choices: {', '.join(get_args(choices))}")
+                raise RadDraftError(f"Unknown {what} {value!r}. Choices: {', '.join(get_args(choices))}")
         if not self.structures or len(set(self.structures)) < len(self.structures):
-            raise ValueError(f"structures must be one or more different names, got {list(self.structures)}")
+            raise RadDraftError(f"structures must be one or more different names, got {list(self.structures)}")
         if "mean" in self.structures:
-            raise ValueError("A structure cannot be called 'mean': 'mean' names the mean over structures")
+            raise RadDraftError("A structure cannot be called 'mean': 'mean' names the mean over structures")
         if not self.seeds:
-            raise ValueError("seeds must be one or more numbers, got none")
+            raise RadDraftError("seeds must be one or more numbers, got none")
         for name, least in (("epochs", 1), ("batch_size", 3), ("channels", 1), ("resamples", 1)):
             if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+                raise RadDraftError(f"{name} must be at least {least}, got {getattr(self, name)}")
 
 
 @dataclass
@@ -166,7 +168,7 @@ def segment(
     for split, least in (("train", 2), ("val", 1), ("test", 1)):
         if len(examples[split]) < least:
             reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items()) or "none"
-            raise ValueError(
+            raise RadDraftError(
                 f"Split {split!r} has {len(examples[split])} images with features and masks of "
                 f"{', '.join(config.structures)}, and needs {least}; left out in all: {reasons}"
             )
@@ -315,8 +317,7 @@ def resample(values: np.ndarray, subjects: Sequence[str], resamples: int, seed: 
     names, owner = np.unique(subjects, return_inverse=True)
     sums = np.zeros((len(names), values.shape[1] + 2))
     np.add.at(sums, owner, np.column_stack([values, values.mean(1), np.ones(len(values))]))
-    draws = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), resamples)
-    totals = draws @ sums  # [resamples, S + 2], the number of images last
+    totals = np.concatenate([counts @ sums for counts in draw(names, resamples, seed)])  # [R, S + 2], images last
     return totals[:, :-1] / totals[:, -1:]
 
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -20,7 +19,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from encoder.augment import Views, block_masks
-from encoder.images import ImageError, load_grey
+from raddraft.errors import RadDraftError
+from raddraft.images import ImageError, load_gray
+from raddraft.studies import GrayMapping
 
 MASK_GROUP = 4
 """Images whose crops share the strata of mask ratios; a process's micro-batch should be a multiple of it."""
@@ -61,7 +62,9 @@ class Order:
 
     def __init__(self, sizes: Sequence[int], weights: Sequence[float] | None, batch_size: int, seed: int) -> None:
         if weights is not None and (len(weights) != len(sizes) or min(weights) < 0 or sum(weights) <= 0):
-            raise ValueError(f"Need a weight of at least 0 for each of the {len(sizes)} sources, got {list(weights)}")
+            raise RadDraftError(
+                f"Need a weight of at least 0 for each of the {len(sizes)} sources, got {list(weights)}"
+            )
         self.sizes = list(sizes) if weights is not None else [sum(sizes)]
         self.shares = np.array(weights if weights is not None else [1.0], dtype=float)
         self.shares /= self.shares.sum()
@@ -109,10 +112,10 @@ class Item:
 class ViewDataset(Dataset):
     """Views of images; one that cannot be read is replaced by the next that can."""
 
-    def __init__(self, paths: Sequence[Path], views: Views, mapping: Literal["window", "minmax", "percentile"]) -> None:
+    def __init__(self, paths: Sequence[Path], views: Views, gray_mapping: GrayMapping) -> None:
         # One array: of a list, workers would copy a million paths by counting references to them.
         self.paths = np.array([os.fsencode(path) for path in paths])
-        self.views, self.mapping = views, mapping
+        self.views, self.gray_mapping = views, gray_mapping
 
     def __getitem__(self, item: Item) -> tuple[Item, Tensor, Tensor, list[str]]:
         """The item, its global views [2, 1, S, S] and local ones [n, 1, s, s], and sentences on unreadable images.
@@ -124,7 +127,7 @@ class ViewDataset(Dataset):
         for offset in range(100):
             path = Path(os.fsdecode(self.paths[(item.position + offset) % len(self.paths)]))
             try:
-                image = torch.from_numpy(load_grey(path, self.mapping))[None]
+                image = torch.from_numpy(load_gray(path, self.gray_mapping))[None]
             except (ImageError, OSError) as error:
                 errors.append(str(error))
             else:

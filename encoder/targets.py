@@ -18,7 +18,8 @@ from typing import Any, Literal
 import numpy as np
 
 from encoder.features import digest_files
-from encoder.studies import Study, StudyImage
+from raddraft.errors import RadDraftError
+from raddraft.studies import Study, StudyImage
 
 Kind = Literal["multilabel", "multiclass", "regression"]
 
@@ -41,7 +42,7 @@ class TargetSpec:
 
     def __post_init__(self) -> None:
         if not self.names or (self.kind in ("binary", "multiclass") and len(self.names) != 1):
-            raise ValueError(f"A {self.kind} target does not take {len(self.names)} names: {self.names}")
+            raise RadDraftError(f"A {self.kind} target does not take {len(self.names)} names: {self.names}")
 
 
 @dataclass
@@ -88,7 +89,7 @@ def make_target(studies: Sequence[Study], spec: TargetSpec) -> Target:
     split_of: dict[str, str] = {}
     for study in studies:
         if split_of.setdefault(study.subject_id, study.split) != study.split:
-            raise ValueError(
+            raise RadDraftError(
                 f"Subject {study.subject_id!r} is in splits {split_of[study.subject_id]!r} and {study.split!r}"
             )
     rows = [(study, image) for study in studies for image in _images(study, spec.images)]
@@ -149,7 +150,7 @@ def _number(study: Study, name: str, value: Any) -> float:
     if value is None:
         return math.nan
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"Study {study.study_id!r}: {name} is {value!r}, not a number")
+        raise RadDraftError(f"Study {study.study_id!r}: {name} is {value!r}, not a number")
     return float(value)
 
 
@@ -165,7 +166,7 @@ def _classes(values: list[Any], splits: list[str], notes: list[str]) -> tuple[tu
 def _check_known(names: Sequence[str], choices: set[str], what: str, filled: set[str] | None = None) -> None:
     for name in names:
         if name not in (choices if filled is None else filled):
-            raise ValueError(f"No study has the {what} {name!r}. Choices: {', '.join(sorted(choices))}")
+            raise RadDraftError(f"No study has the {what} {name!r}. Choices: {', '.join(sorted(choices))}")
 
 
 def check_leaks(studies: Sequence[Study], hashes: Path | None = None, features: Path | None = None) -> list[str]:
@@ -214,6 +215,8 @@ def _read_hashes(path: Path) -> set[str]:
         if line.strip():
             digest = line.split()[0].lower()
             if not re.fullmatch("[0-9a-f]{64}", digest):
-                raise ValueError(f"{path.name} line {number}: {digest[:80]!r} is no SHA-256 of 64 hexadecimal digits")
+                raise RadDraftError(
+                    f"{path.name} line {number}: {digest[:80]!r} is no SHA-256 of 64 hexadecimal digits"
+                )
             found.add(digest)
     return found

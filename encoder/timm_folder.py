@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from raddraft.errors import RadDraftError
+
 if TYPE_CHECKING:
     from transformers import BaseImageProcessor
 
@@ -28,7 +30,7 @@ def save_timm(state: dict[str, torch.Tensor], architecture: str, out: Path) -> t
 
     if architecture not in timm.list_models():
         similar = ", ".join(timm.list_models(f"*{architecture.split('_')[0]}*")[:8])
-        raise ValueError(f"timm has no architecture {architecture!r}. Similar: {similar or 'none'}")
+        raise RadDraftError(f"timm has no architecture {architecture!r}. Similar: {similar or 'none'}")
     whole: Any = timm.create_model(architecture, pretrained=False)
     settings = dict(whole.pretrained_cfg)
     config = TimmWrapperConfig.from_dict({"architecture": architecture, "num_classes": 0, "model_args": {}})
@@ -59,14 +61,14 @@ def _match(
             note = f"no name is timm's: {len(whole)} entries were taken in their order, every shape fits"
             return dict(zip(whole, state.values(), strict=True)), [note]
     if strange := sorted(state.keys() - whole.keys()):
-        raise ValueError(f"The checkpoint is no {architecture}: it has {strange[0]}")
+        raise RadDraftError(f"The checkpoint is no {architecture}: it has {strange[0]}")
     for name, value in wanted.items():
         if name not in state:
-            raise ValueError(
+            raise RadDraftError(
                 f"The checkpoint is no {architecture}: it has no {name} (nor entries of its shapes in order)"
             )
         if state[name].shape != value.shape:
-            raise ValueError(
+            raise RadDraftError(
                 f"The checkpoint is no {architecture}: {name} has shape {tuple(state[name].shape)}, not "
                 f"{tuple(value.shape)}"
             )
@@ -89,7 +91,7 @@ def plain_processor(processor: BaseImageProcessor) -> BaseImageProcessor:
     settings = processor.data_config
     height, width = settings["input_size"][-2:]
     if height != width or settings["crop_mode"] != "center":
-        raise ValueError(
+        raise RadDraftError(
             f"timm prepares pictures of {height} x {width} pixels with crop_mode {settings['crop_mode']!r} for this "
             "tower; only the centre square can be kept in a report model"
         )

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from raddraft.errors import RadDraftError
+
 if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
@@ -39,7 +41,7 @@ class Encoded:
     """[B, H, W, D]."""
 
 
-class NotPlainError(ValueError):
+class NotPlainError(RadDraftError):
     """A model is no plain vision transformer, so that no LLaVA model can hold it."""
 
 
@@ -134,7 +136,7 @@ class Tower:
     def _forward(self, pixels: torch.Tensor, **options: Any) -> Any:
         parameter = next(self.model.parameters())
         if options and not hasattr(self.model.config, "num_hidden_layers"):
-            raise ValueError(f"{self.name} gives no hidden states of tokens, only its final output")
+            raise RadDraftError(f"{self.name} gives no hidden states of tokens, only its final output")
         if self._interpolate and tuple(pixels.shape[-2:]) != self._native_size:
             options["interpolate_pos_encoding"] = True
         try:
@@ -143,7 +145,7 @@ class Tower:
             raise
         except (ValueError, RuntimeError, AssertionError) as error:
             height, width = pixels.shape[-2:]
-            raise ValueError(
+            raise RadDraftError(
                 f"{self.name} does not take pictures of {height} x {width} pixels; its own size is "
                 f"{getattr(self.model.config, 'image_size', 'unknown')}: {error}"
             ) from error
@@ -171,7 +173,7 @@ class Tower:
     def _tokens(self, tokens: torch.Tensor, pixels: torch.Tensor) -> Encoded:
         """Tokens [B, T, D]: patches at the end, the class token first; without one, the mean patch is the vector."""
         if tokens.ndim != 3:
-            raise ValueError(
+            raise RadDraftError(
                 f"{self.name}: hidden states of shape {tuple(tokens.shape)} are no tokens; use the final output"
             )
         n_prefix, height, width = token_grid(self.model, tokens, pixels)
@@ -184,7 +186,7 @@ def pick_layers(outputs: Any, layers: Sequence[int]) -> list[torch.Tensor]:
     states = outputs.hidden_states
     for layer in layers:
         if not -len(states) <= layer < len(states):
-            raise ValueError(
+            raise RadDraftError(
                 f"Layer {layer} does not exist. The tower has hidden states {-len(states)} to {len(states) - 1}"
             )
     return [states[layer] for layer in layers]
@@ -207,7 +209,7 @@ def token_grid(model: Any, tokens: torch.Tensor, pixels: torch.Tensor) -> tuple[
             return n_tokens - rows * columns, rows, columns
     side = math.isqrt(n_tokens)
     if side * side != n_tokens:
-        raise ValueError(
+        raise RadDraftError(
             f"{n_tokens} tokens for {height} x {width} pixels are neither a patch grid nor a square: "
             f"this {model.config.model_type!r} model is no vision transformer that is known here"
         )
@@ -242,7 +244,7 @@ def count_prefix_tokens(model: Any, processor: BaseImageProcessor) -> int:
         with torch.no_grad():
             tokens = model(pixels.to(model.device, model.dtype)).last_hidden_state  # [1, T, D]
     except (ValueError, RuntimeError) as error:
-        raise ValueError(
+        raise RadDraftError(
             f"The {kind!r} tower does not take pictures of {height} x {width} pixels, its own size is "
             f"{model.config.image_size}: {error}"
         ) from error

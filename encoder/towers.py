@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from encoder.tower import Tower, patch_size
+from raddraft.errors import RadDraftError
 
 if TYPE_CHECKING:
     from transformers import BaseImageProcessor
@@ -77,7 +78,7 @@ def resolve_tower(name: str) -> str:
     """
     if card := TOWERS.get(name):
         if card.converted:
-            raise ValueError(
+            raise RadDraftError(
                 f"Tower {name!r} is no transformers checkpoint: download it from {card.source}, run `raddraft convert "
                 "CHECKPOINT --out FOLDER` once, and name that FOLDER"
             )
@@ -86,7 +87,9 @@ def resolve_tower(name: str) -> str:
         return name
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return name
-    raise ValueError(f"Unknown tower {name!r}. Choices: {', '.join(TOWERS)}, a hub id, or a folder with a config.json")
+    raise RadDraftError(
+        f"Unknown tower {name!r}. Choices: {', '.join(TOWERS)}, a hub id, or a folder with a config.json"
+    )
 
 
 def load_tower(
@@ -114,9 +117,9 @@ def load_tower(
     if image_size is not None:
         patch = patch_size(model)
         if patch and image_size % patch:
-            raise ValueError(f"image_size {image_size} is not a multiple of the patch size {patch} of {path}")
+            raise RadDraftError(f"image_size {image_size} is not a multiple of the patch size {patch} of {path}")
         if not hasattr(processor, "crop_size"):
-            raise ValueError(f"The image processor of {path} cannot be set to image_size {image_size}")
+            raise RadDraftError(f"The image processor of {path} cannot be set to image_size {image_size}")
         vars(processor).update(
             size={"shortest_edge": image_size},
             crop_size={"height": image_size, "width": image_size},
@@ -191,7 +194,7 @@ def _load_transformers(name: str, path: str, backend: str) -> tuple[Any, BaseIma
     # Poolers and heads lie behind the hidden states; a checkpoint of another task may lack them.
     missing = [key for key in sorted(report["missing_keys"]) if not key.startswith(("pooler.", "head."))]
     if missing:
-        raise ValueError(
+        raise RadDraftError(
             f"{path} has no weights for {len(missing)} parts of its {config.model_type!r} tower, e.g. {missing[0]}"
         )
     return model, processor
@@ -214,7 +217,7 @@ def _load_biovil(path: str, backend: str) -> tuple[Any, BaseImageProcessor]:
     from encoder.biovil import BioViLT, image_processor
 
     if backend != "torchvision":
-        raise ValueError(f"{path}: BioViL-T's pictures are prepared by torchvision only, not by {backend}")
+        raise RadDraftError(f"{path}: BioViL-T's pictures are prepared by torchvision only, not by {backend}")
     model = BioViLT.from_pretrained(path)
     return model, image_processor(model.config)
 

@@ -10,6 +10,8 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any
 
+from raddraft.errors import RadDraftError
+
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
 
 
@@ -53,7 +55,7 @@ def agreement(text: str, others: Sequence[str]) -> list[float]:
     from metrics.rules import label
 
     if not others:
-        raise ValueError("There are no other candidates to agree with")
+        raise RadDraftError("There are no other candidates to agree with")
     labels = [label(other) for other in others]
     sentences = [set(split_sentences(other.lower())) for other in others]
     shares = []

@@ -14,6 +14,7 @@ import numpy as np
 from metrics.models import Models
 from metrics.report import LOWER_IS_BETTER
 from metrics.scoring import METRICS, measure
+from raddraft.errors import RadDraftError
 
 BLANK = "No findings."
 """What a blank candidate is taken for."""
@@ -48,7 +49,7 @@ def choose(studies: Sequence[Sequence[str]], utilities: Sequence[str], models: M
     """
     check_utilities(utilities)
     if [] in map(list, studies):
-        raise ValueError(f"Study {list(map(list, studies)).index([]) + 1} of {len(studies)} has no candidates")
+        raise RadDraftError(f"Study {list(map(list, studies)).index([]) + 1} of {len(studies)} has no candidates")
     filled = [[text.strip() or BLANK for text in candidates] for candidates in studies]
     tables = score_pairs(filled, utilities, models or Models())
     choices = []
@@ -57,7 +58,7 @@ def choose(studies: Sequence[Sequence[str]], utilities: Sequence[str], models: M
         table[:, np.logical_and.outer(blank, blank)] = np.nan  # failures to write do not vote for each other
         alone = len(texts) == 1 or blank.all()
         if not alone and not np.isfinite(table).any():
-            raise ValueError(f"Study {number} of {len(studies)}: no score among its candidates is a number")
+            raise RadDraftError(f"Study {number} of {len(studies)}: no score among its candidates is a number")
         scores = np.zeros(len(texts)) if alone else combine(table)
         best = int(np.lexsort((blank, -scores))[0])
         choices.append(Choice(best, texts[best], scores.tolist()))
@@ -67,12 +68,12 @@ def choose(studies: Sequence[Sequence[str]], utilities: Sequence[str], models: M
 def check_utilities(utilities: Sequence[str]) -> None:
     """Raises ValueError where candidates cannot be chosen by these metrics."""
     if not utilities:
-        raise ValueError(f"No utility to choose by. Choices: {', '.join(METRICS)}")
+        raise RadDraftError(f"No utility to choose by. Choices: {', '.join(METRICS)}")
     for name in utilities:
         if name not in METRICS:
-            raise ValueError(f"Unknown utility {name!r}. Choices: {', '.join(METRICS)}")
+            raise RadDraftError(f"Unknown utility {name!r}. Choices: {', '.join(METRICS)}")
         if "_macro_" in name:
-            raise ValueError(
+            raise RadDraftError(
                 f"{name} is a mean over observations, most of which a single report does not name; for choosing among "
                 f"reports take {name.replace('macro', 'micro')}"
             )

@@ -25,13 +25,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from encoder.files import whole_folder
-from encoder.images import PixelMapping
-from encoder.studies import Study
 from encoder.tower import NotPlainError, Tower
-from generator.checkpoints import RunFolder
+from generator.checkpoints import StagedRun
 from generator.pairs import Pairs, gather_pairs, random_crops, to_pixels
 from generator.train import lr_factor
+from raddraft.errors import DivergedError, RadDraftError
+from raddraft.files import whole_folder
+from raddraft.studies import GrayMapping, Study
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -87,7 +87,7 @@ class ContrastConfig:
             ("max_tokens", self.max_tokens >= 3, "at least 3"),
         ):
             if not fine:
-                raise ValueError(f"train.{name} must be {rule}, got {getattr(self, name)}")
+                raise RadDraftError(f"train.{name} must be {rule}, got {getattr(self, name)}")
 
 
 class TwoEncoders(nn.Module):
@@ -175,7 +175,7 @@ def contrast(
     out: Path,
     tower: Tower,
     config: ContrastConfig,
-    image_mapping: PixelMapping = "window",
+    gray_mapping: GrayMapping = "window",
 ) -> Path:
     """Train a tower on pictures and reports, and return the folder it is saved in: OUT/tower, of the lowest val loss.
 
@@ -185,7 +185,7 @@ def contrast(
         studies: train and val; of each study its main image.
         out: run folder: log.jsonl, checkpoints/, tower/.
         tower: a plain vision transformer, random or pretrained. All of it trains.
-        config, image_mapping: the recipe.
+        config, gray_mapping: the recipe.
 
     Raises:
         ValueError: no plain vision transformer, several processes, too few studies with report and readable picture.
@@ -197,18 +197,18 @@ def contrast(
 
     accelerator = Accelerator()
     if accelerator.num_processes > 1:
-        raise ValueError("A report is told from those of its own process only: run it in one, not in several")
+        raise RadDraftError("A report is told from those of its own process only: run it in one, not in several")
     try:
         plain = tower.n_prefix >= 0 and hasattr(tower.processor, "do_resize")
     except NotPlainError:
         plain = False
     if not plain:
-        raise ValueError(f"{tower.name} is no plain vision transformer with an image processor of transformers")
+        raise RadDraftError(f"{tower.name} is no plain vision transformer with an image processor of transformers")
     set_seed(config.seed)
-    run = RunFolder(out, accelerator)
-    progress = run.resume()
+    run = StagedRun(out, accelerator)
+    progress = run.find_progress()
     with ExitStack() as stack:
-        pairs, tokenizer = gather_pairs(studies, tower, config, image_mapping, out, stack)
+        pairs, tokenizer = gather_pairs(studies, tower, config, gray_mapping, out, stack)
         model = TwoEncoders(tower, tokenizer, config).to(accelerator.device)
         run.trained = {name for name, _ in model.named_parameters()}
         optimizer = torch.optim.AdamW(_groups(model, config.weight_decay), lr=config.lr, betas=(0.9, 0.98), eps=1e-6)
@@ -224,7 +224,7 @@ def contrast(
                 group["lr"] = config.lr * lr_factor(progress.step, n_steps, config.warmup, "cosine")
             loss = _loss(model, pairs["train"], rows, config.smallest_crop)
             if not loss.isfinite():
-                raise FloatingPointError(
+                raise DivergedError(
                     f"The loss is {loss.item()} at step {progress.step + 1}; the last good checkpoint is {run.newest}. "
                     "Try a lower lr"
                 )
@@ -236,17 +236,20 @@ def contrast(
             progress.step += 1
             where = {"stage": 0, "step": progress.step}
             numbers = {"loss": loss.item(), "lr": group["lr"], "temperature": math.exp(-model.log_scale.item())}
-            run.log(where | numbers | {"images_per_second": len(rows) / (time.perf_counter() - started)})
+            run.log(
+                where | numbers | {"images_per_second": len(rows) / (time.perf_counter() - started)},
+                run.earlier_steps + progress.step,
+            )
             bar.update()
             if progress.step % n_batches == 0:
                 row = evaluate(model, pairs["val"], config.batch_size)
-                run.log(where | row)
+                run.log(where | row, run.earlier_steps + progress.step)
                 bar.set_postfix(val_loss=row["val_loss"], r5=row["val_image_to_text_r5"])
                 if row["val_loss"] < progress.best:
                     progress.best = row["val_loss"]
-                    run.save_best(model)
+                    run.save_best(run.select(model))
             if progress.step % config.save_every == 0 or progress.step == n_steps:
-                run.save(model, progress, optimizer)
+                run.save_progress(model, progress, optimizer)
         bar.close()
     run.load_best(model)
     return _save_tower(tower, out / "tower")

@@ -17,9 +17,10 @@ from pathlib import Path
 import torch
 
 from encoder.features import store_features
-from encoder.studies import Study
 from generator.model import Drafter
 from generator.retrieve import nearest
+from raddraft.errors import RadDraftError
+from raddraft.studies import Study
 
 
 def shuffle_images(studies: Sequence[Study], seed: int = 0) -> list[Study]:
@@ -29,13 +30,13 @@ def shuffle_images(studies: Sequence[Study], seed: int = 0) -> list[Study]:
         ValueError: there is only one subject.
     """
     if len({study.subject_id for study in studies}) < 2:
-        raise ValueError("Images of a single subject cannot be shuffled between subjects")
+        raise RadDraftError("Images of a single subject cannot be shuffled between subjects")
     order = sorted(range(len(studies)), key=lambda i: studies[i].subject_id)
     groups = Counter(study.subject_id for study in studies)
     # Rotating the list, sorted by subject, by more than the largest subject gives everyone somebody else's picture.
     least = max(groups.values())
     if 2 * least > len(studies):
-        raise ValueError(f"One subject has {least} of {len(studies)} studies: too many to shuffle between subjects")
+        raise RadDraftError(f"One subject has {least} of {len(studies)} studies: too many to shuffle between subjects")
     shift = random.Random(seed).randint(least, len(studies) - least)
     donors = order[shift:] + order[:shift]
     images = {receiver: studies[donor].images for receiver, donor in zip(order, donors, strict=True)}
@@ -46,7 +47,7 @@ def most_frequent(drafter: Drafter, training: Sequence[Study]) -> str:
     """The commonest report of the training studies; among equals, the first in the alphabet."""
     counts = Counter(answer for study in training if (answer := drafter.prompt.answer(study)))
     if not counts:
-        raise ValueError(f"No training study has the sections {', '.join(drafter.prompt.targets)}")
+        raise RadDraftError(f"No training study has the sections {', '.join(drafter.prompt.targets)}")
     return min(counts, key=lambda text: (-counts[text], text))
 
 
@@ -63,7 +64,7 @@ def nearest_reports(
     """
     donors = [study for study in training if drafter.prompt.answer(study)]
     if not donors:
-        raise ValueError(f"No training study has the sections {', '.join(drafter.prompt.targets)}")
+        raise RadDraftError(f"No training study has the sections {', '.join(drafter.prompt.targets)}")
     paths = [study.main_image.path for study in (*donors, *studies)]
     store, _ = store_features(drafter.tower, paths, cache, drafter.features)
     donors = [study for study in donors if study.main_image.path in store]

@@ -12,9 +12,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from encoder.features import FeatureStore, prepare_pixels
-from encoder.images import ImageError
-from encoder.studies import Study
 from generator.priors import find_priors
+from raddraft.errors import RadDraftError
+from raddraft.images import ImageError
+from raddraft.studies import Study
 
 if TYPE_CHECKING:
     from transformers import LlavaProcessor
@@ -99,7 +100,7 @@ def encode(drafter: Drafter, studies: Sequence[Study], answers: bool, reserve: i
             n_images = n_image * len(pictures)
             parts = f"{n_images} image tokens + {len(prompt) - len(pictures)} of text"
             parts += f" + {len(example.answer)} of report" if answers else f" + {reserve} for the draft"
-            raise ValueError(
+            raise RadDraftError(
                 f"Study {study.study_id!r}: {parts} exceed the context of {drafter.context_length} tokens "
                 "of the language model; use a smaller image_size, fewer images, less context, or another model"
             )
@@ -122,7 +123,7 @@ def follow_up_tokens(drafter: Drafter) -> list[int]:
     text = drafter.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     _, found, rest = text.partition(mark)
     if not found:
-        raise ValueError(
+        raise RadDraftError(
             "prompt.findings_first: the chat template of the language model does not keep the answer of an earlier "
             "turn; leave it out, or choose another language model"
         )
@@ -163,7 +164,7 @@ class ExampleDataset(Dataset):
 
     def __init__(self, examples: Sequence[Example], drafter: Drafter, features: FeatureStore | None = None) -> None:
         self.examples, self.features, self.pad_id = examples, features, drafter.processor.tokenizer.pad_token_id
-        self.image_processor, self.mapping = drafter.processor.image_processor, drafter.image_mapping
+        self.image_processor, self.gray_mapping = drafter.processor.image_processor, drafter.gray_mapping
         self.blank = torch.zeros_like(blank_pixels(drafter.processor)[0]) if features is None else features.blank
 
     def __len__(self) -> int:
@@ -174,7 +175,7 @@ class ExampleDataset(Dataset):
         try:
             if self.features is not None:
                 return Item(example, torch.stack([self.features[path].float() for path in example.images]))
-            pixels = [prepare_pixels(self.image_processor, path, self.mapping) for path in example.images]
+            pixels = [prepare_pixels(self.image_processor, path, self.gray_mapping) for path in example.images]
             return Item(example, torch.stack(pixels))
         except (ImageError, OSError) as error:
             blank = self.blank.expand(len(example.images), *self.blank.shape)

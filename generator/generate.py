@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import DataLoader
 
-from encoder.studies import Study, write_whole
 from encoder.tower import weights_digest
 from generator.confidence import confidence, sentence_log_probs
 from generator.data import MOST_OBSERVATIONS, Example, ExampleDataset, Item, follow_up_tokens
 from generator.model import Drafter
+from raddraft.errors import RadDraftError
+from raddraft.files import write_whole
+from raddraft.studies import Study
 
 if TYPE_CHECKING:
     from transformers import DynamicCache
@@ -63,17 +65,19 @@ class DecodeConfig:
 
     def __post_init__(self) -> None:
         if min(self.max_new_tokens, self.batch_size, self.num_beams, self.candidates) < 1:
-            raise ValueError(
+            raise RadDraftError(
                 f"decode: max_new_tokens, batch_size, num_beams and candidates must be at least 1, got {self!r}"
             )
         if not self.samples and (self.temperature is not None or self.top_p != 1):
-            raise ValueError(f"decode: temperature and top_p are of sampling; add sample: true or candidates: {self!r}")
+            raise RadDraftError(
+                f"decode: temperature and top_p are of sampling; add sample: true or candidates: {self!r}"
+            )
         if self.samples and (self.heat <= 0 or not 0 < self.top_p <= 1):
-            raise ValueError(f"decode: need temperature > 0 and 0 < top_p <= 1, got {self!r}")
+            raise RadDraftError(f"decode: need temperature > 0 and 0 < top_p <= 1, got {self!r}")
         if self.candidates > 1 and self.num_beams > 1:
-            raise ValueError(f"decode: candidates are sampled, not found by beams, got {self!r}")
+            raise RadDraftError(f"decode: candidates are sampled, not found by beams, got {self!r}")
         if self.repetition_penalty <= 0 or self.no_repeat_ngram_size < 0 or self.min_new_tokens < 0:
-            raise ValueError(
+            raise RadDraftError(
                 f"decode: need repetition_penalty > 0, no_repeat_ngram_size >= 0 and min_new_tokens >= 0, got {self!r}"
             )
 
@@ -224,9 +228,9 @@ def decode(
     passed over.
     """
     if speculator is not None and (config.samples or config.num_beams > 1 or config.controls):
-        raise ValueError(f"Tokens can be proposed to greedy decoding without further controls only, not: {config}")
+        raise RadDraftError(f"Tokens can be proposed to greedy decoding without further controls only, not: {config}")
     if drafter.kind != "llava" and (speculator is not None or config.confidence):
-        raise ValueError("Proposed tokens and confidence are for models that were built here")
+        raise RadDraftError("Proposed tokens and confidence are for models that were built here")
     batches = [examples[at : at + config.batch_size] for at in range(0, len(examples), config.batch_size)]
     numbers = [i for i, batch in enumerate(batches) if not all(example.study_id in done for example in batch)]
     numbers = [i for i in numbers if i % process[1] == process[0]]
@@ -389,7 +393,7 @@ def fingerprints(drafter: Drafter, examples: Sequence[Example]) -> dict[str, str
     Of pictures size and date count.
     """
     weights = weights_digest(drafter.model, first=64)
-    common = [weights, drafter.image_mapping, drafter.processor.image_processor.to_json_string()]
+    common = [weights, drafter.gray_mapping, drafter.processor.image_processor.to_json_string()]
 
     def digest(example: Example) -> str:
         states = [path.stat() if path.is_file() else None for path in example.images]
@@ -422,15 +426,15 @@ def read_resumable(out: Path, prints: Mapping[str, str], settings: dict[str, str
             row = json.loads(line)
             for key, value in settings.items():
                 if row.get(key) != value:
-                    raise ValueError(
+                    raise RadDraftError(
                         f"{out} line {number} was written with {key} {row.get(key)!r}, not {value!r}; "
                         "choose another --out or remove the file"
                     )
             study_id = row["study_id"]
             if study_id not in prints:
-                raise ValueError(f"{out} line {number}: study {study_id!r} is not among those to draft")
+                raise RadDraftError(f"{out} line {number}: study {study_id!r} is not among those to draft")
             if row.get("fingerprint") != prints[study_id]:
-                raise ValueError(
+                raise RadDraftError(
                     f"{out} line {number}: the draft of study {study_id!r} was made with other weights, another prompt "
                     "or another picture; choose another --out or remove the file"
                 )

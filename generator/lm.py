@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from encoder.towers import checkpoint_error
+from raddraft.errors import RadDraftError
 
 if TYPE_CHECKING:
     from generator.model import ModelConfig
@@ -44,7 +45,7 @@ def load_lm(config: ModelConfig) -> tuple[Any, Any]:
     if config.gguf_file and hasattr(lm.config, "quantization_config"):
         del lm.config.quantization_config  # the weights are plain now
     if tokenizer.eos_token is None:
-        raise ValueError(f"The tokenizer of {config.lm!r} has no eos token, so a report could not end")
+        raise RadDraftError(f"The tokenizer of {config.lm!r} has no eos token, so a report could not end")
     tokenizer.add_special_tokens({"extra_special_tokens": [IMAGE_TOKEN]}, replace_extra_special_tokens=False)
     if tokenizer.pad_token is None:  # padding is masked everywhere, so sharing a token does no harm
         tokenizer.pad_token = tokenizer.eos_token
@@ -63,11 +64,11 @@ def _four_bits(config: ModelConfig) -> Any:
     from transformers import BitsAndBytesConfig
 
     if find_spec("bitsandbytes") is None:
-        raise ValueError(
+        raise RadDraftError(
             f"model.quantize is {config.quantize!r}, which needs a package: pip install bitsandbytes, or leave it out"
         )
     if config.gguf_file:
-        raise ValueError(f"model.quantize does not go with a GGUF file, {config.gguf_file}, which is packed already")
+        raise RadDraftError(f"model.quantize does not go with a GGUF file, {config.gguf_file}, which is packed already")
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=config.quantize,

@@ -18,13 +18,15 @@ import torch
 from torch import nn
 
 from encoder.features import FeatureConfig, FeatureStore
-from encoder.studies import Study, write_whole
 from encoder.tower import NotPlainError, Tower, patch_size
 from encoder.towers import load_tower
 from generator.data import Example, ExampleDataset, blank_pixels, count_image_tokens, encode
 from generator.foreign import ForeignTower
 from generator.lm import IMAGE_TOKEN, load_lm
 from generator.prompts import PromptConfig, chat_template
+from raddraft.errors import RadDraftError
+from raddraft.files import write_whole
+from raddraft.studies import GrayMapping, Study
 
 if TYPE_CHECKING:
     from transformers import (
@@ -71,9 +73,9 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         if bool(self.vlm) == bool(self.tower or self.lm) or bool(self.tower) != bool(self.lm):
-            raise ValueError(f"model: name a tower and an lm, or else a vlm by itself; got {self}")
+            raise RadDraftError(f"model: name a tower and an lm, or else a vlm by itself; got {self}")
         if self.vlm and (self.image_size or self.gguf_file or self.feature_layer != -1 or self.quantize != "no"):
-            raise ValueError(
+            raise RadDraftError(
                 f"model: image_size, feature_layer, gguf_file and quantize do not go with a vlm; got {self}"
             )
 
@@ -97,8 +99,8 @@ class Drafter:
     model: LlavaForConditionalGeneration
     processor: LlavaProcessor
     prompt: PromptConfig = field(default_factory=PromptConfig)
-    image_mapping: Literal["window", "minmax", "percentile"] = "window"
-    """How grey values of image files are mapped to 8 bits; see `encoder.images.load_image`."""
+    gray_mapping: GrayMapping = "window"
+    """How grey values of image files are mapped to 8 bits; see `raddraft.images.load_image`."""
     kind: ClassVar[str] = "llava"
     """Kept in a saved model's folder, to tell how it is to be read; see `generator.vlm` for the other kind."""
 
@@ -107,7 +109,7 @@ class Drafter:
         """Which hidden state of the tower is projected."""
         layer = self.model.config.vision_feature_layer
         if not isinstance(layer, int):
-            raise ValueError(f"Models that project several layers of the tower are not known here: {layer}")
+            raise RadDraftError(f"Models that project several layers of the tower are not known here: {layer}")
         return layer
 
     @property
@@ -122,8 +124,8 @@ class Drafter:
     def features(self) -> FeatureConfig:
         """What has to be stored of an image so that the tower need not run."""
         if isinstance(self.model.model.vision_tower, ForeignTower):
-            return FeatureConfig("grid", mapping=self.image_mapping)
-        return FeatureConfig("hidden", (self.feature_layer,), mapping=self.image_mapping)
+            return FeatureConfig("grid", gray_mapping=self.gray_mapping)
+        return FeatureConfig("hidden", (self.feature_layer,), gray_mapping=self.gray_mapping)
 
     @property
     def context_length(self) -> int | None:
@@ -208,7 +210,7 @@ def _check_layer(config: ModelConfig, n_states: int | None) -> None:
         if layer != 0 and -n_states <= layer < n_states:  # LlavaModel takes 0 for none
             return
         choices = f"{-n_states} to -1, or 1 to {n_states - 1}"
-    raise ValueError(f"model.feature_layer is {layer}. Choices for {config.tower}: {choices}")
+    raise RadDraftError(f"model.feature_layer is {layer}. Choices for {config.tower}: {choices}")
 
 
 def _shapes(model: nn.Module) -> set[tuple[str, torch.Size]]:
@@ -233,10 +235,10 @@ def _check_joined(
             {(name, torch.Size()) for name, _ in part if ".weight." not in name} for part in (joined, saved)
         )
     if misfits := sorted(name for name, _ in joined ^ saved):
-        raise ValueError(f"{kind}, which has no place for {misfits[0]} as it is")
+        raise RadDraftError(f"{kind}, which has no place for {misfits[0]} as it is")
     tokens = torch.arange(8, device=lm.device)[None]
     if not torch.allclose(lm(tokens).logits, model(tokens).logits, rtol=1e-4, atol=1e-5):
-        raise ValueError(f"{kind}, which would leave out what they do to the logits of the last layer (scale, cap)")
+        raise RadDraftError(f"{kind}, which would leave out what they do to the logits of the last layer (scale, cap)")
 
 
 def _greedy(config: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
@@ -272,7 +274,7 @@ def check_image_tokens(model: LlavaForConditionalGeneration, processor: LlavaPro
     if wanted != given:
         height, width = pixels.shape[-2:]
         tower = model.model.vision_tower
-        raise ValueError(
+        raise RadDraftError(
             f"Image tokens do not match the tower: for {height} x {width} pixels the processor writes {wanted} image "
             f"tokens, the tower gives {given} features (processor: patch_size {processor.patch_size}, "
             f"num_additional_image_tokens {processor.num_additional_image_tokens}; "
@@ -299,17 +301,19 @@ def choose_trainable(
             blocks or is not a LLaVA model's.
     """
     if lm == "lora" and not any("lora_" in name for name, _ in model.named_parameters()):
-        raise ValueError("The language model has no LoRA adapters to train")
+        raise RadDraftError("The language model has no LoRA adapters to train")
     reached: set[str] = set()
     if tower != "frozen" and tower != 0:
         if model.config.model_type != "llava":
-            raise ValueError(
+            raise RadDraftError(
                 f"The tower of a model of type {model.config.model_type!r} cannot train; use tower: frozen"
             )
         vision_tower = next(module for name, module in model.named_modules() if name.endswith("vision_tower"))
         reached = _tower_parameters(vision_tower, tower, model.config.vision_feature_layer)
     if projector and not any(PROJECTOR.search(name) for name, _ in model.named_parameters()):
-        raise ValueError(f"No projector is known in a model of type {model.config.model_type!r}; use projector: false")
+        raise RadDraftError(
+            f"No projector is known in a model of type {model.config.model_type!r}; use projector: false"
+        )
     names = []
     for name, parameter in model.named_parameters():
         if "lora_" in name:
@@ -327,7 +331,7 @@ def choose_trainable(
             parameter.data = parameter.data.float()
             names.append(name)
     if not names:
-        raise ValueError("Nothing to train: projector, language model and tower are all frozen")
+        raise RadDraftError("Nothing to train: projector, language model and tower are all frozen")
     return names
 
 
@@ -344,7 +348,7 @@ def _tower_parameters(tower: Any, choice: Literal["full"] | int, layer: int) -> 
     ids = [{id(parameter) for parameter in block.parameters()} for block in stack]
     blocks = [block for block in ids if any(id(parameter) in block for parameter in reached.values())]
     if not 0 < choice <= len(blocks):
-        raise ValueError(
+        raise RadDraftError(
             f"tower: {choice} blocks cannot train, the tower has {len(blocks)} before its hidden state {layer}"
         )
     last = set().union(*blocks[-choice:])
@@ -368,7 +372,7 @@ def _lora_targets(model: Any) -> list[str]:
     decoder = model.get_decoder()
     prefix = next(f"{name}." for name, module in model.named_modules() if module is decoder)
     if decoder is model or decoder is model.base_model:
-        raise ValueError(f"The language model inside a model of type {model.config.model_type!r} is not known here")
+        raise RadDraftError(f"The language model inside a model of type {model.config.model_type!r} is not known here")
     blocks = {name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
     return [
         name
@@ -384,7 +388,7 @@ def save(drafter: Drafter, folder: str | Path) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     sidecar: dict[str, Any] = {"kind": drafter.kind, "prompt": asdict(drafter.prompt)}
-    sidecar["image_mapping"] = drafter.image_mapping
+    sidecar["gray_mapping"] = drafter.gray_mapping
     tower: Any = drafter.model.get_encoder(modality="image")
     if isinstance(tower, ForeignTower):
         sidecar["tower"] = tower.save(folder)
@@ -407,15 +411,17 @@ def load(folder: str | Path, dtype: str = "auto", device: str = "cpu") -> Drafte
 
     folder = Path(folder)
     if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} is not a model folder: it has no config.json")
+        raise RadDraftError(f"{folder} is not a model folder: it has no config.json")
     if not any((folder / name).is_file() for name in ("processor_config.json", "preprocessor_config.json")):
-        raise ValueError(f"{folder} has no processor: processor_config.json is missing; save the processor there too")
+        raise RadDraftError(
+            f"{folder} has no processor: processor_config.json is missing; save the processor there too"
+        )
     processor = AutoProcessor.from_pretrained(folder)
     if not isinstance(processor, LlavaProcessor):
-        raise ValueError(f"{folder} has a {type(processor).__name__}; expected a LlavaProcessor")
+        raise RadDraftError(f"{folder} has a {type(processor).__name__}; expected a LlavaProcessor")
     model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype).to(device).eval()  # type: ignore
     if not isinstance(model, LlavaForConditionalGeneration):
-        raise ValueError(f"{folder} holds a {type(model).__name__}; expected a LlavaForConditionalGeneration")
+        raise RadDraftError(f"{folder} holds a {type(model).__name__}; expected a LlavaForConditionalGeneration")
     sidecar = read_sidecar(folder)
     if sidecar is None:
         warnings.warn(f"{folder} has no {SIDECAR}: the default prompt is used", stacklevel=2)
@@ -425,10 +431,10 @@ def load(folder: str | Path, dtype: str = "auto", device: str = "cpu") -> Drafte
         model.model.vision_tower = ForeignTower(tower).to(model.device, model.dtype)
     check_image_tokens(model, processor)
     prompt = PromptConfig(**sidecar.get("prompt", {}))
-    return Drafter(model, processor, prompt, sidecar.get("image_mapping", "window"))
+    return Drafter(model, processor, prompt, sidecar.get("gray_mapping", "window"))
 
 
 def read_sidecar(folder: str | Path) -> dict[str, Any] | None:
-    """What `save` keeps beside a model: kind, prompt, image_mapping; None for a model that was not saved here."""
+    """What `save` keeps beside a model: kind, prompt, gray_mapping; None for a model that was not saved here."""
     path = Path(folder) / SIDECAR
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None

@@ -15,12 +15,13 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
-from encoder.images import ImageError, PixelMapping, load_image
-from encoder.studies import Study
 from encoder.tower import Tower
 from generator.confidence import split_sentences
 from generator.prompts import PromptConfig
 from generator.tiny import train_tokenizer
+from raddraft.errors import RadDraftError
+from raddraft.images import GrayMapping, ImageError, load_image
+from raddraft.studies import Study
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -47,7 +48,7 @@ def gather_pairs(
     studies: Mapping[str, Sequence[Study]],
     tower: Tower,
     config: ContrastConfig,
-    mapping: PixelMapping,
+    gray_mapping: GrayMapping,
     out: Path,
     stack: ExitStack,
 ) -> tuple[dict[str, Pairs], PreTrainedTokenizerFast]:
@@ -56,15 +57,15 @@ def gather_pairs(
     texts = {split: [(study, text) for study in part if (text := answer(study))] for split, part in studies.items()}
     if len(texts["train"]) < 2 or len(texts["val"]) < 2:
         counts = ", ".join(f"{split} {len(part)}" for split, part in texts.items())
-        raise ValueError(f"Studies with {', '.join(config.sections)}: {counts}; train and val need two or more each")
+        raise RadDraftError(f"Studies with {', '.join(config.sections)}: {counts}; train and val need two or more each")
     tokenizer = train_tokenizer((text for _, text in texts["train"]), config.vocab_size)
     pairs = {}
     for split, part in texts.items():
         paths = [study.main_image.path for study, _ in part]
-        pictures, readable = _decode(paths, tower, mapping, config, out / f"{split}-pictures.bin", stack)
+        pictures, readable = _decode(paths, tower, gray_mapping, config, out / f"{split}-pictures.bin", stack)
         kept = [part[row][1] for row in readable]
         if len(kept) < 2:
-            raise ValueError(f"Split {split!r}: {len(kept)} of {len(part)} pictures can be read; two are needed")
+            raise RadDraftError(f"Split {split!r}: {len(kept)} of {len(part)} pictures can be read; two are needed")
         numbers: dict[str, int] = {}
         groups = [numbers.setdefault(key_of(text), len(numbers)) for text in kept]
         print(f"{split}: {len(kept)} pairs, {len(numbers)} different reports")
@@ -88,15 +89,15 @@ def _tokenise(texts: Sequence[str], tokenizer: PreTrainedTokenizerFast, most: in
 class _Pictures(Dataset):
     """Grey values on the tower's input grid, uint8 [H, W]; or a sentence where a file cannot be read."""
 
-    def __init__(self, paths: Sequence[Path], processor: Any, mapping: PixelMapping) -> None:
-        self.paths, self.processor, self.mapping = paths, processor, mapping
+    def __init__(self, paths: Sequence[Path], processor: Any, gray_mapping: GrayMapping) -> None:
+        self.paths, self.processor, self.gray_mapping = paths, processor, gray_mapping
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, row: int) -> np.ndarray | str:
         try:
-            image = load_image(self.paths[row], mapping=self.mapping).convert("RGB")
+            image = load_image(self.paths[row], gray_mapping=self.gray_mapping).convert("RGB")
         except (ImageError, OSError) as error:
             return str(error)
         plain = {"do_rescale": False, "do_normalize": False, "return_tensors": "pt"}
@@ -104,7 +105,12 @@ class _Pictures(Dataset):
 
 
 def _decode(
-    paths: Sequence[Path], tower: Tower, mapping: PixelMapping, config: ContrastConfig, spill: Path, stack: ExitStack
+    paths: Sequence[Path],
+    tower: Tower,
+    gray_mapping: GrayMapping,
+    config: ContrastConfig,
+    spill: Path,
+    stack: ExitStack,
 ) -> tuple[np.ndarray, list[int]]:
     """Pictures [n, H, W] of the files that can be read, and their positions; `stack` removes the file `spill`."""
     from tqdm import tqdm
@@ -116,7 +122,7 @@ def _decode(
         held = np.memmap(spill, np.uint8, "w+", shape=shape)
     else:
         held = np.empty(shape, np.uint8)
-    dataset = _Pictures(paths, tower.processor, mapping)
+    dataset = _Pictures(paths, tower.processor, gray_mapping)
     # With its own generator the loader draws nothing from the global one.
     loader: DataLoader = DataLoader(
         dataset, batch_size=32, num_workers=config.workers, collate_fn=list, generator=torch.Generator()

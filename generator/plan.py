@@ -30,6 +30,7 @@ from encoder.towers import resolve_tower
 from generator.model import ModelConfig, add_lora, choose_trainable
 from generator.sizes import lm_config
 from generator.train import Stage, TrainConfig
+from raddraft.errors import RadDraftError
 
 UTILISATION = 0.4
 """Part of the peak that is assumed to be reached."""
@@ -126,12 +127,14 @@ def meta_model(config: ModelConfig) -> tuple[Any, int]:
     from transformers import LlavaConfig, LlavaForConditionalGeneration
 
     if config.vlm:
-        raise ValueError(f"There is a plan for a tower and an lm only, not for a vlm, {config.vlm!r}; leave --dry_run")
+        raise RadDraftError(
+            f"There is a plan for a tower and an lm only, not for a vlm, {config.vlm!r}; leave --dry_run"
+        )
     source = resolve_source(config.tower)
     tower, side = tower_config(source)
     patch = getattr(tower, "patch_size", None)
     if not isinstance(patch, int) or not hasattr(tower, "num_hidden_layers"):
-        raise ValueError(
+        raise RadDraftError(
             f"There is no plan for the tower {config.tower!r}, which a LLaVA model cannot hold; leave --dry_run"
         )
     side = config.image_size or side or _square(source)

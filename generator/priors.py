@@ -6,7 +6,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from encoder.studies import Study
+from raddraft.errors import RadDraftError
+from raddraft.studies import Study
 
 
 def find_priors(studies: Sequence[Study]) -> dict[str, Study]:
@@ -31,7 +32,7 @@ def find_priors(studies: Sequence[Study]) -> dict[str, Study]:
         if "prior" in study.extra:
             prior = by_id.get(study.extra["prior"])
             if prior is not None and prior.subject_id != study.subject_id:
-                raise ValueError(
+                raise RadDraftError(
                     f"Study {study.study_id!r}: its prior {prior.study_id!r} is of subject {prior.subject_id!r}, not "
                     f"{study.subject_id!r}"
                 )
@@ -62,7 +63,7 @@ def _number(study: Study, key: str, separator: str) -> float | None:
     try:
         return float(str(value).replace(separator, ""))
     except ValueError:
-        raise ValueError(f"Study {study.study_id!r}: {key} is {value!r}; expected digits") from None
+        raise RadDraftError(f"Study {study.study_id!r}: {key} is {value!r}; expected digits") from None
 
 
 def _precedes(first: Moment, second: Moment) -> bool:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from encoder.studies import Study, StudyImage
 from metrics.rules import OBSERVATIONS, label
+from raddraft.errors import RadDraftError
+from raddraft.studies import Study, StudyImage
 
 # Used where the tokenizer of the language model brings no chat template.
 PLAIN_TEMPLATE = (
@@ -58,10 +59,12 @@ class PromptConfig:
 
     def __post_init__(self) -> None:
         if not self.targets:
-            raise ValueError("prompt.targets is empty: name at least one section to write, e.g. findings")
+            raise RadDraftError("prompt.targets is empty: name at least one section to write, e.g. findings")
         both = set(self.targets) & set(self.context)
         if both:
-            raise ValueError(f"prompt: {min(both)!r} is in targets and in context, so the answer would be given away")
+            raise RadDraftError(
+                f"prompt: {min(both)!r} is in targets and in context, so the answer would be given away"
+            )
 
     def pictures(self, study: Study, prior: Study | None = None) -> list[StudyImage]:
         """The pictures of a study and then of its prior, in the order of the prompt."""

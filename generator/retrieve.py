@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 import torch
 
+from raddraft.errors import RadDraftError
+
 SIMILAR = "similar"
 """The section that holds sentences of the nearest training reports."""
 
@@ -50,7 +52,7 @@ def nearest(
         ValueError: there is no training vector, or k is less than 1.
     """
     if len(training) == 0 or k < 1:
-        raise ValueError(f"Need at least one training study and one neighbour, got {len(training)} and {k}")
+        raise RadDraftError(f"Need at least one training study and one neighbour, got {len(training)} and {k}")
     mean, scale = training.mean(0), training.std(0, correction=0) + 1e-6
     reference = torch.nn.functional.normalize((training - mean) / scale)
     numbers: dict[str, int] = {}

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from generator.generate import end_tokens
+from raddraft.errors import RadDraftError
 
 if TYPE_CHECKING:
     from transformers import DynamicCache
 
-    from encoder.studies import Study
     from generator.model import Drafter
+    from raddraft.studies import Study
 
 START = -1  # stands before the first token of a report
 ORDERS = (16, 8, 4, 2, 1)
@@ -198,7 +199,7 @@ def full_cache(model: Any) -> DynamicCache:
 
     cache = DynamicCache(config=model.config)
     if kinds := {type(layer).__name__ for layer in cache.layers} - {DynamicLayer.__name__}:
-        raise ValueError(
+        raise RadDraftError(
             f"Language models of type {model.config.text_config.model_type!r} keep a cache ({min(kinds)}) that cannot "
             "take tokens back, so none can be proposed to them; leave out --speculate"
         )
@@ -254,7 +255,7 @@ def index_reports(drafter: Drafter, studies: Sequence[Study], most: int = 20_000
     """
     texts = [answer for study in studies if (answer := drafter.prompt.answer(study))]
     if not texts:
-        raise ValueError(f"No training study has the sections {', '.join(drafter.prompt.targets)}")
+        raise RadDraftError(f"No training study has the sections {', '.join(drafter.prompt.targets)}")
     tokenizer = drafter.processor.tokenizer
     step = max(1, len(texts) // most)
     tokens = tokenizer(texts[::step][:most], add_special_tokens=False)["input_ids"]

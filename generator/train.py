@@ -20,15 +20,16 @@ import torch
 from torch import nn
 
 from encoder.features import FeatureStore, compute_features, digest_files, read_features
-from encoder.sharding import WAIT, check_launch, clip_gradients, prepare_model, release_model
-from encoder.studies import Study
-from generator.checkpoints import Progress, RunFolder
+from generator.checkpoints import Progress, StagedRun
 from generator.data import IGNORE, Example, ExampleDataset, batch_indices, load_micro_batches, split_batch
 from generator.foreign import ForeignTower
 from generator.model import Drafter, LoraConfig, ModelConfig, add_lora, choose_trainable, save
 from generator.priors import find_priors
 from generator.prompts import PromptConfig
 from generator.vlm import make_drafter
+from raddraft.errors import DivergedError, RadDraftError, UnavailableError
+from raddraft.processes import WAIT, check_launch, clip_gradients, prepare_model, release_model
+from raddraft.studies import GrayMapping, Study
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -59,7 +60,7 @@ class Stage:
 
     def __post_init__(self) -> None:
         if self.epochs <= 0 or self.lr <= 0 or not 0 <= self.warmup < 1 or not 0 < self.beta2 < 1:
-            raise ValueError(f"stage: need epochs > 0, lr > 0, 0 <= warmup < 1 and 0 < beta2 < 1, got {self}")
+            raise RadDraftError(f"stage: need epochs > 0, lr > 0, 0 <= warmup < 1 and 0 < beta2 < 1, got {self}")
 
 
 @dataclass
@@ -109,14 +110,16 @@ class TrainConfig:
     def __post_init__(self) -> None:
         modes = {stage.lm for stage in self.stages}
         if not self.stages:
-            raise ValueError("train.stages is empty: nothing to do")
+            raise RadDraftError("train.stages is empty: nothing to do")
         for name in ("batch_size", "micro_batch_size", "save_every", "log_every"):
             if getattr(self, name) < 1:
-                raise ValueError(f"train.{name} must be at least 1, got {getattr(self, name)}")
+                raise RadDraftError(f"train.{name} must be at least 1, got {getattr(self, name)}")
         if {"lora", "full"} <= modes:
-            raise ValueError("train.stages: lm is 'lora' in one stage and 'full' in another; choose one of them")
+            raise RadDraftError("train.stages: lm is 'lora' in one stage and 'full' in another; choose one of them")
         if self.features == "cached" and any(stage.tower not in ("frozen", 0) for stage in self.stages):
-            raise ValueError("train.features is 'cached', but a stage trains the tower; use 'live', or tower: frozen")
+            raise RadDraftError(
+                "train.features is 'cached', but a stage trains the tower; use 'live', or tower: frozen"
+            )
 
 
 class StoredFeatures(nn.Module):
@@ -134,14 +137,14 @@ def train(
     model_config: ModelConfig,
     prompt: PromptConfig,
     config: TrainConfig,
-    image_mapping: Literal["window", "minmax", "percentile"] = "window",
+    gray_mapping: GrayMapping = "window",
 ) -> Path:
     """Train a drafting model and return the folder it is saved in.
 
     Args:
         studies: split -> studies; `train`, and `val` unless config.eval_every is 0. The test split is not for here.
         out: the run folder.
-        model_config, prompt, config, image_mapping: the recipe.
+        model_config, prompt, config, gray_mapping: the recipe.
 
     Raises:
         ValueError: nothing to train on or to validate with, a prompt too long, parts that do not fit together.
@@ -166,22 +169,24 @@ def train(
     if config.trackers:
         accelerator.init_trackers("raddraft")
     if model_config.dtype == "bfloat16" and config.precision != "bf16":
-        raise ValueError("model.dtype is bfloat16, so train.precision must be bf16")
+        raise RadDraftError("model.dtype is bfloat16, so train.precision must be bf16")
     if model_config.quantize != "no" and any(stage.lm == "full" for stage in config.stages):
-        raise ValueError(f"model.quantize is {model_config.quantize}, so the language model can train by lm: lora only")
+        raise RadDraftError(
+            f"model.quantize is {model_config.quantize}, so the language model can train by lm: lora only"
+        )
     if model_config.quantize != "no" and config.shard:
-        raise ValueError(
+        raise RadDraftError(
             f"model.quantize is {model_config.quantize}, and packed weights cannot be cut; leave train.shard"
         )
     set_seed(config.seed)
-    drafter = make_drafter(model_config, prompt, image_mapping)
+    drafter = make_drafter(model_config, prompt, gray_mapping)
     examples = {split: drafter.encode(part, answers=True) for split, part in studies.items()}
     validate = config.eval_every != 0
     for split in ("train", "val") if validate else ("train",):
         if not examples.get(split):
-            raise ValueError(f"No study in split {split!r} has the sections to write: {', '.join(prompt.targets)}")
+            raise RadDraftError(f"No study in split {split!r} has the sections to write: {', '.join(prompt.targets)}")
     if prompt.prior and not find_priors(studies["train"]):
-        raise ValueError(
+        raise RadDraftError(
             "prompt.prior: no training study has an earlier one of its subject; the manifest is to state `prior`, "
             "`study_date` or `study_order`"
         )
@@ -192,7 +197,7 @@ def train(
     store = None
     tower: Any = drafter.model.get_encoder(modality="image")
     if isinstance(tower, ForeignTower) and any(stage.tower not in ("frozen", 0) for stage in config.stages):
-        raise ValueError(
+        raise RadDraftError(
             f"train.stages: a stage trains the tower {model_config.tower!r}, which a LLaVA model cannot hold, so that "
             "it serves as it is; use tower: frozen"
         )
@@ -208,8 +213,8 @@ def train(
     datasets = {split: drafter.dataset(part, store) for split, part in examples.items()}
     steps_per_epoch = math.ceil(len(datasets["train"]) / config.batch_size)
     steps_of = [max(1, round(stage.epochs * steps_per_epoch)) for stage in config.stages]
-    run = RunFolder(out, accelerator)
-    progress = run.resume()
+    run = StagedRun(out, accelerator)
+    progress = run.find_progress()
     unreadable: set[str] = set()
     torch.manual_seed(config.seed + accelerator.process_index)  # dropout differs between processes
 
@@ -252,12 +257,12 @@ def train(
                 sums += torch.stack([loss.detach(), (batch["labels"] != IGNORE).sum().to(loss)])
             loss_value, n_readable = accelerator.reduce(sums).tolist()
             if not n_readable:
-                raise OSError(
+                raise UnavailableError(
                     f"No picture of step {progress.step + 1} of stage {number + 1} can be read; "
                     "the files are named above"
                 )
             if not math.isfinite(loss_value):
-                raise FloatingPointError(
+                raise DivergedError(
                     f"The loss is {loss_value} at step {progress.step + 1} of stage {number + 1} (lr {lr:.3g}); the "
                     f"last good checkpoint is {run.newest}. Try a lower lr, or precision bf16 instead of fp16"
                 )
@@ -270,26 +275,26 @@ def train(
             where = {"stage": number, "step": progress.step}
             if progress.step % config.log_every == 0:
                 numbers = {"loss": loss_value, "lr": lr, "grad_norm": norm, "studies_per_second": speed}
-                run.log(where | numbers)
+                run.log(where | numbers, run.earlier_steps + progress.step)
             bar.set_description(f"stage {number + 1} loss {loss_value:.3f}", refresh=False)
             bar.update()
             if validate and (progress.step % eval_every == 0 or progress.step == n_steps):
                 val_loss = _validate(wrapped, datasets["val"], config, accelerator)
-                run.log(where | {"val_loss": val_loss})
+                run.log(where | {"val_loss": val_loss}, run.earlier_steps + progress.step)
                 if val_loss < progress.best:
                     progress.best, progress.bad_rounds = val_loss, 0
-                    run.save_best(model)
+                    run.save_best(run.select(model))
                 else:
                     progress.bad_rounds += 1
                     progress.stopped = config.patience is not None and progress.bad_rounds >= config.patience
             if progress.step % config.save_every == 0 and progress.step < n_steps:
-                run.save(model, progress, optimizer)
+                run.save_progress(model, progress, optimizer)
         bar.close()
         release_model(model, wrapped, accelerator)
         if validate:
             run.load_best(model)
         progress = Progress(stage=number + 1)
-        run.save(model, progress)
+        run.save_progress(model, progress)
 
     run.restore(model)  # where every stage had been done before, the weights are still to be loaded
     if store is not None:
@@ -354,7 +359,7 @@ def _validate(model: nn.Module, dataset: ExampleDataset, config: TrainConfig, ac
         sums += torch.stack([loss, (batch["labels"] != IGNORE).sum().to(loss)])
     loss, n_tokens = accelerator.reduce(sums).tolist()
     if not n_tokens:
-        raise OSError("No picture of the val split can be read")
+        raise UnavailableError("No picture of the val split can be read")
     return loss / n_tokens
 
 
@@ -393,13 +398,13 @@ def _describe(model: nn.Module, number: int, n_stages: int, n_steps: int) -> str
 
 
 def _build_again(
-    drafter: Drafter, model_config: ModelConfig, config: TrainConfig, run: RunFolder
+    drafter: Drafter, model_config: ModelConfig, config: TrainConfig, run: StagedRun
 ) -> tuple[nn.Module, Drafter]:
     """The whole model in its own type, from its parts and the newest checkpoint; what trained was packed or cut."""
     from accelerate.utils import set_seed
 
     set_seed(config.seed)
-    drafter = make_drafter(replace(model_config, quantize="no"), drafter.prompt, drafter.image_mapping)
+    drafter = make_drafter(replace(model_config, quantize="no"), drafter.prompt, drafter.gray_mapping)
     lora = any(stage.lm == "lora" for stage in config.stages)
     model = add_lora(drafter.model, config.lora) if lora else drafter.model
     run.restore(model)

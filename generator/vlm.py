@@ -13,15 +13,13 @@ from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
 from encoder.features import FeatureStore
-from encoder.images import ImageError, load_image
-from encoder.studies import Study
 from encoder.tower import Tower
 from encoder.towers import checkpoint_error
 from generator.data import IGNORE, Example, Item, labels_of
@@ -29,6 +27,9 @@ from generator.generate import end_tokens
 from generator.model import SIDECAR, Drafter, ModelConfig, build, load, read_sidecar
 from generator.priors import find_priors
 from generator.prompts import PromptConfig
+from raddraft.errors import RadDraftError
+from raddraft.images import ImageError, load_image
+from raddraft.studies import GrayMapping, Study
 
 Messages = list[dict[str, Any]]
 
@@ -43,7 +44,7 @@ class ChatDrafter(Drafter):
 
     @property
     def tower(self) -> Tower:
-        raise ValueError(f"{self._name} was not built here, so its tower gives no features to store or to compare")
+        raise RadDraftError(f"{self._name} was not built here, so its tower gives no features to store or to compare")
 
     @property
     def context_length(self) -> int | None:
@@ -57,7 +58,7 @@ class ChatDrafter(Drafter):
                 where an answer begins and ends; a text longer than the language model's context.
         """
         if self.prompt.findings_first:
-            raise ValueError(
+            raise RadDraftError(
                 f"{self._name} was not built here, so it cannot be asked in two turns; leave out prompt.findings_first"
             )
         priors = find_priors(studies) if self.prompt.prior else {}
@@ -76,7 +77,7 @@ class ChatDrafter(Drafter):
             images = [image.path for image in self.prompt.pictures(study, prior)]
             example = ChatExample(study.study_id, images, prompt, reply, messages=messages)
             if self.context_length is not None and len(example) + reserve > self.context_length:
-                raise ValueError(
+                raise RadDraftError(
                     f"Study {study.study_id!r}: {len(example)} tokens of text + {reserve} for the draft exceed the "
                     f"context of {self.context_length} tokens of {self._name}; use less context"
                 )
@@ -97,16 +98,16 @@ class ChatDrafter(Drafter):
     def _reply(self, study: Study, messages: Messages, prompt: list[int]) -> list[int]:
         """Token ids of the answer at the end of messages, after those of the prompt."""
         if not self.processor.chat_template:
-            raise ValueError(f"{self._name} cannot train here: its processor has no chat template")
+            raise RadDraftError(f"{self._name} cannot train here: its processor has no chat template")
         whole = self._tokens(render(self.processor, messages, answered=True))
         if whole[: len(prompt)] != prompt:
-            raise ValueError(
+            raise RadDraftError(
                 f"{self._name} cannot train here: study {study.study_id!r} with its answer does not begin with the "
                 "prompt alone, so the chat template does not tell which tokens are to be learnt"
             )
         reply = whole[len(prompt) :]
         if not end_tokens(self.model) & set(reply):
-            raise ValueError(
+            raise RadDraftError(
                 f"{self._name} cannot train here: its chat template ends the answer of study {study.study_id!r} "
                 f"without any of the model's end tokens {sorted(end_tokens(self.model))}, so a draft would not end"
             )
@@ -125,7 +126,7 @@ class ChatDataset(Dataset):
     """Examples with their pictures; the processor makes tokens and pixels of a whole batch."""
 
     def __init__(self, examples: Sequence[ChatExample], drafter: ChatDrafter) -> None:
-        self.examples, self.processor, self.mapping = examples, drafter.processor, drafter.image_mapping
+        self.examples, self.processor, self.gray_mapping = examples, drafter.processor, drafter.gray_mapping
         self.context_length = drafter.context_length
 
     def __len__(self) -> int:
@@ -134,7 +135,7 @@ class ChatDataset(Dataset):
     def __getitem__(self, index: int) -> Item:
         example = self.examples[index]
         try:
-            return Item(example, [load_image(path, self.mapping).convert("RGB") for path in example.images])
+            return Item(example, [load_image(path, self.gray_mapping).convert("RGB") for path in example.images])
         except (ImageError, OSError) as error:
             blank = [Image.new("RGB", (64, 64)) for _ in example.images]
             return Item(example, blank, f"{example.study_id}: {error}")
@@ -150,14 +151,14 @@ class ChatDataset(Dataset):
         inputs = process(self.processor, conversations, answered=bool(items[0].example.answer))
         lengths = inputs["attention_mask"].sum(1)
         if self.context_length is not None and lengths.max() > self.context_length:
-            raise ValueError(
+            raise RadDraftError(
                 f"Study {items[lengths.argmax()].example.study_id!r}: {lengths.max()} tokens of text and pictures "
                 f"exceed the context of {self.context_length} tokens of the language model"
             )
         labels = labels_of(items)
         learnt = labels != IGNORE
         if not torch.equal(labels[learnt], inputs["input_ids"][:, -labels.shape[1] :][learnt]):
-            raise ValueError(
+            raise RadDraftError(
                 f"A model with a {type(self.processor).__name__} cannot train here: beside pictures it writes other "
                 "tokens for the answer than without"
             )
@@ -224,7 +225,7 @@ def load_any(
     """
     sidecar = read_sidecar(name)
     if sidecar is not None and prompt is not None and prompt != PromptConfig(**sidecar["prompt"]):
-        raise ValueError(f"{name} was trained with its own prompt, which {SIDECAR} there keeps; leave out --prompt")
+        raise RadDraftError(f"{name} was trained with its own prompt, which {SIDECAR} there keeps; leave out --prompt")
     if (sidecar is not None and sidecar.get("kind") != ChatDrafter.kind) or (Path(name).is_dir() and _broken(name)):
         return load(name, dtype, device)
     drafter = _load_chat(name, dtype, remote_code)
@@ -232,21 +233,19 @@ def load_any(
     model.to(device)
     if sidecar is not None:
         prompt = PromptConfig(**sidecar["prompt"])
-        drafter.image_mapping = sidecar["image_mapping"]
+        drafter.gray_mapping = sidecar["gray_mapping"]
     if prompt is None:
         warnings.warn(f"{name} has no {SIDECAR}: the default prompt is used", stacklevel=2)
     drafter.prompt = prompt or PromptConfig()
     return drafter
 
 
-def make_drafter(
-    config: ModelConfig, prompt: PromptConfig, image_mapping: Literal["window", "minmax", "percentile"]
-) -> Drafter:
+def make_drafter(config: ModelConfig, prompt: PromptConfig, gray_mapping: GrayMapping) -> Drafter:
     """The model that a training run starts from: joined of two parts, or a whole one. Raises as `build`, `load_any`."""
     if not config.vlm:
-        return Drafter(*build(config), prompt, image_mapping)
+        return Drafter(*build(config), prompt, gray_mapping)
     drafter = _load_chat(config.vlm, config.dtype, remote_code=False)
-    drafter.prompt, drafter.image_mapping = prompt, image_mapping
+    drafter.prompt, drafter.gray_mapping = prompt, gray_mapping
     return drafter
 
 
@@ -264,17 +263,19 @@ def _load_chat(name: str, dtype: str, remote_code: bool) -> ChatDrafter:
         model: Any = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, trust_remote_code=remote_code)
     except (ValueError, OSError, ImportError) as error:
         if "trust_remote_code" in str(error):
-            raise ValueError(
+            raise RadDraftError(
                 f"{name} comes with code of its own; --remote_code true runs it, if you trust it"
             ) from None
         if "Unrecognized configuration class" in str(error):
             kind = str(error).split("for this kind")[0].strip()
-            raise ValueError(f"{name} is no vision-language model that transformers knows: {kind}") from None
+            raise RadDraftError(f"{name} is no vision-language model that transformers knows: {kind}") from None
         raise checkpoint_error(f"The model {name!r} cannot be loaded", name, error) from error
     if not all(hasattr(processor, part) for part in ("image_processor", "tokenizer")):
-        raise ValueError(f"{name} has no processor for images and text, only a {type(processor).__name__}")
+        raise RadDraftError(f"{name} has no processor for images and text, only a {type(processor).__name__}")
     if model.config.is_encoder_decoder:
-        raise ValueError(f"{name} is an encoder-decoder model ({model.config.model_type}), which cannot be asked here")
+        raise RadDraftError(
+            f"{name} is an encoder-decoder model ({model.config.model_type}), which cannot be asked here"
+        )
     processor.tokenizer.padding_side = "left"
     if processor.tokenizer.pad_token is None:  # padding is masked everywhere, so sharing a token does no harm
         processor.tokenizer.pad_token = processor.tokenizer.eos_token

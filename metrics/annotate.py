@@ -17,6 +17,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from raddraft.errors import RadDraftError
+
 T = TypeVar("T")
 
 
@@ -55,7 +57,7 @@ class AnnotationCache:
                     "CREATE TABLE IF NOT EXISTS annotations (digest BLOB PRIMARY KEY, annotation TEXT) WITHOUT ROWID"
                 )
         except (OSError, sqlite3.Error) as error:
-            raise ValueError(
+            raise RadDraftError(
                 f"The cache of annotations {path} cannot be used ({error}). Delete it if it is damaged, or set "
                 "RADDRAFT_CACHE to another folder"
             ) from None

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from metrics.annotate import alike
 from metrics.rules import NEGATIVE, OBSERVATIONS, POSITIVE, UNCERTAIN
 from metrics.weights import digest
+from raddraft.errors import RadDraftError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -56,7 +57,7 @@ class CheXbert:
         torch.nn.Module.to(self._bert, self._device)  # transformers' own `to` has no usable types
         config = self._bert.config
         if len(self._tokenizer) != config.vocab_size:
-            raise ValueError(
+            raise RadDraftError(
                 f"The tokenizer in {tokenizer} has {len(self._tokenizer)} entries, the vocabulary of {checkpoint} has "
                 f"{config.vocab_size}: it is not the one that the checkpoint was trained with"
             )
@@ -139,10 +140,10 @@ def _read_state(checkpoint: Path) -> dict[str, Tensor]:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=mapped)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{checkpoint} is not a whole PyTorch checkpoint of plain tensors: {reason}") from error
+        raise RadDraftError(f"{checkpoint} is not a whole PyTorch checkpoint of plain tensors: {reason}") from error
     state = content.get("model_state_dict") if isinstance(content, dict) else None
     if not isinstance(state, dict):
-        raise ValueError(f"{checkpoint} is no CheXbert checkpoint: it has no model_state_dict")
+        raise RadDraftError(f"{checkpoint} is no CheXbert checkpoint: it has no model_state_dict")
     named = {key.removeprefix("module."): value for key, value in state.items()}
     return {
         key: value
@@ -177,7 +178,7 @@ def _sizes(state: dict[str, Tensor], checkpoint: Path) -> dict[str, Any]:
 def _refuse(checkpoint: Path, faults: list[str]) -> None:
     if faults:
         more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
-        raise ValueError(f"{checkpoint} is no CheXbert checkpoint: {'; '.join(faults[:5])}{more}")
+        raise RadDraftError(f"{checkpoint} is no CheXbert checkpoint: {'; '.join(faults[:5])}{more}")
 
 
 def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -186,9 +187,11 @@ def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
-        raise ValueError(f"No tokenizer can be loaded from {folder}: {str(error).strip().splitlines()[0]}") from error
+        raise RadDraftError(
+            f"No tokenizer can be loaded from {folder}: {str(error).strip().splitlines()[0]}"
+        ) from error
     if tokenizer.tokenize("HEART") != tokenizer.tokenize("heart"):
-        raise ValueError(f"The tokenizer in {folder} tells capitals from small letters, that of CheXbert does not")
+        raise RadDraftError(f"The tokenizer in {folder} tells capitals from small letters, that of CheXbert does not")
     return tokenizer
 
 

@@ -19,6 +19,7 @@ import evaluate
 
 from metrics.models import Models
 from metrics.scoring import FAMILIES, choose, measure
+from raddraft.errors import RadDraftError
 
 
 class ReportMetric(evaluate.Metric):
@@ -55,6 +56,6 @@ def load(name: str, models: Models | None = None, **options: Any) -> ReportMetri
         ValueError: unknown name.
     """
     if name == "all":
-        raise ValueError(f"One metric or family at a time; families: {', '.join(FAMILIES)}")
+        raise RadDraftError(f"One metric or family at a time; families: {', '.join(FAMILIES)}")
     choose([name])
     return ReportMetric(name, models, **options)

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from metrics.bootstrap import Measure, mean_measure
 from metrics.text import bleu_statistics, ngrams, rouge_l_f
 from metrics.weights import CannotRun
+from raddraft.errors import RadDraftError
+from raddraft.stats import Measure, mean_measure
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -295,7 +296,7 @@ def radcliq_formula(radgraph: np.ndarray, bertscore: np.ndarray, semb: np.ndarra
     broken = np.argwhere(~np.isfinite(columns))
     if len(broken):
         row, column = broken[0]
-        raise ValueError(f"radcliq_v1: {RADCLIQ_INPUTS[column]} of report {row + 1} is {columns[row, column]}")
+        raise RadDraftError(f"radcliq_v1: {RADCLIQ_INPUTS[column]} of report {row + 1} is {columns[row, column]}")
     return (columns - RADCLIQ_MEAN) / RADCLIQ_SCALE @ RADCLIQ_WEIGHTS + RADCLIQ_INTERCEPT
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from metrics.bootstrap import Measure
+from raddraft.stats import Measure
 
 # The five of the CheXpert competition (Irvin et al., arXiv 1901.07031).
 FIVE = ("Cardiomegaly", "Edema", "Consolidation", "Atelectasis", "Pleural Effusion")

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from metrics.weights import cache_folder, digest
+from raddraft.errors import RadDraftError, UnavailableError
 
 if TYPE_CHECKING:
     import torch
@@ -78,7 +79,7 @@ class RadGraph:
             self._tokenizer, bert_config = _load_tokenizer(config, tokenizer, folder)
             self._network, self._bert = _build_network(config["model"], bert_config, folder / "vocabulary")
         except (KeyError, TypeError) as error:
-            raise ValueError(f"{folder / 'config.json'} does not describe a RadGraph model: {error!r}") from error
+            raise RadDraftError(f"{folder / 'config.json'} does not describe a RadGraph model: {error!r}") from error
         _load_weights(self._network, folder / "weights.th")
         self._network.to(self.device).eval()
         self._widths = self._network._endpoint_span_extractor._span_width_embedding.weight  # [widths, F]
@@ -288,7 +289,7 @@ def _unpacked(model: Path, model_type: str, cache: Path | None) -> Path:
             return model
         archive = model.with_name(f"{model_type}.tar.gz")
         if not archive.is_file():
-            raise ValueError(
+            raise RadDraftError(
                 f"The {model_type} model in {model} lacks {', '.join(lacking)}, and there is no {archive} to unpack"
             )
         model = archive
@@ -309,9 +310,9 @@ def _unpack(archive: Path, target: Path, model_type: str) -> None:
                 while tar.fileobj and tar.fileobj.read(2**20):
                     pass  # on to gzip's checksum: tar itself stops at a damaged header, as at the end
         except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
-            raise ValueError(f"{archive} cannot be unpacked: cut off, damaged or no tar.gz ({error})") from error
+            raise RadDraftError(f"{archive} cannot be unpacked: cut off, damaged or no tar.gz ({error})") from error
         if lacking := _lacking(fresh, model_type):
-            raise ValueError(f"{archive} holds no {model_type} model: it lacks {', '.join(lacking)}")
+            raise RadDraftError(f"{archive} holds no {model_type} model: it lacks {', '.join(lacking)}")
         if target.exists():
             shutil.rmtree(target)
         fresh.rename(target)
@@ -327,7 +328,7 @@ def _read_config(file: Path) -> dict[str, Any]:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{file} is not JSON: {error}") from error
+        raise RadDraftError(f"{file} is not JSON: {error}") from error
 
 
 def _load_tokenizer(config: dict[str, Any], tokenizer: str | Path | None, folder: Path) -> tuple[Any, Any]:
@@ -343,7 +344,7 @@ def _load_tokenizer(config: dict[str, Any], tokenizer: str | Path | None, folder
         words = AutoTokenizer.from_pretrained(of_words, local_files_only=True)
         bert = AutoConfig.from_pretrained(of_network, local_files_only=True)
         if len(words) <= len(words.all_special_tokens):
-            raise OSError(f"{of_words} holds no vocabulary")
+            raise UnavailableError(f"{of_words} holds no vocabulary")
     except (OSError, ValueError) as error:
         named = " and ".join(f"{name!r} ({key}.model_name)" for key, name in names.items())
         raise FileNotFoundError(
@@ -379,7 +380,7 @@ def _build_network(settings: dict[str, Any], bert_config: Any, vocabulary: Path)
     unused = ("type", "embedder", "initializer", "module_initializer")
     network = DyGIE(labels, embedder, **{key: value for key, value in settings.items() if key not in unused})
     if network._coref.coref_prop > 0:
-        raise ValueError("RadGraph models with coref_prop > 0 are not supported: it changes the span vectors")
+        raise RadDraftError("RadGraph models with coref_prop > 0 are not supported: it changes the span vectors")
     return network, bert
 
 
@@ -389,7 +390,7 @@ def _load_weights(network: torch.nn.Module, file: Path) -> None:
     try:
         network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True), strict=True)
     except Exception as error:  # torch raises many kinds for a cut file
-        raise ValueError(
+        raise RadDraftError(
             f"{file} is cut off or does not go with config.json, vocabulary and tokenizer: {error}"
         ) from error
 

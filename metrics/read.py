@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from raddraft.errors import RadDraftError
+
 
 @dataclass
 class Prediction:
@@ -35,7 +37,7 @@ def read_predictions(path: str | Path, references: str | Path | None = None) -> 
     path = Path(path)
     if references is None:
         if path.suffix.lower() not in JSON_LINES:
-            raise ValueError(f"{path} holds no references: name their file with --references, or give a .jsonl file")
+            raise RadDraftError(f"{path} holds no references: name their file with --references, or give a .jsonl file")
         rows = list(json_rows(path, ("study_id", "prediction")))
         found = [Prediction(*(row[key] for key in KEYS)) for row in rows if row.get("reference") is not None]
         n_drafts = len(rows)
@@ -44,11 +46,11 @@ def read_predictions(path: str | Path, references: str | Path | None = None) -> 
         drafts, reports = read_texts(path, "prediction"), read_texts(references, "reference")
         for file, texts in ((path, drafts), (references, reports)):
             if not texts:
-                raise ValueError(f"{file} is empty")
+                raise RadDraftError(f"{file} is empty")
         if not {type(key) for key in drafts} & {type(key) for key in reports}:
-            raise ValueError(f"Only one of {path} and {references} has study_ids: they cannot be joined")
+            raise RadDraftError(f"Only one of {path} and {references} has study_ids: they cannot be joined")
         if int in {type(key) for key in drafts} and len(drafts) != len(reports):
-            raise ValueError(f"{path} holds {len(drafts)} texts and {references} {len(reports)}: without ids the "
+            raise RadDraftError(f"{path} holds {len(drafts)} texts and {references} {len(reports)}: without ids the "
                              "numbers must be equal")  # fmt: skip
         n_drafts = len(drafts)
         common = [key for key in drafts if key in reports]
@@ -59,7 +61,7 @@ def read_predictions(path: str | Path, references: str | Path | None = None) -> 
         }
     sentences = [sentence.format(count) for sentence, count in left_out.items() if count]
     if not found:
-        raise ValueError(f"{path}: no prediction with a reference ({n_drafts} without)")
+        raise RadDraftError(f"{path}: no prediction with a reference ({n_drafts} without)")
     return found, sentences
 
 
@@ -80,11 +82,11 @@ def read_texts(path: str | Path, column: str) -> dict[str | int, str]:
     if suffix in (".csv", ".tsv"):
         return _table(path, column)
     if suffix not in (".txt", ""):
-        raise ValueError(f"{path}: reports are read from .jsonl, .csv, .tsv and .txt, not from {suffix}")
+        raise RadDraftError(f"{path}: reports are read from .jsonl, .csv, .tsv and .txt, not from {suffix}")
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text: {error}") from None
+        raise RadDraftError(f"{path}: not UTF-8 text: {error}") from None
     if lines[-1] == "":
         lines.pop()
     return {number: line.removesuffix("\r") for number, line in enumerate(lines, 1)}
@@ -97,17 +99,17 @@ def _table(path: Path, column: str) -> dict[str | int, str]:
         text = next(name for name in columns if name != "study_id")
     if text not in columns:
         named = ", ".join(columns) or "none"
-        raise ValueError(f"{path}: no column {column!r}. Columns: {named}; line 1 is to name them")
+        raise RadDraftError(f"{path}: no column {column!r}. Columns: {named}; line 1 is to name them")
     texts: dict[str | int, str] = {}
     for number, cells in enumerate(rows, 1):
         if len(cells) != len(columns):
-            raise ValueError(
+            raise RadDraftError(
                 f"{path} row {number}: {'more' if len(cells) > len(columns) else 'fewer'} cells than columns"
             )
         row = dict(zip(columns, cells, strict=True))
         key = row["study_id"] if "study_id" in columns else number
         if key in texts:
-            raise ValueError(f"{path} row {number}: study {key!r} stands there already")
+            raise RadDraftError(f"{path} row {number}: study {key!r} stands there already")
         texts[key] = row[text]
     return texts
 
@@ -119,7 +121,7 @@ def _csv_rows(path: Path) -> list[list[str]]:
         with open(path, encoding="utf-8-sig", newline="") as file:
             rows = list(csv.reader(file, dialect="excel-tab" if path.suffix.lower() == ".tsv" else "excel"))
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise RadDraftError(f"{path}: {error}") from None
     finally:
         csv.field_size_limit(limit)
     if all(len(row) < 2 for row in rows):
@@ -138,7 +140,7 @@ def json_rows(path: Path, needed: tuple[str, ...]) -> Iterator[dict[str, Any]]:
             row = _parse(line, where, needed)
             study_id = row["study_id"]
             if study_id in first_line:
-                raise ValueError(f"{where}: study {study_id!r} stands already on line {first_line[study_id]}")
+                raise RadDraftError(f"{where}: study {study_id!r} stands already on line {first_line[study_id]}")
             first_line[study_id] = number
             yield row
 
@@ -147,12 +149,12 @@ def _parse(line: bytes, where: str, needed: tuple[str, ...]) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except ValueError as error:  # broken JSON, or bytes that are not UTF-8
-        raise ValueError(f"{where}: not valid JSON: {error}") from None
+        raise RadDraftError(f"{where}: not valid JSON: {error}") from None
     if not isinstance(row, dict):
-        raise ValueError(f"{where}: expected an object, got {type(row).__name__}")
+        raise RadDraftError(f"{where}: expected an object, got {type(row).__name__}")
     for key in needed:
         if not isinstance(row.get(key), str):
-            raise ValueError(f"{where}: {key} must be a string, got {row.get(key)!r}")
+            raise RadDraftError(f"{where}: {key} must be a string, got {row.get(key)!r}")
     if not isinstance(row.get("reference"), str | None):
-        raise ValueError(f"{where}: reference must be a string or null, got {row['reference']!r}")
+        raise RadDraftError(f"{where}: reference must be a string or null, got {row['reference']!r}")
     return row

@@ -14,6 +14,8 @@ from math import ceil
 from pathlib import Path
 from typing import Any, Literal
 
+from raddraft.errors import RadDraftError
+
 Scores = Mapping[str, Mapping[str, Any]]
 Differences = Mapping[str, Mapping[str, Mapping[str, float]]]
 
@@ -149,7 +151,7 @@ def render_report(
         ValueError: `systems` is empty.
     """
     if not systems:
-        raise ValueError("systems is empty: the page needs at least the system under test")
+        raise RadDraftError("systems is empty: the page needs at least the system under test")
     rows = _table_rows(systems, differences or {})
     return render_template(
         Path(__file__).with_name("report.html.j2"),

@@ -20,12 +20,13 @@ import numpy as np
 
 from metrics import extras
 from metrics.annotate import annotate
-from metrics.bootstrap import Measure, interval, mean_measure, p_value, resample
 from metrics.labels import Uncertain, f1_measures
 from metrics.models import Models
 from metrics.rules import OBSERVATIONS, VERSION, label
 from metrics.text import bleu, rouge_l
 from metrics.weights import CannotRun
+from raddraft.errors import RadDraftError
+from raddraft.stats import Measure, interval, mean_measure, p_value, resample
 
 if TYPE_CHECKING:
     from metrics.radgraph import RadGraph
@@ -143,11 +144,11 @@ def choose(metrics: Sequence[str] | None) -> tuple[str, ...]:
     wanted: dict[str, None] = {}
     for name in DEFAULT if metrics is None else metrics:
         if name not in METRICS and name not in FAMILIES and name != "all":
-            raise ValueError(f"Unknown metric {name!r}. {choices}")
+            raise RadDraftError(f"Unknown metric {name!r}. {choices}")
         names = METRICS if name == "all" else FAMILIES[name].names if name in FAMILIES else (name,)
         wanted |= dict.fromkeys(names)
     if not wanted:
-        raise ValueError(f"No metric is asked for. {choices}")
+        raise RadDraftError(f"No metric is asked for. {choices}")
     return tuple(wanted)
 
 
@@ -165,9 +166,11 @@ def measure(
         ValueError: unequal lengths, nothing to score, no or an unknown metric, or one asked for by name cannot run.
     """
     if len(predictions) != len(references):
-        raise ValueError(f"{len(predictions)} predictions and {len(references)} references: the numbers must be equal")
+        raise RadDraftError(
+            f"{len(predictions)} predictions and {len(references)} references: the numbers must be equal"
+        )
     if not predictions:
-        raise ValueError("Nothing to score: there is no prediction")
+        raise RadDraftError("Nothing to score: there is no prediction")
     wanted, by_name = choose(metrics), metrics is not None and "all" not in metrics
     models = models or Models()
     found: dict[str, Measure] = {}
@@ -215,7 +218,7 @@ def score(
 def check_resamples(n_resamples: int, seed: int) -> None:
     """Raises ValueError where the bootstrap cannot run so."""
     if n_resamples < 1 or seed < 0:
-        raise ValueError(f"Need at least 1 resample and a seed of at least 0, got {n_resamples} and {seed}")
+        raise RadDraftError(f"Need at least 1 resample and a seed of at least 0, got {n_resamples} and {seed}")
 
 
 def summarize(systems: Mapping[str, Mapping[str, Measure]], n_resamples: int, seed: int) -> dict[str, Any]:

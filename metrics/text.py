@@ -8,7 +8,7 @@ from importlib.metadata import version
 
 import numpy as np
 
-from metrics.bootstrap import Measure, mean_measure
+from raddraft.stats import Measure, mean_measure
 
 
 def rouge_l(predictions: Sequence[str], references: Sequence[str]) -> Measure:

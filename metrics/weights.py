@@ -13,6 +13,8 @@ import tarfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from raddraft.errors import RadDraftError, UnavailableError
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -103,7 +105,7 @@ WEIGHTS = {
 }
 
 
-class CannotRun(ValueError):
+class CannotRun(RadDraftError):
     """A metric lacks what it needs: weights, data or a package; says what, and how to get it."""
 
 
@@ -148,7 +150,7 @@ def locate(name: str, path: Path | None = None) -> Path:
     entry = _entry(name)
     if path is not None:
         if not path.expanduser().exists():
-            raise ValueError(f"{name}: there is nothing at {path}")
+            raise RadDraftError(f"{name}: there is nothing at {path}")
         return path.expanduser()
     for place in entry.places(name):
         if (weights_folder() / place).exists():
@@ -178,13 +180,13 @@ def fetch(name: str) -> Path:
         else:
             hf_hub_download(entry.repo, entry.files[0])
     except Exception as error:  # of the hub's HTTP library, which is another one in other releases
-        raise OSError(
+        raise UnavailableError(
             f"{name} could not be fetched from huggingface.co/{entry.repo}: {_reason(error)}; with a copy from "
             f"elsewhere, use `raddraft weights --add {name} --file PATH`"
         ) from error
     if cached := _in_hub_cache(entry):
         return cached
-    raise OSError(f"huggingface.co/{entry.repo} no longer has all of {', '.join(entry.files)}")
+    raise UnavailableError(f"huggingface.co/{entry.repo} no longer has all of {', '.join(entry.files)}")
 
 
 def add(name: str, source: Path) -> Path:
@@ -203,7 +205,7 @@ def add(name: str, source: Path) -> Path:
     place = (name if entry.folder else entry.unpacked or "") if source.is_dir() else entry.files[0]
     for other in entry.places(name)[: entry.places(name).index(place)]:
         if (weights_folder() / other).exists():
-            raise ValueError(f"{weights_folder() / other} would be found before {place}; remove it first")
+            raise RadDraftError(f"{weights_folder() / other} would be found before {place}; remove it first")
     target = weights_folder() / place
     if target.exists() and source.samefile(target):
         return target
@@ -234,11 +236,11 @@ def check(name: str, source: Path) -> None:
     """
     entry = _entry(name)
     if not source.exists():
-        raise ValueError(f"{name}: there is nothing at {source}")
+        raise RadDraftError(f"{name}: there is nothing at {source}")
     if source.is_dir() and not (entry.folder or entry.unpacked):
-        raise ValueError(f"{name} is one file, {entry.files[0]}, but {source} is a folder")
+        raise RadDraftError(f"{name} is one file, {entry.files[0]}, but {source} is a folder")
     if entry.folder and not source.is_dir():
-        raise ValueError(f"{name} is a folder with {', '.join(entry.files)}, but {source} is a file")
+        raise RadDraftError(f"{name} is a folder with {', '.join(entry.files)}, but {source} is a file")
     if name == "chexbert":
         from metrics.chexbert import load_network
 
@@ -261,7 +263,7 @@ def digest(path: Path) -> str:
 
 def _entry(name: str) -> Weights:
     if name not in WEIGHTS:
-        raise ValueError(f"Unknown weights {name!r}. Choices: {', '.join(WEIGHTS)}")
+        raise RadDraftError(f"Unknown weights {name!r}. Choices: {', '.join(WEIGHTS)}")
     return WEIGHTS[name]
 
 
@@ -302,20 +304,20 @@ def _check_radgraph(source: Path) -> None:
             with tarfile.open(source) as archive:
                 names = {PurePosixPath(member.name).parts[0] for member in archive if member.isfile()}
         except (tarfile.TarError, EOFError, OSError) as error:
-            raise ValueError(f"{source} is not a whole archive: {error}") from error
+            raise RadDraftError(f"{source} is not a whole archive: {error}") from error
     if absent := sorted({"config.json", "weights.th", "vocabulary"} - names):
-        raise ValueError(f"{source} is no RadGraph model: it lacks {', '.join(absent)}")
+        raise RadDraftError(f"{source} is no RadGraph model: it lacks {', '.join(absent)}")
 
 
 def _check_transformers_folder(source: Path, with_model: bool) -> None:
     from transformers import AutoConfig, AutoTokenizer
 
     if with_model and not any((source / file).is_file() for file in ("model.safetensors", "pytorch_model.bin")):
-        raise ValueError(f"{source} lacks model.safetensors")
+        raise RadDraftError(f"{source} lacks model.safetensors")
     if not (source / "config.json").is_file():
-        raise ValueError(f"{source} lacks config.json")
+        raise RadDraftError(f"{source} lacks config.json")
     try:
         AutoConfig.from_pretrained(source, local_files_only=True)
         AutoTokenizer.from_pretrained(source, local_files_only=True)
     except Exception as error:  # damaged files fail in as many ways as there are tokenizers
-        raise ValueError(f"{source} holds no tokenizer that loads: {str(error).strip().splitlines()[0]}") from error
+        raise RadDraftError(f"{source} holds no tokenizer that loads: {str(error).strip().splitlines()[0]}") from error

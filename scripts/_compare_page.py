@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from encoder.studies import write_whole
 from metrics.report import LOWER_IS_BETTER, METRICS, render_template
+from raddraft.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -163,7 +163,7 @@ def _explain(result: Mapping[str, Any]) -> list[str]:
             f"{MARK} differs from the baseline, {result['baseline']}: p < .05 in pairs on the same resamples, after "
             f"Holm's correction for all {count} comparisons of the table. No mark does not mean no difference."
         )
-    # No p is below 2 / (resamples + 1), see metrics.bootstrap.p_value; Holm multiplies the smallest by their number.
+    # No p is below 2 / (resamples + 1), see raddraft.stats.p_value; Holm multiplies the smallest by their number.
     if count * 2 / (resamples + 1) >= SIGNIFICANT:
         sentences.append(
             f"{resamples} resamples are too few to mark anything: the smallest corrected p of {count} comparisons is "

@@ -10,7 +10,9 @@ from pathlib import Path
 from pprint import pformat
 from typing import TYPE_CHECKING, Any
 
-from encoder.studies import Study, StudyImage, write_whole
+from raddraft.errors import RadDraftError
+from raddraft.files import write_whole
+from raddraft.studies import Study, StudyImage
 
 if TYPE_CHECKING:
     from generator.model import ModelConfig
@@ -121,7 +123,7 @@ def _split(folder: Path) -> tuple[str, str]:
     _, end, after = rest.partition(END)
     if not (begin and end):
         what = f"has no lines {BEGIN} and {END}" if text else "is missing"
-        raise ValueError(f"{path} {what}; `raddraft train` writes such a card beside the model it trains")
+        raise RadDraftError(f"{path} {what}; `raddraft train` writes such a card beside the model it trains")
     return before, after
 
 

@@ -12,10 +12,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from encoder.images import ImageError, load_image
-from encoder.studies import Study, StudyImage
 from generator.generate import BANNER, DecodeConfig, decode
-from scripts import pick_device, run
+from raddraft.cli import run
+from raddraft.errors import RadDraftError
+from raddraft.images import ImageError, load_image
+from raddraft.processes import pick_device
+from raddraft.studies import Study, StudyImage
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -40,7 +42,7 @@ def main(
     try:
         import gradio
     except ImportError:
-        raise ValueError('the page needs gradio: pip install "raddraft[app]", or pip install gradio') from None
+        raise RadDraftError('the page needs gradio: pip install "raddraft[app]", or pip install gradio') from None
 
     from generator.vlm import load_any
 
@@ -63,7 +65,7 @@ def draft_upload(
     sections = {"indication": indication} if indication else {}
     study = Study(Path(file).name, "upload", "test", [StudyImage(Path(file).absolute())], sections)
     try:
-        picture = load_image(file, mapping=drafter.image_mapping)
+        picture = load_image(file, gray_mapping=drafter.gray_mapping)
         examples = drafter.encode([study], answers=False, reserve=config.max_new_tokens)
         _, drafts, errors = next(decode(drafter, examples, config))
     except (ImageError, ValueError) as error:

@@ -22,11 +22,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from scripts import pick_device, run
+from raddraft.cli import run
+from raddraft.errors import RadDraftError
+from raddraft.processes import pick_device
+from raddraft.studies import GrayMapping
 
 if TYPE_CHECKING:
-    from encoder.studies import Study
     from encoder.tower import Tower
+    from raddraft.studies import Study
 
 
 RULES = 3
@@ -43,7 +46,7 @@ class Entry:
     """What the table calls it; by default the tower's name."""
     image_size: int | None = None
     """Side of its input in pixels instead of its own."""
-    mapping: Literal["window", "minmax", "percentile"] = "window"
+    gray_mapping: GrayMapping = "window"
     """How grey values are mapped to 8 bits."""
     seen: Path | None = None
     """List of SHA-256 of the images it was trained on, one a line: test images among them earn a warning."""
@@ -140,22 +143,22 @@ def main(
     import torch
 
     from encoder.features import FeatureConfig, describe
-    from encoder.studies import deal_folds, read_studies
     from encoder.towers import load_tower
+    from raddraft.studies import deal_folds, read_studies
     from scripts._compare_page import write_page
 
     started = time.monotonic()
     names = [entry.name for entry in towers]
     for what, found in (("towers", names), ("tasks", [task.name for task in tasks])):
         if len(set(found)) < len(found) or not found:
-            raise ValueError(f"{what} need one or more different names, got {', '.join(found) or 'none'}")
+            raise RadDraftError(f"{what} need one or more different names, got {', '.join(found) or 'none'}")
     baseline = baseline or names[0]
     if baseline not in names:
-        raise ValueError(f"Unknown baseline {baseline!r}. Choices: {', '.join(names)}")
+        raise RadDraftError(f"Unknown baseline {baseline!r}. Choices: {', '.join(names)}")
     device = pick_device(device)
     for text in (str(studies), *(entry.tower for entry in towers), *(entry.seen for entry in towers if entry.seen)):
         if unset := re.search(r"\$\{?(\w+)", os.path.expandvars(str(text))):
-            raise ValueError(f"{text}: the environment variable {unset[1]} is not set")
+            raise RadDraftError(f"{text}: the environment variable {unset[1]} is not set")
     known = read_studies(os.path.expandvars(studies))
     for task in tasks:
         _check(task, folds)
@@ -168,7 +171,7 @@ def main(
         warnings[entry.name] = _leaks(parts, seen, features)
         tower = load_tower(os.path.expandvars(entry.tower), entry.image_size)
         tower.model.to(device, getattr(torch, precision))
-        described = describe(tower, FeatureConfig(mapping=entry.mapping))
+        described = describe(tower, FeatureConfig(gray_mapping=entry.gray_mapping))
         cells[entry.name] = {}
         for task in tasks:
             path = out / "cells" / f"{_slug(entry.name)}--{_slug(task.name)}.json"
@@ -214,12 +217,12 @@ def fill_cell(
     try:
         chosen = of_sources(known, task.sources)
     except ValueError as error:
-        raise ValueError(f"Task {task.name!r}: {error}") from None
+        raise RadDraftError(f"Task {task.name!r}: {error}") from None
     segmentation = task.kind == "segmentation"
     if segmentation and tower.shape[:2] == (1, 1):
         return Cell(None, notes=["this tower has no patches"])
     paths = masked_paths(chosen, task.targets) if segmentation else [study.main_image.path for study in chosen]
-    config = FeatureConfig("grid" if segmentation else "pooled", mapping=entry.mapping)
+    config = FeatureConfig("grid" if segmentation else "pooled", gray_mapping=entry.gray_mapping)
     store, errors = store_features(tower, paths, features, config, batch_size, workers)
     if segmentation:
         cell = _segment(tower, task, chosen, store, resamples)
@@ -248,11 +251,11 @@ def _check(task: Task, folds: int | None) -> None:
 
     fixed = {"segmentation": ("dice", "iou"), "retrieval": METRICS}
     if task.kind in fixed and task.shown not in fixed[task.kind]:
-        raise ValueError(
+        raise RadDraftError(
             f"Task {task.name!r}: {task.kind} has no measure {task.shown!r}. Choices: {', '.join(fixed[task.kind])}"
         )
     if task.fractions and (folds or task.kind in fixed):
-        raise ValueError(
+        raise RadDraftError(
             f"Task {task.name!r}: learning curves (fractions) are of probes, on the manifest's own splits; leave out "
             "fractions, or folds"
         )
@@ -260,7 +263,7 @@ def _check(task: Task, folds: int | None) -> None:
 
 def join_folds(cells: Sequence[Cell]) -> Cell:
     """The mean of the cells of all folds; resampled within each fold, in which the probe is another one."""
-    from metrics.bootstrap import interval
+    from raddraft.stats import interval
 
     if len(cells) == 1:
         return cells[0]
@@ -286,7 +289,7 @@ def of_sources(studies: Sequence[Study], sources: Sequence[str] | None) -> list[
     """The studies of these sources, all without; raises ValueError if there is none."""
     chosen = [study for study in studies if sources is None or study.source in sources]
     if not chosen:
-        raise ValueError(f"no study of source {', '.join(sources or [])}")
+        raise RadDraftError(f"no study of source {', '.join(sources or [])}")
     return chosen
 
 
@@ -309,7 +312,7 @@ def _probe(task: Task, studies: Sequence[Study], store: Any, resamples: int) -> 
         return Cell(None, notes=[str(error)])
     measured = result.measures["macro"].get(task.shown)
     if measured is None:
-        raise ValueError(f"Task {task.name!r}: a {task.kind} probe has no measure {task.shown!r}. Choices: "
+        raise RadDraftError(f"Task {task.name!r}: a {task.kind} probe has no measure {task.shown!r}. Choices: "
                          f"{', '.join(result.measures['macro'])}")  # fmt: skip
     estimate = measured.estimate
     notes = result.notes + ([estimate.reason] if estimate.reason else [])
@@ -353,8 +356,8 @@ def _retrieve(task: Task, studies: Sequence[Study], store: Any, resamples: int) 
     """The report of the nearest training study, scored as any draft; resampled by subject."""
     from generator.prompts import PromptConfig
     from generator.retrieve import nearest
-    from metrics.bootstrap import interval, resample
     from metrics.scoring import measure
+    from raddraft.stats import interval, resample
 
     prompt = PromptConfig(targets=task.targets)
     usable = [study for study in studies if prompt.answer(study) and study.main_image.path in store]
@@ -381,7 +384,7 @@ def compare_with(baseline: str, cells: dict[str, dict[str, Cell]]) -> dict[str, 
 
     The correction is over all towers and tasks of the table.
     """
-    from metrics.bootstrap import interval, p_value
+    from raddraft.stats import interval, p_value
 
     found: dict[tuple[str, str], dict[str, float]] = {}
     for tower, row in cells.items():
@@ -424,7 +427,7 @@ def _public(cell: Cell) -> dict[str, Any]:
 
 
 def _write_cell(path: Path, cell: Cell, made_of: str) -> None:
-    from encoder.studies import write_whole
+    from raddraft.files import write_whole
 
     path.parent.mkdir(parents=True, exist_ok=True)
     row = _public(cell) | {"resamples": cell.resamples.tolist(), "made_of": made_of}

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from metrics.models import Models
 from metrics.read import json_rows
-from scripts import run
+from raddraft.cli import run
+from raddraft.errors import RadDraftError
 
 POSITIONAL = ("predictions",)
 
@@ -36,9 +37,9 @@ def main(
         utility: Metrics by which each candidate is scored against every other; of several the mean rank decides.
         models: Where the learned metrics find their weights, and how they run.
     """
-    from encoder.studies import write_whole
     from generator.confidence import confidence
     from generator.consensus import check_utilities, choose
+    from raddraft.files import write_whole
 
     check_utilities(utility)
     rows = read_candidates(predictions)
@@ -63,12 +64,12 @@ def read_candidates(path: Path) -> list[dict]:
     for row in rows:
         candidates = row.get("candidates")
         if not (isinstance(candidates, list) and candidates and all(isinstance(text, str) for text in candidates)):
-            raise ValueError(
+            raise RadDraftError(
                 f"{path}: study {row['study_id']!r} holds no candidates; `raddraft generate --decode.candidates 8` "
                 "writes them"
             )
     if not rows:
-        raise ValueError(f"{path} is empty")
+        raise RadDraftError(f"{path} is empty")
     return rows
 
 

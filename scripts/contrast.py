@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
 
 from generator.contrast import ContrastConfig
-from scripts import run
+from raddraft.cli import run
+from raddraft.studies import GrayMapping
 
 
 def main(
@@ -23,7 +23,7 @@ def main(
     out: Path,
     train: ContrastConfig = ContrastConfig(),  # noqa: B008 - the parser reads its fields and defaults from here
     image_size: int | None = None,
-    image_mapping: Literal["window", "minmax", "percentile"] = "window",
+    gray_mapping: GrayMapping = "window",
     sources: list[str] | None = None,
 ) -> None:
     """Train on the train split, watching the val split (loss and recalls after each epoch); the test split is not read.
@@ -34,19 +34,20 @@ def main(
         out: The run folder: config.yaml, log.jsonl, checkpoints/, tower/.
         train: How the loop runs.
         image_size: Side of the tower's input in pixels instead of its own.
-        image_mapping: How grey values become 8 bits: the window the file states, min-max, or percentiles.
+        gray_mapping: How grey values become 8 bits: the window the file states, min-max, or percentiles.
         sources: Take only studies of these sources (the manifest's key `source`); by default all.
     """
-    from encoder.studies import read_studies
     from encoder.towers import load_tower
     from generator.contrast import contrast
-    from scripts.train import keep_config, split_studies
+    from raddraft.runs import keep_config
+    from raddraft.studies import read_studies
+    from scripts.train import split_studies
 
     parts = split_studies(read_studies(studies), sources)
     loaded = load_tower(tower, image_size)
     settings = {"studies": str(studies.absolute()), "tower": tower, "train": asdict(train), "image_size": image_size}
-    keep_config(out / "config.yaml", settings | {"image_mapping": image_mapping, "sources": sources})
-    print(f"tower: {contrast(parts, out, loaded, train, image_mapping)}")
+    keep_config(out / "config.yaml", settings | {"gray_mapping": gray_mapping, "sources": sources})
+    print(f"tower: {contrast(parts, out, loaded, train, gray_mapping)}")
 
 
 if __name__ == "__main__":

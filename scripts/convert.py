@@ -27,7 +27,7 @@ import shlex
 from pathlib import Path
 from typing import Literal
 
-from scripts import run
+from raddraft.cli import run
 
 POSITIONAL = ("checkpoint",)
 
@@ -71,8 +71,8 @@ def main(
     for note in done.notes:
         print(f"  {note}")
     print(f"  sha256 of {checkpoint.name}: {done.sha256}")
-    mapping = "" if done.mapping == "window" else f" --mapping {done.mapping}"
-    print(f"next: raddraft features --tower {shlex.quote(str(out))} --studies studies.jsonl{mapping}")
+    gray_mapping = "" if done.gray_mapping == "window" else f" --gray-mapping {done.gray_mapping}"
+    print(f"next: raddraft features --tower {shlex.quote(str(out))} --studies studies.jsonl{gray_mapping}")
 
 
 if __name__ == "__main__":

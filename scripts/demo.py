@@ -14,12 +14,14 @@ import shlex
 import time
 from pathlib import Path
 
-from encoder.studies import read_studies
 from generator.generate import DecodeConfig
 from generator.model import ModelConfig
 from generator.prompts import PromptConfig
 from generator.train import TrainConfig
-from scripts import CONFIGS, generate, run, score
+from raddraft.cli import CONFIGS, run
+from raddraft.errors import RadDraftError
+from raddraft.studies import read_studies
+from scripts import generate, score
 from scripts import train as train_action
 
 DEFAULT_CONFIG = CONFIGS / "demo.yaml"
@@ -58,7 +60,7 @@ def main(
     from generator.tiny import make_lm, make_tower
 
     if tower_width % 32 or lm_width % 32 or min(tower_width, lm_width) < 32:
-        raise ValueError(f"tower_width {tower_width} and lm_width {lm_width} must be multiples of 32")
+        raise RadDraftError(f"tower_width {tower_width} and lm_width {lm_width} must be multiples of 32")
     started = time.monotonic()
     widths = {"tower_width": tower_width, "tower_layers": tower_layers, "lm_width": lm_width, "lm_layers": lm_layers}
     train_action.keep_config(out / "demo.yaml", {"count": count, "size": size, "seed": seed, **widths})

@@ -14,10 +14,12 @@ import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from encoder.studies import Study, StudyImage, read_studies
 from generator.generate import BANNER, DecodeConfig, generate
 from generator.prompts import PromptConfig
-from scripts import pick_device, run
+from raddraft.cli import run
+from raddraft.errors import RadDraftError
+from raddraft.processes import pick_device
+from raddraft.studies import Study, StudyImage, read_studies
 from scripts.generate import chosen, model_name, report_errors
 
 POSITIONAL = ("model", "images")
@@ -84,7 +86,7 @@ def find_images(arguments: list[Path]) -> list[Path]:
 
     found = [file for path in arguments for file in (find_image_files(path) if path.is_dir() else [path])]
     if not found:
-        raise ValueError(f"No image in {', '.join(map(str, arguments))}")
+        raise RadDraftError(f"No image in {', '.join(map(str, arguments))}")
     return list(dict.fromkeys(found))
 
 

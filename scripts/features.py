@@ -12,7 +12,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from scripts import run
+from raddraft.cli import run
+from raddraft.errors import RadDraftError
+from raddraft.studies import GrayMapping
 
 
 def main(
@@ -24,7 +26,7 @@ def main(
     layers: list[int] | None = None,
     average: bool = False,
     dtype: Literal["float16", "bfloat16", "float32"] = "float16",
-    mapping: Literal["window", "minmax", "percentile"] = "window",
+    gray_mapping: GrayMapping = "window",
     image_size: int | None = None,
     backend: Literal["torchvision", "pil"] = "torchvision",
     precision: Literal["float32", "bfloat16", "float16"] = "float32",
@@ -42,7 +44,7 @@ def main(
         layers: Hidden states by index, side by side; by default the tower's final output.
         average: Average the layers instead.
         dtype: Type in which features are kept.
-        mapping: How grey values are mapped to 8 bits; minmax as RAD-DINO's and BioViL-T's authors.
+        gray_mapping: How grey values are mapped to 8 bits; minmax as RAD-DINO's and BioViL-T's authors.
         image_size: Side of the tower's input in pixels instead of its own.
         backend: What resizes pictures; pil as the package rad-dino.
         precision: Type in which the tower computes; the two short ones are for GPUs.
@@ -53,14 +55,14 @@ def main(
     from accelerate import Accelerator
 
     from encoder.features import FeatureConfig, compute_features, digest_files, read_features
-    from encoder.studies import read_studies
     from encoder.towers import load_tower
+    from raddraft.studies import read_studies
 
-    config = FeatureConfig(keep, tuple(layers) if layers else None, average, dtype, mapping)
+    config = FeatureConfig(keep, tuple(layers) if layers else None, average, dtype, gray_mapping)
     known = read_studies(studies)
     paths = [image.path for study in known if splits is None or study.split in splits for image in study.images]
     if not paths:
-        raise ValueError(f"{studies} has no images in the splits {splits or 'train, val, test'}")
+        raise RadDraftError(f"{studies} has no images in the splits {splits or 'train, val, test'}")
     accelerator = Accelerator()
     loaded = load_tower(tower, image_size, backend)
     loaded.model.to(accelerator.device, getattr(torch, precision))

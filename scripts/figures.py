@@ -12,7 +12,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scripts import pick_device, run
+from raddraft.cli import run
+from raddraft.errors import RadDraftError
+from raddraft.processes import pick_device
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -45,16 +47,16 @@ def main(
     from tqdm import tqdm
 
     from encoder.figures import check_point, draw, look
-    from encoder.studies import write_whole
     from encoder.towers import load_tower
+    from raddraft.files import write_whole
 
     point = [0.32, 0.45] if point is None else point
     check_point(point)
     if out.suffix.lower() != ".png":
-        raise ValueError(f"{out}: figures are PNG files, so the name must end in .png")
+        raise RadDraftError(f"{out}: figures are PNG files, so the name must end in .png")
     captions, pictures, errors = read_pictures(images)
     if not pictures:
-        raise ValueError(f"No picture to draw: {'; '.join(errors)}")
+        raise RadDraftError(f"No picture to draw: {'; '.join(errors)}")
     xrays, maps = [], []
     for name in tqdm(towers, unit="tower"):
         tower = load_tower(name, image_size)
@@ -74,7 +76,7 @@ def main(
 
 def read_pictures(paths: list[Path]) -> tuple[list[str], list[Image], list[str]]:
     """Names of the pictures that can be read, the pictures, and a sentence for each other file."""
-    from encoder.images import ImageError, load_image
+    from raddraft.images import ImageError, load_image
 
     captions, pictures, errors = [], [], []
     for path in dict.fromkeys(paths):

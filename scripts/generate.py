@@ -22,11 +22,14 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from encoder.studies import Study, read_studies, write_whole
 from generator.generate import DecodeConfig, generate
 from generator.priors import find_priors
 from generator.prompts import PromptConfig
-from scripts import pick_device, run
+from raddraft.cli import run
+from raddraft.errors import RadDraftError
+from raddraft.files import write_whole
+from raddraft.processes import pick_device
+from raddraft.studies import Study, read_studies
 
 if TYPE_CHECKING:
     from generator.model import Drafter
@@ -67,17 +70,17 @@ def main(
     from accelerate import Accelerator
     from accelerate.utils import InitProcessGroupKwargs, gather_object
 
-    from encoder.sharding import WAIT
     from generator.controls import most_frequent, nearest_reports, shuffle_images
     from generator.generate import merge
     from generator.speculate import Speculator, index_reports
     from generator.vlm import load_any
+    from raddraft.processes import WAIT
 
     everything = [study for study in read_studies(studies) if sources is None or study.source in sources]
     wanted = [study for study in everything if study.split == split]
     training = [study for study in everything if study.split == "train"]
     if not wanted:
-        raise ValueError(f"{studies}: no study in split {split!r}" + (f" of source {sources}" if sources else ""))
+        raise RadDraftError(f"{studies}: no study in split {split!r}" + (f" of source {sources}" if sources else ""))
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT)])
     where = pick_device(device) if accelerator.num_processes == 1 else str(accelerator.device)
     drafter = load_any(model, device=where, prompt=chosen(prompt), remote_code=remote_code)

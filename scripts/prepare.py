@@ -33,8 +33,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from encoder.images import PixelMapping
 from generator.corpora import CORPORA, converter
+from raddraft.studies import GrayMapping
 
 
 def phantom(
@@ -73,7 +73,7 @@ def resize(
     out: Path,
     size: int = 518,
     bits: int = 8,
-    mapping: PixelMapping = "minmax",
+    gray_mapping: GrayMapping = "minmax",
     processes: int | None = None,
 ) -> int:
     """Make every picture of a manifest small once, as RAD-DINO's were: B-spline, min-max to 0-255, PNG.
@@ -86,13 +86,13 @@ def resize(
         out: Folder to write to: images, masks and the new studies.jsonl.
         size: Shorter side of the new pictures in pixels; smaller pictures are made larger.
         bits: 8, or 16 to keep the depth of deeper files.
-        mapping: How pixel values become grey values: minmax (darkest to 0, brightest to the top), window (the display
+        gray_mapping: How pixel values become grey values: minmax (darkest to 0, brightest to the top), window (the display
             window that the file states) or percentile.
         processes: Number of processes. By default one per core.
     """
     from encoder.resize import ResizeConfig, resize_studies
 
-    done = resize_studies(studies, out, ResizeConfig(size, bits, mapping), processes)
+    done = resize_studies(studies, out, ResizeConfig(size, bits, gray_mapping), processes)
     print(f"{done.manifest}: {done.n_written} pictures written, {done.n_kept} kept as they stood there")
     for sentence in done.errors:
         print(f"left out: {sentence}")
@@ -113,6 +113,6 @@ COMMANDS = {name: _command(converter(name)) for name in CORPORA} | {"phantom": _
 
 
 if __name__ == "__main__":
-    from scripts import run
+    from raddraft.cli import run
 
     run("prepare")

@@ -20,9 +20,9 @@ from pathlib import Path
 
 from encoder.budget import Gpu
 from encoder.recipe import PretrainConfig
-from encoder.studies import read_studies
-from scripts import run
-from scripts.train import keep_config
+from raddraft.cli import run
+from raddraft.runs import keep_config
+from raddraft.studies import read_studies
 
 
 def main(

@@ -17,9 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from encoder.fitting import ProbeConfig
-from encoder.studies import read_studies, write_whole
 from encoder.targets import TargetSpec, check_leaks, make_target
-from scripts import pick_device, run
+from raddraft.cli import run
+from raddraft.errors import RadDraftError
+from raddraft.files import write_whole
+from raddraft.processes import pick_device
+from raddraft.studies import GrayMapping, read_studies
 
 if TYPE_CHECKING:
     from encoder.fitting import ProbeResult
@@ -42,7 +45,7 @@ def main(
     blocks: int = 0,
     seen: Path | None = None,
     image_size: int | None = None,
-    mapping: Literal["window", "minmax", "percentile"] = "window",
+    gray_mapping: GrayMapping = "window",
     batch_size: int = 32,
     workers: int = 2,
     device: str = "auto",
@@ -65,7 +68,7 @@ def main(
         blocks: Fine-tune this many of the tower's last blocks together with the probe, instead of stored features.
         seen: List of SHA-256 of the tower's pre-training images, one a line: test images among them earn a warning.
         image_size: Side of the tower's input in pixels instead of its own.
-        mapping: How grey values are mapped to 8 bits.
+        gray_mapping: How grey values are mapped to 8 bits.
         batch_size: Images per forward pass.
         workers: Processes that decode and prepare images while the tower runs.
         device: cpu, cuda, cuda:1, mps …; auto takes the first accelerator.
@@ -73,7 +76,7 @@ def main(
     from scripts.compare import of_sources
 
     if blocks and (tower is None or fractions):
-        raise ValueError("blocks are fine-tuned in a tower that is named, and without a learning curve")
+        raise RadDraftError("blocks are fine-tuned in a tower that is named, and without a learning curve")
     known = of_sources(read_studies(studies), sources)
     target = make_target(known, TargetSpec(kind, tuple(targets), uncertain, missing, images))
     points: list[CurvePoint] = []
@@ -83,11 +86,11 @@ def main(
 
         loaded = load_tower(tower or "", image_size)
         loaded.model.to(pick_device(device))
-        result = finetune(loaded, blocks, target, probe, mapping)
+        result = finetune(loaded, blocks, target, probe, gray_mapping)
     else:
         from encoder.probe import learning_curve, run_probe
 
-        store = _open(target.paths, tower, features, probe, image_size, mapping, batch_size, workers, device)
+        store = _open(target.paths, tower, features, probe, image_size, gray_mapping, batch_size, workers, device)
         result = run_probe(store, target, probe)
         points = learning_curve(store, target, fractions, probe) if fractions else []
     warnings = check_leaks(known, seen, features if tower else features.parent)
@@ -105,7 +108,7 @@ def _open(
     features: Path,
     probe: ProbeConfig,
     image_size: int | None,
-    mapping: Any,
+    gray_mapping: Any,
     batch_size: int,
     workers: int,
     device: str,
@@ -116,7 +119,7 @@ def _open(
 
     if tower is None:
         return open_features(features, paths)
-    config = FeatureConfig("grid" if probe.pooling == "attention" else "pooled", mapping=mapping)
+    config = FeatureConfig("grid" if probe.pooling == "attention" else "pooled", gray_mapping=gray_mapping)
     loaded = load_tower(tower, image_size)
     loaded.model.to(pick_device(device))
     store, errors = store_features(loaded, paths, features, config, batch_size, workers)
@@ -126,7 +129,7 @@ def _open(
 
 
 def _print(result: ProbeResult, warnings: Sequence[str]) -> None:
-    from scripts._table import print_table, show
+    from raddraft.text import format_table, show
 
     kinds = list(result.measures["macro"])
     several = result.config.solver == "adamw" and len(result.config.seeds) > 1
@@ -140,7 +143,7 @@ def _print(result: ProbeResult, warnings: Sequence[str]) -> None:
                 for kind, cell in zip(kinds, cells, strict=True)
             ]
         rows.append([name, str(one.n), "" if one.n_positive is None else str(one.n_positive), *cells])
-    print_table(["", "n", "positive", *kinds], rows)
+    print(format_table([["", "n", "positive", *kinds], *(rows)]))
     counts = ", ".join(f"{split} {count}" for split, count in result.n.items())
     decay = "" if result.weight_decay is None else f"; weight decay {result.weight_decay:g}, chosen on val"
     print(f"images: {counts}{decay}; {result.seconds:.1f} s")

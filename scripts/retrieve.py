@@ -20,13 +20,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from scripts import pick_device, run
+from raddraft.cli import run
+from raddraft.errors import RadDraftError
+from raddraft.processes import pick_device
+from raddraft.studies import GrayMapping
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from encoder.features import FeatureStore
-    from encoder.studies import Study
+    from raddraft.studies import Study
 
 
 def main(
@@ -39,7 +42,7 @@ def main(
     augmented: Path | None = None,
     sentences: int = 10,
     pooling: Literal["class", "mean", "both"] = "both",
-    mapping: Literal["window", "minmax", "percentile"] = "window",
+    gray_mapping: GrayMapping = "window",
     image_size: int | None = None,
     features: Path = Path("features"),
     batch_size: int = 32,
@@ -59,7 +62,7 @@ def main(
             of other subjects share. Relative paths in it are those from its own folder.
         sentences: Most sentences of that section.
         pooling: The pooled vector, the mean patch, or both side by side.
-        mapping: How grey values are mapped to 8 bits.
+        gray_mapping: How grey values are mapped to 8 bits.
         image_size: Side of the tower's input in pixels instead of its own.
         features: Folder of feature stores.
         batch_size: Images per forward pass.
@@ -67,20 +70,21 @@ def main(
         device: cpu, cuda, cuda:1, mps …; auto takes the first accelerator.
     """
     from encoder.features import FeatureConfig, store_features
-    from encoder.studies import read_studies, write_studies, write_whole
     from encoder.towers import load_tower
     from generator.generate import BANNER
     from generator.prompts import PromptConfig
     from generator.retrieve import SIMILAR, nearest, vote
+    from raddraft.files import write_whole
+    from raddraft.studies import read_studies, write_studies
 
     prompt = PromptConfig(targets=targets) if targets else PromptConfig()
     known = read_studies(studies)
     training = [study for study in known if study.split == "train" and prompt.answer(study)]
     if not training:
-        raise ValueError(f"No training study has the sections {', '.join(prompt.targets)}")
+        raise RadDraftError(f"No training study has the sections {', '.join(prompt.targets)}")
     queries = [study for study in known if study.split == split]
     paths = [study.main_image.path for study in (known if augmented else (*training, *queries))]
-    config = FeatureConfig(mapping=mapping)
+    config = FeatureConfig(gray_mapping=gray_mapping)
     loaded = load_tower(tower, image_size)
     loaded.model.to(pick_device(device))
     store, errors = store_features(loaded, paths, features, config, batch_size, workers)

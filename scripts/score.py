@@ -22,15 +22,17 @@ from typing import Any
 
 import numpy as np
 
-from encoder.studies import Study, read_studies, write_whole
-from metrics.bootstrap import Measure
 from metrics.labels import per_observation
 from metrics.models import Models
 from metrics.read import Prediction, read_predictions
 from metrics.report import LOWER_IS_BETTER, Case, compare_labels, render_report
 from metrics.rules import OBSERVATIONS
 from metrics.scoring import LABELERS, Labels, check_resamples, choose, measure, summarize
-from scripts import run
+from raddraft.cli import run
+from raddraft.errors import RadDraftError
+from raddraft.files import write_whole
+from raddraft.stats import Measure
+from raddraft.studies import Study, read_studies
 from scripts._model_card import add_scores, check_card
 
 POSITIONAL = ("predictions",)
@@ -83,7 +85,7 @@ def main(
         check_card(model_card)
     names = choose(metrics)
     if rank_by not in (None, *names):
-        raise ValueError(f"--rank_by {rank_by!r} is none of the metrics asked for: {', '.join(names)}")
+        raise RadDraftError(f"--rank_by {rank_by!r} is none of the metrics asked for: {', '.join(names)}")
     check_resamples(resamples, seed)
     systems = _read_systems(predictions, references)
     first = next(iter(systems))
@@ -142,7 +144,7 @@ def _read_systems(paths: list[Path], references: Path | None) -> Systems:
     systems: Systems = {}
     for path in paths:
         if path.stem in systems:
-            raise ValueError(f"Two files are named {path.stem!r}; systems are told apart by file name")
+            raise RadDraftError(f"Two files are named {path.stem!r}; systems are told apart by file name")
         systems[path.stem], left_out = read_predictions(path, references)
         print("".join(f"{sentence}\n" for sentence in left_out), end="")
     return keep_common_studies(systems)
@@ -185,14 +187,14 @@ def _groups(by: str, rows: list[Prediction], known: Mapping[str, Study], labels:
         return ["normal" if one["No Finding"] == 1 else "abnormal" for one in labels]
     if by in ("view", "sex", "age"):
         if not known:
-            raise ValueError(f"--by {by} needs the manifest: --studies studies.jsonl")
+            raise RadDraftError(f"--by {by} needs the manifest: --studies studies.jsonl")
         return [_field(by, known.get(row.study_id)) for row in rows]
     if any(by in study.labels for study in known.values()):
         found = [known[row.study_id].labels.get(by) if row.study_id in known else None for row in rows]
     elif by in OBSERVATIONS:
         found = [one[by] for one in labels]
     else:
-        raise ValueError(f"Unknown --by {by!r}. Choices: view, sex, age, normal, {', '.join(OBSERVATIONS)}")
+        raise RadDraftError(f"Unknown --by {by!r}. Choices: view, sex, age, normal, {', '.join(OBSERVATIONS)}")
     return [STATES[value] for value in found]
 
 
@@ -205,7 +207,7 @@ def _field(by: str, study: Study | None) -> str:
     try:
         age = float(value)
     except ValueError:
-        raise ValueError(f"Study {study.study_id!r}: its age is to be a number of years, got {value!r}") from None
+        raise RadDraftError(f"Study {study.study_id!r}: its age is to be a number of years, got {value!r}") from None
     band = next((band for band in ((0, 17), (18, 39), (40, 59), (60, 79)) if age < band[1] + 1), None)
     return f"{band[0]}–{band[1]}" if band else "80+"
 
@@ -253,11 +255,11 @@ def keep_common_studies(systems: Systems) -> Systems:
     rows = {name: {row.study_id: row for row in part} for name, part in systems.items()}
     common = [study_id for study_id in rows[first] if all(study_id in part for part in rows.values())]
     if not common:
-        raise ValueError(f"No study is in all of {', '.join(systems)}: do they come from the same split?")
+        raise RadDraftError(f"No study is in all of {', '.join(systems)}: do they come from the same split?")
     for name, part in rows.items():
         for study_id in common:
             if part[study_id].reference != rows[first][study_id].reference:
-                raise ValueError(f"Study {study_id!r} has one reference in {first} and another in {name}")
+                raise RadDraftError(f"Study {study_id!r} has one reference in {first} and another in {name}")
         if left_out := sorted(part.keys() - set(common)):
             named = ", ".join(left_out[:5]) + (" …" if len(left_out) > 5 else "")
             print(f"left out of {name}, since not every system holds them: {len(left_out)} studies ({named})")
@@ -309,7 +311,7 @@ def _choose_cases(
     """The worst and the best studies by a metric that studies have by themselves, and some at equal ranks between."""
     ranking = [name for name, one in measures.items() if one.is_mean]
     if rank_by not in (None, *ranking):
-        raise ValueError(f"--rank_by {rank_by!r} is no score of single studies. Choices: {', '.join(ranking)}")
+        raise RadDraftError(f"--rank_by {rank_by!r} is no score of single studies. Choices: {', '.join(ranking)}")
     by = rank_by or next((name for name in ("radgraph_er", "rouge_l", *ranking) if name in ranking), None)
     first = next(iter(systems))
     n = len(systems[first])
@@ -356,7 +358,7 @@ def _case(
 
 def _thumbnail(path: Path, side: int = 512) -> bytes | None:
     """The picture as a JPEG of at most `side` pixels; None if it cannot be read."""
-    from encoder.images import ImageError, load_image
+    from raddraft.images import ImageError, load_image
 
     try:
         image = load_image(path)

@@ -13,8 +13,11 @@ import json
 from pathlib import Path
 from typing import Literal
 
-from encoder.studies import read_studies, write_whole
-from scripts import pick_device, run
+from raddraft.cli import run
+from raddraft.errors import RadDraftError
+from raddraft.files import write_whole
+from raddraft.processes import pick_device
+from raddraft.studies import GrayMapping, read_studies
 
 
 def main(
@@ -32,7 +35,7 @@ def main(
     resamples: int = 500,
     sources: list[str] | None = None,
     image_size: int | None = None,
-    mapping: Literal["window", "minmax", "percentile"] = "window",
+    gray_mapping: GrayMapping = "window",
     batch_size: int = 32,
     workers: int = 2,
     device: str = "auto",
@@ -54,7 +57,7 @@ def main(
         resamples: Behind each interval.
         sources: Studies of these sources only (the manifest's key `source`).
         image_size: Side of the tower's input in pixels instead of its own.
-        mapping: How grey values are mapped to 8 bits.
+        gray_mapping: How grey values are mapped to 8 bits.
         batch_size: Images per forward pass of the tower.
         workers: Processes that decode and prepare images while the tower runs.
         device: cpu, cuda, cuda:1, mps …; auto takes the first accelerator.
@@ -62,7 +65,7 @@ def main(
     from encoder.features import FeatureConfig, store_features
     from encoder.segment import SegmentConfig, segment
     from encoder.towers import load_tower
-    from scripts._table import print_table, show
+    from raddraft.text import format_table, show
     from scripts.compare import masked_paths, of_sources
 
     config = SegmentConfig(
@@ -72,16 +75,16 @@ def main(
     paths = masked_paths(known, structures)
     if not paths:
         names = sorted({name for study in known for image in study.images for name in image.masks})
-        raise ValueError(f"No image has masks of {', '.join(structures)}. Choices: {', '.join(names) or 'none'}")
+        raise RadDraftError(f"No image has masks of {', '.join(structures)}. Choices: {', '.join(names) or 'none'}")
     loaded = load_tower(tower, image_size)
     loaded.model.to(pick_device(device))
     if loaded.shape[:2] == (1, 1):
-        raise ValueError(f"{tower} has no patches, so there is nothing to draw from")
-    kept = FeatureConfig("grid", tuple(layers) if layers else None, mapping=mapping)
+        raise RadDraftError(f"{tower} has no patches, so there is nothing to draw from")
+    kept = FeatureConfig("grid", tuple(layers) if layers else None, gray_mapping=gray_mapping)
     store, _ = store_features(loaded, paths, features, kept, batch_size, workers)
     result, _ = segment(store, known, loaded.processor, config, str(loaded.device))
     rows = [[name, show(row["dice"]), show(row["iou"])] for name, row in result.scores.items()]
-    print_table(["", "dice", "iou"], rows if len(structures) > 1 else rows[:1])
+    print(format_table([["", "dice", "iou"], *(rows if len(structures) > 1 else rows[:1])]))
     counts = ", ".join(f"{split} {count}" for split, count in result.n_images.items())
     print(f"images: {counts}; {result.seconds:.1f} s\nbrackets: 95 % interval, subjects resampled")
     for reason, count in result.left_out.items():

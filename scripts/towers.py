@@ -9,7 +9,7 @@ convert` once. Report models train on all of them; those that a LLaVA model cann
 from __future__ import annotations
 
 from encoder.towers import TOWERS
-from scripts import run
+from raddraft.cli import run
 
 
 def main() -> None:

@@ -15,21 +15,20 @@ Starting the same command again goes on where it stopped. The trained model is r
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
-from encoder.studies import SPLITS, Study, read_studies, write_whole
 from generator.controls import shuffle_images
 from generator.model import ModelConfig
 from generator.plan import Gpu
 from generator.prompts import PromptConfig
 from generator.train import TrainConfig, train
-from scripts import run
+from raddraft.cli import run
+from raddraft.errors import RadDraftError
+from raddraft.runs import keep_config
+from raddraft.studies import SPLITS, GrayMapping, Study, read_studies
 from scripts._model_card import write_card
 
 
@@ -39,7 +38,7 @@ def main(
     model: ModelConfig,
     prompt: PromptConfig = PromptConfig(),  # noqa: B008 - the parser reads its fields and defaults from here
     train: TrainConfig = TrainConfig(),  # noqa: B008
-    image_mapping: Literal["window", "minmax", "percentile"] = "window",
+    gray_mapping: GrayMapping = "window",
     sources: list[str] | None = None,
     control: Literal["shuffled-images"] | None = None,
     dry_run: bool = False,
@@ -54,7 +53,7 @@ def main(
         model: The parts that are joined.
         prompt: What the model is told, and what it is to write.
         train: How the loop runs.
-        image_mapping: How grey values become 8 bits: the window the file states, min-max, or percentiles.
+        gray_mapping: How grey values become 8 bits: the window the file states, min-max, or percentiles.
         sources: Take only studies of these sources (the manifest's key `source`); by default all.
         control: Train on pictures that belong to other subjects, to see what the reports alone teach: a run whose
             validation loss is no lower than this one's has not learnt from its pictures.
@@ -65,7 +64,7 @@ def main(
     config: dict[str, Any] = {"model": asdict(model), "prompt": asdict(prompt), "train": asdict(train)}
     config |= {
         "studies": str(studies.absolute()),
-        "image_mapping": image_mapping,
+        "gray_mapping": gray_mapping,
         "sources": sources,
         "control": control,
     }
@@ -76,17 +75,12 @@ def main(
         print(dry(parts["train"], model, prompt, train, gpu, gpus))
         return
     keep_config(out / "config.yaml", config)
-    folder = _train(parts, out, model, prompt, train, image_mapping)
+    folder = _train(parts, out, model, prompt, train, gray_mapping)
     if os.environ.get("RANK", "0") == "0":
         if not control:
             write_card(folder, studies, parts, model, prompt, train)
         print(f"model: {folder}")
 
-
-HARMLESS = re.compile(
-    r"\.(workers|save_every|log_every|shard|(activation_)?checkpointing|trackers(\.\d+)?)$|^train\.micro_batch_size$"
-)
-"""What a run may go on with another value of: numbers change by rounding at most, and by what dropout draws."""
 
 _train = train  # `main` has a parameter of that name, which is the key on the command line and in the YAML files
 
@@ -102,7 +96,9 @@ def dry(studies: list[Study], model: ModelConfig, prompt: PromptConfig, train: T
 
     reports = {study.study_id: answer for study in studies if (answer := prompt.answer(study))}
     if not reports or gpus < 1:
-        raise ValueError(f"Need studies with the sections to write and at least one GPU, got {len(reports)} and {gpus}")
+        raise RadDraftError(
+            f"Need studies with the sections to write and at least one GPU, got {len(reports)} and {gpus}"
+        )
     words = sum(len(report.split()) for report in reports.values()) / len(reports)
     priors = find_priors(studies) if prompt.prior else {}
     used = [study for study in studies if study.study_id in reports]
@@ -114,48 +110,8 @@ def split_studies(studies: Iterable[Study], sources: list[str] | None) -> dict[s
     """The train and val studies of the wanted sources."""
     wanted = [study for study in studies if sources is None or study.source in sources]
     if sources and not wanted:
-        raise ValueError(f"No study of source {', '.join(sources)}")
+        raise RadDraftError(f"No study of source {', '.join(sources)}")
     return {split: [study for study in wanted if study.split == split] for split in SPLITS if split != "test"}
-
-
-def keep_config(path: Path, config: dict[str, Any]) -> None:
-    """Write the config, or make sure that what is there already was started with the same one, but for HARMLESS."""
-    text = yaml.safe_dump(_plain(config), sort_keys=False)
-    if not path.is_file():
-        with write_whole(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-        return
-    old, new = _flat(yaml.safe_load(path.read_text(encoding="utf-8"))), _flat(yaml.safe_load(text))
-    changed = [key for key in old.keys() | new.keys() if old.get(key) != new.get(key) and not HARMLESS.search(key)]
-    if changed:
-        key = min(changed)
-        raise ValueError(
-            f"{path.parent} holds a run with another config: {key} was {old.get(key)!r}, now {new.get(key)!r}; "
-            "choose another --out, or the old value to go on"
-        )
-
-
-def _plain(value: Any) -> Any:
-    """The same value with paths as strings, for YAML."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings and lists as one mapping of dotted keys."""
-    if isinstance(value, dict):
-        items = value.items()
-    elif isinstance(value, list):
-        items = enumerate(value)  # type: ignore[assignment]
-    else:
-        return {prefix: value}
-    flat: dict[str, Any] = {}
-    for key, item in items:
-        flat |= _flat(item, f"{prefix}.{key}" if prefix else str(key))
-    return flat
 
 
 if __name__ == "__main__":

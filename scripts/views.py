@@ -12,7 +12,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from encoder.recipe import PretrainConfig
-from scripts import run
+from raddraft.cli import run
+from raddraft.errors import RadDraftError
 
 
 def main(
@@ -38,17 +39,18 @@ def main(
     import torch
 
     from encoder.augment import Views, block_masks
-    from encoder.images import ImageError, load_grey
-    from encoder.studies import read_studies, write_whole
     from encoder.view_sheet import ViewRow, draw_views
+    from raddraft.files import write_whole
+    from raddraft.images import ImageError, load_gray
+    from raddraft.studies import read_studies
 
     if out.suffix.lower() != ".png" or count < 1:
-        raise ValueError(f"Need a name that ends in .png and a count of at least 1, got {out} and {count}")
+        raise RadDraftError(f"Need a name that ends in .png and a count of at least 1, got {out} and {count}")
     views, objective = pretrain.views, pretrain.objective
     patch_size = patch_size or (pretrain.architecture.patch_size if pretrain.architecture else 14)
     for size in (views.global_size, views.local_size):
         if size % patch_size:
-            raise ValueError(f"A view of {size} pixels is not a multiple of patch_size = {patch_size}")
+            raise RadDraftError(f"A view of {size} pixels is not a multiple of patch_size = {patch_size}")
     pictures = [study.main_image.path for study in read_studies(studies, split)]
     cut = Views(views, mean=0, std=1)
     side, count = views.global_size // patch_size, min(count, len(pictures))
@@ -58,13 +60,13 @@ def main(
     for i in range(count):
         path = pictures[i * len(pictures) // count]
         try:
-            image = torch.from_numpy(load_grey(path, pretrain.mapping))[None]
+            image = torch.from_numpy(load_gray(path, pretrain.gray_mapping))[None]
         except ImageError as error:
             errors.append(str(error))
         else:
             rows.append(ViewRow(path.name, image, *cut(image, seed * count + i), masks[2 * i : 2 * i + 2]))
     if not rows:
-        raise ValueError(f"No picture to draw: {'; '.join(errors)}")
+        raise RadDraftError(f"No picture to draw: {'; '.join(errors)}")
     with write_whole(out) as temporary:
         draw_views(rows).save(temporary, format="PNG")
     print(f"{out}: views of {len(rows)} pictures")

@@ -13,7 +13,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from metrics import weights
-from scripts import run
+from raddraft.cli import run
+from raddraft.errors import RadDraftError
 
 
 def main(fetch: list[str] | None = None, add: str | None = None, file: Path | None = None) -> None:
@@ -25,7 +26,7 @@ def main(fetch: list[str] | None = None, add: str | None = None, file: Path | No
         file: The file or folder to copy.
     """
     if (add is None) != (file is None):
-        raise ValueError("--add and --file belong together: --add NAME --file PATH")
+        raise RadDraftError("--add and --file belong together: --add NAME --file PATH")
     for name in fetch or []:
         report(name, weights.fetch(name))
     if add is not None and file is not None:

@@ -88,7 +88,7 @@ def model_folder(tower_folder: Path, lm_folder: Path, tmp_path_factory: pytest.T
 @pytest.fixture(scope="session")
 def bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An uncased WordPiece tokenizer of a few words and letters, and the config of a two-layer BERT; no weights."""
-    from metrics.tiny import save_bert
+    from benchmarks.random_models import save_bert
 
     folder = tmp_path_factory.mktemp("bert")
     save_bert(folder, SENTENCES, 400, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
@@ -110,7 +110,7 @@ SENTENCES = [
 @pytest.fixture
 def studies_file(tmp_path: Path) -> Path:
     """A manifest of 24 train, 8 val and 8 test studies; a picture's brightness tells which sentences go with it."""
-    from encoder.studies import write_studies
+    from raddraft.studies import write_studies
 
     studies = [make_study(tmp_path, i, "train" if i < 24 else "val" if i < 32 else "test") for i in range(40)]
     write_studies(tmp_path / "studies.jsonl", studies)
@@ -120,7 +120,7 @@ def studies_file(tmp_path: Path) -> Path:
 def make_study(folder: Path, number: int, split: str):
     from PIL import Image
 
-    from encoder.studies import Study, StudyImage
+    from raddraft.studies import Study, StudyImage
 
     generator = np.random.default_rng(number)
     path = folder / f"{number}.png"

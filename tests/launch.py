@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import scripts
+import raddraft.cli
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
@@ -75,4 +75,4 @@ def _work(action: str, words: list[str], environment: dict[str, str], output: Pa
     os.environ.update(environment, ACCELERATE_USE_CPU="true")
     for stream in (1, 2):
         os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
-    scripts.run(action, words)
+    raddraft.cli.run(action, words)

@@ -310,13 +310,13 @@ def test_the_action_refuses_sizes_that_are_no_whole_patches(tmp_path, studies_fi
 
 
 def test_real_pictures_keep_most_of_their_contrast(cxr) -> None:
-    from encoder.images import load_grey
-    from encoder.studies import read_studies
+    from raddraft.images import load_gray
+    from raddraft.studies import read_studies
 
     views = Views(ViewConfig(global_size=112, n_local=0, local_size=56), 0, 1)
     kept, burnt = [], []
     for seed, study in enumerate(read_studies(cxr / "studies.jsonl", "train")[::100]):
-        image = torch.from_numpy(load_grey(study.main_image.path))[None]
+        image = torch.from_numpy(load_gray(study.main_image.path))[None]
         large, _ = views(image, seed)
         kept += (large.std((1, 2, 3)) / image.std()).tolist()
         burnt += (large > 0.999).float().mean((1, 2, 3)).tolist()

@@ -8,10 +8,10 @@ from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
+from benchmarks.pretrain import LAPTOP, bench_pretraining
+from benchmarks.training import bench_training
 from encoder.dino import DinoConfig
 from encoder.recipe import Architecture
-from scripts._bench_pretrain import LAPTOP, bench_pretraining
-from scripts._bench_training import bench_training
 from tests.conftest import make_study
 from tests.launch import SERVER
 

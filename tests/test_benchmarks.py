@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from encoder.images import load_image
 from generator.corpora import (
     candid_ptx,
     chexpert,
@@ -21,7 +20,8 @@ from generator.corpora import (
     vindr_ribcxr,
 )
 from generator.corpora.common import CorpusError, hash_split
-from scripts import run
+from raddraft.cli import run
+from raddraft.images import load_image
 from tests.test_corpora import by_id, dropped, touch, write_csv
 
 TRAIN_TEST = (0.9, 0.1, 0)  # where the source has a test split
@@ -169,16 +169,16 @@ def test_rsna_mapping_keeps_a_patient_in_one_split(rsna_root):
     names = ["00000013_000.png", "00000013_005.png", "00000014_000.png"]
     entries = [{"subset_img_id": name, "img_id": nih_name} for name, nih_name in zip(RSNA, names, strict=True)]
     mapping.write_text(json.dumps(entries))
-    rsna.convert(rsna_root, mapping=mapping)
+    rsna.convert(rsna_root, gray_mapping=mapping)
     studies = by_id(rsna_root / "studies.jsonl")
     assert [studies[name].subject_id for name in RSNA] == ["13", "13", "14"]
     assert studies[RSNA[0]].split == studies[RSNA[1]].split == hash_split("13", NO_SPLIT)
     mapping.write_text(json.dumps(entries[:1]))
     with pytest.raises(CorpusError, match=f"no subset_img_id is '{RSNA[1]}'"):
-        rsna.convert(rsna_root, mapping=mapping)
+        rsna.convert(rsna_root, gray_mapping=mapping)
     mapping.write_text(json.dumps({"a": 1}))
     with pytest.raises(CorpusError, match="expected a list of objects with subset_img_id"):
-        rsna.convert(rsna_root, mapping=mapping)
+        rsna.convert(rsna_root, gray_mapping=mapping)
 
 
 def test_rsna_a_broken_header_is_counted_and_named(rsna_root):

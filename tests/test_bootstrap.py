@@ -7,11 +7,11 @@ import pytest
 from scipy import stats
 from sklearn.metrics import f1_score, precision_recall_fscore_support
 
-from metrics.bootstrap import Interval, Measure, interval, mean_measure, resample
 from metrics.labels import FIVE, f1_measures, per_observation
 from metrics.rules import OBSERVATIONS
 from metrics.scoring import summarize
 from metrics.text import bleu
+from raddraft.stats import Interval, Measure, interval, mean_measure, resample
 
 
 def bootstrap(measure: Measure, n_resamples: int) -> Interval:

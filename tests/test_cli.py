@@ -22,10 +22,10 @@ import pytest
 from PIL import Image
 from pydicom import dcmread
 
-import scripts
+import raddraft.cli
 from generator.generate import BANNER
 from generator.model import Drafter, ModelConfig, build, save
-from scripts.__main__ import main
+from raddraft.cli import main
 from scripts.draft import print_drafts
 from tests.conftest import ROOT, make_study
 from tests.test_images import chest, write_dicom
@@ -36,7 +36,7 @@ ACTIONS = sorted(path.stem for path in (ROOT / "scripts").glob("[!_]*.py"))
 def run(action: str, *arguments: object) -> tuple[int, str]:
     """Exit status of `raddraft ACTION …` in this process, and the sentence it leaves with."""
     with pytest.raises(SystemExit) as end:
-        scripts.run(action, [str(argument) for argument in arguments])
+        raddraft.cli.run(action, [str(argument) for argument in arguments])
     code = end.value.code
     return (code, "") if isinstance(code, int) else (1, str(code))
 
@@ -70,7 +70,7 @@ def random_model(tower_folder: Path, lm_folder: Path, tmp_path_factory: pytest.T
 
 def test_help_lists_every_action_and_imports_nothing_heavy() -> None:
     heavy = "{'torch', 'transformers', 'numpy', 'jsonargparse'}"
-    code = f"import sys; from scripts.__main__ import main; main(['--help']); print({heavy} & {{*sys.modules}})"
+    code = f"import sys; from raddraft.cli import main; main(['--help']); print({heavy} & {{*sys.modules}})"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     *text, imported = done.stdout.splitlines()
     assert imported == "set()"
@@ -177,7 +177,7 @@ def test_errors_of_prepare_are_one_sentence_with_status_1(tmp_path) -> None:
 def test_traceback_on_request(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("RADDRAFT_TRACEBACK", "1")
     with pytest.raises(FileNotFoundError, match="no such folder"):
-        scripts.run("prepare", ["folder", "--root", str(tmp_path / "nowhere")])
+        raddraft.cli.run("prepare", ["folder", "--root", str(tmp_path / "nowhere")])
 
 
 def test_a_full_disk_leaves_no_half_written_control(random_model, studies_file) -> None:

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from encoder.studies import Study, StudyImage, read_studies, write_studies
+from raddraft.studies import Study, StudyImage, read_studies, write_studies
 from scripts.compare import Cell, compare_with
 from tests.test_cli import run
 

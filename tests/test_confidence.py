@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from encoder.studies import read_studies
 from generator.confidence import agreement, confidence, sentence_log_probs, split_sentences
 from generator.generate import DecodeConfig, decode_batch, token_log_probs
 from generator.model import Drafter, ModelConfig, build
+from raddraft.studies import read_studies
 from tests.test_generate import collate_studies
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from scripts import CONFIGS
+from raddraft.cli import CONFIGS
 from tests.test_cli import run
 
 # The action that a recipe belongs to, by the first part of its path below configs/.
@@ -79,7 +79,7 @@ def test_every_recipe_parses_and_keeps_every_value(recipe: str, tmp_path, capsys
         ("train: {stages: [{tower: some}]}", ["train.stages", "tower", "'frozen', 'full'", "some"]),
         ("train: {precision: fp8}", ["train.precision", "'no', 'bf16', 'fp16'", "fp8"]),
         ("prompt: {targets: findings}", ["prompt.targets", "list", "findings"]),
-        ("image_mapping: log", ["image_mapping", "'window', 'minmax', 'percentile'", "log"]),
+        ("gray_mapping: log", ["gray_mapping", "'window', 'minmax', 'percentile'", "log"]),
         ("train: {stages: [{lr: 1.0e-3}", ["parsing config", "line 1, column 17"]),
     ],
 )
@@ -124,7 +124,7 @@ def finished_run(studies_file: Path, tower_folder: Path, lm_folder: Path, tmp_pa
     model = ("--model.tower", tower_folder, "--model.lm", lm_folder)
     stages = '[{"lr": 2e-4, "lm": "lora", "tower": 1}]'
     train = ("--train.stages", stages, "--train.batch_size", 24, "--train.workers", 0, "--train.cache", tmp_path / "c")
-    arguments = (*model, *train, "--prompt.context", "[indication]", "--image_mapping", "minmax")
+    arguments = (*model, *train, "--prompt.context", "[indication]", "--gray_mapping", "minmax")
     assert run("train", "--studies", studies_file, "--out", tmp_path / "run", *arguments) == (0, "")
     return tmp_path / "run"
 
@@ -161,7 +161,7 @@ def test_the_runs_own_config_starts_it_again_and_changes_are_refused_by_name(fin
             r"train\.stages\.0\.lr was 0\.0002, now 0\.0003",
         ),
         (("--prompt.context", "[]"), r"prompt\.context\.0 was 'indication', now None"),
-        (("--image_mapping", "window"), r"image_mapping was 'minmax', now 'window'"),
+        (("--gray_mapping", "window"), r"gray_mapping was 'minmax', now 'window'"),
         (("--studies", tmp_path / "copy.jsonl"), r"studies was '.*studies\.jsonl', now '.*copy\.jsonl'"),
     ]:
         status, sentence = run("train", "--config", config, "--out", finished_run, *change)

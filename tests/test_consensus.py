@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
+from benchmarks.random_models import save_chexbert, save_radgraph
 from generator.consensus import BLANK, choose, combine, score_pairs
 from metrics.models import Models
 from metrics.radgraph import radgraph_f1
-from metrics.tiny import save_chexbert, save_radgraph
 from tests.conftest import SENTENCES
 from tests.test_cli import run
 

@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from encoder.studies import Study, StudyImage, read_studies, write_studies
 from encoder.towers import load_tower
 from generator import contrast as module
 from generator.contrast import ContrastConfig, contrast, contrastive_loss, recalls
 from generator.pairs import key_of, random_crops, to_pixels
 from generator.tiny import make_tower
+from raddraft.studies import Study, StudyImage, read_studies, write_studies
 from tests.test_cli import run
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*looks inverted")

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from timm.layers import SwiGLUPacked, resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 
-import scripts
+import raddraft.cli
 from encoder.biovil import BioViLT
 from encoder.checkpoints import resize_position_embeddings
 from encoder.convert import KINDS, convert
@@ -545,7 +545,7 @@ def test_nothing_is_overwritten_or_half_written(tmp_path: Path, monkeypatch: pyt
 
 def run(*arguments: object) -> tuple[int, str]:
     with pytest.raises(SystemExit) as end:
-        scripts.run("convert", [str(argument) for argument in arguments])
+        raddraft.cli.run("convert", [str(argument) for argument in arguments])
     code = end.value.code
     return (code, "") if isinstance(code, int) else (1, str(code))
 
@@ -598,7 +598,7 @@ def test_biovil_t_is_converted_too(tmp_path: Path, capsys: pytest.CaptureFixture
         "dropped: encoder.encoder.fc (2), encoder.vit_pooler (42), projector (8)",
         "terms of use: huggingface.co/microsoft/BiomedVLP-BioViL-T",
         f"sha256 of {path.name}: {hashlib.sha256(path.read_bytes()).hexdigest()}",
-        f"next: raddraft features --tower '{out}' --studies studies.jsonl --mapping minmax",
+        f"next: raddraft features --tower '{out}' --studies studies.jsonl --gray_mapping minmax",
     ]
     tower = load_tower(str(out))
     assert torch.equal(tower.model.backbone_to_vit.weight, matrix)

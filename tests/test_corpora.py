@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from encoder.studies import read_studies
 from generator.corpora import CORPORA, chexpert_plus, converter, folder, iu_xray, mimic_cxr, r2gen
 from generator.corpora.common import CorpusError, hash_split, parse_label
-from scripts import run
+from raddraft.cli import run
+from raddraft.studies import read_studies
 from scripts.prepare import COMMANDS
 
 NORMAL = " FINAL REPORT\n INDICATION: cough.\n \n FINDINGS:  The lungs\n are clear.\n \n IMPRESSION:  Normal.\n"

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from encoder.studies import read_studies
+from raddraft.studies import read_studies
 from scripts.demo import CONTROLS
 from tests.test_cli import run
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from metrics import extras
-from metrics.bootstrap import Measure, mean_measure
+from raddraft.stats import Measure, mean_measure
 from tests.conftest import SENTENCES
 
 SENTENCE = "no focal consolidation , pleural effusion or pneumothorax . the heart is 1.5 cm ENLARGED"

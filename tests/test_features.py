@@ -22,8 +22,8 @@ import torch
 from PIL import Image
 
 from encoder.features import FeatureConfig, FeatureStore, compute_features, read_features, store_features
-from encoder.images import ImageError, load_image
 from encoder.towers import load_tower
+from raddraft.images import ImageError, load_image
 from tests.launch import SERVER
 from tests.test_cli import files_no_larger_than
 from tests.test_towers import save_network, save_tower
@@ -59,7 +59,7 @@ def store(tower, paths: list[Path], folder: Path, batch_size: int = 1, workers: 
 
 @torch.no_grad()
 def forward(tower, path: Path, layer: int = -1, mapping: str = "window") -> torch.Tensor:
-    picture = load_image(path, mapping=mapping).convert("RGB")
+    picture = load_image(path, gray_mapping=mapping).convert("RGB")
     pixels = tower.processor([picture], return_tensors="pt")["pixel_values"]
     return tower.model(pixels, output_hidden_states=True).hidden_states[layer][0]
 
@@ -175,7 +175,7 @@ def test_other_towers_and_settings_have_other_stores(tower, paths, tmp_path, tow
         return store(tower, paths[:2], folder, **options).folder.name
 
     first = key()
-    keys = {first, key(layers=(-2,)), key(mapping="minmax")}
+    keys = {first, key(layers=(-2,)), key(gray_mapping="minmax")}
     model, processor = tower.model, tower.processor
     processor.image_mean = [0.1, 0.1, 0.1]
     keys.add(key())
@@ -210,8 +210,8 @@ def test_towers_of_equal_weights_that_compute_otherwise_have_other_stores(paths,
 
 
 def test_the_mapping_reaches_the_pictures(tower, paths, tmp_path) -> None:
-    stretched = store(tower, paths, tmp_path / "features", mapping="minmax")
-    expected = forward(tower, paths[0], mapping="minmax")
+    stretched = store(tower, paths, tmp_path / "features", gray_mapping="minmax")
+    expected = forward(tower, paths[0], gray_mapping="minmax")
     torch.testing.assert_close(stretched[paths[0]].float(), expected, rtol=1e-3, atol=1e-3)
     assert (expected - forward(tower, paths[0])).abs().max() > 0.01
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 
-from encoder.studies import read_studies
 from encoder.tower import weights_digest
 from encoder.towers import load_tower
 from generator.controls import nearest_reports
@@ -19,6 +18,7 @@ from generator.generate import DecodeConfig, generate
 from generator.model import Drafter, ModelConfig, build, load, save
 from generator.prompts import PromptConfig
 from generator.train import Stage, TrainConfig, train
+from raddraft.studies import read_studies
 from tests.test_towers import save_network
 from tests.test_train import losses
 

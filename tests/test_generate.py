@@ -17,13 +17,13 @@ import pytest
 import torch
 from PIL import Image
 
-import scripts
-from encoder.studies import read_studies
+import raddraft.cli
 from generator.controls import most_frequent, nearest_reports, shuffle_images
 from generator.data import ExampleDataset, collate, encode
 from generator.generate import BANNER, DecodeConfig, decode_batch, generate
 from generator.model import Drafter, load
 from generator.prompts import PromptConfig
+from raddraft.studies import read_studies
 from scripts.app import draft_upload
 from tests.conftest import make_study
 from tests.launch import Job
@@ -208,7 +208,7 @@ def test_a_draft_is_not_kept_for_what_it_was_not_made_from(drafter, studies, tmp
     elif what == "picture":
         make_study(tmp_path, 40, "test").main_image.path.replace(studies[0].main_image.path)
     else:
-        drafter.image_mapping = "minmax"
+        drafter.gray_mapping = "minmax"
     with pytest.raises(
         ValueError, match="line 1: the draft of study 's0' was made with other weights, another prompt or"
     ):
@@ -319,7 +319,7 @@ def test_nearest_report_is_of_another_subject(drafter, studies, tmp_path) -> Non
 
 def run_action(action: str, *arguments: str) -> int:
     with pytest.raises(SystemExit) as end:
-        scripts.run(action, [*arguments])
+        raddraft.cli.run(action, [*arguments])
     return end.value.code
 
 
@@ -346,7 +346,7 @@ def test_generate_action_writes_controls(model_folder, studies_file, tmp_path, c
     assert len({row["prediction"] for row in rows["most-frequent"]}) == 1
     capsys.readouterr()
     with pytest.raises(SystemExit) as end:
-        scripts.run("generate", [*arguments, "--sources", "[nowhere]"])
+        raddraft.cli.run("generate", [*arguments, "--sources", "[nowhere]"])
     assert "no study in split 'test' of source ['nowhere']" in str(end.value.code)
 
 

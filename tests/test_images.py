@@ -1,4 +1,4 @@
-"""encoder.images: every kind of file reads to the right grey values, or is refused by name."""
+"""raddraft.images: every kind of file reads to the right grey values, or is refused by name."""
 
 import json
 import subprocess
@@ -16,10 +16,10 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
 
-from encoder.images import IMAGE_SUFFIXES, ImageError, ImageWarning, load_grey, load_image
+from raddraft.images import IMAGE_SUFFIXES, ImageError, ImageWarning, load_gray, load_image
 
 # A warning that a test does not expect is an error.
-pytestmark = pytest.mark.filterwarnings("error::encoder.images.ImageWarning")
+pytestmark = pytest.mark.filterwarnings("error::raddraft.images.ImageWarning")
 
 RAMP = np.arange(4096, dtype=np.uint16).reshape(64, 64)  # 12 bits, brighter downwards as in a chest
 RAMP_8BIT = np.rint(np.arange(4096) * 255 / 4095).astype(np.uint8).reshape(64, 64)
@@ -563,9 +563,9 @@ def test_pillows_own_limit_neither_interferes_nor_changes(tmp_path, monkeypatch,
         lambda path: write_dicom(path, np.stack([chest()] * 3, -1)),
     ],
 )
-def test_load_image_is_load_grey_at_8_bits(tmp_path, make, mapping):
+def test_load_image_is_load_gray_at_8_bits(tmp_path, make, mapping):
     make(tmp_path / "x")
-    values = load_grey(tmp_path / "x", mapping)
+    values = load_gray(tmp_path / "x", mapping)
     assert values.dtype == np.float32
     assert values.min() >= 0
     assert values.max() <= 1
@@ -573,37 +573,37 @@ def test_load_image_is_load_grey_at_8_bits(tmp_path, make, mapping):
     assert np.abs(values * 255 - read(tmp_path / "x", mapping)).max() < 0.5 + 1e-4
 
 
-def test_load_grey_keeps_the_depth_of_the_file(tmp_path):
+def test_load_gray_keeps_the_depth_of_the_file(tmp_path):
     expected = np.arange(4096).reshape(64, 64) / 4095
     Image.fromarray(RAMP).save(tmp_path / "x.png")
     write_dicom(tmp_path / "x.dcm", RAMP, BitsStored=12)
     write_dicom(tmp_path / "y.dcm", 4095 - RAMP, BitsStored=12, PhotometricInterpretation="MONOCHROME1")
     write_dicom(tmp_path / "w.dcm", RAMP, BitsStored=12, WindowCenter=2048, WindowWidth=4096)
     for name in ("x.png", "x.dcm", "y.dcm", "w.dcm"):
-        np.testing.assert_allclose(load_grey(tmp_path / name), expected, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(load_gray(tmp_path / name), expected, atol=1e-6, err_msg=name)
     Image.fromarray(chest()).save(tmp_path / "8.png")
-    assert np.array_equal(load_grey(tmp_path / "8.png"), chest().astype(np.float32) / 255)
+    assert np.array_equal(load_gray(tmp_path / "8.png"), chest().astype(np.float32) / 255)
 
 
-def test_load_grey_refuses_and_warns_as_load_image_does(tmp_path):
+def test_load_gray_refuses_and_warns_as_load_image_does(tmp_path):
     (tmp_path / "x.png").write_bytes(b"no picture")
     with pytest.raises(ImageError, match=r"x\.png: not an image"):
-        load_grey(tmp_path / "x.png")
+        load_gray(tmp_path / "x.png")
     save(tmp_path / "flat.png", RAMP * 0 + 700)
     with pytest.raises(ImageError, match="same value, 700"):
-        load_grey(tmp_path / "flat.png")
+        load_gray(tmp_path / "flat.png")
     with pytest.raises(ValueError, match="Unknown mapping 'log'"):
-        load_grey(tmp_path / "x.png", "log")
+        load_gray(tmp_path / "x.png", "log")
     Image.fromarray(255 - chest()).save(tmp_path / "negative.png")
     with pytest.warns(ImageWarning, match=r"negative\.png: looks inverted"):
-        load_grey(tmp_path / "negative.png")
+        load_gray(tmp_path / "negative.png")
 
 
 def test_import_is_light_and_changes_nothing():
     code = (
         "import sys, warnings, numpy, PIL.Image as i, PIL.ImageFile as f;"
         "before = (i.MAX_IMAGE_PIXELS, f.LOAD_TRUNCATED_IMAGES, warnings.filters[:]);"
-        "import encoder.images;"
+        "import raddraft.images;"
         "assert (i.MAX_IMAGE_PIXELS, f.LOAD_TRUNCATED_IMAGES, warnings.filters[:]) == before;"
         "assert not {'pydicom', 'torch', 'scipy'} & set(sys.modules)"
     )

@@ -7,11 +7,11 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from encoder.studies import read_studies
 from encoder.towers import load_tower
 from generator.model import LoraConfig, ModelConfig, build, load
 from generator.prompts import PromptConfig
 from generator.train import Stage, TrainConfig, train
+from raddraft.studies import read_studies
 from tests.test_train import evaluate, losses
 
 

@@ -14,13 +14,13 @@ import torch
 from PIL import Image
 from sentencepiece import SentencePieceTrainer
 
-from encoder.studies import Study, read_studies
 from encoder.tower import weights_digest
 from generator.data import IGNORE, Example, ExampleDataset, Item, collate, encode, load_micro_batches, render_prompt
 from generator.model import Drafter, LoraConfig, ModelConfig, add_lora, build, choose_trainable, load, save
 from generator.prompts import PromptConfig
 from generator.tiny import make_lm, make_tower, train_tokenizer
 from generator.train import StoredFeatures, summed_loss
+from raddraft.studies import Study, read_studies
 from tests.conftest import SENTENCES
 from tests.test_towers import FAMILIES, save_tower
 
@@ -174,7 +174,7 @@ def test_a_saved_model_is_the_same_in_plain_transformers(join, studies, tmp_path
         tied = one.lm_head.weight is one.get_input_embeddings().weight
         assert tied == one.config.tie_word_embeddings
     restored = load(tmp_path)
-    assert (restored.prompt, restored.image_mapping) == (drafter.prompt, drafter.image_mapping)
+    assert (restored.prompt, restored.gray_mapping) == (drafter.prompt, drafter.gray_mapping)
     saved = restored.model.state_dict()
     assert all(torch.equal(value, saved[name]) for name, value in drafter.model.state_dict().items())
 

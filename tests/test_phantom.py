@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from encoder.images import load_image
-from encoder.studies import Study, count_splits, read_studies
 from generator.corpora import mimic_cxr
 from generator.corpora.phantom import generate
 from generator.corpora.phantom_report import OBSERVATIONS
 from metrics.rules import label
+from raddraft.images import load_image
+from raddraft.studies import Study, count_splits, read_studies
 
 COUNT, DICOMS = 240, 6
 

@@ -13,13 +13,13 @@ from encoder.features import FeatureConfig, store_features
 from encoder.fitting import ProbeConfig
 from encoder.probe import run_probe
 from encoder.segment import SegmentConfig, segment
-from encoder.studies import Study, StudyImage
 from encoder.targets import TargetSpec, make_target
 from encoder.towers import load_tower
 from generator.corpora.phantom import generate
 from generator.corpora.phantom_body import Patient, build, render
 from generator.corpora.phantom_cases import Sign
 from generator.corpora.phantom_signs import draw
+from raddraft.studies import Study, StudyImage
 from tests.conftest import ROOT
 
 SEVERITIES = (0.05, 0.35, 0.9)

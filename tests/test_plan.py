@@ -10,14 +10,14 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from encoder.studies import read_studies
 from generator.data import ExampleDataset, collate, encode
 from generator.model import Drafter, LoraConfig, ModelConfig, build, choose_trainable
 from generator.plan import PROMPT_TOKENS, Load, describe, meta_model, plan
 from generator.prompts import PromptConfig
 from generator.sizes import LANGUAGE_MODELS, lm_config
 from generator.train import Stage, TrainConfig, summed_loss
-from scripts import CONFIGS
+from raddraft.cli import CONFIGS
+from raddraft.studies import read_studies
 from tests.test_cli import run
 
 VICUNA = "lmsys/vicuna-7b-v1.5"

@@ -26,8 +26,8 @@ from encoder.budget import estimate
 from encoder.dino import DinoConfig
 from encoder.pretrain import pretrain
 from encoder.recipe import Architecture, PretrainConfig, Watch, load_start
-from encoder.studies import Study, StudyImage, read_studies, write_studies
 from encoder.towers import load_tower
+from raddraft.studies import Study, StudyImage, read_studies, write_studies
 from tests.conftest import ROOT
 from tests.launch import Job
 from tests.test_cli import files_no_larger_than

@@ -26,7 +26,6 @@ from encoder.measures import (
     average_precision,
     balanced_accuracy,
     best_threshold,
-    draw_subjects,
     mae,
     measure,
     over_seeds,
@@ -34,9 +33,10 @@ from encoder.measures import (
     recall,
 )
 from encoder.probe import fit_linear, knn_scores, learning_curve, run_probe
-from encoder.studies import Study, StudyImage
 from encoder.targets import Target, TargetSpec, check_leaks, make_target
 from encoder.towers import load_tower
+from raddraft.stats import draw
+from raddraft.studies import Study, StudyImage
 from tests.conftest import make_study
 
 NAN = math.nan
@@ -168,9 +168,9 @@ def test_copies_of_an_image_add_no_certainty() -> None:
 
 def test_chunks_of_resamples_change_nothing(monkeypatch) -> None:
     subjects = np.repeat(np.arange(7).astype(str), 3)
-    whole = np.concatenate(list(draw_subjects(subjects, 50, 4)))
-    monkeypatch.setattr("encoder.measures.AT_A_TIME", 21 * 8)
-    parts = list(draw_subjects(subjects, 50, 4))
+    whole = np.concatenate(list(draw(subjects, 50, 4)))
+    monkeypatch.setattr("raddraft.stats.AT_A_TIME", 21 * 8)
+    parts = list(draw(subjects, 50, 4))
     assert [len(part) for part in parts] == [8] * 6 + [2]
     np.testing.assert_array_equal(np.concatenate(parts), whole)
     assert (whole.sum(1) == 21).all()

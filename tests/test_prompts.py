@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer
 
-from encoder.studies import Study, StudyImage
 from generator.controls import shuffle_images
 from generator.data import IGNORE, encode
 from generator.generate import DecodeConfig, decode, generate
@@ -24,6 +23,7 @@ from generator.priors import find_priors
 from generator.prompts import PromptConfig
 from generator.speculate import Speculator, index_reports
 from generator.train import Stage, TrainConfig, train
+from raddraft.studies import Study, StudyImage
 from tests.conftest import SENTENCES
 
 REQUEST = "Describe the findings of this chest X-ray."

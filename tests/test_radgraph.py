@@ -16,8 +16,8 @@ import pytest
 import transformers
 
 import metrics.radgraph
+from benchmarks.random_models import ENTITIES, RELATIONS, radgraph_package, save_radgraph
 from metrics.radgraph import RadGraph, radgraph_f1
-from metrics.tiny import ENTITIES, RELATIONS, radgraph_package, save_radgraph
 from tests.conftest import SENTENCES
 from tests.launch import SERVER
 

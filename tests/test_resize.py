@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from encoder.images import ImageWarning, load_grey, load_image
 from encoder.masks import load_mask
 from encoder.resize import ResizeConfig, resize_grey, resize_studies
-from encoder.studies import Study, StudyImage, read_studies, write_studies
+from raddraft.images import ImageWarning, load_gray, load_image
+from raddraft.studies import Study, StudyImage, read_studies, write_studies
 from tests.test_cli import files_no_larger_than, run
 from tests.test_images import RAMP, chest, write_dicom
 
@@ -124,14 +124,14 @@ def test_16_bits_keep_the_depth_and_read_back(manifest, tmp_path) -> None:
     with Image.open(path) as image:
         assert image.mode == "I;16"
         assert np.abs(np.asarray(image) / 65535 - RAMP / 4095).max() < 1e-4
-    assert len(np.unique(load_grey(path))) > 4000
+    assert len(np.unique(load_gray(path))) > 4000
 
 
 def test_another_mapping_keeps_its_own_scale(tmp_path) -> None:
     stored = RAMP // 8 + 100  # 100 to 611
     write_dicom(tmp_path / "x.dcm", stored, BitsStored=12, WindowCenter=2048, WindowWidth=4096)
     write_studies(tmp_path / "studies.jsonl", [Study("s", "p", "train", [StudyImage(tmp_path / "x.dcm")])])
-    resize(tmp_path / "studies.jsonl", tmp_path / "small", mapping="window")
+    resize(tmp_path / "studies.jsonl", tmp_path / "small", gray_mapping="window")
     low, high = load_image(tmp_path / "small/images/x.dcm.png").getextrema()
     assert low == pytest.approx(100 * 255 / 4095, abs=2)
     assert high == pytest.approx(611 * 255 / 4095, abs=2)
@@ -183,7 +183,7 @@ def test_other_settings_are_refused_and_named(manifest, tmp_path) -> None:
     with pytest.raises(ValueError, match=r"bits 12\. Choices: 8, 16"):
         ResizeConfig(bits=12)
     with pytest.raises(ValueError, match="16 bits go with minmax only"):
-        ResizeConfig(bits=16, mapping="window")
+        ResizeConfig(bits=16, gray_mapping="window")
     with pytest.raises(ValueError, match="at least 8 pixels, got 0"):
         ResizeConfig(size=0)
 

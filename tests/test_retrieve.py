@@ -7,9 +7,9 @@ import json
 import pytest
 import torch
 
-from encoder.studies import read_studies
 from generator.prompts import PromptConfig
 from generator.retrieve import nearest, shared_sentences, vote
+from raddraft.studies import read_studies
 from tests.test_cli import run
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.labeler import main, read_gold, read_reports
 from metrics.rules import OBSERVATIONS, label
-from scripts.labeler import main, read_gold, read_reports
 
 SHORT = {
     "ECM": "Enlarged Cardiomediastinum",

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from encoder.studies import Study, StudyImage, write_studies
 from metrics.scoring import choose
+from raddraft.studies import Study, StudyImage, write_studies
 from tests.conftest import make_study
 from tests.test_cli import files_no_larger_than, run
 

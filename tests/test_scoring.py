@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from metrics import score
-from metrics.bootstrap import mean_measure
 from metrics.models import Models
 from metrics.scoring import DEFAULT, FAMILIES, METRICS, choose, measure, summarize
 from metrics.weights import CannotRun
+from raddraft.stats import mean_measure
 from tests.conftest import SENTENCES
 from tests.test_chexbert import random_state, write_checkpoint
 from tests.test_extras import save_roberta

@@ -39,8 +39,8 @@ from encoder.segment import (
     segmentation_loss,
     train_head,
 )
-from encoder.studies import Study, StudyImage
 from encoder.towers import load_tower
+from raddraft.studies import Study, StudyImage
 
 HEADS = ("linear", "upernet", "vitdet")
 

@@ -6,7 +6,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 
-from encoder.sharding import prepare_model, release_model
+from raddraft.processes import prepare_model, release_model
 
 
 class Typed(torch.nn.Linear):

@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import Gemma3TextConfig
 
-from encoder.studies import Study, read_studies
 from generator.generate import Draft, decode, generate
 from generator.model import Drafter
 from generator.speculate import CostModel, ReportIndex, Speculator, full_cache, index_reports
+from raddraft.studies import Study, read_studies
 from tests.test_generate import CONFIG, drafter, read, run_action, studies  # noqa: F401 - fixtures
 
 

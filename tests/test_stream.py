@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from encoder.augment import ViewConfig, Views
-from encoder.images import ImageError
 from encoder.stream import Collate, Item, Order, ViewDataset, load_batches
+from raddraft.images import ImageError
 
 
 def take(order: Order, first: int, n_steps: int) -> list[list[int]]:

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from encoder.studies import (
+from raddraft.files import write_whole
+from raddraft.studies import (
     SPLITS,
     ManifestError,
     Study,
@@ -18,7 +19,6 @@ from encoder.studies import (
     deal_folds,
     read_studies,
     write_studies,
-    write_whole,
 )
 
 

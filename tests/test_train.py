@@ -13,14 +13,14 @@ import torch
 import yaml
 from PIL import Image
 
-import scripts
-from encoder.studies import Study, read_studies
-from generator.checkpoints import RunFolder
+import raddraft.cli
 from generator.data import batch_indices, split_batch
 from generator.generate import DecodeConfig, generate
 from generator.model import Drafter, LoraConfig, ModelConfig, add_lora, build, choose_trainable, load
 from generator.prompts import PromptConfig
 from generator.train import Stage, TrainConfig, lr_factor, train
+from raddraft.runs import RunFolder
+from raddraft.studies import Study, read_studies
 from tests.launch import Job
 from tests.test_cli import run
 from tests.test_towers import FAMILIES, save_tower
@@ -192,7 +192,7 @@ def arguments(config: Path, out: Path) -> list[str]:
 def run_here(config: Path, out: Path) -> None:
     """`raddraft train` in this process, which has paid for the imports."""
     with pytest.raises(SystemExit) as end:
-        scripts.run("train", arguments(config, out))
+        raddraft.cli.run("train", arguments(config, out))
     assert end.value.code == 0
 
 
@@ -256,7 +256,7 @@ def test_a_run_goes_on_with_another_number_of_processes(studies_file, parts_conf
 
     monkeypatch.setattr(RunFolder, "save", stop_later)
     with pytest.raises(SystemExit, match="stopped"):
-        scripts.run("train", arguments(config, tmp_path / "one-two"))
+        raddraft.cli.run("train", arguments(config, tmp_path / "one-two"))
     monkeypatch.undo()
     assert 0 < len(losses(tmp_path / "one-two")) < len(expected)
     Job("train", *arguments(config, tmp_path / "one-two"), n=2).finish()

@@ -12,14 +12,14 @@ import pytest
 import torch
 from PIL import Image
 
-from encoder.images import load_image
-from encoder.studies import read_studies
 from generator.data import IGNORE
 from generator.generate import DecodeConfig, generate
 from generator.model import PROJECTOR, LoraConfig, ModelConfig
 from generator.prompts import PromptConfig
 from generator.train import Stage, TrainConfig, train
 from generator.vlm import ChatDrafter, load_any
+from raddraft.images import load_image
+from raddraft.studies import read_studies
 from tests.test_cli import run
 from tests.vlm_families import FAMILIES, save_vlm
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-import scripts
+import raddraft.cli
 from metrics.weights import WEIGHTS, MissingWeights, add, cache_folder, digest, fetch, locate, weights_folder
 from tests.test_chexbert import random_state, write_checkpoint
 
@@ -29,7 +29,7 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]
 def run(*arguments: object) -> tuple[int, str]:
     """Exit status of `raddraft weights …` and the sentence it leaves with."""
     with pytest.raises(SystemExit) as end:
-        scripts.run("weights", [str(argument) for argument in arguments])
+        raddraft.cli.run("weights", [str(argument) for argument in arguments])
     code = end.value.code
     return (code, "") if isinstance(code, int) else (1, str(code))
 

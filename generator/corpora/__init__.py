@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 
+from raddraft.errors import RadDraftError
+
 CORPORA = {
     "mimic-cxr": "generator.corpora.mimic_cxr",
     "iu-xray": "generator.corpora.iu_xray",
@@ -35,5 +37,5 @@ def converter(name: str) -> Callable:
         ValueError: there is no corpus of that name.
     """
     if name not in CORPORA:
-        raise ValueError(f"Unknown corpus {name!r}. Choices: {', '.join(CORPORA)}")
+        raise RadDraftError(f"Unknown corpus {name!r}. Choices: {', '.join(CORPORA)}")
     return importlib.import_module(CORPORA[name]).convert

@@ -15,12 +15,12 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from encoder.studies import Study, StudyImage
 from generator.corpora.common import Conversion, CorpusError, find_file, hash_split, progress, read_table
 from generator.corpora.nih import blank_ages
 from generator.corpora.rsna import read_headers
 from generator.corpora.siim import add_runs
 from generator.sections import clean_sections, parse_plain
+from raddraft.studies import Study, StudyImage
 
 FRACTIONS = (0.7, 0.1, 0.2)
 """Shares of train, val and test."""

@@ -13,9 +13,9 @@ import re
 from pathlib import Path
 from typing import Literal
 
-from encoder.studies import Study, StudyImage
 from generator.corpora.common import Conversion, CorpusError, add_image, find_file, parse_label, read_table
 from generator.corpora.nih import blank_ages, parse_age
+from raddraft.studies import Study, StudyImage
 
 LABELS = (
     *("No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema"),

@@ -11,9 +11,9 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from encoder.studies import Study, StudyImage
 from generator.corpora.common import Conversion, CorpusError, add_image, find_file, parse_label, parse_split, read_table
 from generator.sections import clean_sections
+from raddraft.studies import Study, StudyImage
 
 _ORIGIN = (
     "It is part of CheXpert Plus, https://aimi.stanford.edu/datasets/chexpert-plus (free registration). "

@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from encoder.studies import SPLITS, Study, StudyImage, write_studies
+from raddraft.errors import RadDraftError
+from raddraft.studies import SPLITS, Study, StudyImage, write_studies
+from raddraft.text import format_table, progress
 
 _SPLIT_NAMES = {name: name for name in SPLITS} | {"valid": "val", "validate": "val", "validation": "val"}
 
 
-class CorpusError(ValueError):
+class CorpusError(RadDraftError):
     """A raw data set is not as expected; the message names the file, the line and the value."""
 
 
@@ -132,11 +134,11 @@ class Conversion:
             rows.append(row(f"with {name}", count, lambda study, name=name: name in study.sections))  # type: ignore[misc]
         if any(study.labels for study in self.studies):
             rows.append(row("with labels", "", lambda study: bool(study.labels)))
-        text = _align(rows)
+        text = format_table(rows)
         if self.drops:
             dropped: list[list[str | int]] = [["dropped", "studies", "images", "studies left"]]
             dropped += [[*drop] for drop in self.drops]
-            text += "\n\n" + _align(dropped)
+            text += "\n\n" + format_table(dropped)
         if self.first_missing:
             text += f"\n\nThe first image not found: {self.first_missing}"
         if self.out:
@@ -235,23 +237,3 @@ def parse_label(value: str | float | None, where: str) -> int | None:
     if number not in (1, 0, -1):
         raise CorpusError(f"{where}: label {value!r}. Choices: 1, 0, -1, blank")
     return int(number)
-
-
-def progress(items: Sequence, what: str) -> Iterable:
-    """The items, with a progress bar where somebody is watching."""
-    from tqdm import tqdm
-
-    return tqdm(items, desc=what, disable=None, leave=False)
-
-
-def _align(rows: list[list[str | int]]) -> str:
-    """Columns side by side: the first to the left, the others to the right."""
-    cells = [[f"{cell:,}" if isinstance(cell, int) else cell for cell in row] for row in rows]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if i else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in cells
-    )

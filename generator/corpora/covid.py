@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from encoder.studies import Study, StudyImage
 from generator.corpora.common import Conversion, add_image, find_file, hash_split, read_table
 from generator.corpora.nih import blank_ages, parse_age
 from generator.sections import clean_sections
+from raddraft.studies import Study, StudyImage
 
 FRACTIONS = (0.7, 0.1, 0.2)
 """Shares of train, val and test."""

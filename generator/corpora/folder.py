@@ -13,9 +13,9 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from encoder.studies import Study, StudyImage
 from generator.corpora.common import Conversion, CorpusError, add_image, hash_split, parse_split, read_table
 from generator.sections import clean_sections, parse_plain
+from raddraft.studies import Study, StudyImage
 
 _SECTIONS = ("indication", "history", "comparison", "technique", "findings", "impression")
 
@@ -117,7 +117,7 @@ def _stem(name: str) -> str:
 
 @cache
 def _image_suffixes() -> frozenset[str]:
-    from encoder.images import IMAGE_SUFFIXES
+    from raddraft.images import IMAGE_SUFFIXES
 
     return IMAGE_SUFFIXES
 

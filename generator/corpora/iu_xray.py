@@ -17,10 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from encoder.studies import Study, StudyImage
 from generator.corpora.common import Conversion, CorpusError, hash_split, read_table
 from generator.corpora.r2gen import read_annotation
 from generator.sections import clean_sections
+from raddraft.studies import Study, StudyImage
 
 FRACTIONS = (0.7, 0.1, 0.2)
 """Shares of train, val and test without a split file."""

@@ -13,11 +13,12 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from encoder.studies import Study, StudyImage, write_whole
 from generator.corpora.common import Conversion, CorpusError, hash_split, progress
 from generator.corpora.nih import blank_ages, parse_age
 from generator.corpora.siim import add_mask
 from generator.sections import clean_sections
+from raddraft.files import write_whole
+from raddraft.studies import Study, StudyImage
 
 if TYPE_CHECKING:
     import numpy as np

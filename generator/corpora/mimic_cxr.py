@@ -14,7 +14,6 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from encoder.studies import Study, StudyImage
 from generator.corpora.common import (
     Conversion,
     CorpusError,
@@ -26,6 +25,7 @@ from generator.corpora.common import (
     read_table,
 )
 from generator.sections import clean_sections, parse_mimic
+from raddraft.studies import Study, StudyImage
 
 _TABLES_ORIGIN = (
     "It is part of MIMIC-CXR-JPG, https://physionet.org/content/mimic-cxr-jpg/ (credentialed access). "

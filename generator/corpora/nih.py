@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from encoder.studies import Study, StudyImage
 from generator.corpora.common import Conversion, CorpusError, find_file, hash_split, read_table
+from raddraft.studies import Study, StudyImage
 
 VAL_FRACTION = 0.1
 """Share of the official train_val patients that becomes val."""

@@ -31,12 +31,14 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from encoder.studies import Study, StudyImage, write_studies, write_whole
 from generator.corpora.phantom_body import Patient, build, render
 from generator.corpora.phantom_cases import Sign, plan
 from generator.corpora.phantom_report import OBSERVATIONS, write_report
 from generator.corpora.phantom_signs import draw
 from generator.corpora.phantom_solids import Array
+from raddraft.errors import RadDraftError
+from raddraft.files import write_whole
+from raddraft.studies import Study, StudyImage, write_studies
 
 SPLIT_PATTERN = ("train", "train", "test", "train", "val", "train", "train", "test", "train", "train")
 """Split of the subjects, over and over: 70, 10 and 20 %."""
@@ -94,7 +96,7 @@ def generate(
         ValueError: count, size or dicoms out of range.
     """
     if count < 1 or size < 32 or dicoms < 0:
-        raise ValueError(f"count must be at least 1, size 32, dicoms 0; got {count}, {size}, {dicoms}")
+        raise RadDraftError(f"count must be at least 1, size 32, dicoms 0; got {count}, {size}, {dicoms}")
     out = Path(out).absolute()
     out.mkdir(parents=True, exist_ok=True)
     work = partial(_make, out=out, size=size, seed=seed, dicoms=dicoms)

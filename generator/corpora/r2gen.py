@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from encoder.studies import Study, StudyImage
 from generator.corpora.common import Conversion, CorpusError, parse_split
 from generator.sections import clean_sections
+from raddraft.studies import Study, StudyImage
 
 
 def convert(

@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from encoder.studies import Study, StudyImage
 from generator.corpora.common import Conversion, CorpusError, find_file, hash_split, progress, read_table
 from generator.corpora.nih import blank_ages, parse_age
+from raddraft.studies import Study, StudyImage
 
 TEST_FRACTION = 0.2
 """About the share of the 5,337 test images, of 26,684, that are reported for RAD-DINO; by hash it comes to 5,390."""

@@ -10,10 +10,10 @@ from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from encoder.studies import Study, StudyImage
 from generator.corpora.common import Conversion, CorpusError, find_file, hash_split, progress, read_table
 from generator.corpora.nih import blank_ages
 from generator.corpora.rsna import read_headers
+from raddraft.studies import Study, StudyImage
 
 if TYPE_CHECKING:
     import numpy as np

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections import defaultdict
 from pathlib import Path
 
-from encoder.studies import Study, StudyImage
 from generator.corpora.common import Conversion, CorpusError, find_file, hash_split, parse_label, read_table
 from generator.corpora.nih import blank_ages
 from generator.corpora.rsna import read_headers
+from raddraft.studies import Study, StudyImage
 
 VAL_FRACTION = 0.1
 """Share of the official train images that becomes val."""

@@ -11,9 +11,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from encoder.studies import Study, StudyImage
 from generator.corpora.common import Conversion, CorpusError, hash_split, progress
 from generator.corpora.siim import add_mask
+from raddraft.studies import Study, StudyImage
 
 if TYPE_CHECKING:
     from encoder.masks import Polygons

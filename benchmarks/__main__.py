@@ -1,9 +1,9 @@
 """Speed as ratios in one process, against what a user would otherwise run.
 
-    raddraft bench
-    raddraft bench metrics --reports iu/indiana_reports.csv
-    raddraft bench features --images my-pictures
-    raddraft bench decoding training --run runs/demo --studies runs/demo/phantom/studies.jsonl
+    python -m benchmarks
+    python -m benchmarks metrics --reports iu/indiana_reports.csv
+    python -m benchmarks features --images my-pictures
+    python -m benchmarks decoding training --run runs/demo --studies runs/demo/phantom/studies.jsonl
 
 Parts:
 - decoding: the test split of a finished run, such as the demo's, in batches and with proposed tokens, against one study
@@ -25,9 +25,10 @@ import csv
 from pathlib import Path
 from typing import Literal
 
-from encoder.studies import read_studies
 from generator.model import load
-from scripts import run as run_action
+from raddraft.cli import run as run_action
+from raddraft.errors import RadDraftError
+from raddraft.studies import read_studies
 
 Part = Literal["decoding", "training", "metrics", "features", "probes", "pretraining"]
 POSITIONAL = ("parts",)
@@ -70,38 +71,38 @@ def main(
         needed.append(manifest)
     for path in needed:
         if not path.is_file():
-            raise ValueError(
+            raise RadDraftError(
                 f"{path} is missing; run `raddraft demo` first, or name another --run, --studies, --reports"
             )
     everything = read_studies(manifest) if manifest.is_file() else []
     equal = True
     training = [study for study in everything if study.split == "train"]
     if "decoding" in parts:
-        from scripts._bench_decoding import bench_decoding
+        from benchmarks.decoding import bench_decoding
 
         wanted = [study for study in everything if study.split == "test"][:n_drafts]
         equal &= bench_decoding(load(run / "model"), wanted, training, batch_size)
     if "training" in parts:
-        from scripts._bench_training import bench_training
+        from benchmarks.training import bench_training
 
         equal &= bench_training(run / "lm", training, n_steps, batch_size, image_size)
     if "metrics" in parts:
-        from scripts._bench_metrics import bench_metrics
+        from benchmarks.metrics import bench_metrics
 
         texts = _read_reports(reports) if reports else [study.sections.get("findings", "") for study in everything]
         equal &= bench_metrics(texts, n_reports)
     pictures = sorted(path for path in images.rglob("*") if path.suffix in (".jpg", ".png")) if images else []
     pictures = pictures or [study.main_image.path for study in everything]
     if "features" in parts:
-        from scripts._bench_features import bench_features
+        from benchmarks.features import bench_features
 
         equal &= bench_features(pictures)
     if "probes" in parts:
-        from scripts._bench_probes import bench_probes
+        from benchmarks.probes import bench_probes
 
         equal &= bench_probes(pictures)
     if "pretraining" in parts:
-        from scripts._bench_pretrain import bench_pretraining
+        from benchmarks.pretrain import bench_pretraining
 
         bench_pretraining(pictures, n_steps)
     return 0 if equal else 1
@@ -113,4 +114,4 @@ def _read_reports(path: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    run_action("bench")
+    run_action("__main__", package="benchmarks")

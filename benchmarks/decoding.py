@@ -7,11 +7,11 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from encoder.studies import Study
+from benchmarks.metrics import timed
 from generator.generate import DecodeConfig, decode
 from generator.model import Drafter
 from generator.speculate import Speculator, index_reports
-from scripts._bench_metrics import timed
+from raddraft.studies import Study
 
 N_CANDIDATES = 8
 

@@ -11,13 +11,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from benchmarks.metrics import timed
 from encoder.features import compute_features
-from encoder.studies import Study
 from generator.data import IGNORE, batch_indices
 from generator.model import Drafter, ModelConfig, build
 from generator.prompts import PromptConfig
 from generator.train import Stage, TrainConfig, train
-from scripts._bench_metrics import timed
+from raddraft.studies import Study
 
 EPOCHS = 3  # as in the RAD-DINO paper; they share the one pass that fills the cache
 LARGEST_DIFFERENCE = {"live": 1e-3, "cached": 1e-2}  # of the losses: float32, and stored features in float16

@@ -1,7 +1,7 @@
 """Any chest X-ray file -> one greyscale picture: DICOM, PNG, JPEG, TIFF, BMP.
 
     image = load_image("x.dcm")             # PIL image, mode L (8 bits), air dark, bone bright
-    values = load_grey("x.dcm")             # the same before it is cut to 8 bits: float32 [H, W], 0..1
+    values = load_gray("x.dcm")             # the same before it is cut to 8 bits: float32 [H, W], 0..1
 
 The full bit depth of the file goes through one of three mappings:
 
@@ -18,17 +18,18 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from PIL import BmpImagePlugin, GifImagePlugin, Image, ImageFile, ImageOps, JpegImagePlugin, PngImagePlugin
 from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION, PREFIXES, TiffImageFile
 
+from raddraft.errors import RadDraftError
+from raddraft.studies import GrayMapping
+
 if TYPE_CHECKING:
     from pydicom import Dataset
     from pydicom.uid import UID
-
-PixelMapping = Literal["window", "minmax", "percentile"]
 
 IMAGE_SUFFIXES = frozenset({".dcm", ".dicom", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"})
 """Lower-case suffixes to look for in a folder; `load_image` itself goes by content."""
@@ -52,7 +53,7 @@ OPENERS: tuple[tuple[tuple[bytes, ...], type[ImageFile.ImageFile]], ...] = (
 BARE_DICOM = (b"\x02\x00", b"\x08\x00", b"\x00\x02", b"\x00\x08")
 
 
-class ImageError(ValueError):
+class ImageError(RadDraftError):
     """The file is no usable chest X-ray; the message names the file and the culprit."""
 
 
@@ -60,7 +61,7 @@ class ImageWarning(UserWarning):
     """The picture was read, but something about it looks wrong; the message names the file."""
 
 
-def load_image(path: str | Path, mapping: PixelMapping = "window", max_pixels: int = 100_000_000) -> Image.Image:
+def load_image(path: str | Path, gray_mapping: GrayMapping = "window", max_pixels: int = 100_000_000) -> Image.Image:
     """Read a chest X-ray file, recognised by its content, as it should be looked at.
 
     DICOM: modality LUT, VOI LUT or window, MONOCHROME1 inverted, pixel padding black. Others: EXIF orientation.
@@ -69,7 +70,7 @@ def load_image(path: str | Path, mapping: PixelMapping = "window", max_pixels: i
 
     Args:
         path: the file.
-        mapping: how pixel values become 0..255, see the top of this module.
+        gray_mapping: how pixel values become 0..255, see the top of this module.
         max_pixels: refuse a larger picture before it is decoded (TIFF: Pillow's Image.MAX_IMAGE_PIXELS counts too).
 
     Returns:
@@ -80,29 +81,29 @@ def load_image(path: str | Path, mapping: PixelMapping = "window", max_pixels: i
             `max_pixels`, all pixels equal, NaN or infinite values, no pixel data.
         ValueError: unknown mapping.
     """
-    return Image.fromarray(_load(Path(path), mapping, max_pixels, deep=False))
+    return Image.fromarray(_load(Path(path), gray_mapping, max_pixels, deep=False))
 
 
-def load_grey(path: str | Path, mapping: PixelMapping = "window", max_pixels: int = 100_000_000) -> np.ndarray:
+def load_gray(path: str | Path, gray_mapping: GrayMapping = "window", max_pixels: int = 100_000_000) -> np.ndarray:
     """Read a chest X-ray file as `load_image` does, same arguments and errors, but at the full depth of the file.
 
     Returns:
         float32 [H, W], 0..1. Times 255 and rounded they are the values of `load_image`.
     """
-    return _load(Path(path), mapping, max_pixels, deep=True).astype(np.float32) / 255
+    return _load(Path(path), gray_mapping, max_pixels, deep=True).astype(np.float32) / 255
 
 
-def _load(path: Path, mapping: PixelMapping, max_pixels: int, deep: bool) -> np.ndarray:
+def _load(path: Path, gray_mapping: GrayMapping, max_pixels: int, deep: bool) -> np.ndarray:
     """Grey values [H, W] on the scale of 0..255: uint8, or where `deep`, unrounded float32 if the file is deeper."""
-    if mapping not in get_args(PixelMapping):
-        raise ValueError(f"Unknown mapping {mapping!r}. Choices: {', '.join(get_args(PixelMapping))}")
+    if gray_mapping not in get_args(GrayMapping):
+        raise ValueError(f"Unknown mapping {gray_mapping!r}. Choices: {', '.join(get_args(GrayMapping))}")
     head = _read_head(path)
     opener = next((opener for prefixes, opener in OPENERS if head.startswith(prefixes)), None)
     try:
         if head[128:] == b"DICM" or (opener is None and head.startswith(BARE_DICOM)):
-            pixels = _read_dicom(path, mapping, max_pixels, deep)
+            pixels = _read_dicom(path, gray_mapping, max_pixels, deep)
         elif opener is not None:
-            pixels = _read_picture(path, opener, mapping, max_pixels, deep)
+            pixels = _read_picture(path, opener, gray_mapping, max_pixels, deep)
         else:
             raise ImageError(f"{path}: not an image (known: DICOM, PNG, JPEG, TIFF, BMP, GIF)")
     except (ImageError, ImageWarning):  # the warning, where the caller turned it into an error
@@ -113,7 +114,7 @@ def _load(path: Path, mapping: PixelMapping, max_pixels: int, deep: bool) -> np.
     image = Image.fromarray(pixels if pixels.dtype == np.uint8 else _levels(pixels, deep=False))
     low, high = image.getextrema()
     if low == high:
-        raise ImageError(f"{path}: all pixels have the same value, {low} after mapping {mapping!r}")
+        raise ImageError(f"{path}: all pixels have the same value, {low} after mapping {gray_mapping!r}")
     if _looks_inverted(image):
         _warn(path, "looks inverted (air bright, bone dark) or not upright; left as the file states it")
     return pixels
@@ -144,7 +145,7 @@ def _check_size(path: Path, width: int, height: int, frames: int, max_pixels: in
 
 
 def _read_picture(
-    path: Path, opener: type[ImageFile.ImageFile], mapping: PixelMapping, max_pixels: int, deep: bool
+    path: Path, opener: type[ImageFile.ImageFile], gray_mapping: GrayMapping, max_pixels: int, deep: bool
 ) -> np.ndarray:
     """Read a file that Pillow knows, upright, see `_load`."""
     # A file object, not the path: from a path Pillow maps raw TIFFs into memory, and garbles those lying on their side.
@@ -156,7 +157,7 @@ def _read_picture(
         ImageOps.exif_transpose(image, in_place=True)
         if image.mode.startswith(("I", "F")):
             # Not convert("L"), which clips at 255 and so turns most of a 12-bit picture white.
-            pixels = _stretch(path, np.asarray(image), mapping, deep)
+            pixels = _stretch(path, np.asarray(image), gray_mapping, deep)
             return 255 - pixels if negative else pixels
         if image.has_transparency_data:
             rgba = image.convert("RGBA")
@@ -164,7 +165,7 @@ def _read_picture(
             grey = Image.composite(rgba.convert("L"), black, rgba.getchannel("A"))
         else:
             grey = image.convert("L")
-    return np.asarray(grey) if mapping == "window" else _stretch(path, np.asarray(grey), mapping, deep)
+    return np.asarray(grey) if gray_mapping == "window" else _stretch(path, np.asarray(grey), gray_mapping, deep)
 
 
 def _levels(values: np.ndarray, deep: bool) -> np.ndarray:
@@ -173,7 +174,7 @@ def _levels(values: np.ndarray, deep: bool) -> np.ndarray:
 
 
 def _stretch(
-    path: Path, values: np.ndarray, mapping: PixelMapping, deep: bool, hidden: np.ndarray | None = None
+    path: Path, values: np.ndarray, gray_mapping: GrayMapping, deep: bool, hidden: np.ndarray | None = None
 ) -> np.ndarray:
     """Map values [H, W] of any type linearly to `_levels` between their extremes or percentiles.
 
@@ -184,15 +185,15 @@ def _stretch(
         raise ImageError(f"{path}: holds NaN or infinite pixel values")
     if shown.size == 0:
         raise ImageError(f"{path}: all pixels are padding")
-    low, high = np.percentile(shown, PERCENTILES) if mapping == "percentile" else (shown.min(), shown.max())
+    low, high = np.percentile(shown, PERCENTILES) if gray_mapping == "percentile" else (shown.min(), shown.max())
     if low == high:
-        where = f" between percentiles {PERCENTILES[0]} and {PERCENTILES[1]}" if mapping == "percentile" else ""
+        where = f" between percentiles {PERCENTILES[0]} and {PERCENTILES[1]}" if gray_mapping == "percentile" else ""
         raise ImageError(f"{path}: all pixels{where} have the same value, {low}")
     scaled = (values.astype(np.float64) - float(low)) * 255 / (float(high) - float(low))
     return _levels(scaled.clip(0, 255), deep)
 
 
-def _read_dicom(path: Path, mapping: PixelMapping, max_pixels: int, deep: bool) -> np.ndarray:
+def _read_dicom(path: Path, gray_mapping: GrayMapping, max_pixels: int, deep: bool) -> np.ndarray:
     """Read a DICOM file, air dark, see `_load`."""
     from pydicom import dcmread
     from pydicom.pixels import apply_modality_lut, pixel_array
@@ -210,17 +211,17 @@ def _read_dicom(path: Path, mapping: PixelMapping, max_pixels: int, deep: bool) 
     stored = pixel_array(dataset)  # [H, W], or [H, W, 3] with YBR already turned into RGB
     photometric = dataset.PhotometricInterpretation
     if not photometric.startswith("MONOCHROME"):
-        return _grey_from_colour(path, dataset, stored, mapping, deep)
+        return _grey_from_colour(path, dataset, stored, gray_mapping, deep)
     padding = _padding(dataset, stored)
     # Wider integers than stored: pydicom clips the index into a look-up table in the array's own type.
     values = apply_modality_lut(stored.astype(np.int64), dataset)
-    display = _apply_window(path, dataset, values) if mapping == "window" else None
+    display = _apply_window(path, dataset, values) if gray_mapping == "window" else None
     if display is not None:
         pixels = _levels(display * 255, deep)
-    elif mapping == "window" and dataset.BitsStored == 8 and stored.dtype == np.uint8 and (values == stored).all():
+    elif gray_mapping == "window" and dataset.BitsStored == 8 and stored.dtype == np.uint8 and (values == stored).all():
         pixels = stored.copy()
     else:
-        pixels = _stretch(path, values, mapping, deep, padding)
+        pixels = _stretch(path, values, gray_mapping, deep, padding)
     if photometric == "MONOCHROME1":
         pixels = 255 - pixels
     if padding is not None:
@@ -258,16 +259,16 @@ def _check_jpeg_end(path: Path, dataset: Dataset) -> None:
 
 
 def _grey_from_colour(
-    path: Path, dataset: Dataset, stored: np.ndarray, mapping: PixelMapping, deep: bool
+    path: Path, dataset: Dataset, stored: np.ndarray, gray_mapping: GrayMapping, deep: bool
 ) -> np.ndarray:
     """RGB [H, W, 3], or palette indices [H, W], to [H, W] by ITU-R 601 luma, as Pillow does it; see `_load`."""
     from pydicom.pixels import apply_color_lut
 
     colour = apply_color_lut(stored, dataset) if dataset.PhotometricInterpretation == "PALETTE COLOR" else stored
     luma = colour[..., :3] @ np.array([0.299, 0.587, 0.114])
-    if mapping == "window" and colour.dtype == np.uint8:
+    if gray_mapping == "window" and colour.dtype == np.uint8:
         return np.rint(luma).astype(np.uint8)
-    return _stretch(path, luma, mapping, deep)
+    return _stretch(path, luma, gray_mapping, deep)
 
 
 def _padding(dataset: Dataset, stored: np.ndarray) -> np.ndarray | None:

@@ -11,9 +11,9 @@ from typing import Any, Literal
 import torch
 from PIL import Image
 
+from benchmarks.metrics import timed
 from encoder.features import FeatureConfig, compute_features, read_features
 from encoder.towers import load_tower
-from scripts._bench_metrics import timed
 
 
 def bench_features(paths: Sequence[Path]) -> bool:

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.random_models import radgraph_package, save_bert, save_chexbert, save_radgraph
 from metrics.annotate import AnnotationCache, Annotator, annotate
 from metrics.chexbert import CheXbert
 from metrics.labels import f1_measures
 from metrics.radgraph import RadGraph
 from metrics.rules import OBSERVATIONS
 from metrics.scoring import score
-from metrics.tiny import radgraph_package, save_bert, save_chexbert, save_radgraph
 
 
 def bench_metrics(reports: list[str], n: int) -> bool:
@@ -55,8 +55,8 @@ def bench_intervals(n: int = 2461, n_resamples: int = 500) -> bool:
     """All four F1s of n studies x 14 labels with intervals, against scikit-learn in a loop."""
     from sklearn.metrics import f1_score
 
-    from metrics.bootstrap import interval, resample
     from metrics.labels import FIVE
+    from raddraft.stats import interval, resample
 
     generator = np.random.default_rng(0)
     ours, theirs = generator.random((2, n, len(OBSERVATIONS))) < 0.2

@@ -1,6 +1,6 @@
 """Measure the rule-based labeler against the hand-made labels of IU X-ray.
 
-    raddraft labeler --reports iu/indiana_reports.csv --gold iu/openi_gld_std14.csv --held_out iu/openi-testset.txt
+    python -m benchmarks.labeler --reports iu/indiana_reports.csv --gold iu/openi_gld_std14.csv --held_out iu/openi-testset.txt
 
 The files are those of the Open-i collection (reports as a table: uid, findings, impression, …) and of NegBio (labels:
 filename = CXR + uid and 14 findings of 1 or 0; test list: one file name a line). Rules were written on the reports
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from metrics.rules import VERSION, label
+from raddraft.errors import RadDraftError
 
 # Observation -> the gold columns that speak of it; any of them positive makes it positive.
 GOLD = {
@@ -53,14 +54,14 @@ def main(
     texts = read_reports(reports)
     truth = read_gold(gold)
     if missing := sorted(set(truth) - set(texts)):
-        raise ValueError(f"{reports}: no report for {len(missing)} labels of {gold}, among them {missing[0]}")
+        raise RadDraftError(f"{reports}: no report for {len(missing)} labels of {gold}, among them {missing[0]}")
     print(f"Rules {VERSION}; uncertain counts as {uncertain}; text: findings and impression.")
     if held_out is None:
         print(table("All reports", texts, truth, uncertain))
         return
     listed = {line.strip() for line in held_out.read_text(encoding="utf-8").splitlines() if line.strip()}
     if unknown := sorted(listed - set(truth)):
-        raise ValueError(f"{held_out}: {unknown[0]!r} and {len(unknown) - 1} others have no label in {gold}")
+        raise RadDraftError(f"{held_out}: {unknown[0]!r} and {len(unknown) - 1} others have no label in {gold}")
     for side, names in (("Outside", set(truth) - listed), ("Inside", listed)):
         part = {name: truth[name] for name in sorted(names)}
         print(table(f"{side} {held_out.name}", texts, part, uncertain))
@@ -79,7 +80,7 @@ def read_gold(path: Path) -> dict[str, dict[str, bool]]:
     for row in _rows(path, {"filename"} | columns):
         for column in sorted(columns):
             if row[column] not in ("0", "1"):
-                raise ValueError(f"{path}: {row['filename']}: {column} is {row[column]!r}. Choices: 0, 1")
+                raise RadDraftError(f"{path}: {row['filename']}: {column} is {row[column]!r}. Choices: 0, 1")
         truth[row["filename"]] = {name: any(row[column] == "1" for column in GOLD[name]) for name in GOLD}
     return truth
 
@@ -108,11 +109,11 @@ def _rows(path: Path, needed: set[str]) -> Iterator[dict[str, str]]:
     with open(path, encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
         if absent := sorted(needed - set(reader.fieldnames or ())):
-            raise ValueError(f"{path}: no column {absent[0]!r}. Columns: {', '.join(reader.fieldnames or ())}")
+            raise RadDraftError(f"{path}: no column {absent[0]!r}. Columns: {', '.join(reader.fieldnames or ())}")
         yield from reader
 
 
 if __name__ == "__main__":
-    from scripts import run
+    from raddraft.cli import run
 
-    run("labeler")
+    run("labeler", package="benchmarks")

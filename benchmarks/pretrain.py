@@ -16,8 +16,8 @@ from encoder.augment import ViewConfig
 from encoder.dino import Dino, DinoConfig
 from encoder.pretrain import pretrain
 from encoder.recipe import Architecture, PretrainConfig, load_start
-from encoder.studies import Study, StudyImage
-from scripts import pick_device
+from raddraft.processes import pick_device
+from raddraft.studies import Study, StudyImage
 
 LAPTOP = PretrainConfig(
     tower=None,

@@ -10,25 +10,28 @@ absolute.
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
+from raddraft.errors import RadDraftError
+from raddraft.files import read_jsonl, write_jsonl
+
+GrayMapping = Literal["window", "minmax", "percentile"]
+"""How gray values of an image file become 8 bits, see `raddraft.images`."""
 
 SPLITS = ("train", "val", "test")
+REQUIRED = ("study_id", "subject_id", "split")
 
 # View positions as they stand in MIMIC-CXR, CheXpert, NIH, Open-i and DICOM (0018,5101).
 FRONTAL_VIEWS = {"PA", "AP", "AP SUPINE", "AP ERECT", "AP AXIAL", "PA LLD", "AP LLD", "AP RLD", "PA RLD", "FRONTAL"}
 LATERAL_VIEWS = {"L", "LL", "RL", "LAT", "LATERAL", "LLO", "RLO", "LPO", "RPO"}
 
 
-class ManifestError(ValueError):
+class ManifestError(RadDraftError):
     """The manifest breaks its format; the message names the file, the line and the value."""
 
 
@@ -96,28 +99,17 @@ def read_studies(path: str | Path, split: str | None = None, check_images: bool 
     if split is not None and split not in SPLITS:
         raise ManifestError(f"Unknown split {split!r}. Choices: {', '.join(SPLITS)}")
     studies: list[Study] = []
-    first_line: dict[str, int] = {}
-    split_of: dict[str, tuple[str, int]] = {}
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            where = f"{path.name} line {number}"
-            study = _parse(line, path.parent.absolute(), where)
-            if study.study_id in first_line:
-                raise ManifestError(
-                    f"{where}: study {study.study_id!r} stands already on line {first_line[study.study_id]}"
-                )
-            first_line[study.study_id] = number
-            other, other_line = split_of.setdefault(study.subject_id, (study.split, number))
-            if other != study.split:
-                raise ManifestError(
-                    f"{where}: subject {study.subject_id!r} is in split {study.split!r}, "
-                    f"and in {other!r} on line {other_line}"
-                )
-            if check_images:
-                _check_files(study, where)
-            studies.append(study)
+    split_of: dict[str, tuple[str, str]] = {}
+    for where, row in read_jsonl(path, REQUIRED, "study_id", ManifestError):
+        study = _parse(row, path.parent.absolute(), where)
+        other, earlier = split_of.setdefault(study.subject_id, (study.split, where.rpartition(" ")[2]))
+        if other != study.split:
+            raise ManifestError(
+                f"{where}: subject {study.subject_id!r} is in split {study.split!r}, and in {other!r} on line {earlier}"
+            )
+        if check_images:
+            _check_files(study, where)
+        studies.append(study)
     chosen = [study for study in studies if split is None or study.split == split]
     if not chosen:
         counts = ", ".join(f"{name} {count}" for name, count in count_splits(studies).items())
@@ -130,12 +122,7 @@ def read_studies(path: str | Path, split: str | None = None, check_images: bool 
 def write_studies(path: str | Path, studies: Iterable[Study]) -> int:
     """Write a manifest (to a temporary name, then renamed) and return how many studies it holds."""
     path = Path(path).absolute()
-    count = 0
-    with write_whole(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        for study in studies:
-            file.write(json.dumps(_to_json(study, path.parent), ensure_ascii=False) + "\n")
-            count += 1
-    return count
+    return write_jsonl(path, (_to_json(study, path.parent) for study in studies))
 
 
 def deal_folds(studies: Sequence[Study], n_folds: int) -> list[list[Study]]:
@@ -146,6 +133,8 @@ def deal_folds(studies: Sequence[Study], n_folds: int) -> list[list[Study]]:
     Raises:
         ValueError: fewer than 3 folds.
     """
+    import numpy as np
+
     if n_folds < 3:
         raise ValueError(f"Need at least 3 folds (test, val, train), got {n_folds}")
     subjects: dict[str | None, list[str]] = {}
@@ -167,38 +156,14 @@ def count_splits(studies: Iterable[Study]) -> dict[str, int]:
     return {split: counts[split] for split in SPLITS}
 
 
-@contextmanager
-def write_whole(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path beside `path` to write to; rename it to `path` only if nothing failed."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _parse(line: bytes, root: Path, where: str) -> Study:
-    try:
-        row = json.loads(line, parse_constant=_constant)
-    except json.JSONDecodeError as error:
-        raise ManifestError(f"{where}: not valid JSON: {error.msg} at character {error.pos + 1}") from None
-    except UnicodeDecodeError as error:
-        raise ManifestError(f"{where}: not in UTF-8: {error}") from None
-    if not isinstance(row, dict):
-        raise ManifestError(f"{where}: expected an object, got {type(row).__name__}")
-    for key in ("study_id", "subject_id", "split", "images"):
-        if key not in row:
-            raise ManifestError(f"{where}: key {key!r} is missing")
+def _parse(row: dict[str, Any], root: Path, where: str) -> Study:
     for key in ("study_id", "subject_id"):
-        if not isinstance(row[key], str) or not row[key]:
-            raise ManifestError(f"{where}: {key} must be a non-empty string, got {row[key]!r}")
+        if not row[key]:
+            raise ManifestError(f"{where}: {key} must be a non-empty string, got ''")
     if row["split"] not in SPLITS:
         raise ManifestError(f"{where}: unknown split {row['split']!r}. Choices: {', '.join(SPLITS)}")
-    if not isinstance(row["images"], list) or not row["images"]:
-        raise ManifestError(f"{where}: images must be a non-empty list, got {row['images']!r}")
+    if not isinstance(row.get("images"), list) or not row["images"]:
+        raise ManifestError(f"{where}: images must be a non-empty list, got {row.get('images')!r}")
     images = [_parse_image(image, root, where) for image in row.pop("images")]
     mappings = {key: _pop_object(row, key, where) for key in ("sections", "labels", "patient")}
     source = row.pop("source", None)
@@ -212,11 +177,6 @@ def _parse(line: bytes, root: Path, where: str) -> Study:
             raise ManifestError(f"{where}: label {name!r} is {label!r}. Choices: 1, 0, -1, null")
     study_id, subject_id, split = (row.pop(key) for key in ("study_id", "subject_id", "split"))
     return Study(study_id, subject_id, split, images, **mappings, source=source, extra=row)
-
-
-def _constant(name: str) -> float | None:
-    """NaN, as pandas writes what it lacks, is nothing."""
-    return None if name == "NaN" else float(name)
 
 
 def _pop_object(row: dict[str, Any], key: str, where: str) -> dict[str, Any]:

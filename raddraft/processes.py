@@ -1,21 +1,24 @@
-"""Training on several processes that share one model out among them (FSDP 2), with checkpoints as one would write them.
+"""Devices and processes: choosing a device, sharing work out, and one model sharded over processes (FSDP 2).
 
     model = prepare_model(model, accelerator, shard=True)
     optimizer = accelerator.prepare(torch.optim.AdamW(model.parameters()))
 
-Weights, gradients and optimizer states lie in equal parts on all processes. A transformer block is put together where
-it runs, and taken apart again; what is in no block, where the whole runs. Checkpoints hold whole tensors under the
-names and in the order of a model that is not shared out, so that a run goes on with any number of processes.
+With `shard`, weights, gradients and optimizer states lie in equal parts on all processes. A transformer block is
+gathered where it runs and freed again. Checkpoints hold whole tensors under the names and in the order of a model that
+is not sharded, so a run resumes with any number of processes.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+
+from raddraft.errors import RadDraftError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -25,11 +28,37 @@ WAIT = timedelta(hours=4)
 would end the run."""
 
 
+def pick_device(name: str) -> str:
+    """The device to compute on: `name`, or for "auto" the first accelerator, else the CPU.
+
+    Raises:
+        RadDraftError: there is no such device here.
+    """
+    if name != "auto":
+        try:
+            torch.zeros(1, device=name)
+        except (RuntimeError, AssertionError) as error:
+            raise RadDraftError(f"Device {name!r} cannot be used, try auto: {str(error).splitlines()[0]}") from None
+        return name
+    accelerator = torch.accelerator.current_accelerator()  # what torch was built for, whether it is there or not
+    return accelerator.type if accelerator and torch.accelerator.is_available() else "cpu"
+
+
+def is_main_process() -> bool:
+    """Whether this process prints and writes for all that were launched together."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def process_share(accelerator: Accelerator) -> tuple[int, int]:
+    """Index of this process and the number of processes."""
+    return accelerator.process_index, accelerator.num_processes
+
+
 def check_launch(accelerator: Accelerator, field: str) -> None:
-    """Raise ValueError if Accelerate was told to share the model out itself; `field` is the recipe's way to do so."""
+    """Raise RadDraftError if Accelerate was told to shard the model; `field` is this project's option for it."""
     kind = accelerator.distributed_type.value
     if kind in ("FSDP", "DEEPSPEED"):
-        raise ValueError(
+        raise RadDraftError(
             f"Launched with {kind}; launch with configs/accelerate/ddp_8.yaml and set {field}: true instead"
         )
 

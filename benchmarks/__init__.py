@@ -1,0 +1,1 @@
+"""Speed (`python -m benchmarks`) and the labeler (`python -m benchmarks.labeler`), measured from a clone."""

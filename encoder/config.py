@@ -1,0 +1,46 @@
+"""Which encoder, and how it reads images: the one config of every command that runs a tower."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from raddraft.studies import GrayMapping
+
+if TYPE_CHECKING:
+    from encoder.tower import Tower
+
+
+@dataclass
+class EncoderConfig:
+    """The encoder, its input, and how it runs."""
+
+    tower: str = ""
+    """Short name (`raddraft towers` lists them), hub id or folder; "pixels" for 16 x 16 raw pixels; "random:" before
+    a name for the same architecture with random weights."""
+    image_size: int | None = None
+    """Side of the tower's square input in pixels. By default the size its image processor states."""
+    gray_mapping: GrayMapping = "window"
+    """How gray values become 8 bits: the DICOM window, min-max (as RAD-DINO's authors), or percentiles 0.5 to 99.5."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Data type in which the tower computes; the 16-bit types are for GPUs and for CPUs that support bfloat16."""
+    batch_size: int = 32
+    """Images per forward pass."""
+    workers: int = 2
+    """Processes that decode and prepare images."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, mps …; auto takes the first accelerator."""
+    features: Path = Path("features")
+    """Folder of stored features, shared by all commands."""
+
+    def load(self) -> Tower:
+        """The tower on its device, in its data type."""
+        import torch
+
+        from encoder.towers import load_tower
+        from raddraft.processes import pick_device
+
+        tower = load_tower(self.tower, self.image_size)
+        tower.model.to(pick_device(self.device), getattr(torch, self.precision))
+        return tower

@@ -1,0 +1,15 @@
+"""The errors that RadDraft raises itself. Each message names the bad value, where it is, and what to do."""
+
+from __future__ import annotations
+
+
+class RadDraftError(ValueError):
+    """Base class: the input, the configuration or the environment is at fault, not the code."""
+
+
+class UnavailableError(RadDraftError, OSError):
+    """A file, a checkpoint or a download that is needed cannot be read or reached."""
+
+
+class DivergedError(RadDraftError, FloatingPointError):
+    """The training loss is not finite; the last checkpoint is kept."""

@@ -1,0 +1,136 @@
+"""Files and folders that an interruption cannot leave half-written, JSON Lines with line numbers, content digests."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from raddraft.errors import RadDraftError
+
+
+@contextmanager
+def write_whole(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path` to write to; it is renamed to `path` only if nothing failed."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `path` to write to; it replaces `path` only if nothing failed."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        shutil.rmtree(path, ignore_errors=True)  # a folder that holds files cannot be replaced in one step
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a UTF-8 text file, whole or not at all; lone surrogates (undecodable file names) become question marks."""
+    with write_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="replace")
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write a value as indented JSON, whole or not at all; paths and other objects as their strings."""
+    write_text(path, json.dumps(value, indent=2, default=str) + "\n")
+
+
+def write_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> int:
+    """Write one JSON object a line, whole or not at all, and return the number of lines."""
+    count = 0
+    with write_whole(path) as temporary, open(temporary, "w", encoding="utf-8", errors="replace") as file:
+        for row in rows:
+            count += 1
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    return count
+
+
+def append_jsonl(path: str | Path, row: dict[str, Any]) -> None:
+    """Append one line to a JSON Lines file, which an interruption can cut but not corrupt."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def read_jsonl(
+    path: str | Path,
+    required: Sequence[str] = (),
+    unique: str | None = None,
+    error: type[RadDraftError] = RadDraftError,
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows of a JSON Lines file with their location ("x.jsonl line 7"); blank lines are skipped, NaN is read as null.
+
+    Args:
+        path: the file, UTF-8.
+        required: keys whose values must be strings.
+        unique: a required key that no two lines may share.
+        error: what to raise.
+
+    Raises:
+        RadDraftError: broken JSON, not UTF-8, not an object, a required key missing or not a string, a duplicate.
+    """
+    path = Path(path)
+    first_line: dict[str, int] = {}
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            where = f"{path.name} line {number}"
+            try:
+                row = json.loads(line, parse_constant=_constant)
+            except json.JSONDecodeError as cause:
+                raise error(f"{where}: not valid JSON: {cause.msg} at character {cause.pos + 1}") from None
+            except UnicodeDecodeError as cause:
+                raise error(f"{where}: not UTF-8: {cause}") from None
+            if not isinstance(row, dict):
+                raise error(f"{where}: expected an object, got {type(row).__name__}")
+            for key in required:
+                if not isinstance(row.get(key), str):
+                    raise error(f"{where}: {key} must be a string, got {row.get(key)!r}")
+            if unique and (first := first_line.setdefault(row[unique], number)) != number:
+                raise error(f"{where}: duplicate {unique} {row[unique]!r}, first on line {first}")
+            yield where, row
+
+
+def cut_log(log: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
+    """Drop the rows of a JSON Lines log that are not to be kept, and a last line that an interruption cut."""
+    if not log.is_file():
+        return
+    with open(log, encoding="utf-8") as file:
+        lines = [line for line in file if line.endswith("\n") and keep(json.loads(line))]
+    write_text(log, "".join(lines))
+
+
+def digest_file(path: Path) -> str | None:
+    """SHA-256 (hex) of a file's content; None if it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None
+
+
+def digest_json(*parts: Any) -> str:
+    """SHA-256 (hex) of values that JSON can hold; of others their strings."""
+    return hashlib.sha256(json.dumps(parts, default=str, sort_keys=True).encode()).hexdigest()
+
+
+def _constant(name: str) -> float | None:
+    """NaN, which pandas writes for a missing value, is read as null."""
+    return None if name == "NaN" else float(name)

@@ -1,0 +1,169 @@
+"""The run folder: config.yaml, log.jsonl and checkpoints/, from which an interrupted run resumes bit-exactly.
+
+A checkpoint is written under a temporary name and renamed, and the one before it is removed only then, so a run that
+is killed at any moment finds a whole one.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from raddraft.errors import RadDraftError
+from raddraft.files import append_jsonl, cut_log, whole_folder, write_text, write_whole
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch import Tensor, nn
+
+HARMLESS = re.compile(
+    r"\.(workers|save_every|log_every|shard|activation_checkpointing|trackers(\.\d+)?)$|^train\.micro_batch_size$"
+)
+"""What may change when a run resumes: numbers then differ by rounding at most, and by what dropout draws."""
+
+
+class RunFolder:
+    """Writes the log, checkpoints and the best weights of a run, and finds them again when it resumes."""
+
+    def __init__(self, folder: Path, accelerator: Accelerator) -> None:
+        self.folder, self.accelerator = folder, accelerator
+        self._checkpoints = folder / "checkpoints"
+        self._best = self._checkpoints / "best.safetensors"
+        if accelerator.is_main_process:
+            self._checkpoints.mkdir(parents=True, exist_ok=True)
+        accelerator.wait_for_everyone()
+
+    @property
+    def newest(self) -> Path | None:
+        """The newest checkpoint, or None."""
+        return max(self._checkpoints.glob("*step-*"), default=None)
+
+    def read_progress(self) -> dict[str, Any]:
+        """What the newest checkpoint was saved with; empty without one."""
+        return json.loads((self.newest / "progress.json").read_text()) if self.newest else {}
+
+    def resume(self, done: Callable[[dict[str, Any]], bool]) -> None:
+        """Cut the rows of the log that are not `done` at the newest checkpoint, since their steps run again."""
+        if self.accelerator.is_main_process:
+            cut_log(self.folder / "log.jsonl", done)
+        if self.newest:
+            self.accelerator.print(f"resuming from {self.newest}")
+
+    def restore(self, model: nn.Module, optimizer: Any = None) -> None:
+        """Load the newest checkpoint, if any: the weights, or with an optimizer its state and the random state."""
+        import torch
+        from safetensors.torch import load_file
+
+        from raddraft.processes import load_run_state, load_tensors
+
+        newest = self.newest
+        if newest and optimizer is None:
+            load_tensors(model, load_file(newest / "weights.safetensors"))
+        elif newest:
+            load_run_state(torch.load(newest / "state.pt", weights_only=True), self.accelerator, optimizer)
+
+    def save(
+        self, name: str, tensors: Iterable[tuple[str, Tensor]], progress: dict[str, Any], optimizer: Any = None
+    ) -> None:
+        """Write a checkpoint and remove the one before it. Every process has to take part.
+
+        Args:
+            name: sorts after the names of earlier checkpoints and holds "step-".
+            tensors: names and parameters or buffers, sharded or not.
+            progress: where the run is, as JSON.
+            optimizer: its state is kept too; without one the checkpoint marks the beginning of a stage.
+        """
+        import torch
+        from safetensors.torch import save_file
+
+        from raddraft.processes import gather, run_state
+
+        weights, state = gather(tensors, self.accelerator), run_state(self.accelerator, optimizer)
+        if self.accelerator.is_main_process:
+            old = list(self._checkpoints.glob("*step-*"))
+            with whole_folder(self._checkpoints / name) as temporary:
+                save_file(weights, temporary / "weights.safetensors")
+                (temporary / "progress.json").write_text(json.dumps(progress))
+                torch.save(state, temporary / "state.pt")
+            for checkpoint in old:
+                if checkpoint.name != name:
+                    shutil.rmtree(checkpoint)
+        self.accelerator.wait_for_everyone()
+
+    def save_best(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        """Keep these weights as the best so far. Every process has to take part."""
+        from safetensors.torch import save_file
+
+        from raddraft.processes import gather
+
+        weights = gather(tensors, self.accelerator)
+        if self.accelerator.is_main_process:
+            with write_whole(self._best) as temporary:
+                save_file(weights, temporary)
+        self.accelerator.wait_for_everyone()
+
+    def load_best(self, model: nn.Module) -> None:
+        """Go back to the best weights."""
+        from safetensors.torch import load_file
+
+        from raddraft.processes import load_tensors
+
+        load_tensors(model, load_file(self._best))
+
+    def log(self, row: dict[str, Any], step: int | None = None) -> None:
+        """Append a row to log.jsonl and report its numbers to the trackers, at `step` or the row's own."""
+        numbers = {name: value for name, value in row.items() if name != "step"}
+        self.accelerator.log(numbers, step=row["step"] if step is None else step)
+        if self.accelerator.is_main_process:
+            append_jsonl(self.folder / "log.jsonl", row)
+
+
+def keep_config(path: Path, config: dict[str, Any]) -> None:
+    """Write the config of a run, or check that the run there was started with the same one, but for HARMLESS.
+
+    Raises:
+        RadDraftError: another config; names the first key that differs.
+    """
+    text = yaml.safe_dump(_plain(config), sort_keys=False)
+    if not path.is_file():
+        write_text(path, text)
+        return
+    old, new = flatten(yaml.safe_load(path.read_text(encoding="utf-8"))), flatten(yaml.safe_load(text))
+    unknown = sorted(key for key in old.keys() - new.keys() if not re.search(r"\.\d+(\.|$)", key))
+    if unknown:
+        raise RadDraftError(
+            f"{path.parent} holds a run of another version of RadDraft ({path.name} has {unknown[0]}, which is not an "
+            "option any more); choose another --out, or finish the run with the version that started it"
+        )
+    changed = [key for key in old.keys() | new.keys() if old.get(key) != new.get(key) and not HARMLESS.search(key)]
+    if changed:
+        key = min(changed)
+        raise RadDraftError(
+            f"{path.parent} holds a run with another config: {key} was {old.get(key)!r}, now {new.get(key)!r}; "
+            "choose another --out, or the old value to resume that run"
+        )
+
+
+def _plain(value: Any) -> Any:
+    """The same value with paths as strings and tuples as lists, for YAML."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings and lists as one mapping of dotted keys."""
+    if not isinstance(value, dict | list):
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+        flat |= flatten(item, f"{prefix}.{key}" if prefix else str(key))
+    return flat
