@@ -1,4 +1,4 @@
-"""Which encoder, and how it reads images: the one config of every command that runs a tower."""
+"""Which encoder, how it reads images and how it runs: the one config of every command that runs a tower."""
 
 from __future__ import annotations
 
@@ -13,16 +13,9 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class EncoderConfig:
-    """The encoder, its input, and how it runs."""
+class ComputeConfig:
+    """How encoders run, and where their features are stored."""
 
-    tower: str = ""
-    """Short name (`raddraft towers` lists them), hub id or folder; "pixels" for 16 x 16 raw pixels; "random:" before
-    a name for the same architecture with random weights."""
-    image_size: int | None = None
-    """Side of the tower's square input in pixels. By default the size its image processor states."""
-    gray_mapping: GrayMapping = "window"
-    """How gray values become 8 bits: the DICOM window, min-max (as RAD-DINO's authors), or percentiles 0.5 to 99.5."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Data type in which the tower computes; the 16-bit types are for GPUs and for CPUs that support bfloat16."""
     batch_size: int = 32
@@ -33,6 +26,19 @@ class EncoderConfig:
     """cpu, cuda, cuda:1, mps …; auto takes the first accelerator."""
     features: Path = Path("features")
     """Folder of stored features, shared by all commands."""
+
+
+@dataclass
+class EncoderConfig(ComputeConfig):
+    """The encoder, its input, and how it runs."""
+
+    tower: str = ""
+    """Short name (`raddraft towers` lists them), hub id or folder; "pixels" for 16 x 16 raw pixels; "random:" before
+    a name for the same architecture with random weights."""
+    image_size: int | None = None
+    """Side of the tower's square input in pixels. By default the size its image processor states."""
+    gray_mapping: GrayMapping = "window"
+    """How gray values become 8 bits: the DICOM window, min-max (as RAD-DINO's authors), or percentiles 0.5 to 99.5."""
 
     def load(self) -> Tower:
         """The tower on its device, in its data type."""
