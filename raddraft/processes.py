@@ -11,8 +11,9 @@ is not sharded, so a run resumes with any number of processes.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -52,6 +53,36 @@ def is_main_process() -> bool:
 def process_share(accelerator: Accelerator) -> tuple[int, int]:
     """Index of this process and the number of processes."""
     return accelerator.process_index, accelerator.num_processes
+
+
+def make_accelerator(out: Path, precision: str, trackers: Sequence[str], shard_option: str) -> Accelerator:
+    """The Accelerator of a training run, with its experiment trackers started.
+
+    Args:
+        out: the run folder, where trackers write.
+        precision: mixed precision: no, bf16 or fp16.
+        trackers: Accelerate's names of them, e.g. tensorboard.
+        shard_option: this project's option for sharding the model, for the error message.
+
+    Raises:
+        RadDraftError: the launch asks Accelerate itself to shard the model.
+    """
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+
+    # Every process computes the same buffers; by default DDP would broadcast them at each forward pass.
+    handlers = [DistributedDataParallelKwargs(broadcast_buffers=False), InitProcessGroupKwargs(timeout=WAIT)]
+    accelerator = Accelerator(
+        mixed_precision=precision, log_with=list(trackers) or None, project_dir=out, kwargs_handlers=handlers
+    )
+    kind = accelerator.distributed_type.value
+    if kind in ("FSDP", "DEEPSPEED"):
+        raise RadDraftError(
+            f"Launched with {kind}; launch with configs/accelerate/ddp_8.yaml and set {shard_option}: true instead"
+        )
+    if trackers:
+        accelerator.init_trackers("raddraft")
+    return accelerator
 
 
 def check_launch(accelerator: Accelerator, field: str) -> None:
