@@ -40,13 +40,13 @@ class EncoderConfig(ComputeConfig):
     gray_mapping: GrayMapping = "window"
     """How gray values become 8 bits: the DICOM window, min-max (as RAD-DINO's authors), or percentiles 0.5 to 99.5."""
 
-    def load(self) -> Tower:
-        """The tower on its device, in its data type."""
+    def load(self, backend: Literal["torchvision", "pil"] = "torchvision") -> Tower:
+        """The tower on its device, in its data type; for `backend` and errors see `encoder.towers.load_tower`."""
         import torch
 
         from encoder.towers import load_tower
         from raddraft.processes import pick_device
 
-        tower = load_tower(self.tower, self.image_size)
+        tower = load_tower(self.tower, self.image_size, backend)
         tower.model.to(pick_device(self.device), getattr(torch, self.precision))
         return tower

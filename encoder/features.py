@@ -18,19 +18,24 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from encoder.config import ComputeConfig, EncoderConfig
 from encoder.tower import Tower, weights_digest
 from raddraft.errors import RadDraftError
 from raddraft.files import digest_file, write_whole
 from raddraft.images import ImageError, load_image
+from raddraft.processes import process_share
 from raddraft.studies import GrayMapping
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 INTEGERS = {"float16": np.int16, "bfloat16": np.int16, "float32": np.int32}  # numpy has no bfloat16
 
@@ -72,6 +77,12 @@ class FeatureStore:
     """Rows and columns of patches: (H, W)."""
     rows: dict[str, tuple[str, int]]
     """Absolute path of an image -> part and row."""
+    errors: list[str] = field(default_factory=list)
+    """A sentence for each image that could not be read."""
+    computed: Computed | None = None
+    """What this process computed to open the store, if it did."""
+    tower: Tower | None = field(default=None, repr=False)
+    """What computed it, if it was at hand."""
     _parts: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
 
     def __contains__(self, path: Path) -> bool:
@@ -125,6 +136,55 @@ class Computed:
     seconds: float = 0.0
     tower_seconds: float = 0.0
     """Part of it in which the tower was at work; the rest waited for pictures or wrote features."""
+
+
+def open_store(
+    encoder: EncoderConfig | Tower,
+    paths: Sequence[Path],
+    kept: FeatureConfig | None = None,
+    compute: ComputeConfig | None = None,
+    accelerator: Accelerator | None = None,
+    quiet: bool = False,
+) -> FeatureStore:
+    """The features of images, after computing those that are not stored yet.
+
+    A sentence on each image that cannot be read is printed, and is in `errors` of the store.
+
+    Args:
+        encoder: what to load, or a loaded tower on its device.
+        paths: image files.
+        kept: what is kept of each image; by default the pooled vector and the mean patch. Where `encoder` or `compute`
+            is an EncoderConfig, its gray_mapping counts.
+        compute: batch size, workers and folder of stores; by default those of `encoder`.
+        accelerator: of processes that each compute a share; all of them get the whole store.
+        quiet: print nothing.
+
+    Returns:
+        The store; `store.tower` is the loaded tower, `store.computed` what this process did.
+
+    Raises:
+        RadDraftError: a layer that the tower lacks, values that the type cannot hold, or no such tower or device.
+        OSError: the folder cannot be written, e.g. a full disk; what is stored stays good.
+    """
+    kept = kept or FeatureConfig()
+    compute = compute or (encoder if isinstance(encoder, EncoderConfig) else ComputeConfig())
+    if isinstance(compute, EncoderConfig):
+        kept = replace(kept, gray_mapping=compute.gray_mapping)
+    tower = encoder.load() if isinstance(encoder, EncoderConfig) else encoder
+    share = (0, 1)
+    if accelerator:
+        share = process_share(accelerator)
+        digest_files(paths[share[0] :: share[1]], compute.features, compute.workers)  # or each would read every file
+        accelerator.wait_for_everyone()
+    computed = compute_features(tower, paths, compute.features, kept, compute.batch_size, compute.workers, share)
+    if not quiet:
+        for sentence in computed.errors:
+            print(f"no features: {sentence}")
+    if accelerator:
+        accelerator.wait_for_everyone()
+    store = read_features(tower, paths, compute.features, kept)
+    store.errors, store.computed, store.tower = computed.errors, computed, tower
+    return store
 
 
 def store_features(
