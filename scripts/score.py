@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from generator.card import add_scores, check_card
 from metrics.labels import per_observation
 from metrics.models import Models
 from metrics.read import Prediction, read_predictions
@@ -33,7 +34,6 @@ from raddraft.errors import RadDraftError
 from raddraft.files import write_whole
 from raddraft.stats import Measure
 from raddraft.studies import Study, read_studies
-from scripts._model_card import add_scores, check_card
 
 POSITIONAL = ("predictions",)
 LABELER_NAMES = {"rule": "the rule-based labeler", "chexbert": "CheXbert"}

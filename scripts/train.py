@@ -20,6 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
+from generator.card import write_card
 from generator.controls import shuffle_images
 from generator.model import ModelConfig
 from generator.plan import Gpu
@@ -29,7 +30,6 @@ from raddraft.cli import run
 from raddraft.errors import RadDraftError
 from raddraft.runs import keep_config
 from raddraft.studies import SPLITS, GrayMapping, Study, read_studies
-from scripts._model_card import write_card
 
 
 def main(

@@ -1,4 +1,4 @@
-"""The card (README.md) of a trained model: what it is, its recipe and data, how to load it, and its scores."""
+"""The model card (README.md) of a trained model: recipe, data, how to load it, scores."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pprint import pformat
 from typing import TYPE_CHECKING, Any
 
 from raddraft.errors import RadDraftError
-from raddraft.files import write_whole
+from raddraft.files import write_text
 from raddraft.studies import Study, StudyImage
 
 if TYPE_CHECKING:
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 CARD = "README.md"
 BEGIN, END = "<!-- scores -->", "<!-- end of scores -->"
-NO_SCORES = "None yet; `raddraft score DRAFTS --model_card FOLDER` writes them here."
+NO_SCORES = "None yet; `raddraft score DRAFTS --model-card FOLDER` writes them here."
 TEMPLATE = Path(__file__).with_name("model_card.md.j2")
-SYNTHETIC = "phantom"  # what `source` of a manifest says where studies are made up
-PICTURES = {
+SYNTHETIC = "phantom"  # `source` of synthetic studies
+IMAGES = {
     "frontal": "a frontal chest X-ray",
     "pair": "a frontal and a lateral chest X-ray",
     "all": "the chest X-rays of a study",
@@ -41,14 +41,13 @@ def write_card(
 ) -> None:
     """Write the card of a model that `generator.train.train` left in `folder`, beside the log of its run.
 
-    Of local paths only the last parts are told. A card that is there already stays, with its scores and what people
-    have written into it: the same command started again gives the same model.
+    Only the last parts of local paths are named. A card that exists is kept, with its scores and edits.
 
     Args:
-        folder: the model's.
+        folder: the model folder.
         manifest: where the studies come from.
-        studies: split -> studies that the run was given.
-        model, prompt, train: its recipe.
+        studies: split -> studies given to the run.
+        model, prompt, train: the recipe.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
@@ -81,24 +80,24 @@ def write_card(
         follow_up=prompt.follow_up() if prompt.findings_first else None,
         scores=f"{BEGIN}\n{NO_SCORES}\n{END}",
     )
-    _write(folder, f"{card.content.strip()}\n")
+    write_text(folder / CARD, f"{card.content.strip()}\n")
 
 
 def check_card(folder: Path) -> None:
-    """Raise ValueError if there is no card in the folder, or one without a place for scores."""
+    """Raise RadDraftError if the folder has no card, or one without the two lines between which scores stand."""
     _split(folder)
 
 
 def add_scores(folder: Path, title: str, systems: Mapping[str, Mapping[str, Any]]) -> None:
-    """Put scores into a model's card, in the place of those that were there.
+    """Put scores into a model's card, in place of earlier ones.
 
     Args:
-        folder: the model's.
+        folder: the model folder.
         title: what was scored.
-        systems: name -> what scores.json holds of it; the first is the model, the others stand beside it.
+        systems: name -> its part of scores.json; the first is the model, the others stand beside it.
 
     Raises:
-        ValueError: as `check_card`.
+        RadDraftError: as `check_card`.
     """
     before, after = _split(folder)
     first = next(iter(systems.values()))
@@ -112,7 +111,7 @@ def add_scores(folder: Path, title: str, systems: Mapping[str, Mapping[str, Any]
     lines += ["", "Signatures:", "", *(f"- {', '.join(names)}: `{one}`" for one, names in signatures.items())]
     if first["skipped"]:
         lines += ["", f"Not measured: {', '.join(f'`{name}`' for name in first['skipped'])}."]
-    _write(folder, "\n".join([before + BEGIN, *lines, END + after]))
+    write_text(folder / CARD, "\n".join([before + BEGIN, *lines, END + after]))
 
 
 def _split(folder: Path) -> tuple[str, str]:
@@ -123,13 +122,8 @@ def _split(folder: Path) -> tuple[str, str]:
     _, end, after = rest.partition(END)
     if not (begin and end):
         what = f"has no lines {BEGIN} and {END}" if text else "is missing"
-        raise RadDraftError(f"{path} {what}; `raddraft train` writes such a card beside the model it trains")
+        raise RadDraftError(f"{path} {what}; `raddraft train` writes such a card with each model")
     return before, after
-
-
-def _write(folder: Path, text: str) -> None:
-    with write_whole(folder / CARD) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def _cell(score: Mapping[str, float] | None) -> str:
@@ -141,7 +135,7 @@ def _source(study: Study) -> str:
 
 
 def _hub_id(name: str) -> str | None:
-    """The hub id behind the name of a tower or language model; None for a local folder."""
+    """The hub id of a tower or language model; None for a local folder."""
     from encoder.towers import TOWERS
 
     if card := TOWERS.get(name):
@@ -150,18 +144,18 @@ def _hub_id(name: str) -> str | None:
 
 
 def _named(name: str) -> str:
-    return (
-        f"`{_hub_id(name)}`" if _hub_id(name) else f"local folder `{Path(name).name}`" if "/" in name else f"`{name}`"
-    )
+    if hub_id := _hub_id(name):
+        return f"`{hub_id}`"
+    return f"local folder `{Path(name).name}`" if "/" in name else f"`{name}`"
 
 
 def _reads(prompt: PromptConfig) -> str:
     texts = [*(["the previous study with its report"] if prompt.prior else []), *prompt.context]
-    return PICTURES[prompt.images] + (f" (with, where there is one, {', '.join(texts)})" if texts else "")
+    return IMAGES[prompt.images] + (f" (with {', '.join(texts)}, where present)" if texts else "")
 
 
 def _parts(model: ModelConfig, train: TrainConfig) -> dict[str, str]:
-    """What was joined, and how the loop ran."""
+    """The parts of the model and the settings of the optimizer."""
     if model.vlm:
         parts = {"Vision-language model": f"{_named(model.vlm)}, its tower frozen"}
     else:
@@ -175,9 +169,10 @@ def _parts(model: ModelConfig, train: TrainConfig) -> dict[str, str]:
         lora = train.lora
         parts["LoRA"] = f"rank {lora.rank}, alpha {lora.alpha}, dropout {lora.dropout:g}; merged into the weights"
     precision = "" if train.precision == "no" else f", {train.precision} mixed precision"
-    parts["Optimiser"] = (
-        f"AdamW, {train.batch_size} studies a step, gradients cut to norm {train.max_grad_norm:g}, seed {train.seed}"
-        f"{precision}; frozen weights held in {model.dtype}{'' if model.quantize == 'no' else f', {model.quantize}'}"
+    parts["Optimizer"] = (
+        f"AdamW, {train.batch_size} studies a step, gradients clipped to norm {train.max_grad_norm:g}, "
+        f"seed {train.seed}{precision}; frozen weights held in {model.dtype}"
+        f"{'' if model.quantize == 'no' else f', {model.quantize}'}"
     )
     return parts
 
@@ -189,7 +184,7 @@ def _stage_row(stage: Stage) -> list[str]:
 
 
 def _validations(log: Path) -> list[str]:
-    """For each stage its first and its lowest validation loss."""
+    """The first and the lowest validation loss of each stage."""
     if not log.is_file():  # a run of fewer steps than log_every, never validated
         return []
     rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
@@ -208,7 +203,7 @@ def _loss(row: Mapping[str, Any]) -> str:
 
 
 def _messages(prompt: PromptConfig) -> str:
-    """The messages for a study with one picture, as Python."""
+    """The messages for a study with one image, as Python."""
     sections = {name: "…" for name in prompt.context if name != "view"}
     messages = prompt.messages(Study("", "", "test", [StudyImage(Path(), "PA")], sections))
     for part in messages[0]["content"]:
