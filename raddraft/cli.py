@@ -12,6 +12,7 @@ need no prefix; RENAMED, old option -> new; DEFAULT_CONFIG, a YAML file that is 
 from __future__ import annotations
 
 import ast
+import dataclasses
 import difflib
 import importlib
 import inspect
@@ -41,6 +42,7 @@ RENAMED_ACTIONS = {
 }
 RENAMED = {"image_mapping": "gray_mapping", "mapping": "gray_mapping", "n_gpus": "gpus", "n_resamples": "resamples"}
 """Options that had another name in every action."""
+PRINT_CONFIG = {"--print-config", "--print_config"}
 LITERALS = {"true", "false", "yes", "no", "null"}
 
 
@@ -144,6 +146,9 @@ def _run(module: Any, prog: str, arguments: list[str]) -> int:
         described = command.function if subcommand else module
         print(command.help(prog, re.sub(r"\n*Args:\n(.*\n?)*", "", inspect.getdoc(described) or "")))
         return 0
+    if PRINT_CONFIG & {*arguments}:
+        print(dump(command, [word for word in arguments if word not in PRINT_CONFIG], module), end="")
+        return 0
     status = command.function(**parse(command, arguments, module))
     return status if isinstance(status, int) else 0
 
@@ -164,17 +169,41 @@ def parse(command: Command, arguments: list[str], module: Any = None) -> dict[st
     """
     import jsonargparse
 
-    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=False)
+    parser, words = _make_parser(command, arguments, module)
+    try:
+        values = vars(parser.instantiate_classes(parser.parse_args(words)))
+    except jsonargparse.ArgumentError as error:
+        raise _usage_error(str(error), command) from None
+    del values["config"]
+    for name in command.flat:
+        cls = command.classes[name]
+        values[name] = cls(**{field: values.pop(field) for field in cls.__dataclass_fields__})
+    return values
+
+
+def dump(command: Command, arguments: list[str], module: Any = None) -> str:
+    """The resolved config as YAML, which --config takes again. Raises UsageError as `parse`."""
+    import jsonargparse
+
+    parser, words = _make_parser(command, arguments, module)
+    try:
+        return parser.dump(parser.parse_args(words), skip_none=False)
+    except jsonargparse.ArgumentError as error:
+        raise _usage_error(str(error), command) from None
+
+
+def _make_parser(command: Command, arguments: list[str], module: Any) -> tuple[Any, list[str]]:
+    """jsonargparse's parser of a command, and the command line in the form that it reads."""
+    import jsonargparse
+
     renamed = RENAMED | getattr(module, "RENAMED", {})
     given, changes = _gather(command, arguments, renamed)
     defaults = [str(module.DEFAULT_CONFIG)] if hasattr(module, "DEFAULT_CONFIG") else []
     parser = jsonargparse.ArgumentParser(exit_on_error=False, default_config_files=defaults)
     parser.add_argument("--config", action="config")
     parser.add_function_arguments(command.function, as_positional=False, skip=set(command.flat))
-    flat = {}
     for name in command.flat:
-        flat[name] = _flat_class(command, name)
-        parser.add_class_arguments(flat[name], as_positional=False)
+        parser.add_class_arguments(command.classes[name], as_positional=False)
     words = []
     for key, value in given:
         if key == "config":
@@ -182,16 +211,9 @@ def parse(command: Command, arguments: list[str], module: Any = None) -> dict[st
             _check_config(Path(value), command, renamed)
         words.append(f"--{key}={value}")
     try:
-        if changes:
-            words += _change_items(parser, words, changes)
-        values = vars(parser.instantiate_classes(parser.parse_args(words)))
+        return parser, words + (_change_items(parser, words, changes) if changes else [])
     except jsonargparse.ArgumentError as error:
         raise _usage_error(str(error), command) from None
-    values.pop("config")
-    for name, cls in flat.items():
-        fields = {field: values.pop(field) for field in cls.__dataclass_fields__}
-        values[name] = cls(**fields)
-    return values
 
 
 def _gather(
@@ -211,7 +233,7 @@ def _gather(
     for name, values in groups[1:]:
         position = re.search(r"\.(\d+)\.", name)
         option = command.options.get(re.sub(r"\.\d+\.", ".N.", name))
-        if option is None and (name in command.groups or name == "config"):
+        if option is None and (name == "config" or any(known.startswith(f"{name}.") for known in command.options)):
             given += [(name, value) for value in values]
             continue
         if option is None:
@@ -261,17 +283,19 @@ def _change_items(parser: Any, words: list[str], changes: list[tuple[str, int, s
     """Options that replace whole lists by lists of which single fields are changed."""
     import yaml
 
-    whole = json.loads(parser.dump(parser.parse_args(words), format="json", skip_none=False))
+    namespace = parser.parse_args(words)
     lists: dict[str, list[dict[str, Any]]] = {}
     for base, position, field, value in changes:
-        found: Any = whole
-        for key in base.split("."):
-            found = found[key]
-        items = lists.setdefault(base, found)
+        items = lists.setdefault(base, [_as_dict(item) for item in namespace[base] or ()])
         if position >= len(items):
             raise UsageError(f"--{base}.{position}: there are {len(items)} of them, counted from 0")
         items[position][field] = yaml.safe_load(value)
-    return [f"--{base}={json.dumps(items)}" for base, items in lists.items()]
+    return [f"--{base}={json.dumps(items, default=str)}" for base, items in lists.items()]
+
+
+def _as_dict(item: Any) -> dict[str, Any]:
+    """An item of a list as the parser gives it: a dataclass if it is a default, else its own namespace."""
+    return dataclasses.asdict(item) if dataclasses.is_dataclass(item) else dict(item.as_dict())  # type: ignore[arg-type]
 
 
 def _find_config(name: str) -> Path:
@@ -343,6 +367,8 @@ def _usage_error(message: str, command: Command) -> UsageError:
     option = command.options.get(key[1]) if key else None
     if option is None:
         return UsageError(" ".join(message.split()))
+    if option.is_list and (inner := re.search(r'key "(\w+)"', message[key.end() :] if key else "")):
+        option = command.options.get(f"{option.name}.N.{inner[1]}", option)
     value = re.search(r"Got value: (.*)|Given value: (.*)", message)
     item = re.search(r"Option '(\w+)' is not accepted", message)
     reason = f"unknown field {item[1]!r}" if item else f"got {value[1] or value[2]!r}" if value else ""
@@ -352,18 +378,12 @@ def _usage_error(message: str, command: Command) -> UsageError:
     return UsageError(f"{option.flag}: {expected}, {reason}", option)
 
 
-def _flat_class(command: Command, name: str) -> Any:
-    import typing
-
-    return typing.get_type_hints(command.function)[name]
-
-
 def _sentence(error: Exception, action: str) -> str:
     """One sentence on an error; the traceback of one that is no mistake of the user's goes to a file."""
-    if isinstance(error, RadDraftError):
+    if isinstance(error, OSError) and error.strerror:
+        return ": ".join(map(str, filter(None, (error.filename, error.strerror))))
+    if isinstance(error, RadDraftError | FileNotFoundError):
         return " ".join(str(error).split())
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.filename}: {error.strerror}"
     import tempfile
     import traceback
 

@@ -101,6 +101,8 @@ def read_jsonl(
             if not isinstance(row, dict):
                 raise error(f"{where}: expected an object, got {type(row).__name__}")
             for key in required:
+                if key not in row:
+                    raise error(f"{where}: key {key!r} is missing")
                 if not isinstance(row.get(key), str):
                     raise error(f"{where}: {key} must be a string, got {row.get(key)!r}")
             if unique and (first := first_line.setdefault(row[unique], number)) != number:

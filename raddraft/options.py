@@ -81,6 +81,8 @@ class Command:
     """Parameters that may be given without their names; the last takes all other words if it is a list."""
     flat: tuple[str, ...]
     """Dataclass parameters whose fields are options without a prefix."""
+    classes: dict[str, type]
+    """Dataclass parameter -> dataclass."""
     groups: dict[str, str]
     """Dataclass parameter -> what it is for."""
     options: dict[str, Option]
@@ -113,8 +115,8 @@ class Command:
                 if part:
                     parts.append("\n".join([title.rstrip("."), *(option.usage(width) for option in part)]))
         parts.append(
-            "Options may be written with - or _, lists as plain words, and any of them may stand in a YAML file:\n"
-            "--config FILE.yaml (several files: the later one wins)."
+            "Options may be written with - or _, lists as plain words. Any of them may be set in a YAML file:\n"
+            "--config FILE.yaml (of several files the last one wins). --print-config shows what is set."
         )
         return "\n\n".join(parts)
 
@@ -125,18 +127,20 @@ def read_command(
     """Read what a function takes."""
     hints = typing.get_type_hints(function)
     docs = argument_docs(inspect.getdoc(function) or "")
+    classes: dict[str, type] = {}
     groups: dict[str, str] = {}
     options: dict[str, Option] = {}
     for name, parameter in inspect.signature(function).parameters.items():
         kind = _without_none(hints[name])
         if dataclasses.is_dataclass(kind):
+            classes[name] = kind
             groups[name] = docs.get(name) or _first_line(kind)
             found = _fields(kind, "" if name in flat else f"{name}.", name, parameter.default)
         else:
             option = Option(name, kind, parameter.default, docs.get(name, ""))
             found = iter([option, *_items(option)])
         options |= {option.name: option for option in found}
-    return Command(function, tuple(positionals), tuple(flat), groups, options)
+    return Command(function, tuple(positionals), tuple(flat), classes, groups, options)
 
 
 def argument_docs(docstring: str) -> dict[str, str]:

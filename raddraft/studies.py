@@ -162,8 +162,10 @@ def _parse(row: dict[str, Any], root: Path, where: str) -> Study:
             raise ManifestError(f"{where}: {key} must be a non-empty string, got ''")
     if row["split"] not in SPLITS:
         raise ManifestError(f"{where}: unknown split {row['split']!r}. Choices: {', '.join(SPLITS)}")
-    if not isinstance(row.get("images"), list) or not row["images"]:
-        raise ManifestError(f"{where}: images must be a non-empty list, got {row.get('images')!r}")
+    if "images" not in row:
+        raise ManifestError(f"{where}: key 'images' is missing")
+    if not isinstance(row["images"], list) or not row["images"]:
+        raise ManifestError(f"{where}: images must be a non-empty list, got {row['images']!r}")
     images = [_parse_image(image, root, where) for image in row.pop("images")]
     mappings = {key: _pop_object(row, key, where) for key in ("sections", "labels", "patient")}
     source = row.pop("source", None)

@@ -14,8 +14,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
+from typing import ClassVar, Literal
 
 import numpy as np
 import pytest
@@ -23,9 +25,11 @@ from PIL import Image
 from pydicom import dcmread
 
 import raddraft.cli
+from generator.config import ModelConfig
 from generator.generate import BANNER
-from generator.model import Drafter, ModelConfig, build, save
-from raddraft.cli import main
+from generator.model import Drafter, build, save
+from raddraft.cli import CONFIGS, UsageError, main, parse, read_action
+from raddraft.options import REQUIRED, read_command
 from scripts.draft import print_drafts
 from tests.conftest import ROOT, make_study
 from tests.test_images import chest, write_dicom
@@ -67,18 +71,36 @@ def random_model(tower_folder: Path, lm_folder: Path, tmp_path_factory: pytest.T
 
 # ---- raddraft, and raddraft ACTION --help
 
+HEAVY = "{'torch', 'transformers', 'numpy', 'jsonargparse', 'PIL', 'pydicom', 'sklearn', 'scipy'}"
+
 
 def test_help_lists_every_action_and_imports_nothing_heavy() -> None:
-    heavy = "{'torch', 'transformers', 'numpy', 'jsonargparse'}"
-    code = f"import sys; from raddraft.cli import main; main(['--help']); print({heavy} & {{*sys.modules}})"
+    code = f"import sys; from raddraft.cli import main; main(['--help']); print({HEAVY} & {{*sys.modules}})"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     *text, imported = done.stdout.splitlines()
     assert imported == "set()"
     for action in ACTIONS:
         docstring = ast.get_docstring(ast.parse((ROOT / "scripts" / f"{action}.py").read_text(encoding="utf-8")))
         assert docstring
-        assert f"  {action} " in "\n".join(text)
         assert any(line.startswith(f"  {action} ") and line.endswith(docstring.splitlines()[0]) for line in text)
+
+
+def test_help_of_no_action_imports_anything_heavy() -> None:
+    code = f"""
+import sys
+from raddraft.cli import CONFIGS, UsageError, main, parse, read_action
+from raddraft.options import REQUIRED, read_command
+late = {{}}
+for action in {ACTIONS}:
+    try:
+        main([action, "--help"])
+    except SystemExit as end:
+        assert end.code == 0
+    late |= {{name: action for name in {HEAVY} & {{*sys.modules}} if name not in late}}
+print(late)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "{}"
 
 
 def test_no_action_unknown_action_and_version(capsys) -> None:
@@ -86,34 +108,43 @@ def test_no_action_unknown_action_and_version(capsys) -> None:
     assert capsys.readouterr().out.startswith("usage: raddraft ACTION")
     main(["--version"])
     assert re.fullmatch(r"raddraft \d+\.\d+\S*\n", capsys.readouterr().out)
-    with pytest.raises(SystemExit) as end:
-        main(["drat", "model", "x.png"])
-    assert end.value.code == f"raddraft: unknown action 'drat'. Choices: {', '.join(ACTIONS)}"
+    for typed, hint in [("drat", "did you mean draft?"), ("contrast", "renamed to raddraft clip")]:
+        with pytest.raises(SystemExit) as end:
+            main([typed, "model", "x.png"])
+        assert end.value.code == f"raddraft: unknown action {typed!r}; {hint}"
 
 
 @pytest.mark.parametrize("action", ACTIONS)
 def test_help_of_an_action_opens_with_its_file_and_explains_every_option(action: str, capsys) -> None:
-    with pytest.raises(SystemExit) as end:
-        main([action, "--help"])
-    assert end.value.code == 0
+    assert run(action, "--help") == (0, "")
     text = capsys.readouterr().out
     module = import_module(f"scripts.{action}")
-    assert text.startswith(f"usage: raddraft {action} ")
-    assert inspect.getdoc(module) in text, "the commands in it stand on lines of their own"
-    for name in inspect.signature(module.main).parameters if hasattr(module, "main") else module.COMMANDS:
-        assert re.search(rf"^ *(--)?{name}\b", text, re.MULTILINE), name
-    unexplained = re.findall(r"^  (--\S+(?: \S+)*)(?:  +|\n {10,})\((?:required, )?type:", text, re.MULTILINE)
-    assert unexplained == []
+    assert text.startswith(f"usage: raddraft {action}")
+    assert inspect.getdoc(module) in text, "the commands in it are on lines of their own"
+    for command in getattr(module, "COMMANDS", {}):
+        assert run(action, command, "--help") == (0, "")
+    for command in getattr(module, "COMMANDS", [None]):
+        for option in read_action(module, command).options.values():
+            assert option.help.endswith((".", "?", ")")), f"{action} {command or ''} {option.name}: {option.help!r}"
+
+
+def test_positionals_are_shown_as_such(capsys) -> None:
+    assert run("draft", "--help") == (0, "")
+    text = capsys.readouterr().out
+    assert text.startswith("usage: raddraft draft MODEL IMAGES … [--config FILE.yaml] [options]\n")
+    assert "\n  MODEL\n" in text
+    assert "--model" not in text
 
 
 def test_module_form_is_the_same_command(capsys, monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "100")
-    done = subprocess.run(
-        [sys.executable, "-m", "scripts.score", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert run("score", "--help") == (0, "")
-    assert done.stdout == capsys.readouterr().out
-    assert "--predictions PATH …" in done.stdout
+    for module in ("scripts.score", "raddraft", "raddraft.cli"):
+        words = [module, *([] if module == "scripts.score" else ["score"]), "--help"]
+        if module == "raddraft.cli":
+            continue
+        done = subprocess.run([sys.executable, "-m", *words], cwd=ROOT, capture_output=True, text=True, check=True)
+        assert run("score", "--help") == (0, "")
+        assert done.stdout == capsys.readouterr().out
 
 
 def commands(text: str) -> list[str]:
@@ -122,48 +153,207 @@ def commands(text: str) -> list[str]:
     return [line.partition("#")[0].strip() for line in lines if re.match(r" *raddraft [a-z]", line)]
 
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCSTRINGS = [import_module(f"scripts.{action}").__doc__ or "" for action in ACTIONS]
 
 
-@pytest.mark.parametrize("command", sorted({command for text in (README, *DOCSTRINGS) for command in commands(text)}))
+@pytest.mark.parametrize("command", sorted({command for text in DOCSTRINGS for command in commands(text)}))
 def test_documented_commands_are_commands(command: str, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
-    if example := re.search(r"```yaml\n(# my\.yaml\n.*?)```", README, re.DOTALL):
-        (tmp_path / "my.yaml").write_text(example[1], encoding="utf-8")
+    (tmp_path / "my.yaml").write_text("model: {tower: rad-dino, lm: lmsys/vicuna-7b-v1.5}\n")
     _, action, *words = shlex.split(command)
-    assert run(action, *words, "--print_config") == (0, "")
+    assert run(action, *words, "--print-config") == (0, "")
+
+
+# ---- the grammar
+
+
+@dataclass
+class Step:
+    """A step."""
+
+    lr: float = 1e-3
+    """Learning rate."""
+    kind: Literal["a", "b"] = "a"
+    """Kind."""
+
+
+@dataclass
+class Loop:
+    """Loop"""
+
+    steps: tuple[Step, ...] = (Step(), Step(kind="b"))
+    """Steps."""
+    size: int = 3
+    """Size."""
+    names: list[str] = field(default_factory=list)
+    """Names."""
+
+
+@dataclass
+class Flat:
+    """Flat"""
+
+    tower: str = ""
+    """Tower."""
+    image_size: int | None = None
+    """Size."""
+
+
+def action(
+    model: str,
+    images: list[Path],
+    out: Path | None = None,
+    dry_run: bool = False,
+    layers: list[int] | None = None,
+    loop: Loop = Loop(),  # noqa: B008
+    encoder: Flat = Flat(),  # noqa: B008
+) -> None:
+    """Do nothing.
+
+    Args:
+        model: The model.
+        images: Images, or
+            folders.
+        out, dry_run: Where, and whether.
+        layers: Layers.
+        loop: The loop.
+        encoder: Encoder.
+    """
+
+
+COMMAND = read_command(action, ("model", "images"), ("encoder",))
+
+
+class Renames:
+    RENAMED: ClassVar = {"loop.count": "loop.size", "folder": "out"}
+
+
+def parsed(*words: str) -> dict[str, object]:
+    return parse(COMMAND, list(words), Renames)
+
+
+def test_options_are_read_with_their_help() -> None:
+    assert COMMAND.options["images"].help == "Images, or folders."
+    assert COMMAND.options["dry_run"].help == COMMAND.options["out"].help == "Where, and whether."
+    assert COMMAND.options["loop.steps.N.kind"].metavar == "{a,b}"
+    assert COMMAND.options["image_size"].group == "encoder"
+    assert [option.flag for option in COMMAND.options.values() if option.default is REQUIRED] == ["--model", "--images"]
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"),
+    "words",
     [
-        ([], []),
-        (["A", "B", "C"], ["--model", "A", "--images", '["B", "C"]']),
-        (["A", "B", "--out", "x"], ["--model", "A", "--images", '["B"]', "--out", "x"]),
-        (["A", "--images", "B", "ö", "--out", "x"], ["--model", "A", "--images", '["B", "\\u00f6"]', "--out", "x"]),
-        (["--images", "film.dcm", "--model", "A"], ["--images", '["film.dcm"]', "--model", "A"]),
-        (["--model", "A", "--images", "[B, C]"], ["--model", "A", "--images", "[B, C]"]),
-        (["--images", "null", "--out", "x", "y"], ["--images", "null", "--out", "x", "y"]),
-        (["--images=[B]"], ["--images=[B]"]),
-    ],
-)  # fmt: skip
-def test_words_become_named_options_and_lists(words: list[str], expected: list[str]) -> None:
-    named = scripts.name_positionals(words, ("model", "images"), {"images"})
-    assert scripts.gather_lists(named, {"images"}) == expected
-
-
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        (["A", "--out", "x"], ["--file", "A", "--out", "x"]),
-        (["A", "B", "--out", "x"], ["--file", "A", "B", "--out", "x"]),
-        (["--out", "x", "--file", "A"], ["--out", "x", "--file", "A"]),
+        ["M", "a.dcm", "b.dcm", "--dry-run", "--layers", "-1", "-4", "--tower", "x"],
+        ["--dry_run", "M", "a.dcm", "b.dcm", "--layers", "-1", "-4", "--tower=x"],
+        ["--model", "M", "--images", "a.dcm", "b.dcm", "--dry-run", "true", "--layers", "[-1, -4]", "--tower", "x"],
+        ["--layers", "-1", "-4", "--tower", "x", "M", "a.dcm", "b.dcm", "--dry-run"],
     ],
 )
-def test_a_last_name_that_is_no_list_takes_one_word(words: list[str], expected: list[str]) -> None:
-    assert scripts.name_positionals(words, ("file",), {"mean"}) == expected
+def test_ways_to_say_the_same(words: list[str]) -> None:
+    values = parsed(*words)
+    assert values["model"] == "M"
+    assert values["images"] == [Path("a.dcm"), Path("b.dcm")]
+    assert values["dry_run"] is True
+    assert values["layers"] == [-1, -4]
+    assert values["encoder"] == Flat("x")
+    assert values["loop"] == Loop()
+
+
+def test_lists_at_any_depth_and_one_field_of_one_item() -> None:
+    values = parsed("M", "a", "--loop.names", "one", "two", "--loop.steps.1.lr", "3e-4", "--loop.steps.0.kind", "b")
+    assert values["loop"] == Loop((Step(kind="b"), Step(3e-4, "b")), names=["one", "two"])
+    whole = parsed("M", "a", "--loop.steps", '[{"lr": 1}]', "--loop.steps.0.kind", "b", "--loop.size", "4")
+    assert whole["loop"] == Loop((Step(1.0, "b"),), 4)
+
+
+def test_config_files_of_the_project_are_found_from_any_folder(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("report/tiny.yaml", "configs/report/tiny.yaml", str(CONFIGS / "report" / "tiny.yaml")):
+        assert run("train", "--config", name, "--studies", "s", "--out", "o", "--print-config") == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence", "option"),
+    [
+        (["M"], "missing: IMAGES", "images"),
+        (["M", "a", "--ot", "x"], "unknown option --ot; did you mean out?", None),
+        (["M", "a", "--names", "x"], "unknown option --names; did you mean loop.names?", None),
+        (["M", "a", "--folder", "x"], "option --folder was renamed to --out", None),
+        (["M", "a", "--loop.count", "3"], "option --loop.count was renamed to --loop.size", None),
+        (["M", "a", "--loop.size", "many"], "--loop.size: expected N, got 'many'", "loop.size"),
+        (["M", "a", "--loop.steps.0.kind", "c"], "--loop.steps.N.kind: expected {a,b}, got 'c'", "loop.steps.N.kind"),
+        (["M", "a", "--loop.steps.7.lr", "1"], "--loop.steps.7: there are 2 of them, counted from 0", None),
+        (["M", "a", "--out"], "--out needs a value", "out"),
+        (["M", "a", "--layers"], "--layers needs at least one value", "layers"),
+        (["M", "a", "--layers", "x"], "--layers: expected N …, got", "layers"),
+        (["M", "a", "--dry-run", "false", "b"], "unexpected argument", None),
+        (["M", "a", "--config", "nowhere.yaml"], "--config: there is no file nowhere.yaml", None),
+    ],
+)  # fmt: skip
+def test_usage_errors_are_a_sentence_and_the_help_of_the_option(words, sentence, option) -> None:
+    if words[-1] == "b":
+        assert parsed(*words)["images"] == [Path("a"), Path("b")]
+        return
+    with pytest.raises(UsageError) as error:
+        parsed(*words)
+    assert str(error.value).startswith(sentence)
+    assert (error.value.option and error.value.option.name) == option
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("loop: {count: 3}", "key loop.count was renamed to loop.size"),
+        ("loop: {sizes: 3}", "unknown key loop.sizes; did you mean loop.size"),
+        ("loop: {steps: [{lrr: 3}]}", "unknown key loop.steps.lrr; did you mean loop.steps.N.lr"),
+        ("towr: x", "unknown key towr; did you mean tower?"),
+        ("loop: {size: many}", "--loop.size: expected N, got 'many'"),
+        ("[1]", "expected keys and values, got list"),
+        ("loop: {steps: [{lr: 1.0e-3}", "not valid YAML:"),
+    ],
+)
+def test_faults_of_a_config_file_are_named(tmp_path, text, sentence) -> None:
+    (tmp_path / "my.yaml").write_text(text)
+    with pytest.raises(UsageError) as error:
+        parsed("M", "a", "--config", str(tmp_path / "my.yaml"))
+    assert sentence in str(error.value)
+
+
+def test_a_usage_error_leaves_with_status_2_and_no_wall_of_text(capsys) -> None:
+    assert run("draft", "model", "--decode.max_new_tokens", "many") == (2, "")
+    assert capsys.readouterr().err.splitlines() == [
+        "raddraft draft: --decode.max-new-tokens: expected N, got 'many'",
+        *read_action(import_module("scripts.draft")).options["decode.max_new_tokens"].usage().splitlines(),
+        "All options: raddraft draft --help",
+    ]
+
+
+# ---- rooms hidden by somebody else's modules
+
+
+def test_a_module_that_hides_a_room_is_named(tmp_path) -> None:
+    (tmp_path / "metrics.py").write_text("")
+    code = "import raddraft\ntry:\n    raddraft.score(['a'], ['b'])\nexcept raddraft.RadDraftError as e: print(e)"
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.stdout.startswith(
+        f"{tmp_path / 'metrics.py'} has the name of RadDraft's package 'metrics' and hides it"
+    )
+
+
+def test_the_command_line_works_beside_modules_of_the_same_names(tmp_path) -> None:
+    for name in ("metrics.py", "encoder.py"):
+        (tmp_path / name).write_text("raise RuntimeError('not RadDraft')")
+    for name in ("scripts", "configs"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").touch()
+    (tmp_path / "drafts.txt").write_text("Clear lungs.\n")
+    words = ["score", "drafts.txt", "--references", "drafts.txt", "--metrics", "rouge"]
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    done = subprocess.run(
+        [sys.executable, "-m", "raddraft", *words], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert "rouge_l" in done.stdout, done.stderr
 
 
 # ---- errors
@@ -180,11 +370,25 @@ def test_traceback_on_request(tmp_path, monkeypatch) -> None:
         raddraft.cli.run("prepare", ["folder", "--root", str(tmp_path / "nowhere")])
 
 
+def test_a_foreign_exception_is_said_to_be_one_and_its_traceback_kept(tmp_path, monkeypatch) -> None:
+    def fail() -> None:
+        raise KeyError("somebody's bug")
+
+    monkeypatch.setattr("scripts.towers.main", fail)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    status, sentence = run("towers")
+    (file,) = tmp_path.iterdir()
+    assert status == 1
+    assert sentence.startswith("raddraft towers: an unexpected error, not one of your input: KeyError: ")
+    assert sentence.endswith(f"the traceback is in {file}")
+    assert "in fail" in file.read_text()
+
+
 def test_a_full_disk_leaves_no_half_written_control(random_model, studies_file) -> None:
     out = studies_file.parent / "out" / "most-frequent.jsonl"
     arguments = ("--model", random_model, "--studies", studies_file, "--control", "most-frequent", "--out", out)
     with files_no_larger_than(500):
-        assert run("generate", *arguments) == (1, "raddraft generate: [Errno 27] File too large")
+        assert run("generate", *arguments) == (1, "raddraft generate: File too large")
     assert list(out.parent.iterdir()) == []
     assert run("generate", *arguments) == (0, "")
     assert len(out.read_text().splitlines()) == 8

@@ -44,11 +44,11 @@ def write_lines(folder: Path, *lines: Any) -> Path:
         (row(2, subject_id=...), "key 'subject_id' is missing"),
         (row(2, split=...), "key 'split' is missing"),
         (row(2, images=...), "key 'images' is missing"),
-        (row(2, study_id=17), "study_id must be a non-empty string, got 17"),
+        (row(2, study_id=17), "study_id must be a string, got 17"),
         (row(2, subject_id=""), "subject_id must be a non-empty string, got ''"),
-        (row(2, study_id="s1"), "study 's1' stands already on line 1"),
+        (row(2, study_id="s1"), "duplicate study_id 's1', first on line 1"),
         (row(2, split="validate"), "unknown split 'validate'. Choices: train, val, test"),
-        (row(2, split=["train"]), "unknown split ['train']. Choices: train, val, test"),
+        (row(2, split=["train"]), "split must be a string, got ['train']"),
         (row(2, subject_id="p1", split="val"), "subject 'p1' is in split 'val', and in 'train' on line 1"),
         (row(2, images=[]), "images must be a non-empty list, got []"),
         (row(2, images="a.png"), "images must be a non-empty list, got 'a.png'"),
@@ -88,7 +88,7 @@ def test_a_fault_in_another_split_is_found_too(tmp_path: Path) -> None:
 def test_text_that_is_not_utf8_is_named(tmp_path: Path) -> None:
     line = json.dumps(row(1, sections={"findings": "Épanchement pleural."}), ensure_ascii=False)
     (tmp_path / "studies.jsonl").write_bytes(line.encode("latin-1"))
-    with pytest.raises(ManifestError, match=r"^studies\.jsonl line 1: not in UTF-8: .* byte 0xc9"):
+    with pytest.raises(ManifestError, match=r"^studies\.jsonl line 1: not UTF-8: .* byte 0xc9"):
         read_studies(tmp_path / "studies.jsonl")
 
 
