@@ -13,10 +13,11 @@ from typing import Any
 
 from benchmarks.metrics import timed
 from encoder.features import compute_features
+from generator.config import ModelConfig, Stage, TrainConfig
 from generator.data import IGNORE, batch_indices
-from generator.model import Drafter, ModelConfig, build
+from generator.model import Drafter, build
 from generator.prompts import PromptConfig
-from generator.train import Stage, TrainConfig, train
+from generator.train import train
 from raddraft.studies import Study
 
 EPOCHS = 3  # as in the RAD-DINO paper; they share the one pass that fills the cache

@@ -15,9 +15,8 @@ from raddraft.files import write_text
 from raddraft.studies import Study, StudyImage
 
 if TYPE_CHECKING:
-    from generator.model import ModelConfig
+    from generator.config import ModelConfig, Stage, TrainConfig
     from generator.prompts import PromptConfig
-    from generator.train import Stage, TrainConfig
 
 CARD = "README.md"
 BEGIN, END = "<!-- scores -->", "<!-- end of scores -->"

@@ -5,13 +5,202 @@ Nothing heavy is imported here, so that `raddraft ACTION --help` answers at once
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from raddraft.errors import RadDraftError
 
+
 Control = Literal["none", "shuffled-images", "most-frequent", "nearest-report"]
 """What stands in for a model's drafts, see `generator.controls`."""
+
+
+@dataclass
+class ModelConfig:
+    """The parts of a model: a tower and a language model, or a whole vision-language model."""
+
+    tower: str = ""
+    """Vision tower: short name (rad-dino, dinov2-base, clip-336 …), hub id or local folder."""
+    lm: str = ""
+    """Causal language model with its tokenizer: hub id or local folder."""
+    vlm: str = ""
+    """Vision-language model to fine-tune instead of a tower and an lm: hub id or local folder of any model that
+    transformers knows and whose processor has a chat template (Gemma 3, Qwen-VL, SmolVLM …). Its own tower stays
+    frozen."""
+    image_size: int | None = None
+    """Side of the tower's square input in pixels. By default the size its image processor states."""
+    feature_layer: int = -1
+    """Hidden state of the tower to project; -1 is the output of the last block, before the final LayerNorm. For towers
+    that a LLaVA model cannot hold (CNNs, Swin …) only -1, their final output; these stay frozen."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Data type of frozen weights. Trainable weights are always float32."""
+    quantize: Literal["no", "nf4"] = "no"
+    """nf4: hold the frozen language model in 4 bits while its adapters train (QLoRA, arXiv 2305.14314). The saved model
+    is in `dtype`, with the adapters merged. Needs the package bitsandbytes."""
+    gguf_file: str | None = None
+    """GGUF file in the folder `lm` to read the language model from. Needs the package gguf."""
+
+    def __post_init__(self) -> None:
+        if bool(self.vlm) == bool(self.tower or self.lm) or bool(self.tower) != bool(self.lm):
+            given = ", ".join(f"{name} {getattr(self, name)!r}" for name in ("tower", "lm", "vlm"))
+            raise RadDraftError(f"model: set tower and lm, or vlm alone; got {given}")
+        if self.vlm and (self.image_size or self.gguf_file or self.feature_layer != -1 or self.quantize != "no"):
+            raise RadDraftError(
+                f"model: image_size, feature_layer, gguf_file and quantize cannot be used with vlm; got {self}"
+            )
+
+
+@dataclass
+class LoraConfig:
+    """Low-rank adapters on the attention and MLP projections of the language model (Hu et al., arXiv 2106.09685)."""
+
+    rank: int = 64
+    """Rank of the LoRA update."""
+    alpha: int = 128
+    """LoRA scale: the update is multiplied by alpha / rank."""
+    dropout: float = 0.05
+    """Dropout before the adapter."""
+
+
+@dataclass
+class Stage:
+    """One stage of training: what trains, for how long, at which learning rate."""
+
+    epochs: float = 1.0
+    """Passes over the training split."""
+    lr: float = 1e-4
+    """Peak learning rate of AdamW."""
+    projector: bool = True
+    """Whether the projector trains."""
+    lm: Literal["frozen", "lora", "full"] = "frozen"
+    """How the language model trains. LoRA adapters stay in place for later stages and are merged at the end."""
+    tower: Literal["frozen", "full"] | int = "frozen"
+    """How the vision tower trains: frozen, full, or its last N blocks."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """Learning rate after warm-up: half a cosine to zero, or constant."""
+    warmup: float = 0.03
+    """Fraction of the stage's steps over which the learning rate rises from zero, at least 0 and below 1."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay, on matrices only."""
+    beta2: float = 0.999
+    """Decay of AdamW's second moment; 0.95 to 0.98 adapts faster in short runs from random weights."""
+
+    def __post_init__(self) -> None:
+        if self.epochs <= 0 or self.lr <= 0 or not 0 <= self.warmup < 1 or not 0 < self.beta2 < 1:
+            raise RadDraftError(f"stage: need epochs > 0, lr > 0, 0 <= warmup < 1 and 0 < beta2 < 1, got {self}")
+
+    @property
+    def trains_tower(self) -> bool:
+        """Whether any block of the tower trains."""
+        return self.tower not in ("frozen", 0)
+
+
+@dataclass
+class TrainConfig:
+    """How a report generator is trained."""
+
+    # A tuple: jsonargparse fills the missing fields of a new list from the items of the old one.
+    stages: tuple[Stage, ...] = field(
+        default_factory=lambda: (Stage(epochs=1, lr=1e-3), Stage(epochs=3, lr=1e-4, lm="lora"))
+    )
+    """Stages in order; each starts from the best weights of the one before."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    """Adapters of the stages with `lm: lora`."""
+    batch_size: int = 16
+    """Studies per optimizer step, over all processes."""
+    micro_batch_size: int = 16
+    """Studies per forward pass of one process; gradients are accumulated up to batch_size."""
+    activation_checkpointing: bool = False
+    """Recompute activations in the backward pass: far less memory, a third more arithmetic, the same numbers."""
+    shard: bool = False
+    """Shard weights, gradients and optimizer states over the processes (FSDP 2): the same numbers, and checkpoints that
+    resume with or without it."""
+    max_grad_norm: float = 1.0
+    """Norm to which gradients are clipped."""
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    """Mixed precision of Accelerate."""
+    cached: bool = False
+    """Run the frozen tower once over all images, store its features, and train from them."""
+    eval_every: int | None = None
+    """Steps between validations; by default once an epoch. 0: no validation, the last weights are kept."""
+    patience: int | None = None
+    """Validations in a row without a lower loss that end a stage; by default no early stopping."""
+    save_every: int = 200
+    """Steps between checkpoints."""
+    log_every: int = 1
+    """Steps between lines of the log."""
+    seed: int = 0
+    """Seed of new weights, data order and dropout."""
+    workers: int = 2
+    """Processes that decode and prepare images."""
+    trackers: list[str] = field(default_factory=list)
+    """Experiment trackers of Accelerate to report to, e.g. tensorboard or wandb."""
+
+    def __post_init__(self) -> None:
+        modes = {stage.lm for stage in self.stages}
+        if not self.stages:
+            raise RadDraftError("train.stages is empty; give at least one stage")
+        for name in ("batch_size", "micro_batch_size", "save_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise RadDraftError(f"train.{name} must be at least 1, got {getattr(self, name)}")
+        if {"lora", "full"} <= modes:
+            raise RadDraftError("train.stages: lm is 'lora' in one stage and 'full' in another; choose one of them")
+        if self.cached and any(stage.trains_tower for stage in self.stages):
+            raise RadDraftError("train.cached is true, but a stage trains the tower; use cached: false or tower: frozen")
+
+    @property
+    def uses_lora(self) -> bool:
+        """Whether any stage trains adapters."""
+        return any(stage.lm == "lora" for stage in self.stages)
+
+
+@dataclass
+class ClipConfig:
+    """How a tower is trained on images and reports. AdamW's constants and the temperature are those of CLIP."""
+
+    sections: list[str] = field(default_factory=lambda: ["findings"])
+    """Report sections to learn from; studies that lack one are left out."""
+    epochs: int = 30
+    """Passes over the training split."""
+    batch_size: int = 128
+    """Image-report pairs per step; each image is contrasted with all reports of its batch, so more is harder."""
+    lr: float = 5e-4
+    """Peak learning rate of AdamW, to zero along a cosine; a tenth or less for a pretrained tower."""
+    warmup: float = 0.05
+    """Fraction of the steps over which the learning rate rises from zero."""
+    weight_decay: float = 0.2
+    """Decoupled weight decay, on matrices only."""
+    smallest_crop: float = 0.6
+    """Smallest area of random crops, as a fraction of the image. There are no flips, since reports name sides."""
+    width: int = 128
+    """Dimensions of the shared embedding and of the text transformer; a multiple of 32."""
+    text_layers: int = 2
+    """Blocks of the text transformer."""
+    vocab_size: int = 2000
+    """Tokens of the byte-level BPE trained on the training reports."""
+    max_tokens: int = 128
+    """Tokens at which reports are truncated."""
+    save_every: int = 200
+    """Steps between checkpoints."""
+    memory_gb: float = 8.0
+    """Memory in GB for decoded images (8 bits a pixel, at the tower's size); above it they go to a file in the run
+    folder."""
+    workers: int = 2
+    """Processes that decode images."""
+    seed: int = 0
+    """Seed of new weights, data order and crops."""
+
+    def __post_init__(self) -> None:
+        for name, valid, rule in (
+            ("epochs", self.epochs >= 1, "at least 1"),
+            ("batch_size", self.batch_size >= 2, "at least 2"),
+            ("lr", self.lr > 0, "above 0"),
+            ("smallest_crop", 0 < self.smallest_crop <= 1, "in (0, 1]"),
+            ("width", self.width >= 32 and self.width % 32 == 0, "a multiple of 32"),
+            ("max_tokens", self.max_tokens >= 3, "at least 3"),
+        ):
+            if not valid:
+                raise RadDraftError(f"clip.{name} must be {rule}, got {getattr(self, name)}")
 
 
 @dataclass

@@ -10,7 +10,7 @@ from encoder.towers import checkpoint_error
 from raddraft.errors import RadDraftError
 
 if TYPE_CHECKING:
-    from generator.model import ModelConfig
+    from generator.config import ModelConfig
 
 IMAGE_TOKEN = "<image>"
 

@@ -20,6 +20,7 @@ from torch import nn
 from encoder.features import FeatureConfig, FeatureStore
 from encoder.tower import NotPlainError, Tower, patch_size
 from encoder.towers import load_tower
+from generator.config import LoraConfig, ModelConfig
 from generator.data import Example, ExampleDataset, blank_pixels, count_image_tokens, encode
 from generator.foreign import ForeignTower
 from generator.lm import IMAGE_TOKEN, load_lm
@@ -45,51 +46,6 @@ PROJECTOR = re.compile(
     r"(^|\.)(multi_modal_projector|multimodal_projector|mm_projector|connector|aligner|merger|deepstack_merger_list)\."
 )
 TOWER = re.compile(r"(^|\.)(vision_tower|visual|vision_model|vision_encoder|image_tower)\.")
-
-
-@dataclass
-class ModelConfig:
-    """The parts that are joined: `tower` and `lm`; or a whole model, `vlm`."""
-
-    tower: str = ""
-    """Vision tower: short name (rad-dino, dinov2-base, clip-336 …), hub id or local folder."""
-    lm: str = ""
-    """Causal language model with its tokenizer: hub id or local folder."""
-    vlm: str = ""
-    """Instead of these two, a vision-language model that transformers knows and whose processor has a chat template
-    (Gemma 3, Qwen-VL, SmolVLM …): hub id or local folder. Its own tower stays frozen."""
-    image_size: int | None = None
-    """Side in pixels of the square fed to the tower; by default what its image processor says."""
-    feature_layer: int = -1
-    """Which hidden state of the tower is projected; -1 is the last block's (before the tower's final LayerNorm). Of a
-    tower that a LLaVA model cannot hold (a CNN, Swin …) it is the final output, and the tower stays frozen."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type in which frozen weights are held. Weights that train are always held in float32."""
-    quantize: Literal["no", "nf4"] = "no"
-    """nf4: hold the frozen language model in 4 bits while adapters train (QLoRA, arXiv 2305.14314). The model that is
-    saved at the end is the one in `dtype`, with the adapters merged. Needs the package bitsandbytes."""
-    gguf_file: str | None = None
-    """Name of a GGUF file inside the folder `lm`, if the language model comes as one (needs the package gguf)."""
-
-    def __post_init__(self) -> None:
-        if bool(self.vlm) == bool(self.tower or self.lm) or bool(self.tower) != bool(self.lm):
-            raise RadDraftError(f"model: name a tower and an lm, or else a vlm by itself; got {self}")
-        if self.vlm and (self.image_size or self.gguf_file or self.feature_layer != -1 or self.quantize != "no"):
-            raise RadDraftError(
-                f"model: image_size, feature_layer, gguf_file and quantize do not go with a vlm; got {self}"
-            )
-
-
-@dataclass
-class LoraConfig:
-    """Low-rank adapters on the language model's attention and MLP projections (Hu et al., arXiv 2106.09685)."""
-
-    rank: int = 64
-    """Rank of the update."""
-    alpha: int = 128
-    """Scale: the update is multiplied by alpha / rank."""
-    dropout: float = 0.05
-    """Dropout before the adapter."""
 
 
 @dataclass

@@ -27,9 +27,9 @@ import torch
 from encoder.budget import GPUS, Gpu
 from encoder.sizes import tower_config
 from encoder.towers import resolve_tower
-from generator.model import ModelConfig, add_lora, choose_trainable
+from generator.config import ModelConfig, Stage, TrainConfig
+from generator.model import add_lora, choose_trainable
 from generator.sizes import lm_config
-from generator.train import Stage, TrainConfig
 from raddraft.errors import RadDraftError
 
 UTILISATION = 0.4

@@ -11,7 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,9 +21,10 @@ from torch import nn
 
 from encoder.features import FeatureStore, compute_features, digest_files, read_features
 from generator.checkpoints import Progress, StagedRun
+from generator.config import ModelConfig, TrainConfig
 from generator.data import IGNORE, Example, ExampleDataset, batch_indices, load_micro_batches, split_batch
 from generator.foreign import ForeignTower
-from generator.model import Drafter, LoraConfig, ModelConfig, add_lora, choose_trainable, save
+from generator.model import Drafter, add_lora, choose_trainable, save
 from generator.priors import find_priors
 from generator.prompts import PromptConfig
 from generator.vlm import make_drafter
@@ -33,93 +34,6 @@ from raddraft.studies import GrayMapping, Study
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-
-@dataclass
-class Stage:
-    """One stage of training: what trains, for how long, how fast."""
-
-    epochs: float = 1.0
-    """Passes over the training split."""
-    lr: float = 1e-4
-    """Peak learning rate of AdamW."""
-    projector: bool = True
-    """Whether the projector trains."""
-    lm: Literal["frozen", "lora", "full"] = "frozen"
-    """How the language model trains. With lora, adapters stay in place for later stages and are merged at the end."""
-    tower: Literal["frozen", "full"] | int = "frozen"
-    """How the vision tower trains: frozen, full, or its last N blocks."""
-    schedule: Literal["cosine", "constant"] = "cosine"
-    """Learning rate after the warm-up: down to zero along half a cosine, or constant."""
-    warmup: float = 0.03
-    """Part of the stage's steps over which the learning rate rises from zero."""
-    weight_decay: float = 0.0
-    """Decoupled weight decay, on matrices only."""
-    beta2: float = 0.999
-    """Decay of AdamW's mean squared gradient; 0.95 to 0.98 adapts faster in short runs from random weights."""
-
-    def __post_init__(self) -> None:
-        if self.epochs <= 0 or self.lr <= 0 or not 0 <= self.warmup < 1 or not 0 < self.beta2 < 1:
-            raise RadDraftError(f"stage: need epochs > 0, lr > 0, 0 <= warmup < 1 and 0 < beta2 < 1, got {self}")
-
-
-@dataclass
-class TrainConfig:
-    """How the loop runs."""
-
-    # A tuple: the parser would fill what a new list leaves out with what stood at the same place of the old one.
-    stages: tuple[Stage, ...] = field(
-        default_factory=lambda: (Stage(epochs=1, lr=1e-3), Stage(epochs=3, lr=1e-4, lm="lora"))
-    )
-    """Stages in order; each starts from the best weights of the one before."""
-    lora: LoraConfig = field(default_factory=LoraConfig)
-    """Adapters of the stages with `lm: lora`."""
-    batch_size: int = 16
-    """Studies in one optimiser step, over all processes."""
-    micro_batch_size: int = 16
-    """Studies that one process puts through the model at a time; what is missing to batch_size is accumulated."""
-    activation_checkpointing: bool = False
-    """Compute the activations inside a block once more in the backward pass instead of keeping them: far less memory,
-    a third more arithmetic, the same numbers."""
-    shard: bool = False
-    """Weights, gradients and optimizer states are shared out over the processes (FSDP 2) instead of lying whole on each
-    of them; the same numbers, and checkpoints that go on either way."""
-    max_grad_norm: float = 1.0
-    """Gradients are scaled down to this norm."""
-    precision: Literal["no", "bf16", "fp16"] = "no"
-    """Mixed precision of Accelerate."""
-    features: Literal["live", "cached"] = "live"
-    """cached: run the frozen tower once over all images, keep its features on disk, and train from them."""
-    cache: Path | None = None
-    """Folder of cached features, shared between runs; by default `features` in the run folder."""
-    eval_every: int | None = None
-    """Steps between validations; by default once an epoch. 0: never validate, keep the last weights."""
-    patience: int | None = None
-    """Stop a stage when this many validations in a row bring no lower loss; by default never."""
-    save_every: int = 200
-    """Steps between checkpoints."""
-    log_every: int = 1
-    """Steps between lines of the log."""
-    seed: int = 0
-    """Seed of new weights, order and dropout."""
-    workers: int = 2
-    """Processes that decode and prepare images."""
-    trackers: list[str] = field(default_factory=list)
-    """Experiment trackers of Accelerate to report to, e.g. tensorboard or wandb; none unless named here."""
-
-    def __post_init__(self) -> None:
-        modes = {stage.lm for stage in self.stages}
-        if not self.stages:
-            raise RadDraftError("train.stages is empty: nothing to do")
-        for name in ("batch_size", "micro_batch_size", "save_every", "log_every"):
-            if getattr(self, name) < 1:
-                raise RadDraftError(f"train.{name} must be at least 1, got {getattr(self, name)}")
-        if {"lora", "full"} <= modes:
-            raise RadDraftError("train.stages: lm is 'lora' in one stage and 'full' in another; choose one of them")
-        if self.features == "cached" and any(stage.tower not in ("frozen", 0) for stage in self.stages):
-            raise RadDraftError(
-                "train.features is 'cached', but a stage trains the tower; use 'live', or tower: frozen"
-            )
 
 
 class StoredFeatures(nn.Module):

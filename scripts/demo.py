@@ -14,10 +14,9 @@ import shlex
 import time
 from pathlib import Path
 
+from generator.config import ModelConfig, TrainConfig
 from generator.generate import DecodeConfig
-from generator.model import ModelConfig
 from generator.prompts import PromptConfig
-from generator.train import TrainConfig
 from raddraft.cli import CONFIGS, run
 from raddraft.errors import RadDraftError
 from raddraft.studies import read_studies

@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from generator.card import write_card
+from generator.config import ModelConfig, TrainConfig
 from generator.controls import shuffle_images
-from generator.model import ModelConfig
 from generator.plan import Gpu
 from generator.prompts import PromptConfig
-from generator.train import TrainConfig, train
+from generator.train import train
 from raddraft.cli import run
 from raddraft.errors import RadDraftError
 from raddraft.runs import keep_config

@@ -68,9 +68,9 @@ def lm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def model_folder(tower_folder: Path, lm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that has learnt enough to write different texts of different lengths."""
-    from generator.model import ModelConfig
+    from generator.config import ModelConfig, Stage, TrainConfig
     from generator.prompts import PromptConfig
-    from generator.train import Stage, TrainConfig, train
+    from generator.train import train
 
     folder = tmp_path_factory.mktemp("trained")
     studies = [make_study(folder, i, "train") for i in range(12)]

@@ -9,8 +9,9 @@ import torch
 from transformers import AutoTokenizer
 
 from generator.confidence import agreement, confidence, sentence_log_probs, split_sentences
+from generator.config import ModelConfig
 from generator.generate import DecodeConfig, decode_batch, token_log_probs
-from generator.model import Drafter, ModelConfig, build
+from generator.model import Drafter, build
 from raddraft.studies import read_studies
 from tests.test_generate import collate_studies
 

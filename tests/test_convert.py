@@ -323,7 +323,8 @@ def test_a_converted_tower_is_the_same_at_every_loading(layout: str, tmp_path: P
 
 @pytest.mark.parametrize("layout", ["registers", "swiglu", "vit"])
 def test_a_converted_tower_fits_into_a_llava_model(layout: str, tmp_path: Path, lm_folder: Path) -> None:
-    from generator.model import ModelConfig, build
+    from generator.config import ModelConfig
+    from generator.model import build
 
     state = dict(vit().state_dict()) if layout == "vit" else official_dinov2(dinov2(layout))
     convert(save(state, tmp_path / "x.pth"), tmp_path / "tower", mean=[0.5], std=[0.5])

@@ -12,12 +12,13 @@ from PIL import Image
 
 from encoder.tower import weights_digest
 from encoder.towers import load_tower
+from generator.config import ModelConfig, Stage, TrainConfig
 from generator.controls import nearest_reports
 from generator.foreign import ForeignTower
 from generator.generate import DecodeConfig, generate
-from generator.model import Drafter, ModelConfig, build, load, save
+from generator.model import Drafter, build, load, save
 from generator.prompts import PromptConfig
-from generator.train import Stage, TrainConfig, train
+from generator.train import train
 from raddraft.studies import read_studies
 from tests.test_towers import save_network
 from tests.test_train import losses

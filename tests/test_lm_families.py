@@ -7,10 +7,11 @@ import json
 import pytest
 import torch
 
+from generator.config import LoraConfig, ModelConfig, Stage, TrainConfig
 from generator.generate import DecodeConfig, generate
-from generator.model import LoraConfig, ModelConfig, load
+from generator.model import load
 from generator.prompts import PromptConfig
-from generator.train import Stage, TrainConfig, train
+from generator.train import train
 from raddraft.studies import read_studies
 from tests.test_model import plain_inputs, save_lm
 from tests.test_train import evaluate, losses

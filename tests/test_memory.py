@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from encoder.towers import load_tower
-from generator.model import LoraConfig, ModelConfig, build, load
+from generator.config import LoraConfig, ModelConfig, Stage, TrainConfig
+from generator.model import build, load
 from generator.prompts import PromptConfig
-from generator.train import Stage, TrainConfig, train
+from generator.train import train
 from raddraft.studies import read_studies
 from tests.test_train import evaluate, losses
 

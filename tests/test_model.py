@@ -15,8 +15,9 @@ from PIL import Image
 from sentencepiece import SentencePieceTrainer
 
 from encoder.tower import weights_digest
+from generator.config import LoraConfig, ModelConfig
 from generator.data import IGNORE, Example, ExampleDataset, Item, collate, encode, load_micro_batches, render_prompt
-from generator.model import Drafter, LoraConfig, ModelConfig, add_lora, build, choose_trainable, load, save
+from generator.model import Drafter, add_lora, build, choose_trainable, load, save
 from generator.prompts import PromptConfig
 from generator.tiny import make_lm, make_tower, train_tokenizer
 from generator.train import StoredFeatures, summed_loss

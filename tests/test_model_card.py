@@ -12,10 +12,10 @@ import pytest
 from huggingface_hub import ModelCard
 
 from generator.card import BEGIN, END, NO_SCORES, write_card
+from generator.config import ModelConfig, Stage, TrainConfig
 from generator.generate import DecodeConfig, decode
-from generator.model import ModelConfig, load
+from generator.model import load
 from generator.prompts import PromptConfig
-from generator.train import Stage, TrainConfig
 from raddraft.studies import Study, write_studies
 from tests.conftest import make_study
 from tests.test_cli import run

@@ -10,12 +10,13 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from generator.config import LoraConfig, ModelConfig, Stage, TrainConfig
 from generator.data import ExampleDataset, collate, encode
-from generator.model import Drafter, LoraConfig, ModelConfig, build, choose_trainable
+from generator.model import Drafter, build, choose_trainable
 from generator.plan import PROMPT_TOKENS, Load, describe, meta_model, plan
 from generator.prompts import PromptConfig
 from generator.sizes import LANGUAGE_MODELS, lm_config
-from generator.train import Stage, TrainConfig, summed_loss
+from generator.train import summed_loss
 from raddraft.cli import CONFIGS
 from raddraft.studies import read_studies
 from tests.test_cli import run

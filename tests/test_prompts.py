@@ -15,14 +15,15 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer
 
+from generator.config import ModelConfig, Stage, TrainConfig
 from generator.controls import shuffle_images
 from generator.data import IGNORE, encode
 from generator.generate import DecodeConfig, decode, generate
-from generator.model import Drafter, ModelConfig, build, load
+from generator.model import Drafter, build, load
 from generator.priors import find_priors
 from generator.prompts import PromptConfig
 from generator.speculate import Speculator, index_reports
-from generator.train import Stage, TrainConfig, train
+from generator.train import train
 from raddraft.studies import Study, StudyImage
 from tests.conftest import SENTENCES
 

@@ -14,11 +14,12 @@ import yaml
 from PIL import Image
 
 import raddraft.cli
+from generator.config import LoraConfig, ModelConfig, Stage, TrainConfig
 from generator.data import batch_indices, split_batch
 from generator.generate import DecodeConfig, generate
-from generator.model import Drafter, LoraConfig, ModelConfig, add_lora, build, choose_trainable, load
+from generator.model import Drafter, add_lora, build, choose_trainable, load
 from generator.prompts import PromptConfig
-from generator.train import Stage, TrainConfig, lr_factor, train
+from generator.train import lr_factor, train
 from raddraft.runs import RunFolder
 from raddraft.studies import Study, read_studies
 from tests.launch import Job
