@@ -22,9 +22,10 @@ from torch.utils.data import Dataset
 from encoder.features import FeatureStore
 from encoder.tower import Tower
 from encoder.towers import checkpoint_error
+from generator.config import ModelConfig
 from generator.data import IGNORE, Example, Item, labels_of
 from generator.generate import end_tokens
-from generator.model import SIDECAR, Drafter, ModelConfig, build, load, read_sidecar
+from generator.model import SIDECAR, Drafter, build, load, read_sidecar
 from generator.priors import find_priors
 from generator.prompts import PromptConfig
 from raddraft.errors import RadDraftError
