@@ -1,17 +1,17 @@
-"""Any chest X-ray file -> one greyscale picture: DICOM, PNG, JPEG, TIFF, BMP.
+"""Any chest X-ray file -> one grayscale image: DICOM, PNG, JPEG, TIFF, BMP.
 
     image = load_image("x.dcm")             # PIL image, mode L (8 bits), air dark, bone bright
     values = load_gray("x.dcm")             # the same before it is cut to 8 bits: float32 [H, W], 0..1
 
 The full bit depth of the file goes through one of three mappings:
 
-window      the display window (or VOI LUT) that the file states; where it states none, 8-bit values stay
-            as they are and deeper ones are mapped as under minmax
-minmax      darkest pixel to 0, brightest to 255, as RAD-DINO's training pictures were prepared
-percentile  the same between the percentiles 0.5 and 99.5: a marker or a dead pixel cannot take up the scale
+window      the DICOM window or VOI LUT; without one, 8-bit values stay as they are and deeper ones are mapped as
+            by minmax
+minmax      darkest pixel to 0, brightest to 255, as RAD-DINO's training images were prepared
+percentile  the same between percentiles 0.5 and 99.5, so that a marker or a dead pixel cannot take up the scale
 
-Files with colour or transparency are read at 8 bits a channel, as Pillow reads them; transparent means black.
-What cannot be a chest X-ray is refused with `ImageError`; what may be one, but looks wrong, earns an `ImageWarning`.
+Files with color or transparency are read at 8 bits a channel, as Pillow reads them; transparent means black.
+What cannot be a chest X-ray raises `ImageError`; what looks wrong but may be one, an `ImageWarning`.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
     from pydicom.uid import UID
 
 IMAGE_SUFFIXES = frozenset({".dcm", ".dicom", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"})
-"""Lower-case suffixes to look for in a folder; `load_image` itself goes by content."""
+"""Lower-case suffixes to look for in a folder; `load_image` itself recognizes files by content."""
 
 PERCENTILES = (0.5, 99.5)
 MIN_SIDE = 8
-"""Pixels; ChestMNIST's 28 x 28 is the smallest chest X-ray in circulation, so less than this is an accident."""
+"""Pixels. ChestMNIST's 28 x 28 are the smallest chest X-rays in circulation, so less than this is an accident."""
 
 CHEST_MODALITIES = {"CR", "DX", "RG"}  # RG, radiographic imaging, is what film scanners write
 CHEST_WORDS = ("CHEST", "THORAX", "TORAX", "LUNG", "CXR")  # also inside e.g. CHESTABDOMEN or PORT CHEST
@@ -54,47 +54,47 @@ BARE_DICOM = (b"\x02\x00", b"\x08\x00", b"\x00\x02", b"\x00\x08")
 
 
 class ImageError(RadDraftError):
-    """The file is no usable chest X-ray; the message names the file and the culprit."""
+    """The file is not a usable chest X-ray; the message names the file and the reason."""
 
 
 class ImageWarning(UserWarning):
-    """The picture was read, but something about it looks wrong; the message names the file."""
+    """The image was read, but something about it looks wrong; the message names the file."""
 
 
 def load_image(path: str | Path, gray_mapping: GrayMapping = "window", max_pixels: int = 100_000_000) -> Image.Image:
-    """Read a chest X-ray file, recognised by its content, as it should be looked at.
+    """Read a chest X-ray file, recognized by its content, as it is meant to be displayed.
 
     DICOM: modality LUT, VOI LUT or window, MONOCHROME1 inverted, pixel padding black. Others: EXIF orientation.
-    Warns (`ImageWarning`) of a DICOM file of another modality or body part, and of a picture that looks inverted;
+    Warns (`ImageWarning`) about a DICOM file of another modality or body part, and about an image that looks inverted;
     neither is changed.
 
     Args:
         path: the file.
-        gray_mapping: how pixel values become 0..255, see the top of this module.
-        max_pixels: refuse a larger picture before it is decoded (TIFF: Pillow's Image.MAX_IMAGE_PIXELS counts too).
+        gray_mapping: how pixel values become 0..255: window, minmax or percentile, see the top of this module.
+        max_pixels: a larger image is refused before it is decoded (TIFF: Pillow's Image.MAX_IMAGE_PIXELS applies too).
 
     Returns:
-        The picture, mode L, [H, W], without any of the file's metadata.
+        PIL image of mode L, [H, W], 0..255, without any of the file's metadata.
 
     Raises:
-        ImageError: not there, empty, truncated, not an image, several frames, a side under 8 pixels, more than
+        ImageError: missing, empty or truncated file, not an image, several frames, a side under 8 pixels, more than
             `max_pixels`, all pixels equal, NaN or infinite values, no pixel data.
-        ValueError: unknown mapping.
+        RadDraftError: unknown gray mapping.
     """
     return Image.fromarray(_load(Path(path), gray_mapping, max_pixels, deep=False))
 
 
 def load_gray(path: str | Path, gray_mapping: GrayMapping = "window", max_pixels: int = 100_000_000) -> np.ndarray:
-    """Read a chest X-ray file as `load_image` does, same arguments and errors, but at the full depth of the file.
+    """Read a chest X-ray file as `load_image` does, with the same arguments and errors, at the full depth of the file.
 
     Returns:
-        float32 [H, W], 0..1. Times 255 and rounded they are the values of `load_image`.
+        float32 [H, W], 0..1. Multiplied by 255 and rounded, the values of `load_image`.
     """
     return _load(Path(path), gray_mapping, max_pixels, deep=True).astype(np.float32) / 255
 
 
 def _load(path: Path, gray_mapping: GrayMapping, max_pixels: int, deep: bool) -> np.ndarray:
-    """Grey values [H, W] on the scale of 0..255: uint8, or where `deep`, unrounded float32 if the file is deeper."""
+    """Gray values [H, W] on the scale of 0..255: uint8, or where `deep`, unrounded float32 if the file is deeper."""
     if gray_mapping not in get_args(GrayMapping):
         raise ValueError(f"Unknown mapping {gray_mapping!r}. Choices: {', '.join(get_args(GrayMapping))}")
     head = _read_head(path)
@@ -103,14 +103,14 @@ def _load(path: Path, gray_mapping: GrayMapping, max_pixels: int, deep: bool) ->
         if head[128:] == b"DICM" or (opener is None and head.startswith(BARE_DICOM)):
             pixels = _read_dicom(path, gray_mapping, max_pixels, deep)
         elif opener is not None:
-            pixels = _read_picture(path, opener, gray_mapping, max_pixels, deep)
+            pixels = _read_raster(path, opener, gray_mapping, max_pixels, deep)
         else:
             raise ImageError(f"{path}: not an image (known: DICOM, PNG, JPEG, TIFF, BMP, GIF)")
     except (ImageError, ImageWarning):  # the warning, where the caller turned it into an error
         raise
-    except Exception as error:  # broken bytes make decoders raise anything, from SyntaxError to struct.error
+    except Exception as error:  # damaged bytes make decoders raise anything, from SyntaxError to struct.error
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ImageError(f"{path}: truncated, broken or of an unknown kind: {reason}") from error
+        raise ImageError(f"{path}: truncated, damaged or of an unknown kind: {reason}") from error
     image = Image.fromarray(pixels if pixels.dtype == np.uint8 else _levels(pixels, deep=False))
     low, high = image.getextrema()
     if low == high:
@@ -134,21 +134,21 @@ def _read_head(path: Path) -> bytes:
 
 def _check_size(path: Path, width: int, height: int, frames: int, max_pixels: int) -> None:
     if frames > 1:
-        raise ImageError(f"{path}: holds {frames} frames, and a chest X-ray is a single one")
+        raise ImageError(f"{path}: holds {frames} frames, and a chest X-ray has one")
     if min(width, height) < MIN_SIDE:
-        raise ImageError(f"{path}: {width} x {height} pixels; each side must have at least {MIN_SIDE}")
+        raise ImageError(f"{path}: {width} x {height} pixels; each side needs at least {MIN_SIDE}")
     if width * height > max_pixels:
         raise ImageError(
-            f"{path}: {width} x {height} = {width * height:,} pixels are more than max_pixels = {max_pixels:,}; "
-            "raise max_pixels to read it all the same"
+            f"{path}: {width} x {height} = {width * height:,} pixels, more than max_pixels = {max_pixels:,}; "
+            "raise max_pixels to read it"
         )
 
 
-def _read_picture(
+def _read_raster(
     path: Path, opener: type[ImageFile.ImageFile], gray_mapping: GrayMapping, max_pixels: int, deep: bool
 ) -> np.ndarray:
-    """Read a file that Pillow knows, upright, see `_load`."""
-    # A file object, not the path: from a path Pillow maps raw TIFFs into memory, and garbles those lying on their side.
+    """Read a file that Pillow knows, upright; see `_load`."""
+    # A file object, not the path: from a path Pillow maps raw TIFFs into memory, and garbles rotated ones.
     with open(path, "rb") as file, opener(file) as image:
         _check_size(path, *image.size, getattr(image, "n_frames", 1), max_pixels)
         # Pillow inverts WhiteIsZero TIFFs of up to 8 bits, but not deeper ones.
@@ -156,16 +156,16 @@ def _read_picture(
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
         if image.mode.startswith(("I", "F")):
-            # Not convert("L"), which clips at 255 and so turns most of a 12-bit picture white.
+            # Not convert("L"), which clips at 255 and turns most of a 12-bit image white.
             pixels = _stretch(path, np.asarray(image), gray_mapping, deep)
             return 255 - pixels if negative else pixels
         if image.has_transparency_data:
             rgba = image.convert("RGBA")
             black = Image.new("L", rgba.size)
-            grey = Image.composite(rgba.convert("L"), black, rgba.getchannel("A"))
+            gray = Image.composite(rgba.convert("L"), black, rgba.getchannel("A"))
         else:
-            grey = image.convert("L")
-    return np.asarray(grey) if gray_mapping == "window" else _stretch(path, np.asarray(grey), gray_mapping, deep)
+            gray = image.convert("L")
+    return np.asarray(gray) if gray_mapping == "window" else _stretch(path, np.asarray(gray), gray_mapping, deep)
 
 
 def _levels(values: np.ndarray, deep: bool) -> np.ndarray:
@@ -178,7 +178,7 @@ def _stretch(
 ) -> np.ndarray:
     """Map values [H, W] of any type linearly to `_levels` between their extremes or percentiles.
 
-    Pixels where `hidden` [H, W] is true do not count for the range.
+    Pixels where `hidden` [H, W] is true are left out of the range.
     """
     shown = values if hidden is None else values[~hidden]
     if not np.isfinite(shown).all():
@@ -211,7 +211,7 @@ def _read_dicom(path: Path, gray_mapping: GrayMapping, max_pixels: int, deep: bo
     stored = pixel_array(dataset)  # [H, W], or [H, W, 3] with YBR already turned into RGB
     photometric = dataset.PhotometricInterpretation
     if not photometric.startswith("MONOCHROME"):
-        return _grey_from_colour(path, dataset, stored, gray_mapping, deep)
+        return _gray_from_color(path, dataset, stored, gray_mapping, deep)
     padding = _padding(dataset, stored)
     # Wider integers than stored: pydicom clips the index into a look-up table in the array's own type.
     values = apply_modality_lut(stored.astype(np.int64), dataset)
@@ -249,7 +249,7 @@ def _bare_transfer_syntax(dataset: Dataset) -> UID:
 
 
 def _check_jpeg_end(path: Path, dataset: Dataset) -> None:
-    """Refuse JPEG and JPEG-LS data without an end marker: the decoder would leave the rest of the picture grey."""
+    """Refuse JPEG and JPEG-LS data without an end marker: the decoder would leave the rest of the image gray."""
     from pydicom.uid import JPEGLSTransferSyntaxes, JPEGTransferSyntaxes
 
     # Behind the marker there may be padding.
@@ -258,21 +258,21 @@ def _check_jpeg_end(path: Path, dataset: Dataset) -> None:
         raise ImageError(f"{path}: truncated: the JPEG data in it has no end marker")
 
 
-def _grey_from_colour(
+def _gray_from_color(
     path: Path, dataset: Dataset, stored: np.ndarray, gray_mapping: GrayMapping, deep: bool
 ) -> np.ndarray:
     """RGB [H, W, 3], or palette indices [H, W], to [H, W] by ITU-R 601 luma, as Pillow does it; see `_load`."""
     from pydicom.pixels import apply_color_lut
 
-    colour = apply_color_lut(stored, dataset) if dataset.PhotometricInterpretation == "PALETTE COLOR" else stored
-    luma = colour[..., :3] @ np.array([0.299, 0.587, 0.114])
-    if gray_mapping == "window" and colour.dtype == np.uint8:
+    color = apply_color_lut(stored, dataset) if dataset.PhotometricInterpretation == "PALETTE COLOR" else stored
+    luma = color[..., :3] @ np.array([0.299, 0.587, 0.114])
+    if gray_mapping == "window" and color.dtype == np.uint8:
         return np.rint(luma).astype(np.uint8)
     return _stretch(path, luma, gray_mapping, deep)
 
 
 def _padding(dataset: Dataset, stored: np.ndarray) -> np.ndarray | None:
-    """Where stored values [H, W] are pixel padding: outside the exposed field, so no part of the grey scale."""
+    """Where stored values [H, W] are pixel padding: outside the exposed field, so no part of the gray scale."""
     value = dataset.get("PixelPaddingValue")
     if value is None:
         return None
@@ -323,15 +323,15 @@ def _first(value: Any) -> float | None:
 
 
 def _looks_inverted(image: Image.Image) -> bool:
-    """Whether a picture of mode L looks like the negative of a chest X-ray.
+    """Whether a image of mode L looks like the negative of a chest X-ray.
 
     The midline is brighter than the sides, and the abdomen brighter than the neck and the air beside it, so the
-    picture should correlate with brightness = distance from the top x nearness to the midline. That takes no lung
-    segmentation and holds for most laterals too. Of 1,946 frontal pictures of four sources it took 1 for a negative,
+    image should correlate with brightness = distance from the top x nearness to the midline. That takes no lung
+    segmentation and holds for most laterals too. Of 1,946 frontal images of four sources it took 1 for a negative,
     of their negatives it missed 4. A sparse sample of the pixels does as well as averaging, and costs nothing.
     """
     small = np.asarray(image.resize((32, 32), Image.Resampling.NEAREST), np.float64)
-    # Rows and columns of one shade are a frame around the picture; a white one would pass for air.
+    # Rows and columns of one shade are a frame around the image; a white one would pass for air.
     small = small[np.ptp(small, axis=1) > 8][:, np.ptp(small, axis=0) > 8]
     if min(small.shape) < MIN_SIDE:
         return False

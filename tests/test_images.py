@@ -530,7 +530,7 @@ def test_cut_code_stream_in_whole_dicom_is_refused(tmp_path):
 def test_max_pixels(tmp_path, name):
     path = tmp_path / name
     write_dicom(path, chest()) if name == "x.dcm" else save(path, chest())
-    with pytest.raises(ImageError, match=rf"{name}: 64 x 64 = 4,096 pixels .* max_pixels = 4,095"):
+    with pytest.raises(ImageError, match=rf"{name}: 64 x 64 = 4,096 pixels, more than max_pixels = 4,095"):
         load_image(path, max_pixels=4095)
     load_image(path, max_pixels=4096)
 
