@@ -17,7 +17,8 @@ from pathlib import Path
 from generator.config import ModelConfig, TrainConfig
 from generator.generate import DecodeConfig
 from generator.prompts import PromptConfig
-from raddraft.cli import CONFIGS, run
+from raddraft.cli import run
+from raddraft.grammar import CONFIGS
 from raddraft.errors import RadDraftError
 from raddraft.studies import read_studies
 from scripts import generate, score

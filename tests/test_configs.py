@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from raddraft.cli import CONFIGS
+from raddraft.grammar import CONFIGS
 from tests.test_cli import run
 
 # The action that a recipe belongs to, by the first part of its path below configs/.

@@ -17,7 +17,7 @@ from generator.plan import PROMPT_TOKENS, Load, describe, meta_model, plan
 from generator.prompts import PromptConfig
 from generator.sizes import LANGUAGE_MODELS, lm_config
 from generator.train import summed_loss
-from raddraft.cli import CONFIGS
+from raddraft.grammar import CONFIGS
 from raddraft.studies import read_studies
 from tests.test_cli import run
 
