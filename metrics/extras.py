@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from metrics.text import bleu_statistics, ngrams, rouge_l_f
+from metrics.text import Once, bleu_statistics, rouge_l_f
 from metrics.weights import CannotRun
 from raddraft.errors import RadDraftError
 from raddraft.stats import Measure, mean_measure
@@ -43,65 +44,67 @@ RADCLIQ_WEIGHTS = np.array([-3.77083683e-01, -3.70300100e-01, -2.52616218e-01, 4
 RADCLIQ_INTERCEPT = 2.46655256e-10
 
 
-def coco(predictions: Sequence[str], references: Sequence[str]) -> dict[str, Measure]:
-    """`coco_bleu_1` to `_4`, `coco_rouge_l`, `coco_cider`, equal to pycocoevalcap 1.2 on the text as it stands.
+def coco(predictions: Sequence[str], references: Sequence[str], once: Once | None = None) -> dict[str, Measure]:
+    """`coco_bleu_1` to `_4`, `coco_rouge_l`, `coco_cider`, equal to pycocoevalcap 1.2 on the text as it is.
 
-    This is how R2Gen and its successors score: words are what stands between blanks, case and punctuation are kept, and
+    This is how R2Gen and its successors score: words are separated by white space, case and punctuation are kept, and
     the PTB tokenizer is not used. BLEU and ROUGE-L are in [0, 1], CIDEr (Vedantam et al., 2015) in [0, 10]. CIDEr
     weighs n-grams by their document frequency in `references`, so it depends on the whole set, and is 0 on one report.
     """
+    once = once or Once()
     base = f"raddraft {version('raddraft')}, as pycocoevalcap 1.2|tok:blanks|case:mixed|nrefs:1"
-    pairs = list(zip(predictions, references, strict=True))
-    rows = [bleu_statistics(ours.split(), theirs.split(), COCO_ORDER) for ours, theirs in pairs]
-    statistics = np.array(rows, dtype=np.float64).reshape(len(rows), 2 + 2 * COCO_ORDER)
+    ours, theirs = once.tokens(str.split, predictions), once.tokens(str.split, references)
+    statistics = bleu_statistics(ours, theirs, COCO_ORDER)
     bleu_signature = f"{base}|smooth:+{COCO_TINY:g}/+{COCO_SMALL:g}|corpus"
     measures = {
-        f"coco_bleu_{order}": Measure(statistics, _coco_bleu_reducer(order), bleu_signature)
+        f"coco_bleu_{order}": Measure(statistics, partial(_coco_bleu, order), bleu_signature)
         for order in range(1, COCO_ORDER + 1)
     }
-    # split(" ") and not split(): there the COCO script counts the empty word between two blanks, and in a blank text.
-    rouge = [rouge_l_f(ours.split(" "), theirs.split(" "), COCO_BETA) for ours, theirs in pairs]
+    spaced = zip(once.tokens(_split_at_spaces, predictions), once.tokens(_split_at_spaces, references), strict=True)
+    rouge = [rouge_l_f(*pair, COCO_BETA) for pair in spaced]
     measures["coco_rouge_l"] = mean_measure(rouge, f"{base}|beta:{COCO_BETA}|mean over reports")
     cider_choices = f"n-grams:1-{COCO_ORDER}|sigma:{CIDER_SIGMA:g}|mean over reports"
     fixed = "document frequencies: of these references, kept fixed in the interval"
-    measures["coco_cider"] = mean_measure(_cider(predictions, references), f"{base}|{cider_choices}|{fixed}")
+    measures["coco_cider"] = mean_measure(_cider(ours, theirs), f"{base}|{cider_choices}|{fixed}")
     return measures
 
 
-def _coco_bleu_reducer(order: int) -> Callable[[np.ndarray], np.ndarray]:
-    """Sums of `bleu_statistics` [r, 10] -> BLEU of one order [r]."""
-
-    def reduce(sums: np.ndarray) -> np.ndarray:
-        matches, totals = sums[:, 2 : 2 + order], sums[:, 2 + COCO_ORDER : 2 + COCO_ORDER + order]
-        precision = ((matches + COCO_TINY) / (totals + COCO_SMALL)).prod(1) ** (1 / order)
-        ratio = (sums[:, 0] + COCO_TINY) / (sums[:, 1] + COCO_SMALL)
-        return precision * np.exp(np.minimum(0.0, 1 - 1 / ratio))
-
-    return reduce
+def _split_at_spaces(text: str) -> list[str]:
+    """Unlike `split()`: for ROUGE the COCO script counts the empty word between two blanks, and in a blank text."""
+    return text.split(" ")
 
 
-def _cider(predictions: Sequence[str], references: Sequence[str]) -> list[float]:
-    """CIDEr-D of each report, [0, 10]; the names of the COCO script leave out the D."""
-    frequency = Counter(ngram for text in references for order in _counts(text) for ngram in order)
+def _coco_bleu(order: int, sums: np.ndarray) -> np.ndarray:
+    """BLEU of one order [r] from sums of `bleu_statistics` [r, 10]."""
+    matches, totals = sums[:, 2 : 2 + order], sums[:, 2 + COCO_ORDER : 2 + COCO_ORDER + order]
+    precision = ((matches + COCO_TINY) / (totals + COCO_SMALL)).prod(1) ** (1 / order)
+    ratio = (sums[:, 0] + COCO_TINY) / (sums[:, 1] + COCO_SMALL)
+    return precision * np.exp(np.minimum(0.0, 1 - 1 / ratio))
+
+
+def _cider(predictions: Sequence[list[int]], references: Sequence[list[int]]) -> list[float]:
+    """CIDEr-D of each pair of tokenized reports, [0, 10]; the names of the COCO script leave out the D."""
+    frequency = Counter(ngram for tokens in references for order in _ngrams(tokens) for ngram in order)
     log_n = math.log(len(references))
 
-    def weigh(counts: Counter[tuple[str, ...]]) -> dict[tuple[str, ...], float]:
+    def weigh(counts: Counter[tuple[int, ...]]) -> dict[tuple[int, ...], float]:
         return {ngram: count * (log_n - math.log(max(1, frequency[ngram]))) for ngram, count in counts.items()}
 
     scores = []
-    # Counted once more: the n-grams of all reports at once would take some 70 kB a report.
-    for prediction, reference in zip(map(_counts, predictions), map(_counts, references), strict=True):
+    # Counted again: the n-grams of all reports at once would take some 70 kB a report.
+    for prediction, reference in zip(map(_ngrams, predictions), map(_ngrams, references), strict=True):
         cosines = [_clipped_cosine(weigh(a), weigh(b)) for a, b in zip(prediction, reference, strict=True)]
         longer = prediction[1].total() - reference[1].total()  # in bigrams, as the script measures length
         scores.append(10 * sum(cosines) / COCO_ORDER * math.exp(-(longer**2) / (2 * CIDER_SIGMA**2)))
     return scores
 
 
-def _counts(text: str) -> list[Counter[tuple[str, ...]]]:
-    return [ngrams(text.split(), order) for order in range(1, COCO_ORDER + 1)]
+def _ngrams(tokens: list[int]) -> list[Counter[tuple[int, ...]]]:
+    """How often each n-gram occurs, for each order."""
+    return [Counter(zip(*(tokens[i:] for i in range(order)), strict=False)) for order in range(1, COCO_ORDER + 1)]
 
 
-def _clipped_cosine(ours: dict[tuple[str, ...], float], theirs: dict[tuple[str, ...], float]) -> float:
+def _clipped_cosine(ours: dict[tuple[int, ...], float], theirs: dict[tuple[int, ...], float]) -> float:
     """Cosine in which an n-gram of ours weighs no more than it does in theirs; 0 if either has no weight."""
     product = sum(min(weight, theirs[ngram]) * theirs[ngram] for ngram, weight in ours.items() if ngram in theirs)
     norm = math.hypot(*ours.values()) * math.hypot(*theirs.values())

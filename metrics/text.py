@@ -1,45 +1,69 @@
-"""Word overlap: ROUGE-L as rouge-score computes it, BLEU-1 to 4 as sacrebleu does, both from statistics that add up."""
+"""Word overlap: ROUGE-L as rouge-score computes it, BLEU-1 to 4 as sacrebleu does, from statistics that add up."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+import itertools
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from functools import cache, lru_cache
 from importlib.metadata import version
+from typing import TypeVar
 
 import numpy as np
 
 from raddraft.stats import Measure, mean_measure
 
+T = TypeVar("T")
+Tokenize = Callable[[str], Iterable[str]]
 
-def rouge_l(predictions: Sequence[str], references: Sequence[str]) -> Measure:
+
+class Once:
+    """Applies functions to texts, each function once to each text; to be shared by metrics and systems."""
+
+    def __init__(self) -> None:
+        self._results: dict[Hashable, dict[str, object]] = defaultdict(dict)
+        self._numbers: dict[str, int] = defaultdict(itertools.count().__next__)
+
+    def each(self, function: Callable[[str], T], texts: Iterable[str]) -> list[T]:
+        """The function's value for each text."""
+        return self._each(function, function, texts)
+
+    def tokens(self, tokenize: Tokenize, texts: Iterable[str]) -> list[list[int]]:
+        """The tokens of each text as numbers: equal tokens have equal numbers, whatever the tokenizer."""
+        return self._each(tokenize, lambda text: [self._numbers[token] for token in tokenize(text)], texts)
+
+    def _each(self, key: Hashable, function: Callable[[str], T], texts: Iterable[str]) -> list[T]:
+        known: dict[str, T] = self._results[key]  # type: ignore[assignment]
+        found = []
+        for text in texts:
+            if text not in known:
+                known[text] = function(text)
+            found.append(known[text])
+        return found
+
+
+def rouge_l(predictions: Sequence[str], references: Sequence[str], once: Once | None = None) -> Measure:
     """Mean over reports of the ROUGE-L F-measure (Lin, 2004), equal to rouge-score with `use_stemmer=False`.
 
     Values are in [0, 1]; a report without words scores 0.
     """
-    from rouge_score.tokenizers import DefaultTokenizer
-
-    tokenize = DefaultTokenizer(use_stemmer=False).tokenize
-    scores = [
-        rouge_l_f(tokenize(prediction), tokenize(reference))
-        for prediction, reference in zip(predictions, references, strict=True)
-    ]
+    once = once or Once()
+    ours, theirs = once.tokens(rouge_tokens, predictions), once.tokens(rouge_tokens, references)
     signature = f"rouge-score {version('rouge-score')} rougeL F-measure|stemmer:no|case:lower|mean over reports"
-    return mean_measure(scores, signature)
+    return mean_measure([rouge_l_f(a, b) for a, b in zip(ours, theirs, strict=True)], signature)
 
 
-def bleu(predictions: Sequence[str], references: Sequence[str], max_order: int = 4) -> dict[int, Measure]:
+def bleu(
+    predictions: Sequence[str], references: Sequence[str], max_order: int = 4, once: Once | None = None
+) -> dict[int, Measure]:
     """Corpus BLEU-1 to BLEU-`max_order` (Papineni et al., 2002), equal to sacrebleu with `smooth_method="none"`, / 100.
 
     Tokens are sacrebleu's 13a, case is kept. Values are in [0, 1].
     """
-    from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
-
-    tokenize = Tokenizer13a()
-    rows = [
-        bleu_statistics(tokenize(prediction.rstrip()).split(), tokenize(reference.rstrip()).split(), max_order)
-        for prediction, reference in zip(predictions, references, strict=True)
-    ]
-    statistics = np.array(rows, dtype=np.float64).reshape(len(rows), 2 + 2 * max_order)
+    once = once or Once()
+    statistics = bleu_statistics(
+        once.tokens(bleu_tokens, predictions), once.tokens(bleu_tokens, references), max_order
+    )
     signature = f"sacrebleu {version('sacrebleu')}|nrefs:1|case:mixed|eff:no|tok:13a|smooth:none|corpus"
     return {
         order: Measure(statistics, lambda sums, order=order: _bleu_value(sums, order, max_order), signature)  # type: ignore[misc]
@@ -47,22 +71,59 @@ def bleu(predictions: Sequence[str], references: Sequence[str], max_order: int =
     }
 
 
-def bleu_statistics(prediction: list[str], reference: list[str], max_order: int) -> list[int]:
-    """Lengths of both, then for each order the clipped matches, then for each order the n-grams of the prediction."""
-    matches: list[int] = []
+def rouge_tokens(text: str) -> list[str]:
+    """rouge-score's lower-case words of a to z and 0 to 9."""
+    from rouge_score.tokenize import tokenize  # not rouge_score.tokenizers, which imports all of nltk
+
+    return tokenize(text, None)
+
+
+def bleu_tokens(text: str) -> list[str]:
+    """sacrebleu's 13a tokens. Its rules look no further than the next character, so words can be split one by one."""
+    text = text.rstrip()
+    if "<" in text:  # its "<skipped>" is removed, which joins what stands around it
+        return _split_13a(text)
+    return list(itertools.chain.from_iterable(map(_split_13a, text.replace("-\n", "").split())))
+
+
+@lru_cache(maxsize=1 << 16)  # reports are made of the same words
+def _split_13a(text: str) -> list[str]:
+    return _tokenizer_13a()(text).split()
+
+
+@cache
+def _tokenizer_13a() -> Callable[[str], str]:
+    from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
+
+    return Tokenizer13a()
+
+
+def bleu_statistics(predictions: Sequence[list[int]], references: Sequence[list[int]], max_order: int) -> np.ndarray:
+    """What BLEU sums over pairs of tokenized texts: [n, 2 + 2 * max_order].
+
+    Lengths of prediction and reference, then for each order the clipped matches, then for each order the number of
+    n-grams of the prediction.
+    """
+    n = len(predictions)
+    lengths = np.array([len(text) for text in (*predictions, *references)], dtype=np.int64)
+    tokens = np.fromiter(itertools.chain(*predictions, *references), np.int64, lengths.sum())
+    text = np.repeat(np.arange(2 * n), lengths)  # of each token
+    n_tokens = tokens.max(initial=0) + 1
+    start, ngram = np.arange(len(tokens)), tokens  # of each n-gram: where it begins, and a number for what it says
+    columns = [lengths[:n], lengths[n:]]
     for order in range(1, max_order + 1):
-        if matches and not matches[-1]:  # what shares no n-gram shares no longer one
-            matches.append(0)
-            continue
-        ours, theirs = ngrams(prediction, order), ngrams(reference, order)
-        matches.append(sum(min(ours[ngram], theirs[ngram]) for ngram in ours.keys() & theirs.keys()))
-    totals = [max(0, len(prediction) - order + 1) for order in range(1, max_order + 1)]
-    return [len(prediction), len(reference), *matches, *totals]
-
-
-def ngrams(tokens: list[str], order: int) -> Counter[tuple[str, ...]]:
-    """How often each sequence of `order` tokens occurs."""
-    return Counter(zip(*(tokens[start:] for start in range(order)), strict=False))
+        if order > 1:
+            inside = start + order - 1 < len(tokens)
+            inside[inside] = text[start[inside] + order - 1] == text[start[inside]]
+            start, ngram = start[inside], ngram[inside]
+            _, ngram = np.unique(ngram * n_tokens + tokens[start + order - 1], return_inverse=True)
+        ours = text[start] < n
+        ngram_of_pair = ngram * n + text[start] % n
+        (a, in_a), (b, in_b) = (np.unique(ngram_of_pair[side], return_counts=True) for side in (ours, ~ours))
+        common, at_a, at_b = np.intersect1d(a, b, assume_unique=True, return_indices=True)
+        columns.append(np.bincount(common % n, np.minimum(in_a[at_a], in_b[at_b]), minlength=n))
+    columns += [np.maximum(0, lengths[:n] - order + 1) for order in range(1, max_order + 1)]
+    return np.column_stack(columns).astype(np.float64)
 
 
 def _bleu_value(sums: np.ndarray, order: int, max_order: int) -> np.ndarray:
@@ -76,26 +137,12 @@ def _bleu_value(sums: np.ndarray, order: int, max_order: int) -> np.ndarray:
     return np.where((matches > 0).all(1), value, 0.0)
 
 
-def rouge_l_f(prediction: list[str], reference: list[str], beta: float = 1.0) -> float:
+def rouge_l_f(prediction: Sequence[Hashable], reference: Sequence[Hashable], beta: float = 1.0) -> float:
     """ROUGE-L F of one pair of token lists, in [0, 1]; recall counts `beta` times as much as precision."""
+    from rapidfuzz.distance import LCSseq
+
     if not prediction or not reference:
         return 0.0
-    common = _lcs_length(prediction, reference)
+    common = LCSseq.similarity(prediction, reference)  # length of the longest common subsequence
     precision, recall = common / len(prediction), common / len(reference)
     return (1 + beta**2) * precision * recall / (recall + beta**2 * precision) if common else 0.0
-
-
-def _lcs_length(a: list[str], b: list[str]) -> int:
-    """Length of the longest common subsequence, 64 cells and more at a time in the bits of an integer.
-
-    Hyyrö, "Bit-parallel LCS-length computation revisited", 2004: zeros of `row` mark where the length rises.
-    """
-    positions: dict[str, int] = {}
-    for index, token in enumerate(a):
-        positions[token] = positions.get(token, 0) | 1 << index
-    full = (1 << len(a)) - 1
-    row = full
-    for token in b:
-        matches = row & positions.get(token, 0)
-        row = (row + matches | row - matches) & full
-    return len(a) - row.bit_count()
