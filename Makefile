@@ -1,6 +1,6 @@
 # make demo   create .venv, install, and run the whole way on synthetic data
 # make test   create .venv, install, and run the tests
-# make lint   ruff format and check, mypy
+# make lint   ruff format and check, mypy, codespell
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -12,7 +12,7 @@ BIN := .venv/bin
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet torch torchvision
-	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --editable ".[dev,docs]"
 	touch $@
 
 demo: .venv/installed
@@ -25,6 +25,7 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/codespell
 
 clean:
 	rm -rf .venv build *.egg-info

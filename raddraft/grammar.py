@@ -42,7 +42,7 @@ def parse(command: Command, arguments: list[str], module: Any = None) -> dict[st
 
     parser, words = _make_parser(command, arguments, module)
     try:
-        values = vars(parser.instantiate_classes(parser.parse_args(words)))
+        values = vars(parser.instantiate(parser.parse_args(words)))
     except jsonargparse.ArgumentError as error:
         raise _usage_error(str(error), command) from None
     del values["config"]
@@ -53,14 +53,17 @@ def parse(command: Command, arguments: list[str], module: Any = None) -> dict[st
 
 
 def dump(command: Command, arguments: list[str], module: Any = None) -> str:
-    """The resolved config as YAML, which --config takes again. Raises UsageError as `parse`."""
+    """The resolved config as YAML, which --config reads. Raises UsageError as `parse`."""
     import jsonargparse
+
+    from raddraft.runs import to_yaml
 
     parser, words = _make_parser(command, arguments, module)
     try:
-        return parser.dump(parser.parse_args(words), skip_none=False)
+        values = parser.parse_args(words).as_dict()
     except jsonargparse.ArgumentError as error:
         raise _usage_error(str(error), command) from None
+    return to_yaml({key: value for key, value in values.items() if key != "config"})
 
 
 def _make_parser(command: Command, arguments: list[str], module: Any) -> tuple[Any, list[str]]:

@@ -6,6 +6,7 @@ is killed at any moment finds a whole one.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -130,7 +131,7 @@ def keep_config(path: Path, config: dict[str, Any]) -> None:
     Raises:
         RadDraftError: another config; names the first key that differs.
     """
-    text = yaml.safe_dump(_plain(config), sort_keys=False)
+    text = to_yaml(config)
     if not path.is_file():
         write_text(path, text)
         return
@@ -150,8 +151,14 @@ def keep_config(path: Path, config: dict[str, Any]) -> None:
         )
 
 
+def to_yaml(config: Any) -> str:
+    """A config as YAML: dataclasses and tuples as mappings and lists, paths as strings, keys in their order."""
+    return yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True)
+
+
 def _plain(value: Any) -> Any:
-    """The same value with paths as strings and tuples as lists, for YAML."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

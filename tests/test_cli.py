@@ -22,7 +22,7 @@ import raddraft.cli
 from generator.config import ModelConfig
 from generator.model import Drafter, build, save
 from raddraft.cli import main, read_action
-from raddraft.grammar import CONFIGS, UsageError, parse
+from raddraft.grammar import CONFIGS, UsageError, dump, parse
 from raddraft.options import REQUIRED, read_command
 from tests.conftest import ROOT
 
@@ -81,7 +81,7 @@ def test_help_of_no_action_imports_anything_heavy() -> None:
     code = f"""
 import sys
 from raddraft.cli import main, read_action
-from raddraft.grammar import CONFIGS, UsageError, parse
+from raddraft.grammar import CONFIGS, UsageError, dump, parse
 from raddraft.options import REQUIRED, read_command
 late = {{}}
 for action in {ACTIONS}:
@@ -257,6 +257,12 @@ def test_lists_at_any_depth_and_one_field_of_one_item() -> None:
     assert values["loop"] == Loop((Step(kind="b"), Step(3e-4, "b")), names=["one", "two"])
     whole = parsed("M", "a", "--loop.steps", '[{"lr": 1}]', "--loop.steps.0.kind", "b", "--loop.size", "4")
     assert whole["loop"] == Loop((Step(1.0, "b"),), 4)
+
+
+def test_a_printed_config_says_the_same_again(tmp_path) -> None:
+    for words in (["M", "a", "b", "--tower", "x"], ["M", "a", "--loop.steps.1.lr", "3e-4", "--layers", "1"]):
+        (tmp_path / "printed.yaml").write_text(dump(COMMAND, words, Renames))
+        assert parsed("--config", str(tmp_path / "printed.yaml")) == parsed(*words)
 
 
 def test_config_files_of_the_project_are_found_from_any_folder(tmp_path, monkeypatch) -> None:

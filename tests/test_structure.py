@@ -116,3 +116,26 @@ def test_every_public_function_class_and_module_has_a_docstring() -> None:
                 if not ast.get_docstring(one) and not standard:
                     missing.append(f"{path.relative_to(ROOT)}:{one.name}")
     assert missing == []
+
+
+def test_every_library_that_is_imported_is_declared() -> None:
+    import sys
+    import tomllib
+    from importlib.metadata import packages_distributions
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = [one for name in ("app", "qlora", "trackers") for one in project["optional-dependencies"][name]]
+    declared = {
+        one.partition(">")[0].partition("[")[0].lower().replace("_", "-") for one in project["dependencies"] + extras
+    }
+    distributions = packages_distributions()
+    undeclared = {}
+    for path in FILES:
+        for node in ast.walk(tree_of(path)):
+            modules = [one.name for one in node.names] if isinstance(node, ast.Import) else []
+            modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            for top in {module.partition(".")[0] for module in modules} - PACKAGES - sys.stdlib_module_names:
+                names = {name.lower().replace("_", "-") for name in distributions.get(top, [top])}
+                if not names & declared:
+                    undeclared[top] = str(path.relative_to(ROOT))
+    assert undeclared == {}
