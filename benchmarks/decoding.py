@@ -8,7 +8,8 @@ from functools import partial
 from typing import Any
 
 from benchmarks.metrics import timed
-from generator.generate import DecodeConfig, decode
+from generator.config import DecodeConfig
+from generator.generate import decode
 from generator.model import Drafter
 from generator.speculate import Speculator, index_reports
 from raddraft.studies import Study
@@ -67,7 +68,7 @@ def _drafts(
     drafter: Drafter, studies: Sequence[Study], config: DecodeConfig, speculator: Speculator | None = None
 ) -> list[str]:
     examples = drafter.encode(studies, answers=False, reserve=config.max_new_tokens)
-    return [d.text for _, drafts, _ in decode(drafter, examples, config, speculator=speculator) for d in drafts]
+    return [draft.text for draft in decode(drafter, examples, config, speculator=speculator)]
 
 
 def plain_drafts(drafter: Drafter, studies: Sequence[Study], config: DecodeConfig) -> list[str]:

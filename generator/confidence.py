@@ -1,6 +1,6 @@
-"""How sure a model is of each sentence of a draft: token log-probabilities, and agreement across candidates.
+"""Confidence of the sentences of a draft: token log-probabilities, and agreement among candidates.
 
-Neither tells whether a sentence is true; both tell where the model itself wavered.
+Neither tells whether a sentence is true; both tell where the model was uncertain.
 """
 
 from __future__ import annotations
@@ -10,50 +10,49 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any
 
+from metrics.rules import label
 from raddraft.errors import RadDraftError
 
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
 
 
 def split_sentences(text: str) -> list[str]:
-    """The sentences of a draft, in order; none for a blank one."""
+    """The sentences of a draft, in order."""
     return [sentence for sentence in SENTENCE_END.split(text.strip()) if sentence]
 
 
 def sentence_log_probs(tokenizer: Any, tokens: Sequence[int], log_probs: Sequence[float]) -> list[float]:
-    """Mean log-probability of the tokens of each sentence; the end token belongs to the last.
+    """Mean log-probability of the tokens of each sentence; the end token belongs to the last one.
 
     Args:
-        tokenizer: that of the model.
-        tokens: of the whole draft [n].
+        tokenizer: the model's tokenizer.
+        tokens: the whole draft [n].
         log_probs: of each token [n].
     """
 
-    def length(count: int) -> int:  # of the text that the first tokens make
-        return len(tokenizer.decode(tokens[:count], skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    def decode(count: int) -> str:
+        return tokenizer.decode(tokens[:count], skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
-    text = tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    text = decode(len(tokens))
     means, start, end = [], 0, 0
     for sentence in split_sentences(text):
         end = text.index(sentence, end) + len(sentence)
-        stop = max(start + 1, bisect_right(range(len(tokens) + 1), end, key=length) - 1)
+        stop = max(start + 1, bisect_right(range(len(tokens) + 1), end, key=lambda count: len(decode(count))) - 1)
         means.append(round(sum(log_probs[start:stop]) / (stop - start), 4))
         start = stop
     return means
 
 
 def agreement(text: str, others: Sequence[str]) -> list[float]:
-    """For each sentence of a draft, which share of the other candidates states the same, in [0, 1].
+    """For each sentence of a draft the share of the other candidates, in [0, 1], that state the same.
 
-    A candidate states the same if it has the same value (present, absent, uncertain) as the sentence for every
-    observation that the rule-based labeler finds in the sentence. A sentence without any must stand there word for
-    word. Side, size and place are thus not compared.
+    A candidate states the same if it has the same value (positive, negative, uncertain) as the sentence for every
+    observation that the rule-based labeler finds in the sentence, or for a sentence without observations if it
+    contains the sentence word for word. Side, size and location are not compared.
 
     Raises:
-        ValueError: there are no other candidates.
+        RadDraftError: there are no other candidates.
     """
-    from metrics.rules import label
-
     if not others:
         raise RadDraftError("There are no other candidates to agree with")
     labels = [label(other) for other in others]
@@ -70,12 +69,12 @@ def agreement(text: str, others: Sequence[str]) -> list[float]:
 
 
 def confidence(candidates: Sequence[str], log_probs: Sequence[Sequence[float]], chosen: int) -> list[dict[str, Any]]:
-    """{"sentence", "log_prob"} and, if there are several candidates, "agreement", for each sentence of the chosen one.
+    """{"sentence", "log_prob"} and with several candidates "agreement" for each sentence of the chosen one.
 
     Args:
         candidates: drafts of one study.
-        log_probs: for each of them those of its sentences.
-        chosen: position of the draft to describe.
+        log_probs: for each candidate those of its sentences.
+        chosen: position of the chosen candidate.
     """
     others = [text for position, text in enumerate(candidates) if position != chosen]
     pairs = zip(split_sentences(candidates[chosen]), log_probs[chosen], strict=True)

@@ -1,20 +1,24 @@
-"""Many candidates -> one: the one that agrees best with the others (consensus selection, arXiv 2605.30131).
+"""Consensus selection among candidates: the one that agrees best with the others (arXiv 2605.30131).
 
-Every candidate of a study is scored against every other as its reference, by any metric of this project, and the one
-with the highest mean is chosen. With several metrics the candidates are ranked by each, and the mean rank decides.
+Every candidate of a study is scored against each other one as its reference, by any metric, and the one with the
+highest mean is chosen. With several metrics the candidates are ranked by each, and the mean rank decides.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import permutations
+from pathlib import Path
 
 import numpy as np
 
+from generator.confidence import confidence
 from metrics.models import Models
 from metrics.report import LOWER_IS_BETTER
 from metrics.scoring import METRICS, measure
 from raddraft.errors import RadDraftError
+from raddraft.files import read_jsonl, write_jsonl
 
 BLANK = "No findings."
 """What a blank candidate is taken for."""
@@ -29,33 +33,61 @@ class Choice:
     text: str
     """The candidate; `BLANK` if it is blank."""
     scores: list[float]
-    """Of each candidate, higher is better: its mean utility, or minus its mean rank if there are several utilities."""
+    """For each candidate its mean utility, or with several utilities minus its mean rank; higher is better."""
+
+
+def choose_in_file(
+    predictions: Path, out: Path, utilities: Sequence[str], models: Models | None = None
+) -> list[Choice]:
+    """Write the lines of a predictions.jsonl again, with the candidate chosen for each, the scores and its confidence.
+
+    Raises:
+        RadDraftError: no lines, a line without candidates, or as `choose`.
+    """
+    check_utilities(utilities)
+    rows = [row for _, row in read_jsonl(predictions, ("study_id", "prediction"), "study_id")]
+    for row in rows:
+        candidates = row.get("candidates")
+        if not (isinstance(candidates, list) and candidates and all(isinstance(text, str) for text in candidates)):
+            raise RadDraftError(
+                f"{predictions}: study {row['study_id']!r} has no candidates; write them with "
+                "`raddraft generate --decode.candidates 8`"
+            )
+    if not rows:
+        raise RadDraftError(f"{predictions} is empty")
+    choices = choose([row["candidates"] for row in rows], utilities, models)
+    for row, choice in zip(rows, choices, strict=True):
+        row |= {"prediction": choice.text, "consensus": {"utility": list(utilities), "scores": choice.scores}}
+        if row.get("log_probs"):
+            row["confidence"] = confidence(row["candidates"], row["log_probs"], choice.index)
+    write_jsonl(out, rows)
+    return choices
 
 
 def choose(studies: Sequence[Sequence[str]], utilities: Sequence[str], models: Models | None = None) -> list[Choice]:
-    """Choose one candidate of each study. Among equals the first that is not blank is taken.
-
-    Args:
-        studies: the candidates of each study, at least one.
-        utilities: names of metrics, such as rouge_l, radgraph_er or rule_micro_f1_14. Of a single pair of reports BLEU
-            is that of a corpus of one, and an F1 of labels is 1 where both name no observation of its classes.
-        models: where the learned metrics find their weights.
+    """Choose one candidate of each study; of equals the first that is not blank.
 
     A blank candidate stands for `BLANK`, but is supported by candidates with words only, and wins no tie.
 
+    Args:
+        studies: the candidates of each study, at least one.
+        utilities: names of metrics, e.g. rouge_l, radgraph_er, rule_micro_f1_14. BLEU of a pair of reports is that of a
+            corpus of one; an F1 of labels is 1 where neither report names an observation.
+        models: where the learned metrics find their weights.
+
     Raises:
-        ValueError: an unknown utility, one that means nothing for single reports or whose weights are missing, a study
-            without candidates, or one of which no score is a number.
+        RadDraftError: an unknown utility, one that is undefined for single reports or whose weights are missing, a
+            study without candidates, or one without a finite score.
     """
     check_utilities(utilities)
     if [] in map(list, studies):
         raise RadDraftError(f"Study {list(map(list, studies)).index([]) + 1} of {len(studies)} has no candidates")
     filled = [[text.strip() or BLANK for text in candidates] for candidates in studies]
-    tables = score_pairs(filled, utilities, models or Models())
     choices = []
+    tables = score_pairs(filled, utilities, models or Models())
     for number, (texts, candidates, table) in enumerate(zip(filled, studies, tables, strict=True), 1):
         blank = np.array([not text.strip() for text in candidates])
-        table[:, np.logical_and.outer(blank, blank)] = np.nan  # failures to write do not vote for each other
+        table[:, np.logical_and.outer(blank, blank)] = np.nan  # blanks do not vote for each other
         alone = len(texts) == 1 or blank.all()
         if not alone and not np.isfinite(table).any():
             raise RadDraftError(f"Study {number} of {len(studies)}: no score among its candidates is a number")
@@ -66,7 +98,7 @@ def choose(studies: Sequence[Sequence[str]], utilities: Sequence[str], models: M
 
 
 def check_utilities(utilities: Sequence[str]) -> None:
-    """Raises ValueError where candidates cannot be chosen by these metrics."""
+    """Raise RadDraftError unless candidates can be chosen by these metrics."""
     if not utilities:
         raise RadDraftError(f"No utility to choose by. Choices: {', '.join(METRICS)}")
     for name in utilities:
@@ -74,27 +106,18 @@ def check_utilities(utilities: Sequence[str]) -> None:
             raise RadDraftError(f"Unknown utility {name!r}. Choices: {', '.join(METRICS)}")
         if "_macro_" in name:
             raise RadDraftError(
-                f"{name} is a mean over observations, most of which a single report does not name; for choosing among "
-                f"reports take {name.replace('macro', 'micro')}"
+                f"{name} is a mean over observations, most of which a single report does not name; take "
+                f"{name.replace('macro', 'micro')}"
             )
 
 
 def score_pairs(studies: Sequence[Sequence[str]], utilities: Sequence[str], models: Models) -> list[np.ndarray]:
-    """Utilities of every candidate against every other of its study.
-
-    Equal pairs of texts are scored once, whichever study they stand in.
+    """Utilities of every candidate against every other one of its study; equal pairs of texts are scored once.
 
     Returns:
-        For each study [utilities, n, n]: of candidate i with candidate j as the reference; nan where i is j.
+        For each study [utilities, n, n]: of candidate i with candidate j as the reference; NaN where i is j.
     """
-    pairs = {
-        (ours, theirs): 0
-        for candidates in studies
-        for i, ours in enumerate(candidates)
-        for j, theirs in enumerate(candidates)
-        if i != j
-    }
-    pairs = {pair: number for number, pair in enumerate(pairs)}
+    pairs = list(dict.fromkeys(pair for candidates in studies for pair in permutations(candidates, 2)))
     found = np.empty((len(utilities), len(pairs)))
     if pairs:
         measures, _ = measure([ours for ours, _ in pairs], [theirs for _, theirs in pairs], utilities, models)
@@ -105,22 +128,20 @@ def score_pairs(studies: Sequence[Sequence[str]], utilities: Sequence[str], mode
                 found[row][~one.statistics.any(1)] = 1.0
             if name in LOWER_IS_BETTER:
                 found[row] *= -1
+    columns = {pair: column for column, pair in enumerate(pairs)}
     tables = []
     for candidates in studies:
-        n = len(candidates)
-        table = np.full((len(utilities), n, n), np.nan)
-        for i in range(n):
-            for j in range(n):
-                if i != j:
-                    table[:, i, j] = found[:, pairs[candidates[i], candidates[j]]]
+        table = np.full((len(utilities), len(candidates), len(candidates)), np.nan)
+        for (i, ours), (j, theirs) in permutations(enumerate(candidates), 2):
+            table[:, i, j] = found[:, columns[ours, theirs]]
         tables.append(table)
     return tables
 
 
 def combine(table: np.ndarray) -> np.ndarray:
-    """One score for each candidate [n] from utilities [utilities, n, n], of which what is not finite is left out.
+    """One score for each candidate [n] from utilities [utilities, n, n], in which non-finite values are left out.
 
-    Of one utility its mean, -inf where there is none; of several minus the mean rank.
+    For one utility the mean, -inf where nothing is finite; for several minus the mean rank.
     """
     from scipy.stats import rankdata
 

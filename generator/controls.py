@@ -1,8 +1,8 @@
-"""Controls that stand beside a model's scores: they tell whether the image matters.
+"""Controls that are scored beside a model and tell whether it uses the images.
 
-shuffled-images   the same model, every study with the picture of another patient
-most-frequent     the commonest training report for everyone
-nearest-report    the training report of the study whose image features are most alike
+shuffled-images   the same model, each study with the images of another subject
+most-frequent     the most frequent training report for every study
+nearest-report    the training report of the study whose image features are nearest
 """
 
 from __future__ import annotations
@@ -16,25 +16,28 @@ from pathlib import Path
 
 import torch
 
-from encoder.features import store_features
-from generator.model import Drafter
+from encoder.config import ComputeConfig
+from encoder.features import open_store
+from generator.config import Control
+from generator.drafter import Drafter
 from generator.retrieve import nearest
 from raddraft.errors import RadDraftError
+from raddraft.files import write_jsonl
 from raddraft.studies import Study
 
 
 def shuffle_images(studies: Sequence[Study], seed: int = 0) -> list[Study]:
-    """The same studies, each with the pictures of another subject.
+    """The same studies, each with the images of another subject.
 
     Raises:
-        ValueError: there is only one subject.
+        RadDraftError: there is only one subject, or one with more than half of the studies.
     """
-    if len({study.subject_id for study in studies}) < 2:
+    counts = Counter(study.subject_id for study in studies)
+    if len(counts) < 2:
         raise RadDraftError("Images of a single subject cannot be shuffled between subjects")
     order = sorted(range(len(studies)), key=lambda i: studies[i].subject_id)
-    groups = Counter(study.subject_id for study in studies)
-    # Rotating the list, sorted by subject, by more than the largest subject gives everyone somebody else's picture.
-    least = max(groups.values())
+    # Sorted by subject and rotated by at least the largest subject, the list gives each study another subject's images.
+    least = max(counts.values())
     if 2 * least > len(studies):
         raise RadDraftError(f"One subject has {least} of {len(studies)} studies: too many to shuffle between subjects")
     shift = random.Random(seed).randint(least, len(studies) - least)
@@ -44,7 +47,7 @@ def shuffle_images(studies: Sequence[Study], seed: int = 0) -> list[Study]:
 
 
 def most_frequent(drafter: Drafter, training: Sequence[Study]) -> str:
-    """The commonest report of the training studies; among equals, the first in the alphabet."""
+    """The most frequent report of the training studies; of equally frequent ones the first in alphabetical order."""
     counts = Counter(answer for study in training if (answer := drafter.prompt.answer(study)))
     if not counts:
         raise RadDraftError(f"No training study has the sections {', '.join(drafter.prompt.targets)}")
@@ -52,12 +55,12 @@ def most_frequent(drafter: Drafter, training: Sequence[Study]) -> str:
 
 
 def nearest_reports(
-    drafter: Drafter, training: Sequence[Study], studies: Sequence[Study], cache: Path
+    drafter: Drafter, training: Sequence[Study], studies: Sequence[Study], features: Path
 ) -> tuple[dict[str, str], list[str]]:
     """For each study the report of the training study of another subject whose image is nearest by cosine.
 
     An image is described by the class token (where the tower has one) and the mean patch of its last hidden state,
-    each standardised over the training images.
+    each standardized over the training images. Hidden states are stored in the folder `features`.
 
     Returns:
         study id -> report, and a sentence for each study without one.
@@ -66,19 +69,19 @@ def nearest_reports(
     if not donors:
         raise RadDraftError(f"No training study has the sections {', '.join(drafter.prompt.targets)}")
     paths = [study.main_image.path for study in (*donors, *studies)]
-    store, _ = store_features(drafter.tower, paths, cache, drafter.features)
+    store = open_store(drafter.tower, paths, drafter.features, ComputeConfig(features=features), quiet=True)
     donors = [study for study in donors if study.main_image.path in store]
     wanted = [study for study in studies if study.main_image.path in store]
     unreadable = [study for study in studies if study.main_image.path not in store]
     errors = [f"{study.study_id}: {study.main_image.path} cannot be read" for study in unreadable]
-    n_prefix = drafter.processor.num_additional_image_tokens
+    prefix = drafter.processor.num_additional_image_tokens
 
     def describe(part: Sequence[Study]) -> torch.Tensor:  # [n, D] or [n, 2 D]
         vectors = []
         for study in part:  # one at a time: the hidden states of all would fill the memory
             hidden = store[study.main_image.path].float()
-            patch = hidden[n_prefix:].mean(0)
-            vectors.append(torch.cat([hidden[0], patch]) if n_prefix else patch)
+            patch = hidden[prefix:].mean(0)
+            vectors.append(torch.cat([hidden[0], patch]) if prefix else patch)
         return torch.stack(vectors)
 
     if not wanted or not donors:
@@ -92,3 +95,38 @@ def nearest_reports(
         else:
             reports[study.study_id] = drafter.prompt.answer(donors[row]) or ""
     return reports, errors
+
+
+def copy_reports(
+    drafter: Drafter, training: Sequence[Study], studies: Sequence[Study], out: Path, control: Control, name: str
+) -> list[str]:
+    """Write a predictions.jsonl of the control "most-frequent" or "nearest-report", and return a sentence per failure.
+
+    Args:
+        drafter: the model that the control is for: it gives the sections, and the features of images.
+        training: studies whose reports are copied.
+        studies: studies that get a report.
+        out: the predictions.jsonl; hidden states of images are stored in the folder `features` beside it.
+        control: which control.
+        name: name of the model in the file.
+
+    Raises:
+        RadDraftError: no training study has the sections that the model writes.
+    """
+    errors: list[str] = []
+    if control == "most-frequent":
+        reports = dict.fromkeys((study.study_id for study in studies), most_frequent(drafter, training))
+    else:
+        reports, errors = nearest_reports(drafter, training, studies, out.parent / "features")
+    rows = (
+        {
+            "study_id": study.study_id,
+            "prediction": reports[study.study_id],
+            "reference": drafter.prompt.answer(study),
+            "model": name,
+        }
+        for study in studies
+        if study.study_id in reports
+    )
+    write_jsonl(out, rows)
+    return errors

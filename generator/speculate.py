@@ -1,11 +1,10 @@
-"""The same text in fewer passes: tokens proposed from known reports, checked by the model several at a time.
+"""Speculative decoding: tokens proposed from known reports, several of which the model checks in one pass.
 
-Reports are formulaic, so what follows in one has mostly followed the same words in others. Proposed tokens go through
-the model in one pass, and those that it would have chosen itself are kept (Leviathan et al., arXiv 2211.17192, with a
-look-up in place of a small model, as in Saxena's prompt lookup decoding). The text is what the model writes by itself;
-only where two tokens are equally likely to within rounding may the choice differ, as it may between batch sizes.
-
-transformers' assisted generation takes one study at a time and no look-up of one's own, hence the loop here.
+Reports are formulaic, so the words that followed in other reports are likely to follow in this one. Proposed tokens
+that the model would have chosen itself are kept (Leviathan et al., arXiv 2211.17192, with a look-up in place of a small
+model, as in Saxena's prompt lookup decoding). The text is the same as without proposals, except where two tokens are
+equally likely to within rounding, as with another batch size. transformers' assisted generation takes one study at a
+time and its own proposals only, hence the loop here.
 """
 
 from __future__ import annotations
@@ -16,13 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from generator.generate import end_tokens
 from raddraft.errors import RadDraftError
 
 if TYPE_CHECKING:
     from transformers import DynamicCache
 
-    from generator.model import Drafter
+    from generator.drafter import Drafter
     from raddraft.studies import Study
 
 START = -1  # stands before the first token of a report
@@ -36,8 +34,8 @@ MEMORY = 0.99  # how much of an observation the cost model keeps from pass to pa
 class ReportIndex:
     """What followed the last 16, 8, 4, 2 or 1 tokens in the reports seen so far.
 
-    For each context one follower is kept with its votes (the majority vote of Boyer and Moore), so that the index
-    grows only with contexts that are new, and goes on learning while the model writes.
+    Of each context one follower is kept with its votes (the majority vote of Boyer and Moore), so the index grows with
+    new contexts only. It also learns from what the model writes.
     """
 
     def __init__(self, reports: Sequence[Sequence[int]] = ()) -> None:
@@ -46,7 +44,7 @@ class ReportIndex:
             self.add(report)
 
     def add(self, tokens: Sequence[int], weight: int = 1) -> None:
-        """Learn from a report's token ids, its end token included if it has ended."""
+        """Learn from a report's token ids, including its end token if it has one."""
         line = (START, *tokens)
         for end in range(1, len(line)):
             follower = line[end]
@@ -58,7 +56,7 @@ class ReportIndex:
                     self.followers[context] = (known, votes) if votes >= 0 else (follower, -votes)
 
     def propose(self, tokens: Sequence[int], limit: int) -> tuple[list[int], list[int]]:
-        """Up to `limit` tokens that may follow, and for each how long the context was that it was found by."""
+        """Up to `limit` tokens that may follow, and the length of the context that each was found by."""
         line = (START, *tokens)[-ORDERS[0] :]
         proposed: list[int] = []
         orders: list[int] = []
@@ -75,17 +73,17 @@ class ReportIndex:
 
 
 class CostModel:
-    """How many tokens to propose: as many as give most accepted tokens per second, none where that does not pay.
+    """How many tokens to propose: the number with most accepted tokens per second, which may be none.
 
-    Seconds of a pass are fitted as `fixed + each * tokens`, and the chance that a proposed token is accepted, given
-    that those before it were, is counted by the length of its context. Both are learnt from the passes made.
+    The time of a pass is fitted as `fixed + each * tokens`. The chance that a proposed token is accepted, if those
+    before it were, is counted by the length of its context. Both are learned from the passes made.
     """
 
     def __init__(self) -> None:
         self.passes = 0
         self.sums = [0.0] * 5  # of weights, x, y, x x and x y, with x the tokens and y the seconds of a pass
         self.outcomes = {order: [1.0, 2.0] for order in ORDERS}
-        """Context length -> proposals accepted and checked, with one made-up success and one failure."""
+        """Context length -> proposals accepted and checked, with a prior of one success and one failure."""
 
     def see_pass(self, tokens: int, seconds: float) -> None:
         """Learn from the time of a pass."""
@@ -94,21 +92,21 @@ class CostModel:
         self.passes += 1
 
     def see_outcome(self, orders: Sequence[int], accepted: int) -> None:
-        """Learn how many of the proposed tokens were accepted; those after the first refused one tell nothing."""
+        """Learn how many of the proposed tokens were accepted; tokens after the first rejected one do not count."""
         for order in orders[: accepted + 1]:
             self.outcomes[order][1] += 1
         for order in orders[:accepted]:
             self.outcomes[order][0] += 1
 
     def seconds(self, tokens: int) -> float:
-        """Expected time of a pass over so many tokens."""
+        """Expected time of a pass over this many tokens."""
         n, x, y, xx, xy = self.sums
         spread = n * xx - x * x
         each = max(0.0, (n * xy - x * y) / spread) if spread > 1e-9 else 0.0
         return max((y - each * x) / n, 1e-9) + each * tokens
 
     def length(self, proposals: Sequence[Sequence[int]]) -> int:
-        """How many tokens to check of each proposal, given by the context lengths of its tokens."""
+        """How many tokens of each proposal to check; a proposal is given by the context lengths of its tokens."""
         longest = max(map(len, proposals))
         if self.passes < 4:  # the fit needs passes with and without proposals
             return longest * (self.passes % 2)
@@ -129,28 +127,26 @@ class CostModel:
 
 
 class Speculator:
-    """An index with its cost model, kept for as long as one model drafts; both go on learning from its drafts.
+    """An index of reports with its cost model; both learn from the drafts of one model.
 
-    Args:
-        index: of reports as the model writes them.
-        longest: most tokens that are proposed at a time.
+    At most `longest` tokens are proposed at a time.
     """
 
     def __init__(self, index: ReportIndex, longest: int = 24) -> None:
         self.index, self.longest, self.cost = index, longest, CostModel()
 
     def propose(self, texts: Sequence[Sequence[int]], max_new_tokens: int) -> tuple[list[list[int]], list[list[int]]]:
-        """Tokens that may continue each text, and the context lengths that they were found by."""
+        """For each text tokens that may follow, and the lengths of the contexts that they were found by."""
         found = [self.index.propose(text, min(self.longest, max_new_tokens - len(text) - 1)) for text in texts]
         length = self.cost.length([orders for _, orders in found])
         return [tokens[:length] for tokens, _ in found], [orders[:length] for _, orders in found]
 
 
 class _Rows:
-    """Texts in the making, and the cache that goes with them.
+    """Texts being written, and their cache.
 
-    Rows accept different numbers of tokens: columns of the cache that a row has refused are masked for it, columns
-    that every row has refused are cut off.
+    Rows accept different numbers of tokens: cache columns that a row has rejected are masked for it, columns that
+    every row has rejected are cut off.
     """
 
     def __init__(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> None:
@@ -160,13 +156,13 @@ class _Rows:
         self.mask, self.last = inputs["attention_mask"], inputs["position_ids"][:, -1:]
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Go on with these rows only."""
+        """Keep these rows only."""
         index = torch.tensor(rows, device=self.mask.device)
         self.cache.batch_select_indices(index)
         self.mask, self.last, self.texts = self.mask[index], self.last[index], [self.texts[row] for row in rows]
 
     def check(self, proposals: Sequence[Sequence[int]]) -> tuple[list[list[int]], int]:
-        """One pass: for each row the proposed tokens it accepts and one more of its own; and the tokens of the pass."""
+        """One pass: for each row the proposed tokens it accepts and one of its own; and the tokens of the pass."""
         device, width = self.mask.device, 1 + max(map(len, proposals))
         fed = [[text[-1], *proposal] for text, proposal in zip(self.texts, proposals, strict=True)]
         columns = torch.arange(width, device=device)
@@ -189,39 +185,35 @@ class _Rows:
 
 
 def full_cache(model: Any) -> DynamicCache:
-    """An empty cache that keeps all tokens.
-
-    Raises:
-        ValueError: some layers of the language model keep only the last ones, or none.
-    """
+    """An empty cache that keeps all tokens; RadDraftError where a layer of the language model keeps only some."""
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer
 
     cache = DynamicCache(config=model.config)
     if kinds := {type(layer).__name__ for layer in cache.layers} - {DynamicLayer.__name__}:
         raise RadDraftError(
-            f"Language models of type {model.config.text_config.model_type!r} keep a cache ({min(kinds)}) that cannot "
-            "take tokens back, so none can be proposed to them; leave out --speculate"
+            f"Language models of type {model.config.text_config.model_type!r} have a cache ({min(kinds)}) that cannot "
+            "take tokens back; leave out --speculate"
         )
     return cache
 
 
 @torch.inference_mode()
 def speculate(
-    model: Any, inputs: Mapping[str, torch.Tensor], speculator: Speculator, max_new_tokens: int
+    model: Any, inputs: Mapping[str, torch.Tensor], speculator: Speculator, max_new_tokens: int, ends: set[int]
 ) -> list[list[int]]:
     """New tokens of each study as greedy `generate` would write them, each with its end token if it has one.
 
     Args:
         model: a LLaVA model.
-        inputs: input_ids, attention_mask and position_ids [B, L], padded on the left, and what gives the images.
-        speculator: where proposals come from; it learns from the texts.
-        max_new_tokens: of each text.
+        inputs: input_ids, attention_mask and position_ids [B, L], padded on the left, and the images' entries.
+        speculator: proposes tokens, and learns from the texts.
+        max_new_tokens: most tokens of a text.
+        ends: the tokens that end a text.
 
     Raises:
-        ValueError: the language model's cache cannot take tokens back.
+        RadDraftError: the language model's cache cannot take tokens back.
     """
-    ends = end_tokens(model)
     rows = _Rows(model, inputs)
     texts = list(rows.texts)
     while unfinished := [
@@ -243,7 +235,7 @@ def speculate(
 
 
 def _agreement(proposal: Sequence[int], chosen: Sequence[int]) -> int:
-    """How many tokens the proposal shares with what the model has chosen, before the first that differs."""
+    """How many tokens of the proposal the model has chosen too, up to the first that differs."""
     return next((i for i, token in enumerate(proposal) if token != chosen[i]), len(proposal))
 
 
@@ -251,7 +243,7 @@ def index_reports(drafter: Drafter, studies: Sequence[Study], most: int = 20_000
     """Index of the studies' reports as the model would write them; of more than `most`, evenly spaced ones.
 
     Raises:
-        ValueError: no study has a report of the model's sections.
+        RadDraftError: no study has the sections that the model writes.
     """
     texts = [answer for study in studies if (answer := drafter.prompt.answer(study))]
     if not texts:

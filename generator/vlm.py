@@ -24,8 +24,9 @@ from encoder.tower import Tower
 from encoder.towers import checkpoint_error
 from generator.config import ModelConfig
 from generator.data import IGNORE, Example, Item, labels_of
+from generator.drafter import Drafter
 from generator.generate import end_tokens
-from generator.model import SIDECAR, Drafter, build, load, read_sidecar
+from generator.model import SIDECAR, build, load, read_sidecar
 from generator.priors import find_priors
 from generator.prompts import PromptConfig
 from raddraft.errors import RadDraftError
@@ -75,7 +76,7 @@ class ChatDrafter(Drafter):
             if answer is not None:
                 messages = [*messages, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
                 reply = self._reply(study, messages, prompt)
-            images = [image.path for image in self.prompt.pictures(study, prior)]
+            images = [image.path for image in self.prompt.choose_images(study, prior)]
             example = ChatExample(study.study_id, images, prompt, reply, messages=messages)
             if self.context_length is not None and len(example) + reserve > self.context_length:
                 raise RadDraftError(

@@ -145,6 +145,6 @@ def test_the_action_writes_predictions_with_the_confidence_of_what_was_chosen(tm
     assert run("consensus", str(source), "--out", str(out)) == (0, "")
     assert len(out.read_text(encoding="utf-8").splitlines()) == 2
     source.write_text(f"{json.dumps(row)}\n" * 2)
-    assert "line 2: study 's1' stands already on line 1" in run("consensus", str(source), "--out", str(out))[1]
+    assert "line 2: duplicate study_id 's1', first on line 1" in run("consensus", str(source), "--out", str(out))[1]
     source.write_text('{"study_id": "s1", "prediction": "x"}\n')
-    assert "study 's1' holds no candidates" in run("consensus", str(source), "--out", str(out))[1]
+    assert "study 's1' has no candidates" in run("consensus", str(source), "--out", str(out))[1]

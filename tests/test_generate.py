@@ -12,19 +12,17 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import raddraft.cli
+from generator.config import DecodeConfig
 from generator.controls import most_frequent, nearest_reports, shuffle_images
-from generator.data import ExampleDataset, collate, encode
-from generator.generate import BANNER, DecodeConfig, decode_batch, generate
+from generator.data import collate
+from generator.generate import decode_batch, generate
 from generator.model import Drafter, load
 from generator.prompts import PromptConfig
 from raddraft.studies import read_studies
-from scripts.app import draft_upload
 from tests.conftest import make_study
 from tests.launch import Job
 
@@ -43,7 +41,7 @@ CONFIG = DecodeConfig(max_new_tokens=40, batch_size=7)
 
 
 def collate_studies(drafter: Drafter, studies: list) -> dict:
-    dataset = ExampleDataset(encode(drafter, studies, answers=False), drafter)
+    dataset = drafter.dataset(drafter.encode(studies, answers=False))
     return collate([dataset[i] for i in range(len(dataset))], dataset.pad_id)
 
 
@@ -172,6 +170,7 @@ def test_controls_of_repetition_and_length(drafter, studies) -> None:
         {"candidates": 2, "temperature": 0.0},
         {"temperature": 0.9},
         {"top_p": 0.9},
+        {"seed": 7},
         {"repetition_penalty": 0.0},
         {"min_new_tokens": -1},
     ],
@@ -188,12 +187,12 @@ def test_a_file_of_another_run_is_not_continued(drafter, studies, tmp_path) -> N
         generate(drafter, studies, out, CONFIG, "other")
     with pytest.raises(ValueError, match="line 1 was written with decoding 'greedy, 40 new tokens', not 'greedy, 5"):
         generate(drafter, studies, out, replace(CONFIG, max_new_tokens=5), "model")
-    with pytest.raises(ValueError, match="line 3: study 's2' is not among those to draft"):
+    with pytest.raises(ValueError, match="line 3: study 's2' is not among the studies to draft"):
         generate(drafter, studies[:2], out, CONFIG, "model")
     assert len(read(out)) == 3
 
 
-@pytest.mark.parametrize("what", ["weights", "prompt", "picture", "mapping"])
+@pytest.mark.parametrize("what", ["weights", "prompt", "image", "mapping"])
 def test_a_draft_is_not_kept_for_what_it_was_not_made_from(drafter, studies, tmp_path, what) -> None:
     out = tmp_path / "out.jsonl"
     generate(drafter, studies[:3], out, CONFIG, "model")
@@ -205,7 +204,7 @@ def test_a_draft_is_not_kept_for_what_it_was_not_made_from(drafter, studies, tmp
             drafter.model.lm_head.weight.mul_(1.01)
     elif what == "prompt":
         studies[0].sections["indication"] = "Fall."
-    elif what == "picture":
+    elif what == "image":
         make_study(tmp_path, 40, "test").main_image.path.replace(studies[0].main_image.path)
     else:
         drafter.gray_mapping = "minmax"
@@ -323,18 +322,6 @@ def run_action(action: str, *arguments: str) -> int:
     return end.value.code
 
 
-def test_draft_prints_each_draft_under_the_banner(model_folder, tmp_path, capsys) -> None:
-    for number in range(3):
-        make_study(tmp_path, number, "test")
-    Image.fromarray(np.zeros((40, 40), np.uint8)).save(tmp_path / "black.png")
-    status = run_action("draft", str(model_folder), str(tmp_path), "--decode.max_new_tokens", "12")
-    text = capsys.readouterr().out
-    assert status == 1
-    assert text.count(BANNER) == 3
-    assert "3 of 4 drafts" in text
-    assert "black.png" in text.split("no draft: ")[1]
-
-
 def test_generate_action_writes_controls(model_folder, studies_file, tmp_path, capsys) -> None:
     for control in ("none", "shuffled-images", "most-frequent", "nearest-report"):
         arguments = ["--model", str(model_folder), "--studies", str(studies_file), "--control", control]
@@ -374,18 +361,3 @@ def test_inference_does_not_touch_the_weights(drafter, studies, tmp_path) -> Non
     before = {name: value.clone() for name, value in drafter.model.state_dict().items()}
     generate(drafter, studies[:3], tmp_path / "out.jsonl", CONFIG, "model")
     assert all(torch.equal(before[name], value) for name, value in drafter.model.state_dict().items())
-
-
-def test_app_drafts_an_upload_or_says_what_is_wrong(drafter, studies, tmp_path) -> None:
-    study = studies[1]
-    picture, text = draft_upload(drafter, CONFIG, str(study.main_image.path), study.sections["indication"])
-    without_view = replace(study, images=[replace(study.main_image, view=None)])
-    generate(drafter, [without_view], tmp_path / "no_view.jsonl", CONFIG, "model")
-    assert text == read(tmp_path / "no_view.jsonl")[0]["prediction"]
-    assert picture is not None
-    assert picture.size == (32, 32)
-    (tmp_path / "notes.txt").write_text("not a picture")
-    picture, text = draft_upload(drafter, CONFIG, str(tmp_path / "notes.txt"), "")
-    assert picture is None
-    assert "notes.txt" in text
-    assert draft_upload(drafter, CONFIG, None, "")[1] == "Choose a file first."

@@ -54,7 +54,7 @@ def reference(drafter, studies) -> list[str]:  # noqa: F811
 
 def drafts_of(model: Drafter, wanted: list[Study], config, speculator=None) -> list[Draft]:
     examples = model.encode(wanted, answers=False)
-    return [draft for _, drafts, _ in decode(model, examples, config, speculator=speculator) for draft in drafts]
+    return list(decode(model, examples, config, speculator=speculator))
 
 
 @pytest.mark.parametrize("batch_size", [1, 7])
@@ -100,10 +100,10 @@ def test_known_reports_take_fewer_passes(drafter, studies, tmp_path) -> None:  #
 def test_where_tokens_cannot_be_proposed_is_said(drafter, studies) -> None:  # noqa: F811
     speculator = Speculator(ReportIndex())
     for change in ({"sample": True}, {"num_beams": 2}, {"candidates": 2}, {"repetition_penalty": 1.1}):
-        with pytest.raises(ValueError, match="greedy decoding without further controls only, not: "):
+        with pytest.raises(ValueError, match="plain greedy decoding only, not to: "):
             drafts_of(drafter, studies, replace(CONFIG, **change), speculator)
     drafter.model.config.text_config = Gemma3TextConfig(num_hidden_layers=6)
-    with pytest.raises(ValueError, match=r"'gemma3_text' keep a cache \(DynamicSlidingWindowLayer\)"):
+    with pytest.raises(ValueError, match=r"'gemma3_text' have a cache \(DynamicSlidingWindowLayer\)"):
         full_cache(drafter.model)
     for study in studies:
         study.sections = {}

@@ -12,11 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
+from generator.config import DecodeConfig, LoraConfig, ModelConfig, Stage, TrainConfig
 from generator.data import IGNORE
-from generator.generate import DecodeConfig, generate
-from generator.model import PROJECTOR, LoraConfig, ModelConfig
+from generator.generate import generate
+from generator.model import PROJECTOR
 from generator.prompts import PromptConfig
-from generator.train import Stage, TrainConfig, train
+from generator.train import train
 from generator.vlm import ChatDrafter, load_any
 from raddraft.images import load_image
 from raddraft.studies import read_studies
@@ -59,7 +60,7 @@ def load_plain(folder: Path) -> tuple[Any, Any]:
 
 def ask(processor: Any, prompt: PromptConfig, study: Any) -> Any:
     """What a user of plain transformers hands to the model for one study."""
-    images = [load_image(image.path).convert("RGB") for image in prompt.pictures(study)]
+    images = [load_image(image.path).convert("RGB") for image in prompt.choose_images(study)]
     messages = prompt.messages(study)
     if processor.chat_template:
         waiting = iter(images)
@@ -224,7 +225,8 @@ def test_models_that_cannot_be_asked_are_refused_in_one_sentence(folders, lm_fol
 
 
 def test_a_model_that_was_trained_here_keeps_its_prompt(tmp_path, tower_folder, lm_folder) -> None:
-    from generator.model import Drafter, ModelConfig, build, save
+    from generator.config import ModelConfig
+    from generator.model import Drafter, build, save
 
     save(Drafter(*build(ModelConfig(str(tower_folder), str(lm_folder))), PROMPT), tmp_path)
     assert type(load_any(str(tmp_path))) is Drafter
@@ -333,7 +335,7 @@ def test_an_unreadable_image_is_not_trained_on(folders, studies, tmp_path, capsy
 def test_what_cannot_train_is_refused(folders, studies, tmp_path) -> None:
     config, parts = ModelConfig(vlm=str(folders["gemma3"])), {"train": studies, "val": studies}
     with pytest.raises(ValueError, match="type 'gemma3' was not built here, so its tower gives no features"):
-        train(parts, tmp_path / "a", config, PROMPT, recipe(features="cached"))
+        train(parts, tmp_path / "a", config, PROMPT, recipe(cached=True))
     with pytest.raises(ValueError, match="tower of a model of type 'gemma3' cannot train; use tower: frozen"):
         train(parts, tmp_path / "b", config, PROMPT, recipe(stages=[Stage(tower=1)]))
     for parts_named in ((), ("x",), ("", "x"), ("x", "", "y"), ("", "x", "y")):

@@ -1,0 +1,220 @@
+"""Drafting in Python: the front door that `raddraft draft`, `generate` and `app` go through too.
+
+import raddraft
+
+model = raddraft.load_model("runs/demo/model")
+print(model.draft("film.dcm"))
+for draft in model.stream("folder_of_dicoms"):
+    print(draft.study_id, draft.error or draft.text)
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from generator.config import Control, DecodeConfig
+from generator.controls import copy_reports, shuffle_images
+from generator.generate import Draft, decode, generate, write_drafts
+from generator.model import Drafter
+from generator.priors import find_priors
+from generator.prompts import PromptConfig
+from generator.speculate import Speculator, index_reports
+from generator.vlm import ChatDrafter, load_any
+from raddraft.errors import RadDraftError
+from raddraft.processes import WAIT, is_main_process, pick_device
+from raddraft.studies import Study, StudyImage, read_studies
+
+Images = str | Path | Study | Iterable[str | Path | Study]
+"""An image file, a folder of them, a study, or several of these."""
+
+
+def load_model(
+    name: str | Path, device: str = "auto", prompt: PromptConfig | None = None, remote_code: bool = False
+) -> Model:
+    """Load a model that was trained by RadDraft, or any vision-language model that transformers knows.
+
+    Args:
+        name: model folder or hub id.
+        device: cpu, cuda, cuda:1, mps …; auto is the first accelerator, or the one that Accelerate gives this process.
+        prompt: the prompt of a model that was not trained by RadDraft; one that was keeps its own.
+        remote_code: whether Python code that comes with the model may run.
+
+    Raises:
+        RadDraftError: no such model or device, or a prompt for a model that keeps its own.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from accelerate import Accelerator
+        from accelerate.utils import InitProcessGroupKwargs
+
+        if device != "auto":
+            raise RadDraftError(f"Device {device!r}: with several processes Accelerate chooses the devices; use auto")
+        device = str(Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT)]).device)
+    default = asdict(PromptConfig())
+    changes = {key: value for key, value in asdict(prompt or PromptConfig()).items() if value != default[key]}
+    drafter = load_any(str(name), "auto", pick_device(device), prompt if changes else None, remote_code)
+    return Model(drafter, " ".join([str(Path(name)), *(f"{key}={value!r}" for key, value in changes.items())]))
+
+
+class Model:
+    """A model that drafts reports of chest X-rays; every draft is for a radiologist to check. See `load_model`.
+
+    Attributes:
+        drafter: network, processor and prompt.
+        name: name of the model in predictions.jsonl.
+    """
+
+    def __init__(self, drafter: Drafter, name: str) -> None:
+        self.drafter, self.name = drafter, name
+
+    def draft(self, images: Images, **options: Any) -> Draft | list[Draft]:
+        """Draft the report of an image file or a study, or of each one in a folder or a list. Options as of `stream`.
+
+        Returns:
+            A Draft, whose `str()` is the text. For a folder or a list a list of Drafts, where one of an image that
+            cannot be read has no text, but an `error`.
+
+        Raises:
+            RadDraftError: as `stream`, and where the image of a single file or study cannot be read.
+        """
+        drafts = list(self.stream(images, **options))
+        if not isinstance(images, str | Path | Study) or (not isinstance(images, Study) and Path(images).is_dir()):
+            return drafts
+        if drafts[0].error:
+            raise RadDraftError(drafts[0].error)
+        return drafts[0]
+
+    def stream(
+        self,
+        images: Images,
+        indication: str | None = None,
+        view: str | None = None,
+        out: Path | None = None,
+        speculate: Path | Sequence[Study] | None = None,
+        workers: int = 0,
+        **decoding: Any,
+    ) -> Iterator[Draft]:
+        """Yield each draft as soon as its batch is decoded.
+
+        Args:
+            images: image files (DICOM, PNG, JPEG, TIFF), folders of them, or studies; one or several.
+            indication: why the images were taken, for a model that reads it.
+            view: PA, AP or LATERAL, for a model that reads it.
+            out: a predictions.jsonl to write or to resume; drafts that it holds come first.
+            speculate: studies, or their manifest, from whose training reports tokens are proposed: the same greedy
+                text in fewer passes.
+            workers: processes that read and prepare images.
+            decoding: fields of `generator.config.DecodeConfig`, e.g. max_new_tokens, candidates, confidence.
+
+        Raises:
+            RadDraftError: no image, an option that the model cannot use, or as `generator.generate.write_drafts`.
+        """
+        config, prompt = DecodeConfig(**decoding), self.drafter.prompt
+        self._check_used("indication", indication, "indication" in prompt.context)
+        self._check_used("view", view, "view" in prompt.context or prompt.images != "frontal" or prompt.prior)
+        studies = find_studies(images, indication, view)
+        self._warn_without_priors(studies)
+        speculator = self._speculator(speculate)
+        if out:
+            yield from write_drafts(self.drafter, studies, out, config, self.name, workers, speculator)
+        else:
+            examples = self.drafter.encode(studies, answers=False, reserve=config.max_new_tokens)
+            yield from decode(self.drafter, examples, config, workers, speculator=speculator)
+
+    def generate(
+        self,
+        studies: Sequence[Study],
+        out: Path,
+        control: Control = "none",
+        training: Sequence[Study] = (),
+        speculate: bool = False,
+        workers: int = 2,
+        decode: DecodeConfig | None = None,
+    ) -> list[str]:
+        """Draft studies into a predictions.jsonl, or write a control that is scored beside the model's drafts.
+
+        Processes that Accelerate has launched share the work. An interrupted run resumes.
+
+        Args:
+            studies: what to draft, in this order.
+            out: the predictions.jsonl.
+            control: see `generator.controls`.
+            training: studies whose reports are copied by a control, or proposed from with `speculate`.
+            speculate: propose tokens from training reports: the same greedy text in fewer passes.
+            workers: processes that read and prepare images.
+            decode: how to decode.
+
+        Returns:
+            A sentence for each study without a draft; on the main process only.
+
+        Raises:
+            RadDraftError: an option that the control or the model cannot use, or as `generator.generate.generate`.
+        """
+        name = self.name if control == "none" else f"{self.name} {control}"
+        if control in ("most-frequent", "nearest-report"):
+            if speculate or decode not in (None, DecodeConfig()):
+                raise RadDraftError(f"The control {control} decodes nothing: leave out decode and speculate")
+            return copy_reports(self.drafter, training, studies, out, control, name) if is_main_process() else []
+        if control == "shuffled-images":
+            studies = shuffle_images(studies)
+        self._warn_without_priors(studies)
+        speculator = self._speculator(training if speculate else None)
+        return generate(self.drafter, studies, out, decode or DecodeConfig(), name, workers, speculator)
+
+    def _check_used(self, option: str, value: str | None, used: bool) -> None:
+        """Raise RadDraftError if an option was given that the prompt has no place for."""
+        if value and not used:
+            prompt = self.drafter.prompt
+            reads = ", ".join([*(["the prior study"] if prompt.prior else []), *prompt.context]) or "nothing else"
+            advice = f" or add prompt.context {option}" if isinstance(self.drafter, ChatDrafter) else ""
+            raise RadDraftError(
+                f"{self.name} does not read the {option}: beside images ({prompt.images}) it reads {reads}; leave out "
+                f"{option}{advice}"
+            )
+
+    def _warn_without_priors(self, studies: Sequence[Study]) -> None:
+        if self.drafter.prompt.prior and not find_priors(studies):
+            warnings.warn("the model also reads the subject's prior study, and no study here has one", stacklevel=3)
+
+    def _speculator(self, source: Path | Sequence[Study] | None) -> Speculator | None:
+        if source is None:
+            return None
+        studies = read_studies(source) if isinstance(source, str | Path) else source
+        return Speculator(index_reports(self.drafter, [study for study in studies if study.split == "train"]))
+
+
+def find_studies(images: Images, indication: str | None = None, view: str | None = None) -> list[Study]:
+    """Studies as they are, and for each image file named or inside a folder named a study whose id is the path.
+
+    Raises:
+        RadDraftError: no image, or an indication or view for studies, which hold their own.
+    """
+    from generator.corpora.folder import find_image_files
+
+    sections = {"indication": indication} if indication else {}
+    found: dict[str, Study] = {}
+    items = [images] if isinstance(images, str | Path | Study) else list(images)
+    for item in items:
+        if isinstance(item, Study):
+            if indication or view:
+                raise RadDraftError(f"Study {item.study_id!r} holds its own indication and view; leave them out")
+            found[item.study_id] = item
+            continue
+        path = Path(item)
+        for file in find_image_files(path) if path.is_dir() else [path]:
+            name = os.fsencode(file).decode(errors="replace")  # file names may hold any bytes
+            found.setdefault(str(file), Study(name, name, "test", [StudyImage(file.absolute(), view)], sections))
+    if not found:
+        raise RadDraftError(f"No image in {', '.join(map(str, items))}")
+    return list(found.values())
+
+
+def report_failures(errors: Sequence[str], count: int, where: Path | str) -> str:
+    """How many of `count` drafts are in `where`, and a line for each study without a draft."""
+    return "\n".join(
+        [f"{count - len(errors)} of {count} drafts are in {where}", *(f"no draft: {one}" for one in errors)]
+    )
