@@ -12,10 +12,10 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from encoder.augment import ViewConfig
-from encoder.dino import Dino, DinoConfig
+from encoder.dino import Dino
 from encoder.pretrain import pretrain
-from encoder.recipe import Architecture, PretrainConfig, load_start
+from encoder.recipe import Architecture, CropConfig, DinoConfig, PretrainConfig
+from encoder.start import load_start
 from raddraft.processes import pick_device
 from raddraft.studies import Study, StudyImage
 
@@ -23,26 +23,26 @@ LAPTOP = PretrainConfig(
     tower=None,
     architecture=Architecture(384, 12, 14),
     drop_path=0.0,
-    objective=DinoConfig(prototypes=2048, head_hidden=1024, centring="sinkhorn", separate_ibot_head=True),
-    views=ViewConfig(global_size=112, local_size=56, n_local=4, blur_sigma=(0.1, 1.0)),
+    objective=DinoConfig(prototypes=2048, head_hidden=1024, centering="sinkhorn", separate_ibot_head=True),
+    crops=CropConfig(global_size=112, local_size=56, local_crops=4, blur_sigma=(0.1, 1.0)),
     batch_size=32,
     micro_batch_size=32,
     precision="bf16",
     log_every=1,
-    pictures=0,
+    map_images=0,
     workers=1,
 )
 """A ViT-S/14 as in the laptop recipe."""
 
 
-def bench_pretraining(pictures: Sequence[Path], n_steps: int, config: PretrainConfig = LAPTOP) -> None:
+def bench_pretraining(images: Sequence[Path], n_steps: int, config: PretrainConfig = LAPTOP) -> None:
     """Pre-train; print images per second of real steps and of the bare network.
 
-    A step reads, cuts views, draws masks, and updates student and teacher. The bare network is both of them forward,
+    A step reads, cuts crops, draws masks, and updates student and teacher. The bare network is both of them forward,
     and the student backward, on one batch in memory; it is timed before and after, as other work comes and goes.
     """
     config = replace(config, steps=n_steps, watch_every=n_steps, save_every=10 * n_steps)
-    studies = [Study(str(i), str(i), "train", [StudyImage(path)]) for i, path in enumerate(pictures)]
+    studies = [Study(str(i), str(i), "train", [StudyImage(path)]) for i, path in enumerate(images)]
     before = _bare(config, n_steps)
     with TemporaryDirectory() as folder:
         pretrain([studies], [], Path(folder), config)
@@ -55,10 +55,10 @@ def bench_pretraining(pictures: Sequence[Path], n_steps: int, config: PretrainCo
 def _bare(config: PretrainConfig, n_steps: int) -> float:
     device = torch.device(pick_device("auto"))
     model = Dino(load_start(config).model, config.objective).to(device)
-    n, views = config.micro_batch_size, config.views
-    side = views.global_size // model.backbone.config.patch_size
-    large = torch.randn(2 * n, 1, views.global_size, views.global_size, device=device)
-    small = torch.randn(views.n_local * n, 1, views.local_size, views.local_size, device=device)
+    n, crops = config.micro_batch_size, config.crops
+    side = crops.global_size // model.backbone.config.patch_size
+    large = torch.randn(2 * n, 1, crops.global_size, crops.global_size, device=device)
+    small = torch.randn(crops.local_crops * n, 1, crops.local_size, crops.local_size, device=device)
     masks = torch.zeros(2 * n, side, side, dtype=torch.bool, device=device)
     hidden = sum(config.objective.mask_ratio) / 2 if config.objective.ibot_weight else 0.0
     masks.flatten(1)[: round(2 * n * config.objective.mask_probability), : round(side * side * hidden)] = True

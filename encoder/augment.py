@@ -1,177 +1,107 @@
-"""Random views of chest X-rays and masks of their patches, for pre-training an encoder in the manner of DINOv2.
+"""Random crops of chest X-rays and masks of their patches, for pre-training an encoder in the manner of DINOv2.
 
-    views = Views(ViewConfig(global_size=112, n_local=4, local_size=56), mean=0.53, std=0.26)
-    global_views, local_views = views(image, seed=7)      # [1, H, W] in 0..1 -> [2, 1, 112, 112], [4, 1, 56, 56]
+    multi_crop = MultiCrop(CropConfig(global_size=112, local_crops=4, local_size=56), mean=0.53, std=0.26)
+    global_crops, local_crops = multi_crop(image, seed=7)      # [1, H, W] in 0..1 -> [2, 1, 112, 112], [4, 1, 56, 56]
     masks = block_masks(2 * batch_size, grid=(8, 8), seed=7)      # the patches that iBOT hides from the student
 
-Radiographs have one channel and a grey scale that means something: there are no colour tricks, and intensities change
-as they do between detectors, exposures and display windows. Values stay float32 throughout, so a picture of 12 or 16
-bits keeps its depth until the tower gets it.
+Radiographs have one channel and a gray scale with a meaning: there are no color tricks, and intensities change as they
+do between detectors, exposures and display windows. Values stay float32, so images of 12 or 16 bits keep their depth.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from encoder.recipe import CropConfig
 from raddraft.errors import RadDraftError
 
-CROP_TRIES = 10
-BLOCK_TRIES = 10
+TRIES = 10
+"""Draws of a crop's box, or of a mask's next block, before giving up."""
 MIN_BLOCK = 4
-"""Patches, of the smallest block of a mask."""
+"""Patches in the smallest block of a mask."""
 LOG_ASPECT = (math.log(0.3), math.log(1 / 0.3))
-"""Logarithm of the height : width of the blocks, as in BEiT (arXiv 2106.08254)."""
+"""Range of the logarithm of height : width of a block, as in BEiT (arXiv 2106.08254)."""
 
 
-@dataclass
-class ViewConfig:
-    """Two large global crops, which the teacher sees, and small local crops, which only the student sees.
+class MultiCrop:
+    """Cuts random crops out of an image.
 
-    Defaults are those of DINOv2 (arXiv 2304.07193) unless a field says otherwise. RAD-DINO (arXiv 2401.10815) takes
-    larger crops and blurs less on the teacher's branch; the numbers for that here are this project's own.
+    Args:
+        config: what to cut.
+        mean, std: of the tower's image processor, on the scale 0..1. A gray image is normalized once, in one channel,
+            so the mean over the channels is used (they are equal in RAD-DINO and nearly so for ImageNet).
+
+    Raises:
+        RadDraftError: a standard deviation that is not positive.
     """
 
-    global_size: int = 518
-    """Side of a global view in pixels, a multiple of the patch. RAD-DINO's: small findings need resolution."""
-    n_local: int = 8
-    """Number of local views."""
-    local_size: int = 196
-    """Side of a local view in pixels, a multiple of the patch. DINOv2's 96 to 224 would be 222 to 518; 14 patches of 14
-    cost a fifth less and show what is cut out at no lower magnification than the global views."""
-    global_scale: tuple[float, float] = (0.5, 1.0)
-    """Share of the picture's area in a global view. DINOv2 starts at 0.32, where one lung can be missing."""
-    local_scale: tuple[float, float] = (0.1, 0.4)
-    """Share of the picture's area in a local view. DINOv2 has 0.05 to 0.32; in less than a tenth of a chest X-ray there
-    is often no landmark left to tell the place by."""
-    aspect_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Width : height of what is cut out and then made square, drawn on a logarithmic scale."""
-    flip: float = 0.5
-    """Probability of exchanging left and right. 0 where the side matters, as for a heart on the right."""
-    jitter: float = 0.8
-    """Probability of changing brightness, contrast and gamma, all three."""
-    brightness: tuple[float, float] = (0.85, 1.1)
-    """Factor on all values, as another exposure. DINOv2 has 0.6 to 1.4, which burns out mediastinum and abdomen."""
-    contrast: tuple[float, float] = (0.7, 1.25)
-    """Factor on the distance from the view's mean, as another width of the display window. DINOv2 has 0.6 to 1.4."""
-    gamma: tuple[float, float] = (0.6, 1.6)
-    """Exponent of the values, as another detector's characteristic curve: darker or brighter without burning out. In
-    place of DINOv2's saturation and hue."""
-    blur_global: tuple[float, float] = (0.5, 0.1)
-    """Probability of blurring the first and the second global view. DINOv2 blurs the first one always; fine texture is
-    what a nodule or an interstitial pattern consists of."""
-    blur_local: float = 0.5
-    """Probability of blurring a local view."""
-    blur_sigma: tuple[float, float] = (0.1, 2.0)
-    """Standard deviation of the blur, in pixels of the view; less for views much smaller than DINOv2's 224 and 96."""
-    solarise: float = 0.0
-    """Probability of inverting the brighter half of the grey scale of the second global view. DINOv2 has 0.2; in a
-    radiograph bone would become air."""
-
-    def __post_init__(self) -> None:
-        for name, least in {"global_size": 1, "local_size": 1, "n_local": 0}.items():
-            if getattr(self, name) < least:
-                raise RadDraftError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        probabilities = {name: getattr(self, name) for name in ("flip", "jitter", "blur_local", "solarise")}
-        probabilities |= {"blur_global[0]": self.blur_global[0], "blur_global[1]": self.blur_global[1]}
-        for name, value in probabilities.items():
-            if not 0 <= value <= 1:
-                raise RadDraftError(f"{name} is a probability, 0 to 1, got {value}")
-        highest = {"global_scale": 1.0, "local_scale": 1.0}
-        for name in ("global_scale", "local_scale", "aspect_ratio", "brightness", "contrast", "gamma", "blur_sigma"):
-            low, high = getattr(self, name)
-            if not 0 < low <= high <= highest.get(name, math.inf) or math.isinf(high):
-                limit = " and at most 1" if name in highest else ""
-                raise RadDraftError(f"{name} must be a range from low to high, above 0{limit}, got {low} to {high}")
-
-
-class Views:
-    """Cuts random views out of a picture."""
-
-    def __init__(self, config: ViewConfig, mean: float | Sequence[float], std: float | Sequence[float]) -> None:
-        """Prepare to cut views.
-
-        Args:
-            config: what views to cut.
-            mean: of the tower's image processor, on the scale of 0..1. A grey picture stays one channel and is
-                normalised once, so of several channels the mean counts (equal in RAD-DINO, nearly so for ImageNet).
-            std: likewise.
-
-        Raises:
-            ValueError: a standard deviation that is not positive.
-        """
+    def __init__(self, config: CropConfig, mean: float | Sequence[float], std: float | Sequence[float]) -> None:
         self.config = config
         self.mean, self.std = float(np.mean(mean)), float(np.mean(std))
         if not self.std > 0:
             raise RadDraftError(f"std must be above 0, got {std}")
 
     def __call__(self, image: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-        """Views of one picture.
-
-        What is cut out is resized with an antialiased bicubic filter to the view's size, upwards too where the picture
-        is small.
+        """Crops of one image, resized with an antialiased bicubic filter.
 
         Args:
             image: [1, H, W], floating point, 0..1, on the CPU.
             seed: at least 0. It alone decides what is drawn; global random states are neither read nor changed.
 
         Returns:
-            The global views [2, 1, S, S] and the local views [n_local, 1, s, s], float32, normalised.
+            Global crops [2, 1, S, S] and local crops [n, 1, s, s], float32, normalized.
 
         Raises:
-            ValueError: an image of another shape or of integers.
+            RadDraftError: an image of another shape or of integers.
         """
         if image.ndim != 3 or image.shape[0] != 1 or not image.is_floating_point():
-            raise RadDraftError(f"Views are cut out of floats [1, H, W] in 0..1, got {image.dtype} {list(image.shape)}")
-        config = self.config
+            raise RadDraftError(f"Crops are cut out of floats [1, H, W] in 0..1, got {image.dtype} {list(image.shape)}")
+        c, n = self.config, self.config.local_crops
         generator = np.random.default_rng(seed)
         image = image.float()
-        blur, solarise = list(config.blur_global), [0.0, config.solarise]
-        global_views = self._cut(image, config.global_size, config.global_scale, blur, solarise, generator)
-        blur, solarise = [config.blur_local] * config.n_local, [0.0] * config.n_local
-        local_views = self._cut(image, config.local_size, config.local_scale, blur, solarise, generator)
-        return global_views, local_views
+        global_crops = self._cut(image, c.global_size, c.global_scale, c.blur_global, (0.0, c.solarize), generator)
+        local_crops = self._cut(image, c.local_size, c.local_scale, [c.blur_local] * n, [0.0] * n, generator)
+        return global_crops, local_crops
 
     def _cut(
         self,
         image: Tensor,
         size: int,
         scale: tuple[float, float],
-        blur: list[float],
-        solarise: list[float],
+        blur: Sequence[float],
+        solarize: Sequence[float],
         generator: np.random.Generator,
     ) -> Tensor:
-        """As many views [n, 1, size, size] as there are probabilities; cut out first, as the rest is cheaper then."""
+        """As many crops [n, 1, size, size] as there are probabilities of blurring and solarizing them."""
         from scipy.ndimage import gaussian_filter
         from torchvision.transforms import InterpolationMode
         from torchvision.transforms.v2 import functional
 
         config, n = self.config, len(blur)
-        height, width = image.shape[-2:]
-        views = image.new_empty(n, 1, size, size)
+        crops = image.new_empty(n, 1, size, size)
         flipped = generator.random(n) < config.flip
         for i in range(n):
-            box = draw_box(height, width, scale, config.aspect_ratio, generator)
-            view = functional.resized_crop(image, *box, [size, size], InterpolationMode.BICUBIC, antialias=True)
-            views[i] = view.flip(-1) if flipped[i] else view
+            box = draw_box(*image.shape[-2:], scale, config.aspect_ratio, generator)
+            crop = functional.resized_crop(image, *box, [size, size], InterpolationMode.BICUBIC, antialias=True)
+            crops[i] = crop.flip(-1) if flipped[i] else crop
         low, high = np.array([config.brightness, config.contrast, config.gamma]).T
         changed = generator.random((n, 1)) < config.jitter
         factors = np.where(changed, generator.uniform(low, high, (n, 3)), 1).T.reshape(3, n, 1, 1, 1)
         # Bicubic filters overshoot at edges.
-        views = change_intensity(views.clamp_(0, 1), *torch.from_numpy(factors).to(views.dtype))
+        crops = change_intensity(crops.clamp_(0, 1), *torch.from_numpy(factors).to(crops.dtype))
         sigmas = generator.uniform(*config.blur_sigma, n)
         for i in np.flatnonzero(generator.random(n) < blur).tolist():
-            # In one direction after the other: several times as fast on one core as torchvision's blur.
-            blurred = gaussian_filter(views[i, 0].numpy(), sigmas[i], truncate=3)
-            views[i, 0] = torch.from_numpy(blurred)
-        for i in np.flatnonzero(generator.random(n) < solarise).tolist():
-            views[i] = torch.where(views[i] < 0.5, views[i], 1 - views[i])
-        return views.sub_(self.mean).div_(self.std)
+            # One axis after the other: several times as fast on one core as torchvision's blur.
+            blurred = gaussian_filter(crops[i, 0].numpy(), sigmas[i], truncate=3)
+            crops[i, 0] = torch.from_numpy(blurred)
+        for i in np.flatnonzero(generator.random(n) < solarize).tolist():
+            crops[i] = torch.where(crops[i] < 0.5, crops[i], 1 - crops[i])
+        return crops.sub_(self.mean).div_(self.std)
 
 
 def draw_box(
@@ -181,14 +111,14 @@ def draw_box(
     aspect_ratio: tuple[float, float],
     generator: np.random.Generator,
 ) -> tuple[int, int, int, int]:
-    """A random box in a picture: top, left, height and width in pixels.
+    """A random box in an image: top, left, height and width in pixels.
 
-    Its area is uniform on `scale`, its width : height uniform on a logarithmic scale, as in torchvision's
-    RandomResizedCrop, which can only draw from the global random state. What does not fit is drawn again; after ten
-    times it is the largest box around the centre with an admissible width : height.
+    Its area is uniform on `scale`, its width : height log-uniform on `aspect_ratio`, as in torchvision's
+    RandomResizedCrop, which only draws from the global random state. A box that does not fit is drawn again; after ten
+    draws it is the largest centered box with an admissible width : height.
     """
     low, high = (math.log(limit) for limit in aspect_ratio)
-    for _ in range(CROP_TRIES):
+    for _ in range(TRIES):
         area, ratio = height * width * generator.uniform(*scale), math.exp(generator.uniform(low, high))
         box = max(1, round(math.sqrt(area / ratio))), max(1, round(math.sqrt(area * ratio)))
         if box[0] <= height and box[1] <= width:
@@ -197,13 +127,13 @@ def draw_box(
     return (height - largest[0]) // 2, (width - largest[1]) // 2, *largest
 
 
-def change_intensity(views: Tensor, brightness: Tensor, contrast: Tensor, gamma: Tensor) -> Tensor:
-    """Grey values [n, 1, H, W] in 0..1: times brightness, spread by contrast about their mean, to the power gamma.
+def change_intensity(crops: Tensor, brightness: Tensor, contrast: Tensor, gamma: Tensor) -> Tensor:
+    """Gray values [n, 1, H, W] in 0..1: times brightness, spread by contrast about their mean, to the power gamma.
 
-    What would leave 0..1 before the power is cut off, as in a display window. The three are [n, 1, 1, 1].
+    Values are clipped to 0..1 before the power, as in a display window. The three factors are [n, 1, 1, 1].
     """
-    mean = views.mean((-2, -1), keepdim=True)
-    return (views * (brightness * contrast)).add_(mean * brightness * (1 - contrast)).clamp_(0, 1).pow_(gamma)
+    mean = crops.mean((-2, -1), keepdim=True)
+    return (crops * (brightness * contrast)).add_(mean * brightness * (1 - contrast)).clamp_(0, 1).pow_(gamma)
 
 
 def block_masks(
@@ -213,7 +143,7 @@ def block_masks(
     ratio: tuple[float, float] = (0.1, 0.5),
     seed: int = 0,
 ) -> Tensor:
-    """Which patches of a batch of crops to hide, block by block.
+    """Which patches of a batch of crops to hide, in blocks.
 
     As in DINOv2 (arXiv 2304.07193), n * probability of n crops are masked; a fraction is rounded up with its own
     probability, since n is a few crops here and a whole batch there. `ratio` is divided into as many equal strata, each
@@ -232,7 +162,7 @@ def block_masks(
         bool [n_crops, H, W], true where a patch is hidden.
 
     Raises:
-        ValueError: a negative number of crops, an empty grid, shares that leave 0..1 or that are in the wrong order.
+        RadDraftError: a negative number of crops, an empty grid, shares outside 0..1 or in the wrong order.
     """
     if n_crops < 0 or min(grid) < 1:
         raise RadDraftError(f"Masks need n_crops >= 0 and a grid of at least 1 x 1, got {n_crops} and {grid}")
@@ -250,23 +180,21 @@ def block_masks(
     return torch.from_numpy(masks)
 
 
-def _lay_blocks(mask: np.ndarray, count: int, generator: np.random.Generator) -> None:
-    """Set exactly `count` patches of an empty mask [H, W], in blocks as far as they fit."""
+def _lay_blocks(mask: np.ndarray, missing: int, generator: np.random.Generator) -> None:
+    """Set exactly `missing` patches of an empty mask [H, W], in blocks as far as they fit."""
     height, width = mask.shape
-    missing, failures = count, 0
-    while missing >= MIN_BLOCK and failures < BLOCK_TRIES:
+    failures = 0
+    while missing >= MIN_BLOCK and failures < TRIES:
+        failures += 1
         area, aspect = generator.uniform(MIN_BLOCK, missing), math.exp(generator.uniform(*LOG_ASPECT))
         rows, columns = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if not (1 <= rows <= height and 1 <= columns <= width):
-            failures += 1
             continue
         top, left = generator.integers(height - rows + 1), generator.integers(width - columns + 1)
         block = mask[top : top + rows, left : left + columns]
         gained = block.size - int(np.count_nonzero(block))
-        if not 0 < gained <= missing:
-            failures += 1
-            continue
-        block[:] = True
-        missing, failures = missing - gained, 0
+        if 0 < gained <= missing:
+            block[:] = True
+            missing, failures = missing - gained, 0
     free = np.flatnonzero(~mask)
     mask.flat[generator.choice(free, missing, replace=False)] = True

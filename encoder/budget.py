@@ -8,25 +8,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
+import torch
+
+from encoder.dino import Dino
 from encoder.recipe import PretrainConfig
+from encoder.sizes import tower_config
+from encoder.start import new_backbone
+from encoder.towers import resolve_tower
+from raddraft.gpus import Gpu, describe_gpus, describe_memory, run_hours
 
-Gpu = Literal["rtx4090", "a10", "l40s", "a100-40gb", "a100", "h100", "h200", "b200"]
-GPUS: dict[Gpu, tuple[float, int]] = {
-    "rtx4090": (165e12, 24),
-    "a10": (125e12, 24),
-    "l40s": (362e12, 48),
-    "a100-40gb": (312e12, 40),
-    "a100": (312e12, 80),
-    "h100": (989e12, 80),
-    "h200": (989e12, 141),
-    "b200": (2250e12, 192),
-}
-"""Name -> dense 16-bit tensor-core operations a second and GiB, by the vendor's data sheets (from memory)."""
-
-UTILISATION = 0.35
-"""Share of the peak that a vision transformer with small crops is taken to reach."""
+UTILIZATION = 0.35
+"""Share of the peak that a vision transformer with small crops is assumed to reach."""
 
 
 @dataclass(frozen=True)
@@ -38,95 +32,72 @@ class Budget:
     heads: int
     """Parameters of the student's head or heads."""
     tokens: int
-    """That the student reads in a step, over all processes, class tokens included."""
+    """Tokens that the student reads in a step, over all processes, class tokens included."""
     flops: float
-    """Of a step, over all processes."""
+    """Operations of a step, over all processes."""
     memory: dict[str, float]
     """GiB on one GPU, by part."""
     hours: float
 
 
-def estimate(config: PretrainConfig, gpu: Gpu, n_gpus: int) -> Budget:
-    """The cost of a run.
-
-    Args:
-        config: the recipe.
-        gpu: one of GPUS.
-        n_gpus: of them.
+def estimate(config: PretrainConfig, gpu: Gpu, gpus: int) -> Budget:
+    """The cost of a run on `gpus` GPUs of one model.
 
     Raises:
         OSError: the sizes of the tower are not known without its files, and the hub cannot be reached.
     """
-    import torch
-
-    from encoder.dino import Dino
-
-    peak, _ = GPUS[gpu]
-    with torch.device("meta"):
-        backbone = meta_backbone(config)
+    with torch.device("meta"):  # nothing is allocated or downloaded
+        backbone = _backbone(config)
         model = Dino(backbone, config.objective)
     n_backbone = sum(parameter.numel() for parameter in backbone.parameters())
     n_heads = sum(parameter.numel() for parameter in model.student.parameters()) - n_backbone
-    settings = backbone.config
-    width, depth = settings.hidden_size, settings.num_hidden_layers
-    views, objective = config.views, config.objective
-    lengths = [1 + (size // settings.patch_size) ** 2 for size in (views.global_size, views.local_size)]
     n_blocks = sum(parameter.numel() for parameter in backbone.encoder.parameters())
-    # Two operations a weight and token, and two products of attention a layer and pair of tokens.
+    width, depth = backbone.config.hidden_size, backbone.config.num_hidden_layers
+    crops, objective = config.crops, config.objective
+    lengths = [1 + (size // backbone.config.patch_size) ** 2 for size in (crops.global_size, crops.local_size)]
+    # Two operations per weight and token, and two products of attention per layer and pair of tokens.
     forward = [2 * n_blocks * t + 4 * depth * width * t * t for t in lengths]
-    hidden = objective.mask_probability * sum(objective.mask_ratio) / 2 if objective.ibot_weight else 0.0
-    patches = 2 * hidden * (lengths[0] - 1)
+    patches = config.mask_probability * sum(objective.mask_ratio) * (lengths[0] - 1)  # masked, of two global crops
     head = 2 * (n_heads / (1 + objective.separate_ibot_head))
-    student = 2 * forward[0] + views.n_local * forward[1] + (2 + views.n_local + patches) * head
+    student = 2 * forward[0] + crops.local_crops * forward[1] + (2 + crops.local_crops + patches) * head
     teacher = 2 * forward[0] + (2 + patches) * head
-    again = 1 if config.checkpointing else 0
-    flops = config.batch_size * ((3 + again) * student + teacher)
-    tokens = 2 * lengths[0] + views.n_local * lengths[1]
-    share = n_gpus if config.shard else 1
-    per_gpu = min(config.micro_batch_size, math.ceil(config.batch_size / n_gpus))
-    half = 4 if config.precision == "no" else 2  # bytes of an activation
-    kept = 2 if config.checkpointing else 34 * half / 2
-    rows = per_gpu * (2 + views.n_local + patches)
+    flops = config.batch_size * ((4 if config.activation_checkpointing else 3) * student + teacher)
+    tokens = 2 * lengths[0] + crops.local_crops * lengths[1]
+    share = gpus if config.shard else 1
+    images = min(config.micro_batch_size, math.ceil(config.batch_size / gpus))
+    kept = 68 if config.precision == "no" else 34  # bytes of activations per token, layer and unit of width
+    rows = images * (2 + crops.local_crops + patches)
     memory = {
         "weights, gradients, optimizer": 16 * (n_backbone + n_heads) / share,
         "teacher": 4 * (n_backbone + n_heads) / share,
-        "activations": per_gpu * tokens * width * depth * kept,
+        "activations": images * tokens * width * depth * (2 if config.activation_checkpointing else kept),
         "logits": 3 * 4 * rows * objective.prototypes,
     }
-    hours = config.steps * flops / (n_gpus * peak * UTILISATION) / 3600
+    hours = run_hours(config.steps * flops, gpu, gpus, UTILIZATION)
     gib = {name: value / 2**30 for name, value in memory.items()}
     return Budget(n_backbone, n_heads, config.batch_size * tokens, flops, gib, hours)
 
 
-def meta_backbone(config: PretrainConfig) -> Any:
-    """The backbone with the recipe's sizes; under `torch.device("meta")` nothing is allocated or downloaded.
-
-    Raises:
-        OSError: the sizes of the tower are not known without its files, and the hub cannot be reached.
-    """
+def _backbone(config: PretrainConfig) -> Any:
+    """The backbone with the recipe's sizes and random weights."""
     from transformers import AutoModel
-
-    from encoder.recipe import new_backbone
-    from encoder.sizes import tower_config
-    from encoder.towers import resolve_tower
 
     if config.tower is None:
         return new_backbone(config)
     return AutoModel.from_config(tower_config(resolve_tower(config.tower.removeprefix("random:")))[0])
 
 
-def describe(budget: Budget, config: PretrainConfig, gpu: Gpu, n_gpus: int) -> str:
-    """A Budget in words."""
-    total = sum(budget.memory.values())
-    peak, memory = GPUS[gpu]
-    lines = [
-        f"parameters  backbone {budget.backbone:,}, heads {budget.heads:,}; the teacher has as many again",
-        f"a step      {config.batch_size:,} images, {budget.tokens:,} tokens, {budget.flops:.3g} FLOPs",
-        f"memory      {total:.1f} GiB on each of {n_gpus} GPUs ({gpu} has {memory}): "
-        + ", ".join(f"{name} {value:.2f}" for name, value in budget.memory.items()),
-        f"time        {budget.hours:,.1f} hours for {config.steps:,} steps at {UTILISATION:.0%} of {peak / 1e12:g} "
-        f"TFLOP/s each, {n_gpus * budget.hours:,.0f} GPU hours",
-    ]
-    if total > memory:
-        lines.append("            too much: lower micro_batch_size, set checkpointing: true or shard: true")
-    return "\n".join([*lines, "Estimates; matrix products and kept activations only."])
+def describe(config: PretrainConfig, gpu: Gpu, gpus: int) -> str:
+    """The cost of a run as text."""
+    budget = estimate(config, gpu, gpus)
+    return "\n".join(
+        [
+            f"parameters  backbone {budget.backbone:,}, heads {budget.heads:,}; the teacher has as many again",
+            f"step        {config.batch_size:,} images, {budget.tokens:,} tokens, {budget.flops:.3g} FLOPs",
+            f"hardware    {describe_gpus(gpu, gpus, UTILIZATION)}",
+            f"memory      {describe_memory(budget.memory, gpu)}",
+            f"time        {budget.hours:,.1f} hours for {config.steps:,} steps, {gpus * budget.hours:,.0f} GPU hours",
+            "Estimates: matrix products and kept activations only. To save memory: a lower micro_batch_size, "
+            "activation_checkpointing, shard.",
+        ]
+    )

@@ -1,12 +1,12 @@
-"""DINOv2's objective (Oquab et al., arXiv 2304.07193): student, teacher, three losses, schedules, parameter groups.
+"""DINOv2's objective (Oquab et al., arXiv 2304.07193): student, teacher, three losses, parameter groups.
 
     model = Dino(backbone, DinoConfig())
-    losses = model(globals_, locals_, masks, temperature=0.07)  # losses["loss"].backward()
+    losses = model(global_crops, local_crops, masks, temperature=0.07)  # losses["loss"].backward()
     model.update_teacher(momentum=0.994)
 
-DINO compares the class tokens of two views of an image, iBOT the patches that the student did not see, KoLeo spreads
-the class tokens of a batch. Means, centres, Sinkhorn-Knopp and nearest neighbours are over all processes, so that
-several processes compute what one would on the whole batch. (The original looks for KoLeo's neighbours on each GPU.)
+DINO compares the class tokens of two crops of an image, iBOT the patches that are masked for the student, and KoLeo
+spreads the class tokens of a batch. Means, centers, Sinkhorn-Knopp and nearest neighbors are over all processes, so
+several processes compute what one would on the whole batch. (The original looks for KoLeo's neighbors on each GPU.)
 """
 
 from __future__ import annotations
@@ -14,60 +14,21 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from copy import deepcopy
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn import functional
 
-from raddraft.errors import RadDraftError
+from encoder.recipe import DinoConfig
 from raddraft.processes import local
-
-
-@dataclass
-class DinoConfig:
-    """The objective; defaults are DINOv2's (its ssl_default_config.yaml)."""
-
-    dino_weight: float = 1.0
-    """Of the cross-entropy between class tokens."""
-    ibot_weight: float = 1.0
-    """Of the cross-entropy between masked patches; 0 leaves masked image modelling out."""
-    koleo_weight: float = 0.1
-    """Of the nearest-neighbour entropy of the class tokens (Sablayrolles et al., arXiv 1806.03198)."""
-    prototypes: int = 65536
-    """Outputs of the head. Small data sets need fewer."""
-    head_hidden: int = 2048
-    """Width of the head's two hidden layers."""
-    bottleneck: int = 256
-    """Width before the last, weight-normalised layer."""
-    separate_ibot_head: bool = False
-    """Give patches a head of their own instead of sharing that of the class tokens."""
-    centring: Literal["centre", "sinkhorn"] = "centre"
-    """What keeps the teacher from giving all images the same answer: subtracting a running mean (DINO), or three
-    rounds of Sinkhorn-Knopp (SwAV, arXiv 2006.09882)."""
-    student_temperature: float = 0.1
-    """The teacher's is a schedule."""
-    mask_probability: float = 0.5
-    """Share of the global crops of which the student sees a part only."""
-    mask_ratio: tuple[float, float] = (0.1, 0.5)
-    """Range of the share of patches that is hidden in those."""
-
-    def __post_init__(self) -> None:
-        if min(self.dino_weight, self.ibot_weight, self.koleo_weight) < 0 or not self.dino_weight + self.ibot_weight:
-            raise RadDraftError(f"objective: weights must be at least 0, and DINO's or iBOT's above, got {self}")
-        if not 0 <= self.mask_probability <= 1 or not 0 < self.mask_ratio[0] <= self.mask_ratio[1] < 1:
-            raise RadDraftError(
-                f"objective: need 0 <= mask_probability <= 1 and 0 < mask_ratio < 1 in rising order, got "
-                f"{self.mask_probability} and {self.mask_ratio}"
-            )
 
 
 class Head(nn.Module):
     """Three linear layers, then cosines with prototypes: [N, D] -> logits [N, K].
 
-    Names and shapes are those of the original DINOHead, so that a published `dino_head.safetensors` loads strictly.
+    Names and shapes are those of the original DINOHead, so a published `dino_head.safetensors` loads strictly.
     """
 
     def __init__(self, width: int, config: DinoConfig) -> None:
@@ -89,11 +50,11 @@ class Head(nn.Module):
 
     @torch.no_grad()
     def calibrate(self, x: Tensor, generator: torch.Generator) -> None:
-        """Set new weights by features [N, D], so that what tells images apart is all that reaches the prototypes.
+        """Initialize the weights from features [N, D], so that what tells images apart reaches the prototypes.
 
         Each layer's outputs get mean 0 and deviation 1 (Salimans & Kingma, arXiv 1602.07868, section 3), and the
         prototypes are the projections of random features. With random weights nearly all of the logits is common to
-        all images: the centre takes it away, answers start uniform, and a short run never gets away from that.
+        all images: the center removes it, answers start uniform, and a short run never gets away from that.
         """
         x = x.float()
         for layer in self.mlp:
@@ -110,9 +71,9 @@ class Head(nn.Module):
 
 
 class Prototypes(nn.Module):
-    """A linear layer with weight normalisation, [N, D] -> [N, K]: rows of length `weight_g`, which starts at 1.
+    """A linear layer with weight normalization, [N, D] -> [N, K]: rows of length `weight_g`, which starts at 1.
 
-    Written out, since torch's own weight norm can be neither deep-copied nor loaded under these names.
+    torch's own weight norm can be neither deep-copied nor loaded under these names.
     """
 
     def __init__(self, width: int, count: int) -> None:
@@ -124,23 +85,23 @@ class Prototypes(nn.Module):
         return functional.linear(x, self.weight_g * functional.normalize(self.weight_v, dim=1))
 
 
-class Centre(nn.Module):
+class Center(nn.Module):
     """Softmax of the teacher's logits after subtracting their running mean (DINO, arXiv 2104.14294, equation 4)."""
 
-    centre: Tensor
+    center: Tensor
 
     def __init__(self, count: int, momentum: float = 0.9) -> None:
         super().__init__()
         self.momentum = momentum
-        self.register_buffer("centre", torch.zeros(count))
+        self.register_buffer("center", torch.zeros(count))
 
     @torch.no_grad()
     def forward(self, logits: Tensor, temperature: float) -> Tensor:
-        """[N, K] -> probabilities [N, K], by the mean of the batches before; then this batch moves the mean."""
-        probabilities = ((logits - self.centre) / temperature).softmax(-1)
+        """[N, K] -> probabilities [N, K], by the mean of earlier batches; then this batch updates the mean."""
+        probabilities = ((logits - self.center) / temperature).softmax(-1)
         total = sum_processes(torch.cat([logits.sum(0), logits.new_tensor([len(logits)])]))
-        if total[-1] > 0:  # no patch may be masked anywhere
-            self.centre.lerp_(total[:-1] / total[-1], 1 - self.momentum)
+        if total[-1] > 0:  # there may be no masked patch anywhere
+            self.center.lerp_(total[:-1] / total[-1], 1 - self.momentum)
         return probabilities
 
 
@@ -151,37 +112,34 @@ def sinkhorn(logits: Tensor, temperature: float, rounds: int = 3) -> Tensor:
     if is_distributed():
         dist.all_reduce(highest, dist.ReduceOp.MAX)
     shares = ((logits - highest) / temperature).exp()
+    tiny = torch.finfo(shares.dtype).tiny
     for _ in range(rounds):
-        columns = sum_processes(shares.sum(0))
-        shares = shares / columns.clamp(min=torch.finfo(shares.dtype).tiny)
-        shares = shares / shares.sum(1, keepdim=True).clamp(min=torch.finfo(shares.dtype).tiny)
+        shares = shares / sum_processes(shares.sum(0)).clamp(min=tiny)
+        shares = shares / shares.sum(1, keepdim=True).clamp(min=tiny)
     return shares
 
 
 def koleo(x: Tensor) -> Tensor:
-    """Mean of -log of the distance to the nearest neighbour, of vectors [N, D] brought to length 1.
+    """Mean of -log of the distance to the nearest neighbor, of vectors [N, D] brought to length 1.
 
-    Neighbours are looked for in the batch of all processes, in float32 whatever autocast says: vectors that are alike,
-    as those of radiographs are, cannot be ranked in 16 bits.
+    Neighbors are searched among all processes' vectors, in float32 even under autocast: those of radiographs are too
+    much alike to be ranked in 16 bits.
     """
     with torch.autocast(x.device.type, enabled=False):
-        return _koleo(x.float())
-
-
-def _koleo(x: Tensor) -> Tensor:
-    x = functional.normalize(x, dim=-1, eps=1e-8)
-    everyone = gather_rows(x)  # [N * processes, D]
-    first = dist.get_rank() * len(x) if is_distributed() else 0
-    with torch.no_grad():
-        cosines = x @ everyone.T
-        rows = torch.arange(len(x), device=x.device)
-        cosines[rows, first + rows] = -1  # not oneself
-        nearest = cosines.argmax(1)
-    distances = functional.pairwise_distance(x, everyone[nearest], eps=1e-8)
-    return -(distances + 1e-8).log().mean()
+        x = functional.normalize(x.float(), dim=-1, eps=1e-8)
+        everyone = gather_rows(x)  # [N * processes, D]
+        first = dist.get_rank() * len(x) if is_distributed() else 0
+        with torch.no_grad():
+            cosines = x @ everyone.T
+            rows = torch.arange(len(x), device=x.device)
+            cosines[rows, first + rows] = -1  # not oneself
+            nearest = cosines.argmax(1)
+        distances = functional.pairwise_distance(x, everyone[nearest], eps=1e-8)
+        return -(distances + 1e-8).log().mean()
 
 
 def is_distributed() -> bool:
+    """Whether several processes compute together."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
@@ -202,7 +160,7 @@ def gather_rows(x: Tensor) -> Tensor:
 
 
 class Dino(nn.Module):
-    """Student and teacher: a backbone and a head each; the teacher is a running mean of the student.
+    """Student and teacher, each a backbone and a head; the teacher is a running mean of the student.
 
     Args:
         backbone: a DINOv2-like transformers model, which takes `bool_masked_pos`.
@@ -217,17 +175,17 @@ class Dino(nn.Module):
         if config.separate_ibot_head:
             self.student["ibot_head"] = Head(width, config)
         self.teacher = deepcopy(self.student).requires_grad_(False)
-        if config.centring == "centre":
-            self.centres = nn.ModuleDict({name: Centre(config.prototypes) for name in ("dino", "ibot")})
+        if config.centering == "center":
+            self.centers = nn.ModuleDict({name: Center(config.prototypes) for name in ("dino", "ibot")})
         self.train()
 
     @property
     def backbone(self) -> Any:
-        """The student's."""
+        """The student's backbone."""
         return self.student["backbone"]
 
     def train(self, mode: bool = True) -> Dino:
-        """As of any module, but the teacher never drops paths."""
+        """Set the training mode; the teacher never drops paths."""
         super().train(mode)
         self.teacher.eval()
         return self
@@ -239,15 +197,15 @@ class Dino(nn.Module):
 
         Args:
             global_crops: [2 B, 1 or 3, S, S], the first crops of all images, then the second ones.
-            local_crops: [n B, 1 or 3, s, s], likewise; n may be 0.
-            masks: bool [2 B, S / patch, S / patch]: what the student does not see of the global crops.
+            local_crops: [n B, 1 or 3, s, s], in the same order; n may be 0.
+            masks: bool [2 B, S / patch, S / patch], true where the student does not see the global crops.
             temperature: of the teacher.
 
         Returns:
             `loss`, its parts `dino_local`, `dino_global`, `ibot`, `koleo` (each before its weight), and, without
             gradients, signs of collapse: `teacher_entropy`, mean entropy of the teacher's answers; `mean_entropy`,
-            entropy of its mean answer, falling to the former as all images get the same; `spread`, standard deviation
-            of the student's class tokens brought to length 1, times sqrt(D): near 1 is healthy, 0 is collapse.
+            entropy of its mean answer, which falls to the former when all images get the same; `spread`, standard
+            deviation of the student's class tokens brought to length 1, times sqrt(D): about 1 is healthy, 0 collapse.
         """
         masks = masks.flatten(1)  # [2B, P]
         n_local = 2 * len(local_crops) // len(global_crops)
@@ -255,23 +213,23 @@ class Dino(nn.Module):
         teacher_classes, teacher_patches = self._teach(global_crops, hidden, temperature)
         classes, patches = tokens(self.backbone, global_crops, masks)
         local_classes = tokens(self.backbone, local_crops)[0] if n_local else classes[:0]
-        seen = (classes, local_classes, patches.flatten(0, 1)[hidden])
-        logits = self._project(self.student, *seen)
-        temper = self.config.student_temperature
-        answers, local_answers, patch_answers = ((part.float() / temper).log_softmax(-1) for part in logits)
+        logits = self._project(self.student, classes, local_classes, patches.flatten(0, 1)[hidden])
+        answers, local_answers, patch_answers = (
+            (part.float() / self.config.student_temperature).log_softmax(-1) for part in logits
+        )
 
-        views = teacher_classes.unflatten(0, (2, -1))  # [2, B, K]
+        taught = teacher_classes.unflatten(0, (2, -1))  # [2, B, K]
         n_pairs = 2 * n_local + 2
-        # All pairs of a teacher's and a student's view at once: the sum of products is the product of the sums.
-        locals_ = local_answers.unflatten(0, (n_local, -1)).sum(0) if n_local else torch.zeros_like(views[0])
+        # All pairs of a teacher's and a student's crop at once: the sum of products is the product of the sums.
+        locals_ = local_answers.unflatten(0, (n_local, -1)).sum(0) if n_local else torch.zeros_like(taught[0])
         losses = {
-            "dino_local": -(views.sum(0) * locals_).sum(-1).mean() / n_pairs,
-            "dino_global": -(views.flip(0) * answers.unflatten(0, (2, -1))).sum(-1).mean(1).sum() / n_pairs,
+            "dino_local": -(taught.sum(0) * locals_).sum(-1).mean() / n_pairs,
+            "dino_global": -(taught.flip(0) * answers.unflatten(0, (2, -1))).sum(-1).mean(1).sum() / n_pairs,
         }
         # Each crop's masked patches count as one.
         weights = (1 / masks.sum(1).clamp(min=1))[hidden // masks.shape[1]]
         losses["ibot"] = -((teacher_patches * patch_answers).sum(-1) * weights).sum() / len(masks)
-        losses["koleo"] = sum(koleo(view) for view in classes.chunk(2))  # not between two views of an image
+        losses["koleo"] = sum(koleo(crops) for crops in classes.chunk(2))  # not between two crops of an image
         losses["loss"] = (
             self.config.dino_weight * (losses["dino_local"] + losses["dino_global"])
             + self.config.ibot_weight * losses["ibot"]
@@ -284,12 +242,10 @@ class Dino(nn.Module):
         """The teacher's answers: for class tokens [2 B, K], and for patches, by their places among all [M], [M, K]."""
         classes, patches = tokens(self.teacher["backbone"], global_crops)
         class_logits, _, patch_logits = self._project(self.teacher, classes, classes[:0], patches.flatten(0, 1)[hidden])
-        parts = {"dino": class_logits.float(), "ibot": patch_logits.float()}
-        if self.config.centring == "centre":
-            dino, ibot = (self.centres[name](logits, temperature) for name, logits in parts.items())
-        else:
-            dino, ibot = (sinkhorn(logits, temperature) for logits in parts.values())
-        return dino, ibot
+        if self.config.centering == "sinkhorn":
+            return sinkhorn(class_logits.float(), temperature), sinkhorn(patch_logits.float(), temperature)
+        answers = self.centers["dino"](class_logits.float(), temperature)
+        return answers, self.centers["ibot"](patch_logits.float(), temperature)
 
     def _project(self, network: nn.ModuleDict, classes: Tensor, locals_: Tensor, patches: Tensor) -> list[Tensor]:
         """Logits of class tokens of global and local crops, and of patches."""
@@ -301,7 +257,7 @@ class Dino(nn.Module):
 
     @torch.no_grad()
     def calibrate(self, batches: Iterable[Tensor], seed: int) -> None:
-        """Set new heads, the same in student and teacher, by the features of global crops [N, 1 or 3, S, S]."""
+        """Initialize the heads of student and teacher from the features of global crops [N, 1 or 3, S, S]."""
         generator = torch.Generator().manual_seed(seed)
         classes, patches = [], []
         for crops in batches:
@@ -321,19 +277,19 @@ class Dino(nn.Module):
     def update_teacher(self, momentum: float) -> None:
         """Teacher = momentum * teacher + (1 - momentum) * student."""
         pairs = zip(self.teacher.parameters(), self.student.parameters(), strict=True)
-        teacher, student = zip(*((local(mean), local(new)) for mean, new in pairs), strict=True)  # cut alike
+        teacher, student = zip(*((local(mean), local(new)) for mean, new in pairs), strict=True)  # sharded alike
         torch._foreach_lerp_(list(teacher), list(student), 1 - momentum)
 
 
 def tokens(backbone: Any, crops: Tensor, masks: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Class tokens [N, D] and patches [N, P, D] behind the last LayerNorm; grey crops become three equal channels."""
+    """Class tokens [N, D] and patches [N, P, D] after the last LayerNorm; gray crops become three equal channels."""
     output = backbone(crops.expand(-1, 3, -1, -1), bool_masked_pos=masks).last_hidden_state
     return output[:, 0], output[:, 1 + getattr(backbone.config, "num_register_tokens", 0) :]
 
 
 @torch.no_grad()
 def collapse_signs(answers: Tensor, classes: Tensor) -> dict[str, Tensor]:
-    """See `Dino.forward`; answers [N, K] are probabilities, classes [N, D] features."""
+    """The signs of collapse that `Dino.forward` returns, from probabilities [N, K] and features [N, D]."""
     mean = sum_processes(answers.mean(0)) / (dist.get_world_size() if is_distributed() else 1)
     unit = functional.normalize(classes.float(), dim=-1)
     return {
@@ -343,19 +299,10 @@ def collapse_signs(answers: Tensor, classes: Tensor) -> dict[str, Tensor]:
     }
 
 
-def cosine(step: int, base: float, final: float, n_steps: int, warmup: int = 0, start: float = 0.0) -> float:
-    """DINOv2's schedule at `step`, from 0: linear from `start` to `base`, both included, then half a cosine."""
-    if step < warmup:
-        return start + (base - start) * step / max(1, warmup - 1)
-    if step >= n_steps:
-        return final
-    return final + 0.5 * (base - final) * (1 + math.cos(math.pi * (step - warmup) / (n_steps - warmup)))
-
-
 def parameter_groups(model: Dino, layer_decay: float, patch_embed_lr: float) -> Iterator[dict[str, Any]]:
     """The student's parameters with `lr_scale`, `decays` and `prototypes`, for the schedules to set.
 
-    As in DINOv2: the learning rate falls by `layer_decay` from block to block towards the input, that of the patch
+    As in DINOv2: the learning rate falls by `layer_decay` from each block to the one before it, that of the patch
     embedding is lower still; biases, norms and layer scales do not decay; prototypes have their own learning rate.
     """
     depth = model.backbone.config.num_hidden_layers

@@ -1,38 +1,128 @@
-"""What a pre-training run is made of: its settings, the schedules, and the network that it starts from."""
+"""The recipe of a pre-training run: crops, objective, optimization and their schedules. Imports nothing heavy."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
-import torch
-from safetensors.torch import load_file
-
-from encoder.augment import ViewConfig
-from encoder.dino import Dino, DinoConfig, cosine
-from encoder.tower import Tower
-from encoder.towers import load_tower
 from raddraft.errors import RadDraftError
+from raddraft.schedules import cosine, linear
 from raddraft.studies import GrayMapping
 
 
 @dataclass
 class Architecture:
-    """A Dinov2 to train from scratch."""
+    """A DINOv2 vision transformer to train from scratch."""
 
     width: int = 384
-    """Hidden size, a multiple of 64 (heads are 64 wide)."""
+    """Hidden size, a multiple of 64: heads are 64 wide."""
     depth: int = 12
-    """Blocks."""
+    """Number of transformer blocks."""
     patch_size: int = 14
-    """In pixels."""
+    """Side of a patch in pixels."""
     registers: int = 0
-    """Register tokens (Darcet et al., arXiv 2309.16588)."""
+    """Number of register tokens (Darcet et al., arXiv 2309.16588)."""
     layer_scale: float = 1e-5
-    """Initial scale of each residual branch; DINOv2's 1e-5 is for long runs, 1 learns faster in short ones."""
+    """Initial scale of each residual branch. DINOv2's 1e-5 is for long runs; 1 learns faster in short ones."""
+
+
+@dataclass
+class CropConfig:
+    """Global crops, which teacher and student see, and local crops, which only the student sees.
+
+    Defaults are those of DINOv2 (arXiv 2304.07193) unless a field says otherwise. RAD-DINO (arXiv 2401.10815) takes
+    larger crops and blurs the teacher's less, without stating numbers: those here are this project's own.
+    """
+
+    global_size: int = 518
+    """Side of a global crop in pixels, a multiple of the patch size. RAD-DINO's: small findings need resolution."""
+    local_crops: int = 8
+    """Number of local crops per image."""
+    local_size: int = 196
+    """Side of a local crop in pixels, a multiple of the patch size. DINOv2's 96 to 224 would be 222 to 518; 196 costs a
+    fifth less and magnifies no less than the global crops do."""
+    global_scale: tuple[float, float] = (0.5, 1.0)
+    """Range of a global crop's share of the image area. DINOv2 starts at 0.32, where one lung can be missing."""
+    local_scale: tuple[float, float] = (0.1, 0.4)
+    """Range of a local crop's share of the image area. DINOv2 has 0.05 to 0.32; below 0.1 a chest X-ray often shows no
+    landmark."""
+    aspect_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Range of width : height of the box that is cut out and then made square; log-uniform."""
+    flip: float = 0.5
+    """Probability of a horizontal flip. Use 0 where laterality matters, as for situs inversus."""
+    jitter: float = 0.8
+    """Probability of changing brightness, contrast and gamma together."""
+    brightness: tuple[float, float] = (0.85, 1.1)
+    """Range of the factor on all gray values. DINOv2 has 0.6 to 1.4, which saturates mediastinum and abdomen."""
+    contrast: tuple[float, float] = (0.7, 1.25)
+    """Range of the factor on the distance from the crop's mean, like another window width. DINOv2 has 0.6 to 1.4."""
+    gamma: tuple[float, float] = (0.6, 1.6)
+    """Range of the exponent, like another detector's characteristic curve. Replaces DINOv2's saturation and hue."""
+    blur_global: tuple[float, float] = (0.5, 0.1)
+    """Probability of blurring the first and the second global crop. DINOv2 always blurs the first; here fine texture
+    stays, since nodules and interstitial patterns consist of it."""
+    blur_local: float = 0.5
+    """Probability of blurring a local crop."""
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    """Range of the blur's standard deviation in pixels; lower it for crops much smaller than DINOv2's 224 and 96."""
+    solarize: float = 0.0
+    """Probability of inverting the brighter half of the gray scale of the second global crop. DINOv2 has 0.2; in a
+    radiograph it would turn bone into air."""
+
+    def __post_init__(self) -> None:
+        for name, least in {"global_size": 1, "local_size": 1, "local_crops": 0}.items():
+            if getattr(self, name) < least:
+                raise RadDraftError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        for name in ("flip", "jitter", "blur_global", "blur_local", "solarize"):
+            value = getattr(self, name)
+            if not all(0 <= one <= 1 for one in (value if name == "blur_global" else [value])):
+                raise RadDraftError(f"{name} is a probability, 0 to 1, got {value}")
+        for name in ("global_scale", "local_scale", "aspect_ratio", "brightness", "contrast", "gamma", "blur_sigma"):
+            low, high = getattr(self, name)
+            limit = 1.0 if name.endswith("scale") else math.inf
+            if not 0 < low <= high <= limit or math.isinf(high):
+                most = " and at most 1" if limit == 1 else ""
+                raise RadDraftError(f"{name} must be a range from low to high, above 0{most}, got {low} to {high}")
+
+
+@dataclass
+class DinoConfig:
+    """The objective. Defaults are DINOv2's (its ssl_default_config.yaml)."""
+
+    dino_weight: float = 1.0
+    """Weight of the cross-entropy between class tokens."""
+    ibot_weight: float = 1.0
+    """Weight of the cross-entropy between masked patches; 0 turns masked image modeling off."""
+    koleo_weight: float = 0.1
+    """Weight of the nearest-neighbor entropy of the class tokens (Sablayrolles et al., arXiv 1806.03198)."""
+    prototypes: int = 65536
+    """Number of outputs of the head. Small data sets need fewer."""
+    head_hidden: int = 2048
+    """Width of the head's two hidden layers."""
+    bottleneck: int = 256
+    """Width before the head's last, weight-normalized layer."""
+    separate_ibot_head: bool = False
+    """Give patches a head of their own instead of sharing that of the class tokens."""
+    centering: Literal["center", "sinkhorn"] = "center"
+    """How the teacher is kept from answering alike for all images: subtracting a running mean (DINO), or three rounds
+    of Sinkhorn-Knopp (SwAV, arXiv 2006.09882)."""
+    student_temperature: float = 0.1
+    """Temperature of the student's softmax; the teacher's is `temperature`."""
+    mask_probability: float = 0.5
+    """Share of the global crops that are masked for the student."""
+    mask_ratio: tuple[float, float] = (0.1, 0.5)
+    """Range of the share of patches that are hidden in a masked crop."""
+
+    def __post_init__(self) -> None:
+        if min(self.dino_weight, self.ibot_weight, self.koleo_weight) < 0 or not self.dino_weight + self.ibot_weight:
+            raise RadDraftError(f"objective: weights must be at least 0, and DINO's or iBOT's above 0, got {self}")
+        if not 0 <= self.mask_probability <= 1 or not 0 < self.mask_ratio[0] <= self.mask_ratio[1] < 1:
+            raise RadDraftError(
+                f"objective: need 0 <= mask_probability <= 1 and 0 < low <= high < 1 for mask_ratio, got "
+                f"{self.mask_probability} and {self.mask_ratio}"
+            )
 
 
 @dataclass
@@ -40,15 +130,15 @@ class Watch:
     """A probe on frozen features, fitted on train and measured on val."""
 
     kind: Literal["multilabel", "binary", "multiclass", "regression"]
-    """See `encoder.targets.TargetSpec`."""
+    """Kind of target, see `encoder.targets.TargetSpec`."""
     targets: list[str]
-    """Findings or fields."""
+    """Findings, or fields such as patient.age."""
     sources: list[str] | None = None
-    """Take only studies of these sources; by default all."""
+    """Use only studies of these sources; by default all."""
     solver: Literal["lbfgs", "knn"] = "lbfgs"
-    """A linear probe, or the vote of the 20 nearest train images."""
+    """lbfgs: a linear probe; knn: the vote of the 20 nearest train images."""
     weight_decay: float = 100.0
-    """Of the linear probe."""
+    """Weight decay of the linear probe."""
 
     @property
     def name(self) -> str:
@@ -57,188 +147,129 @@ class Watch:
 
 @dataclass
 class PretrainConfig:
-    """A run. Defaults are DINOv2's, durations as shares of the run."""
+    """Pre-training recipe. Defaults are DINOv2's; durations are shares of the run."""
 
     tower: str | None = "dinov2-base"
-    """Where to start: short name, hub id or folder of a DINOv2-like tower; `random:` before it for its architecture
-    with random weights; null: `architecture`."""
+    """Tower to start from: short name, hub id or folder of a DINOv2-like tower; "random:" before it for the same
+    architecture with random weights; null to use `architecture`."""
     architecture: Architecture | None = None
-    """What to train from scratch; needs `tower: null`."""
+    """Architecture to train from scratch; needs `tower: null`."""
     head: Path | None = None
     """Weights of the DINO head to start from, e.g. RAD-DINO's dino_head.safetensors."""
     calibrate: bool = False
-    """Set new heads by the backbone's features instead of at random, see `encoder.dino.Head.calibrate`: for short runs
-    from a trained backbone. DINOv2 does not."""
+    """Initialize new heads from the backbone's features instead of at random (not in DINOv2): for short runs from a
+    pre-trained backbone."""
     drop_path: float = 0.3
-    """Probability of leaving out a residual branch of the student."""
+    """Probability of dropping a residual branch of the student (stochastic depth)."""
     objective: DinoConfig = field(default_factory=DinoConfig)
-    """The losses."""
-    views: ViewConfig = field(default_factory=ViewConfig)
-    """The crops."""
+    """Objective."""
+    crops: CropConfig = field(default_factory=CropConfig)
+    """Crops."""
     steps: int = 100_000
-    """Optimiser steps."""
+    """Number of optimizer steps."""
     batch_size: int = 1024
-    """Images in a step, over all processes."""
+    """Images per step, over all processes."""
     micro_batch_size: int = 64
-    """Images that one process puts through at a time; centres and neighbours are over these, of all processes."""
-    base_lr: float = 4e-3
-    """Learning rate at batch 1024; it goes with the square root of the batch size."""
+    """Images per process in one forward pass; centers and nearest neighbors are over these, of all processes."""
+    lr: float = 4e-3
+    """Peak learning rate at batch size 1024; scaled with the square root of the batch size."""
     min_lr: float = 1e-6
-    """At the end."""
+    """Learning rate at the end."""
     warmup: float = 0.1
-    """Share of the run in which the learning rate rises."""
+    """Share of the run over which the learning rate rises from 0."""
     weight_decay: tuple[float, float] = (0.04, 0.4)
-    """At the start and at the end."""
+    """Weight decay at the start and at the end."""
     layer_decay: float = 0.9
-    """Factor on the learning rate from block to block, towards the input."""
+    """Factor on the learning rate from each block to the one before it."""
     patch_embed_lr: float = 0.2
-    """Further factor on that of the patch embedding."""
+    """Further factor on the learning rate of the patch embedding."""
     freeze_last_layer: float = 0.01
-    """Share of the run in which the prototypes do not move."""
+    """Share of the run during which the prototypes are frozen."""
     momentum: tuple[float, float] = (0.992, 1.0)
-    """Of the teacher's running mean, at the start and at the end."""
+    """Momentum of the teacher's running mean, at the start and at the end."""
     temperature: tuple[float, float] = (0.04, 0.07)
-    """Of the teacher, at the start and after its warm-up."""
+    """Temperature of the teacher's softmax, at the start and after its warm-up."""
     temperature_warmup: float = 0.3
-    """Share of the run in which it rises."""
+    """Share of the run over which the teacher's temperature changes."""
     max_grad_norm: float = 3.0
-    """Gradients of backbone and heads are each scaled down to this norm."""
+    """Norm to which the gradients of the backbone and of each head are clipped."""
     precision: Literal["no", "bf16", "fp16"] = "no"
     """Mixed precision of Accelerate."""
-    checkpointing: bool = False
-    """Compute activations a second time instead of keeping them: less memory, a third more time."""
+    activation_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
     shard: bool = False
-    """Weights, gradients and optimizer states of student and teacher are shared out over the processes (FSDP 2) instead
-    of lying whole on each of them; the same numbers, and checkpoints that go on either way."""
+    """Shard weights, gradients and optimizer states over the processes (FSDP 2). Results and checkpoints are the same
+    either way."""
     fraction: float = 1.0
-    """Share of the subjects that is used, chosen by the seed."""
+    """Share of the subjects to train on, chosen by the seed."""
     weights: list[float] | None = None
-    """Shares of the manifests in each step; by default every image is seen once an epoch."""
+    """Share of each manifest in a step; by default every image is seen once an epoch."""
     gray_mapping: GrayMapping = "minmax"
-    """How grey values of the files are mapped to 0..1; see `raddraft.images`. RAD-DINO's is min-max."""
-    watch: tuple[Watch, ...] = ()  # no list: see `stages` in generator/train.py
-    """Probes along the way; their mean chooses the checkpoint. None: the last one is kept."""
+    """How gray values are mapped to 0..1: the DICOM window, min-max (RAD-DINO's), or percentiles 0.5 to 99.5."""
+    watch: tuple[Watch, ...] = ()  # a tuple, not a list: a later config file replaces it as a whole
+    """Probes along the way; their mean chooses the checkpoint to keep. Without probes the last one is kept."""
     watch_every: int = 2500
-    """Steps between them."""
-    pictures: int = 4
-    """Val images of which feature maps are drawn with every probe."""
+    """Steps between probes."""
+    map_images: int = 4
+    """Number of val images whose feature maps are drawn with every probe."""
     save_every: int = 500
     """Steps between checkpoints."""
     log_every: int = 10
-    """Steps between lines of the log."""
+    """Steps between rows of log.jsonl."""
     workers: int = 2
-    """Processes that read and augment images, for each process that trains."""
+    """Processes that read and crop images, for each training process."""
     seed: int = 0
-    """Of new weights, order, views and masks."""
+    """Seed of new weights, order, crops and masks."""
     trackers: list[str] = field(default_factory=list)
-    """Experiment trackers of Accelerate, e.g. tensorboard; none unless named here."""
+    """Experiment trackers of Accelerate, e.g. tensorboard."""
 
     def __post_init__(self) -> None:
         if not 0 < self.fraction <= 1:
             raise RadDraftError(f"fraction must be above 0 and at most 1, got {self.fraction}")
         if self.head and self.calibrate:
-            raise RadDraftError("calibrate is for new heads; leave it out, or `head`")
+            raise RadDraftError(f"calibrate is for new heads, but head is {self.head}; leave one of them out")
         if (self.tower is None) == (self.architecture is None):
             raise RadDraftError(
-                "Name either a tower to start from or, with `tower: null`, an architecture to start anew"
+                "Name either a tower to start from or, with `tower: null`, an architecture to train from scratch"
             )
         if self.steps < 1 or min(self.batch_size, self.micro_batch_size, self.watch_every, self.save_every) < 1:
             raise RadDraftError(f"steps, batch sizes and intervals must be at least 1, got {self}")
 
     @property
     def peak_lr(self) -> float:
-        return self.base_lr * math.sqrt(self.batch_size / 1024)
+        """The peak learning rate at this batch size."""
+        return self.lr * math.sqrt(self.batch_size / 1024)
+
+    @property
+    def mask_probability(self) -> float:
+        """Share of the global crops that are masked; 0 without iBOT's loss."""
+        return self.objective.mask_probability if self.objective.ibot_weight else 0.0
 
     def at(self, step: int) -> dict[str, float]:
-        """The schedules at a step, from 0: learning rates by part, weight decay, and the teacher's two."""
-        n = self.steps
-        lr = cosine(step, self.peak_lr, self.min_lr, n, round(self.warmup * n))
-        low, high = self.temperature
-        n_rise = round(self.temperature_warmup * n)
+        """The schedules at a step, from 0: learning rates by part, weight decay, the teacher's momentum, temperature.
+
+        As in DINOv2: a linear warm-up, then half a cosine.
+        """
+        steps, warmup = self.steps, round(self.warmup * self.steps)
+        rise = linear(0.0, self.peak_lr, step, warmup)
+        lr = rise if step < warmup else cosine(self.peak_lr, self.min_lr, step - warmup, steps - warmup)
         return {
             "lr": lr,
-            "lr_prototypes": 0.0 if step < round(self.freeze_last_layer * n) else lr,
-            "weight_decay": cosine(step, *self.weight_decay, n),
-            "momentum": cosine(step, *self.momentum, n),
-            "temperature": cosine(step, high, high, n_rise, n_rise, low),
+            "lr_prototypes": 0.0 if step < round(self.freeze_last_layer * steps) else lr,
+            "weight_decay": cosine(*self.weight_decay, step, steps),
+            "momentum": cosine(*self.momentum, step, steps),
+            "temperature": linear(*self.temperature, step, round(self.temperature_warmup * steps)),
         }
 
 
-def load_start(config: PretrainConfig) -> Tower:
-    """The backbone that a run starts from, with drop path, and the image processor of the tower it will become.
-
-    Raises:
-        ValueError: the tower is not DINOv2-like, or views do not fit its patches.
-        OSError: the tower cannot be reached or read.
-    """
-    from transformers import BitImageProcessor
-
-    if config.tower is None:
-        backbone, mean, std = new_backbone(config), [0.5307] * 3, [0.2583] * 3  # RAD-DINO's processor
-    else:
-        tower = load_tower(config.tower)
-        processor: Any = tower.processor
-        # Radiographs are grey: one mean and one deviation for all channels, as the views are normalised.
-        mean, std = ([float(np.mean(values))] * 3 for values in (processor.image_mean, processor.image_std))
-        backbone = _with_drop_path(tower.model, config)
-    patch = backbone.config.patch_size
-    for name in ("global_size", "local_size"):
-        if getattr(config.views, name) % patch:
-            raise RadDraftError(
-                f"views.{name} {getattr(config.views, name)} is not a multiple of the patch size {patch}"
-            )
-    size = config.views.global_size
-    processor = BitImageProcessor(
-        size={"shortest_edge": size}, crop_size={"height": size, "width": size}, image_mean=mean, image_std=std
-    )
-    return Tower(config.tower or "from scratch", backbone, processor)
-
-
-def new_backbone(config: PretrainConfig) -> Any:
-    """A Dinov2 with random weights in the recipe's architecture."""
-    from transformers import AutoModel, Dinov2Config, Dinov2WithRegistersConfig
-
-    wanted = config.architecture or Architecture()
-    sizes: dict[str, Any] = {
-        "hidden_size": wanted.width,
-        "num_hidden_layers": wanted.depth,
-        "num_attention_heads": max(1, wanted.width // 64),
-        "patch_size": wanted.patch_size,
-        "image_size": config.views.global_size,
-        "layerscale_value": wanted.layer_scale,
-        "drop_path_rate": config.drop_path,
-    }
-    if wanted.registers:
-        return AutoModel.from_config(Dinov2WithRegistersConfig(**sizes, num_register_tokens=wanted.registers))
-    return AutoModel.from_config(Dinov2Config(**sizes))
-
-
-def _with_drop_path(model: Any, config: PretrainConfig) -> Any:
-    """The same model built anew with drop path and a mask token, which transformers gives no way to switch on later."""
-    from transformers import AutoModel
-
-    settings = model.config
-    if settings.model_type not in ("dinov2", "dinov2_with_registers"):
-        raise RadDraftError(
-            f"Pre-training takes DINOv2 towers, with or without registers; this is {settings.model_type!r}"
-        )
-    settings.drop_path_rate, settings.use_mask_token = config.drop_path, True
-    backbone = AutoModel.from_config(settings)
-    weights = model.state_dict()
-    weights.setdefault("embeddings.mask_token", torch.zeros(1, settings.hidden_size))
-    backbone.load_state_dict(weights)
-    return backbone
-
-
-def load_head(model: Dino, path: Path) -> None:
-    """Put published weights into the heads of student and teacher.
-
-    Raises:
-        ValueError: names or shapes are not those of the head; the message names the first.
-    """
-    weights = load_file(path)
-    for network in (model.student, model.teacher):
-        try:
-            network["head"].load_state_dict(weights)
-        except RuntimeError as error:
-            raise RadDraftError(f"{path} does not fit the DINO head: {' '.join(str(error).split())}") from error
+RENAMED = {f"pretrain.views.{one.name}": f"pretrain.crops.{one.name}" for one in fields(CropConfig)} | {
+    "pretrain.views": "pretrain.crops",
+    "pretrain.views.n_local": "pretrain.crops.local_crops",
+    "pretrain.views.solarise": "pretrain.crops.solarize",
+    "pretrain.crops.n_local": "pretrain.crops.local_crops",
+    "pretrain.objective.centring": "pretrain.objective.centering",
+    "pretrain.base_lr": "pretrain.lr",
+    "pretrain.checkpointing": "pretrain.activation_checkpointing",
+    "pretrain.pictures": "pretrain.map_images",
+}
+"""Old option -> new, for the actions that read a recipe."""

@@ -1,17 +1,16 @@
-"""A manifest's pictures, decoded and made small once: what pre-training reads again and again.
+"""Resizing the images of a manifest once, for pre-training, which reads them again and again.
 
-    done = resize_studies("studies.jsonl", "small", size=518)
-    small/images/…   a PNG for each picture, its shorter side `size` pixels; paths as below the manifest's folder
+    done = resize_studies("studies.jsonl", "small", ResizeConfig(size=518))
+    small/images/…   a PNG for each image, its shorter side `size` pixels; paths as below the manifest's folder
     small/masks/…    its masks on the same grid
     small/studies.jsonl
 
-As RAD-DINO's pictures were prepared (arXiv 2401.10815): shorter side to 518 by B-spline interpolation, minimum and
+As RAD-DINO's images were prepared (arXiv 2401.10815): shorter side to 518 by B-spline interpolation, minimum and
 maximum to 0 and 255, PNG.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from concurrent.futures import ProcessPoolExecutor
@@ -27,34 +26,35 @@ from encoder.masks import Geometry, MaskError, load_mask, prepare_mask, write_ma
 from raddraft.errors import RadDraftError
 from raddraft.files import digest_file, write_whole
 from raddraft.images import GrayMapping, ImageError, ImageWarning, load_gray
+from raddraft.runs import keep_config
 from raddraft.studies import Study, StudyImage, read_studies, write_studies
 
 MADE_OF = "raddraft-made-of"
-"""Text in a PNG: SHA-256 of the files that it and its masks were made from."""
+"""Text in a PNG: SHA-256 of the files that it and its masks were made from, and the config."""
 
 SOURCE = "source_sha256"
-"""Key of a picture in the new manifest: SHA-256 of the file that it was made from."""
+"""Key of an image in the new manifest: SHA-256 of the file that it was made from."""
 
 
 @dataclass(frozen=True)
 class ResizeConfig:
-    """What becomes of every picture."""
+    """Size and gray values of the new images."""
 
     size: int = 518
-    """Shorter side in pixels. Pictures are made larger, too, where they are smaller than that."""
+    """Shorter side in pixels; smaller images are enlarged."""
     bits: int = 8
-    """Of a grey value in the PNG: 8 as RAD-DINO has it, or 16 where the pictures have more and shall keep it."""
+    """Bits per pixel: 8 as in RAD-DINO, or 16 to keep the depth of deeper images."""
     gray_mapping: GrayMapping = "minmax"
-    """How pixel values become grey values, see encoder/images.py. minmax is taken after resizing: a full scale."""
+    """How pixel values become gray values, see `raddraft.images`. minmax is applied after resizing: the full scale."""
 
     def __post_init__(self) -> None:
         if self.size < 8:
             raise RadDraftError(f"size must be at least 8 pixels, got {self.size}")
         if self.bits not in (8, 16):
-            raise RadDraftError(f"Unknown number of bits {self.bits}. Choices: 8, 16")
+            raise RadDraftError(f"bits must be 8 or 16, got {self.bits}")
         if self.bits == 16 and self.gray_mapping != "minmax":
             raise RadDraftError(
-                f"16 bits go with minmax only, since such files are stretched when read, not {self.gray_mapping}"
+                f"16 bits need gray_mapping minmax, got {self.gray_mapping}: 16-bit PNGs are stretched when read"
             )
 
 
@@ -63,35 +63,34 @@ class Resized:
     """What `resize_studies` did."""
 
     manifest: Path
-    n_written: int = 0
-    n_kept: int = 0
-    """Pictures that stood there already."""
-    errors: list[str] = field(default_factory=list)
-    """A sentence for each picture or mask that could not be read."""
+    written: int
+    kept: int
+    """Images that were there already."""
+    errors: list[str]
+    """A sentence for each image or mask that could not be read."""
 
 
 @dataclass
-class _Picture:
-    """A picture to resize, and what came of it; the same in every study that shows it."""
+class _Job:
+    """An image to resize, and what came of it; the same in every study that shows it."""
 
     source: Path
     target: Path
     masks: dict[Path, Path] = field(default_factory=dict)
-    """Source -> target; what could not be read is taken out."""
+    """Source -> target; without those that could not be read."""
     digest: str | None = None
-    """SHA-256 of the source, if it can be read."""
-    state: str = ""
+    """SHA-256 of the source."""
+    state: str = "broken"
     """written, kept or broken"""
     errors: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
 
-def resize_grey(values: np.ndarray, size: int) -> np.ndarray:
-    """Resize a picture so that its shorter side has `size` pixels, by cubic B-splines; the outer edges stay in place.
+def resize_gray(values: np.ndarray, size: int) -> np.ndarray:
+    """Resize an image so that its shorter side has `size` pixels, by cubic B-splines; the outer edges stay in place.
 
-    Before it shrinks it is blurred by a Gaussian with a standard deviation of (factor - 1) / 2 pixels, scikit-image's
-    rule: interpolation alone reads a few of the pixels, so that noise and grid lines would turn into patterns.
-    RAD-DINO's paper speaks of B-splines only. Splines overshoot at sharp edges.
+    Before shrinking it is blurred by a Gaussian with a standard deviation of (factor - 1) / 2 pixels, scikit-image's
+    rule against aliasing. RAD-DINO's paper mentions B-splines only. Splines overshoot at sharp edges.
 
     Args:
         values: float32 [H, W].
@@ -109,66 +108,46 @@ def resize_grey(values: np.ndarray, size: int) -> np.ndarray:
 
 
 def resize_studies(
-    studies: str | Path, out: str | Path, config: ResizeConfig | None = None, processes: int | None = None
+    studies: str | Path, out: str | Path, config: ResizeConfig = ResizeConfig(), processes: int | None = None
 ) -> Resized:
-    """Resize every picture of a manifest and its masks. The same call again goes on where the last one ended.
+    """Resize every image of a manifest and its masks. The same call resumes an interrupted one.
 
-    A picture that cannot be read is left out of the new manifest, with its study if it was the only one; so is a mask.
+    An image that cannot be read is left out of the new manifest, with its study if it was the only one; so is a mask.
 
     Args:
         studies: the manifest.
         out: folder to write to.
-        config: what to make of the pictures; RAD-DINO's preparation by default.
-        processes: worker processes; None for one a core.
+        config: RAD-DINO's preparation by default.
+        processes: worker processes; None for one per core.
 
     Raises:
-        ManifestError: the manifest breaks its format.
-        ValueError: `out` is the manifest's folder, or holds pictures made with another config; no picture can be read.
+        RadDraftError: the manifest is malformed, `out` is its folder or holds images made with another config, or no
+            image can be read.
     """
     from tqdm import tqdm
 
-    config = config or ResizeConfig()
     studies, out = Path(studies).absolute(), Path(out).absolute()
     if out.resolve() == studies.parent.resolve():
-        raise RadDraftError(f"{out}: is the manifest's own folder; choose another one for the resized pictures")
+        raise RadDraftError(f"{out} is the manifest's own folder; choose another one for the resized images")
     manifest = read_studies(studies)
-    _claim(out, config)
-    pictures = _plan(manifest, studies.parent, out)
-    work = partial(_resize, config=config)
-    workers = min(processes or os.cpu_count() or 1, len(pictures))
-    done: dict[Path, _Picture] = {}
-    resized = Resized(out / "studies.jsonl")
-    with ProcessPoolExecutor(workers) as pool:
-        for picture in tqdm(pool.map(work, pictures, chunksize=4), "resize", len(pictures), unit="image"):
-            done[picture.source] = picture
-            resized.errors += picture.errors
-            for text in picture.warnings:
-                warnings.warn(text, ImageWarning, stacklevel=2)
-    states = [picture.state for picture in done.values()]
-    resized.n_written, resized.n_kept = states.count("written"), states.count("kept")
-    if small := [moved for study in manifest if (moved := _move(study, done)).images]:
-        write_studies(resized.manifest, small)
-        return resized
-    raise RadDraftError(f"No picture of {studies} can be read: {'; '.join(resized.errors[:3])}")
+    keep_config(out / "resize.yaml", asdict(config))
+    jobs = _plan(manifest, studies.parent, out)
+    with ProcessPoolExecutor(min(processes or os.cpu_count() or 1, len(jobs))) as pool:
+        work = pool.map(partial(_resize, config=config), jobs, chunksize=4)
+        jobs = list(tqdm(work, "resize", len(jobs), unit="image"))
+    for text in [text for job in jobs for text in job.warnings]:
+        warnings.warn(text, ImageWarning, stacklevel=2)
+    errors = [sentence for job in jobs for sentence in job.errors]
+    done = {job.source: job for job in jobs}
+    small = [replace(study, images=_images(study, done)) for study in manifest]
+    if not any(study.images for study in small):
+        raise RadDraftError(f"No image of {studies} can be read: {'; '.join(errors[:3])}")
+    write_studies(out / "studies.jsonl", [study for study in small if study.images])
+    states = [job.state for job in jobs]
+    return Resized(out / "studies.jsonl", states.count("written"), states.count("kept"), errors)
 
 
-def _claim(out: Path, config: ResizeConfig) -> None:
-    """Note the config in the folder, and refuse a folder with another one's pictures."""
-    record, now = out / "resize.json", asdict(config)
-    if record.exists():
-        before = json.loads(record.read_text(encoding="utf-8"))
-        changes = [
-            f"{name} was {before.get(name)!r}, now {now[name]!r}" for name in now if before.get(name) != now[name]
-        ]
-        if changes:
-            raise RadDraftError(
-                f"{out} holds pictures made with another config: {', '.join(changes)}; choose another --out"
-            )
-    with write_whole(record) as temporary:
-        temporary.write_text(json.dumps(now) + "\n", encoding="utf-8")
-
-
-def _plan(manifest: list[Study], root: Path, out: Path) -> list[_Picture]:
+def _plan(manifest: list[Study], root: Path, out: Path) -> list[_Job]:
     images = [image for study in manifest for image in study.images]
     files = [path for image in images for path in (image.path, *image.masks.values())]
     if not all(path.is_relative_to(root) for path in files):
@@ -179,50 +158,48 @@ def _plan(manifest: list[Study], root: Path, out: Path) -> list[_Picture]:
         place = out / kind / path.relative_to(root)
         return place if path.suffix == ".png" else place.with_name(f"{path.name}.png")
 
-    pictures: dict[Path, _Picture] = {}
+    jobs: dict[Path, _Job] = {}
     for image in images:
-        picture = pictures.setdefault(image.path, _Picture(image.path, target(image.path, "images")))
-        picture.masks |= {mask: target(mask, "masks") for mask in image.masks.values()}
+        job = jobs.setdefault(image.path, _Job(image.path, target(image.path, "images")))
+        job.masks |= {mask: target(mask, "masks") for mask in image.masks.values()}
     sources: dict[Path, Path] = {}
-    for picture in pictures.values():
-        for source, place in {picture.source: picture.target, **picture.masks}.items():
+    for job in jobs.values():
+        for source, place in {job.source: job.target, **job.masks}.items():
             if (other := sources.setdefault(place, source)) != source:
                 raise RadDraftError(f"{other} and {source} would both become {place}; rename one of them")
-    return list(pictures.values())
+    return list(jobs.values())
 
 
-def _resize(picture: _Picture, config: ResizeConfig) -> _Picture:
-    """Write one picture and its masks, unless they are there and were made of the same files."""
-    picture = replace(picture, digest=digest_file(picture.source))
-    made_of = " ".join(map(str, [picture.digest, *map(digest_file, picture.masks)]))
-    if _made_of(picture.target) == made_of and all(map(_made_of, picture.masks.values())):
-        return replace(picture, state="kept")
-    errors: list[str] = []
+def _resize(job: _Job, config: ResizeConfig) -> _Job:
+    """Write one image and its masks, unless they are there and were made of the same files."""
+    job.digest = digest_file(job.source)
+    made_of = " ".join(map(str, [job.digest, *map(digest_file, job.masks), *asdict(config).values()]))
+    if _made_of(job.target) == made_of and all(map(_made_of, job.masks.values())):
+        return replace(job, state="kept")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ImageWarning)
         try:
-            values = load_gray(picture.source, config.gray_mapping)
+            values = load_gray(job.source, config.gray_mapping)
         except ImageError as error:
-            return replace(picture, masks={}, state="broken", errors=[str(error)])
-    small = resize_grey(values, config.size)
+            return replace(job, masks={}, errors=[str(error)])
+    small = resize_gray(values, config.size)
     if config.gray_mapping == "minmax":
         small = (small - small.min()) / max(float(np.ptp(small)), 1e-6)
     levels = np.rint(small.clip(0, 1) * (2**config.bits - 1)).astype(np.uint8 if config.bits == 8 else np.uint16)
-    with write_whole(picture.target) as temporary:
+    with write_whole(job.target) as temporary:
         text = PngInfo()
         text.add_text(MADE_OF, made_of)
         Image.fromarray(levels).save(temporary, format="PNG", pnginfo=text)
-    masks = {}
-    for source, target in picture.masks.items():
+    for source, target in list(job.masks.items()):
         try:
             mask = load_mask(source, values.shape)
         except MaskError as error:
-            errors.append(str(error))
+            job.errors.append(str(error))
+            del job.masks[source]
         else:
             write_mask(target, prepare_mask(mask, Geometry(values.shape, small.shape, (0, 0), small.shape)))
-            masks[source] = target
     texts = [str(warning.message) for warning in caught if issubclass(warning.category, ImageWarning)]
-    return replace(picture, masks=masks, state="written", errors=errors, warnings=texts)
+    return replace(job, state="written", warnings=texts)
 
 
 def _made_of(path: Path) -> str | None:
@@ -235,13 +212,13 @@ def _made_of(path: Path) -> str | None:
         return None
 
 
-def _move(study: Study, done: dict[Path, _Picture]) -> Study:
-    """The study with its pictures and masks where they are now; without those that could not be read."""
-    images: list[StudyImage] = []
+def _images(study: Study, done: dict[Path, _Job]) -> list[StudyImage]:
+    """The study's images and masks where they are now; without those that could not be read."""
+    images = []
     for image in study.images:
-        picture = done[image.path]
-        if picture.state != "broken":
-            masks = {name: picture.masks[mask] for name, mask in image.masks.items() if mask in picture.masks}
-            extra = image.extra | {SOURCE: image.extra.get(SOURCE, picture.digest)}
-            images.append(replace(image, path=picture.target, masks=masks, extra=extra))
-    return replace(study, images=images)
+        job = done[image.path]
+        if job.state != "broken":
+            masks = {name: job.masks[mask] for name, mask in image.masks.items() if mask in job.masks}
+            extra = image.extra | {SOURCE: image.extra.get(SOURCE, job.digest)}
+            images.append(replace(image, path=job.target, masks=masks, extra=extra))
+    return images

@@ -1,63 +1,57 @@
-"""Images -> batches of views and masks for pre-training, the same ones wherever a run was interrupted or spread out.
+"""Images -> batches of crops and masks for pre-training, the same however a run was interrupted or spread out.
 
-What a step sees follows from the seed, the number of the step and the place in the global batch alone: a run that goes
-on after a kill, or on another number of processes, gets the same views.
+What a step sees follows from the seed, the number of the step and the place in the global batch alone: a run that is
+resumed, also on another number of processes, gets the same crops.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Iterator, Sequence
+from functools import lru_cache, partial
 from itertools import count
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from encoder.augment import Views, block_masks
+from encoder.augment import MultiCrop, block_masks
+from encoder.recipe import PretrainConfig
+from encoder.tower import Tower
 from raddraft.errors import RadDraftError
 from raddraft.images import ImageError, load_gray
-from raddraft.studies import GrayMapping
 
 MASK_GROUP = 4
 """Images whose crops share the strata of mask ratios; a process's micro-batch should be a multiple of it."""
 
 
-@dataclass
-class Batch:
+class Batch(NamedTuple):
     """One micro-batch of B images."""
 
     global_crops: Tensor
     """[2 B, 1, S, S], the first crops of all images, then the second ones."""
     local_crops: Tensor
-    """[n B, 1, s, s], likewise."""
+    """[n B, 1, s, s], in the same order."""
     masks: Tensor
     """bool [2 B, S / patch, S / patch]."""
     errors: list[str]
-    """A sentence for each image that could not be read and was replaced by its neighbour."""
-
-    def to(self, device: torch.device) -> Batch:
-        return self._map(lambda part: part.to(device, non_blocking=True))
-
-    def pin_memory(self) -> Batch:  # the loader calls it
-        return self._map(Tensor.pin_memory)
-
-    def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        return Batch(change(self.global_crops), change(self.local_crops), change(self.masks), self.errors)
+    """A sentence for each image that could not be read and was replaced by its neighbor."""
 
 
 class Order:
-    """Which images each step sees: those of a source in random order, over and over; sources in given shares.
+    """Which images each step sees: each source in random order, over and over; sources in given shares.
 
     Args:
-        sizes: images in each source.
-        weights: shares of the sources; None: all images are one source, so that each is seen once an epoch.
-        batch_size: images in a step, over all processes.
+        sizes: number of images in each source.
+        weights: shares of the sources; None: all images are one source, so each is seen once an epoch.
+        batch_size: images per step, over all processes.
         seed: of the order.
+
+    Raises:
+        RadDraftError: not one weight of at least 0 for each source.
     """
 
     def __init__(self, sizes: Sequence[int], weights: Sequence[float] | None, batch_size: int, seed: int) -> None:
@@ -65,9 +59,9 @@ class Order:
             raise RadDraftError(
                 f"Need a weight of at least 0 for each of the {len(sizes)} sources, got {list(weights)}"
             )
-        self.sizes = list(sizes) if weights is not None else [sum(sizes)]
-        self.shares = np.array(weights if weights is not None else [1.0], dtype=float)
-        self.shares /= self.shares.sum()
+        self.sizes = [sum(sizes)] if weights is None else list(sizes)
+        shares = np.array([1.0] if weights is None else weights, dtype=float)
+        self.shares = shares / shares.sum()
         self.batch_size, self.seed = batch_size, seed
         self._permutation = lru_cache(maxsize=2 * len(self.sizes))(self._shuffle)
 
@@ -76,110 +70,99 @@ class Order:
         taken = np.zeros(len(self.sizes), dtype=int)
         starts = np.cumsum([0, *self.sizes[:-1]])
         for step in count():
-            counts = self.counts(step)
+            counts = np.random.default_rng([self.seed, step]).multinomial(self.batch_size, self.shares)
             if step >= first:
                 yield [
-                    int(start) + self._at(source, int(number))
-                    for source, (start, done, wanted) in enumerate(zip(starts, taken, counts, strict=True))
-                    for number in range(done, done + wanted)
+                    int(starts[source] + self._permutation(source, number // size)[number % size])
+                    for source, size in enumerate(self.sizes)
+                    for number in range(taken[source], taken[source] + counts[source])
                 ]
             taken += counts
-
-    def counts(self, step: int) -> np.ndarray:
-        """How many images of each source a step sees."""
-        if len(self.sizes) == 1:
-            return np.array([self.batch_size])
-        return np.random.default_rng([self.seed, step]).multinomial(self.batch_size, self.shares)
-
-    def _at(self, source: int, number: int) -> int:
-        epoch, position = divmod(number, self.sizes[source])
-        return int(self._permutation(source, epoch)[position])
 
     def _shuffle(self, source: int, epoch: int) -> np.ndarray:
         return np.random.default_rng([self.seed, source, epoch]).permutation(self.sizes[source])
 
 
-@dataclass(frozen=True)
-class Item:
-    """An image in a step."""
-
-    position: int
-    """In the list of all images."""
-    seed: int
-    """Of its views."""
+Item = tuple[int, int]
+"""An image in a step: its position in the list of all images, and the seed of its crops."""
 
 
-class ViewDataset(Dataset):
-    """Views of images; one that cannot be read is replaced by the next that can."""
+class CropDataset(Dataset):
+    """Crops of images; one that cannot be read is replaced by the next that can.
 
-    def __init__(self, paths: Sequence[Path], views: Views, gray_mapping: GrayMapping) -> None:
+    Args:
+        paths: the images.
+        config: the recipe.
+        tower: whose image processor and patch size the crops are for.
+    """
+
+    def __init__(self, paths: Sequence[Path], config: PretrainConfig, tower: Tower) -> None:
         # One array: of a list, workers would copy a million paths by counting references to them.
         self.paths = np.array([os.fsencode(path) for path in paths])
-        self.views, self.gray_mapping = views, gray_mapping
+        processor: Any = tower.processor
+        self.crops = MultiCrop(config.crops, processor.image_mean, processor.image_std)
+        side = config.crops.global_size // tower.model.config.patch_size
+        self.draw_masks = partial(
+            block_masks, grid=(side, side), probability=config.mask_probability, ratio=config.objective.mask_ratio
+        )
+        self.gray_mapping = config.gray_mapping
 
     def __getitem__(self, item: Item) -> tuple[Item, Tensor, Tensor, list[str]]:
-        """The item, its global views [2, 1, S, S] and local ones [n, 1, s, s], and sentences on unreadable images.
+        """The item, its global crops [2, 1, S, S] and local ones [n, 1, s, s], and sentences on unreadable images.
 
         Raises:
-            ImageError: none of a hundred neighbours can be read.
+            ImageError: none of a hundred neighbors can be read.
         """
+        position, seed = item
         errors: list[str] = []
         for offset in range(100):
-            path = Path(os.fsdecode(self.paths[(item.position + offset) % len(self.paths)]))
+            path = Path(os.fsdecode(self.paths[(position + offset) % len(self.paths)]))
             try:
                 image = torch.from_numpy(load_gray(path, self.gray_mapping))[None]
             except (ImageError, OSError) as error:
                 errors.append(str(error))
             else:
-                return item, *self.views(image, item.seed), errors
+                return item, *self.crops(image, seed), errors
         raise ImageError(f"100 images in a row cannot be read; the first: {errors[0]}")
 
-
-class Collate:
-    """Items -> one Batch, with masks."""
-
-    def __init__(self, grid: tuple[int, int], probability: float, ratio: tuple[float, float]) -> None:
-        self.grid, self.probability, self.ratio = grid, probability, ratio
-
-    def __call__(self, rows: list[tuple[Item, Tensor, Tensor, list[str]]]) -> Batch:
-        items, global_views, local_views, errors = zip(*rows, strict=True)
+    def collate(self, rows: list[tuple[Item, Tensor, Tensor, list[str]]]) -> Batch:
+        """One Batch, with masks."""
+        items, global_crops, local_crops, errors = zip(*rows, strict=True)
         masks = []
         for start in range(0, len(items), MASK_GROUP):
             group = items[start : start + MASK_GROUP]
-            drawn = block_masks(2 * len(group), self.grid, self.probability, self.ratio, group[0].seed)
-            masks.append(drawn.unflatten(0, (2, -1)))
+            _, seed = group[0]
+            masks.append(self.draw_masks(2 * len(group), seed=seed).unflatten(0, (2, -1)))
         return Batch(
-            torch.stack(global_views, 1).flatten(0, 1),
-            torch.stack(local_views, 1).flatten(0, 1),
+            torch.stack(global_crops, 1).flatten(0, 1),
+            torch.stack(local_crops, 1).flatten(0, 1),
             torch.cat(masks, 1).flatten(0, 1),
             [sentence for part in errors for sentence in part],
         )
 
 
 def load_batches(
-    dataset: ViewDataset,
+    dataset: CropDataset,
     order: Order,
-    collate: Collate,
-    first: int,
-    last: int,
+    steps: tuple[int, int],
     micro_batch_size: int,
-    process: tuple[int, int],
-    workers: int,
+    process: tuple[int, int] = (0, 1),
+    workers: int = 0,
 ) -> Iterator[Batch]:
-    """One process's micro-batches of the steps from `first` to before `last`, in order.
+    """One process's micro-batches of the steps from the first to before the last, in order.
 
     Args:
-        dataset, order, collate: where they come from.
-        first, last: steps.
-        micro_batch_size: images in one of them.
-        process: index of this process and their number.
-        workers: processes that read and augment.
+        dataset, order: where the images come from.
+        steps: first step, and the one after the last.
+        micro_batch_size: images per micro-batch.
+        process: index of this process, and the number of processes.
+        workers: processes that read and crop.
     """
     rank, world = process
 
     def plan() -> Iterator[list[Item]]:
-        for step, positions in zip(range(first, last), order(first), strict=False):
-            items = [Item(position, _seed(order.seed, step, place)) for place, position in enumerate(positions)]
+        for step, positions in zip(range(*steps), order(steps[0]), strict=False):
+            items = [(position, _seed(order.seed, step, place)) for place, position in enumerate(positions)]
             mine = items[rank * len(items) // world : (rank + 1) * len(items) // world]
             for start in range(0, len(mine), micro_batch_size):
                 yield mine[start : start + micro_batch_size]
@@ -187,7 +170,7 @@ def load_batches(
     loader: DataLoader = DataLoader(
         dataset,
         batch_sampler=plan(),  # type: ignore[arg-type]
-        collate_fn=collate,
+        collate_fn=dataset.collate,
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         prefetch_factor=4 if workers else None,
@@ -197,5 +180,5 @@ def load_batches(
 
 
 def _seed(*parts: int) -> int:
-    """One number for the views, by NumPy's mixing of the parts."""
+    """One number from several, by NumPy's mixing."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -1,4 +1,4 @@
-"""encoder.augment: views are where, as large and as bright as asked for; masks follow their formula."""
+"""encoder.augment: crops are where, as large and as bright as asked for; masks follow their formula."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
-from encoder.augment import ViewConfig, Views, block_masks, change_intensity, draw_box
-from encoder.view_sheet import PANEL, ViewRow, draw_views
+from encoder.augment import MultiCrop, block_masks, change_intensity, draw_box
+from encoder.crop_sheet import PANEL, CropRow, draw_crops
+from encoder.recipe import CropConfig
 from tests.conftest import ROOT
 from tests.test_cli import run
 from tests.test_images import RAMP, chest
@@ -23,8 +24,8 @@ NOTHING = {"flip": 0.0, "jitter": 0.0, "blur_global": (0.0, 0.0), "blur_local": 
 WHOLE = {"global_scale": (1.0, 1.0), "aspect_ratio": (1.0, 1.0)}
 
 
-def small(**options: object) -> ViewConfig:
-    return ViewConfig(**{"global_size": 28, "n_local": 3, "local_size": 14} | options)
+def small(**options: object) -> CropConfig:
+    return CropConfig(**{"global_size": 28, "local_crops": 3, "local_size": 14} | options)
 
 
 def picture(height: int = 64, width: int = 64) -> Tensor:
@@ -35,13 +36,13 @@ def picture(height: int = 64, width: int = 64) -> Tensor:
 
 
 @pytest.mark.parametrize("sides", [(64, 64), (40, 90), (90, 40), (300, 9), (8, 8), (1, 1)])
-@pytest.mark.parametrize("n_local", [0, 3])
-def test_sizes_and_range_whatever_the_picture(sides, n_local) -> None:
-    views = Views(small(n_local=n_local, solarise=0.5), mean=0.5, std=0.25)
+@pytest.mark.parametrize("local_crops", [0, 3])
+def test_sizes_and_range_whatever_the_picture(sides, local_crops) -> None:
+    views = MultiCrop(small(local_crops=local_crops, solarize=0.5), mean=0.5, std=0.25)
     for seed in range(10):
         large, local = views(picture(*sides), seed)
         assert large.shape == (2, 1, 28, 28)
-        assert local.shape == (n_local, 1, 14, 14)
+        assert local.shape == (local_crops, 1, 14, 14)
         for tensor in (large, local):
             assert tensor.dtype == torch.float32
             assert (tensor * 0.25 + 0.5).isfinite().all()
@@ -51,13 +52,13 @@ def test_sizes_and_range_whatever_the_picture(sides, n_local) -> None:
 @pytest.mark.parametrize("grey", [0.0, 0.3, 1.0])
 def test_constant_pictures_stay_constant(grey) -> None:
     for seed in range(20):
-        for views in Views(small(), 0.0, 1.0)(torch.full((1, 30, 50), grey), seed):
+        for views in MultiCrop(small(), 0.0, 1.0)(torch.full((1, 30, 50), grey), seed):
             assert views.isfinite().all()
             assert (views.amax((1, 2, 3)) - views.amin((1, 2, 3)) < 1e-5).all()
 
 
 def test_the_seed_alone_decides_and_global_random_states_stay() -> None:
-    views = Views(small(), 0.5, 0.25)
+    views = MultiCrop(small(), 0.5, 0.25)
     torch.manual_seed(1)
     np.random.seed(1)
     before = torch.get_rng_state(), np.random.get_state()[1].copy()
@@ -77,7 +78,7 @@ def test_the_seed_alone_decides_and_global_random_states_stay() -> None:
 
 def test_without_changes_the_whole_picture_is_a_bicubic_resize_normalised_by_the_mean_of_the_channels() -> None:
     image = picture()
-    views, _ = Views(small(**NOTHING, **WHOLE), [0.4, 0.5, 0.6], (0.2, 0.2, 0.3))(image, 0)
+    views, _ = MultiCrop(small(**NOTHING, **WHOLE), [0.4, 0.5, 0.6], (0.2, 0.2, 0.3))(image, 0)
     expected = resize(image, [28, 28], InterpolationMode.BICUBIC, antialias=True).clamp(0, 1)
     for view in views:
         torch.testing.assert_close(view, (expected - 0.5) / (0.7 / 3))
@@ -85,7 +86,7 @@ def test_without_changes_the_whole_picture_is_a_bicubic_resize_normalised_by_the
 
 def test_flip_mirrors_left_and_right_as_often_as_asked() -> None:
     rising = torch.linspace(0, 1, 32).expand(1, 32, 32)
-    views = Views(small(**NOTHING | {"flip": 0.3}, n_local=20), 0, 1)
+    views = MultiCrop(small(**NOTHING | {"flip": 0.3}, local_crops=20), 0, 1)
     groups = zip(*(views(rising, seed) for seed in range(200)), strict=True)
     for cut, tolerance in zip(map(torch.cat, groups), (0.07, 0.03), strict=True):
         falling = cut[:, 0, 0, 0] > cut[:, 0, 0, -1]
@@ -94,7 +95,7 @@ def test_flip_mirrors_left_and_right_as_often_as_asked() -> None:
 
 def test_twelve_bits_reach_the_view() -> None:
     deep = torch.from_numpy(RAMP.astype(np.float32) / 4095)[None].repeat_interleave(4, 1).repeat_interleave(4, 2)
-    large, local = Views(ViewConfig(global_size=112, n_local=1, local_size=56), 0.5, 0.25)(deep, 0)
+    large, local = MultiCrop(CropConfig(global_size=112, local_crops=1, local_size=56), 0.5, 0.25)(deep, 0)
     assert len(large[0].unique()) > 1000
     assert len(local[0].unique()) > 256
 
@@ -112,8 +113,8 @@ def test_intensities_follow_their_formula_one_factor_a_view() -> None:
 def test_jitter_draws_from_its_ranges_as_often_as_asked(which, share) -> None:
     fixed = {"brightness": (1.0, 1.0), "contrast": (1.0, 1.0), "gamma": (1.0, 1.0)} | {which: (share, share)}
     image = picture()
-    plain = Views(small(**NOTHING, **WHOLE), 0, 1)(image, 0)[0][0]
-    jittered = Views(small(**NOTHING | {"jitter": 0.25}, **WHOLE, **fixed, n_local=0), 0, 1)
+    plain = MultiCrop(small(**NOTHING, **WHOLE), 0, 1)(image, 0)[0][0]
+    jittered = MultiCrop(small(**NOTHING | {"jitter": 0.25}, **WHOLE, **fixed, local_crops=0), 0, 1)
     factors = [torch.tensor(fixed[name][0]) for name in ("brightness", "contrast", "gamma")]
     expected, n_changed = change_intensity(plain[None], *factors)[0], 0
     for view in torch.cat([jittered(image, seed)[0] for seed in range(150)]):
@@ -123,11 +124,11 @@ def test_jitter_draws_from_its_ranges_as_often_as_asked(which, share) -> None:
     assert n_changed / 300 == pytest.approx(0.25, abs=0.08)
 
 
-def test_each_branch_has_its_own_blur_and_only_the_second_global_view_is_solarised() -> None:
+def test_each_branch_has_its_own_blur_and_only_the_second_global_view_is_solarized() -> None:
     image = picture()
-    config = small(**NOTHING | {"blur_global": (1.0, 0.0)}, **WHOLE, blur_sigma=(1.5, 1.5), solarise=1.0)
-    plain = Views(small(**NOTHING, **WHOLE), 0, 1)(image, 3)[0][0, 0]
-    first, second = Views(config, 0, 1)(image, 3)[0][:, 0]
+    config = small(**NOTHING | {"blur_global": (1.0, 0.0)}, **WHOLE, blur_sigma=(1.5, 1.5), solarize=1.0)
+    plain = MultiCrop(small(**NOTHING, **WHOLE), 0, 1)(image, 3)[0][0, 0]
+    first, second = MultiCrop(config, 0, 1)(image, 3)[0][:, 0]
     torch.testing.assert_close(first, torch.from_numpy(gaussian_filter(plain.numpy(), 1.5, truncate=3)))
     torch.testing.assert_close(second, torch.where(plain < 0.5, plain, 1 - plain))
     assert second.max() <= 0.5
@@ -159,9 +160,9 @@ def test_where_no_box_fits_it_is_the_largest_in_the_middle(sides, expected) -> N
     ("options", "sentence"),
     [
         ({"global_size": 0}, "global_size must be at least 1, got 0"),
-        ({"n_local": -1}, "n_local must be at least 0, got -1"),
+        ({"local_crops": -1}, "local_crops must be at least 0, got -1"),
         ({"flip": 1.5}, "flip is a probability, 0 to 1, got 1.5"),
-        ({"blur_global": (0.5, -0.1)}, r"blur_global\[1\] is a probability, 0 to 1, got -0.1"),
+        ({"blur_global": (0.5, -0.1)}, r"blur_global is a probability, 0 to 1, got \(0.5, -0.1\)"),
         ({"local_scale": (0.5, 0.2)}, "local_scale must be a range from low to high, .* got 0.5 to 0.2"),
         ({"global_scale": (0.5, 1.2)}, "global_scale .* at most 1, got 0.5 to 1.2"),
         ({"gamma": (0.0, 1.0)}, "gamma .* above 0, got 0.0 to 1.0"),
@@ -171,16 +172,16 @@ def test_where_no_box_fits_it_is_the_largest_in_the_middle(sides, expected) -> N
 )
 def test_impossible_values_are_refused_by_name(options, sentence) -> None:
     with pytest.raises(ValueError, match=sentence):
-        ViewConfig(**options)
+        CropConfig(**options)
 
 
 def test_pictures_of_another_kind_are_refused() -> None:
-    views = Views(small(), 0.5, 0.25)
+    views = MultiCrop(small(), 0.5, 0.25)
     for image in (torch.zeros(3, 30, 30), torch.zeros(30, 30), torch.zeros(1, 30, 30, dtype=torch.uint8)):
         with pytest.raises(ValueError, match=r"floats \[1, H, W\] in 0\.\.1, got torch\."):
             views(image, 0)
     with pytest.raises(ValueError, match="std must be above 0, got 0"):
-        Views(small(), 0.5, 0)
+        MultiCrop(small(), 0.5, 0)
 
 
 # ---- masks
@@ -264,8 +265,8 @@ def test_impossible_masks_are_refused(options) -> None:
 def test_hidden_patches_are_tinted_and_the_others_are_grey() -> None:
     masks = torch.zeros(2, 2, 2, dtype=torch.bool)
     masks[1, 0, 1] = True
-    row = ViewRow("a.png", picture(), torch.full((2, 1, PANEL, PANEL), 0.5), torch.zeros(3, 1, 14, 14), masks)
-    pixels = np.asarray(draw_views([row])).astype(int)
+    row = CropRow("a.png", picture(), torch.full((2, 1, PANEL, PANEL), 0.5), torch.zeros(3, 1, 14, 14), masks)
+    pixels = np.asarray(draw_crops([row])).astype(int)
     coloured = np.argwhere(np.ptp(pixels, axis=2) > 50)
     (top, left), (bottom, right) = coloured.min(0), coloured.max(0)
     assert bottom - top == pytest.approx(PANEL / 2, abs=1)
@@ -273,25 +274,32 @@ def test_hidden_patches_are_tinted_and_the_others_are_grey() -> None:
     assert (np.ptp(pixels[top : top + PANEL // 2, left - 40 : left], axis=2) == 0).all()
 
 
-@pytest.mark.parametrize("n_local", [0, 3])
-def test_the_action_draws_what_can_be_read_and_names_what_cannot(tmp_path, studies_file, capsys, n_local) -> None:
+@pytest.mark.parametrize("local_crops", [0, 3])
+def test_the_action_draws_what_can_be_read_and_names_what_cannot(tmp_path, studies_file, capsys, local_crops) -> None:
     (tmp_path / "0.png").write_bytes(b"no picture")
-    sizes = ("--pretrain.views.global_size", 28, "--pretrain.views.local_size", 14, "--pretrain.views.n_local", n_local)
-    status, _ = run("views", "--studies", studies_file, "--out", tmp_path / "views.png", *sizes, "--count", 3)
+    sizes = (
+        "--pretrain.crops.global-size",
+        28,
+        "--pretrain.crops.local-size",
+        14,
+        "--pretrain.crops.local-crops",
+        local_crops,
+    )
+    status, _ = run("crops", "--studies", studies_file, "--out", tmp_path / "crops.png", *sizes, "--count", 3)
     assert status == 1
     said = capsys.readouterr().out
-    assert "views of 2 pictures" in said
+    assert "crops of 2 images" in said
     assert "not drawn: " in said
     assert "0.png: not an image" in said
-    assert min(Image.open(tmp_path / "views.png").size) > 2 * PANEL
+    assert min(Image.open(tmp_path / "crops.png").size) > 2 * PANEL
 
 
 def test_the_sheet_is_of_what_the_recipe_trains_on(tmp_path, studies_file, monkeypatch) -> None:
     drawn: list[list] = []
-    monkeypatch.setattr("encoder.view_sheet.draw_views", lambda rows: drawn.append(rows) or Image.new("L", (9, 9)))
+    monkeypatch.setattr("encoder.crop_sheet.draw_crops", lambda rows: drawn.append(rows) or Image.new("L", (9, 9)))
     monkeypatch.chdir(tmp_path)
     recipe = ROOT / "configs" / "pretrain" / "phantom.yaml"
-    command = ("views", "--studies", studies_file, "--split", "val", "--out", "views.png", "--config", recipe)
+    command = ("crops", "--studies", studies_file, "--split", "val", "--out", "crops.png", "--config", recipe)
     assert run(*command, "--count", 20) == (0, "")
     [rows] = drawn
     assert len({row.name for row in rows}) == len(rows) == 8, "each picture once"
@@ -303,17 +311,17 @@ def test_the_sheet_is_of_what_the_recipe_trains_on(tmp_path, studies_file, monke
 
 def test_the_action_refuses_sizes_that_are_no_whole_patches(tmp_path, studies_file) -> None:
     status, sentence = run(
-        "views", "--studies", studies_file, "--out", tmp_path / "x.png", "--pretrain.views.local_size", 100
+        "crops", "--studies", studies_file, "--out", tmp_path / "x.png", "--pretrain.crops.local-size", 100
     )
     assert status == 1
-    assert "A view of 100 pixels is not a multiple of patch_size = 14" in sentence
+    assert "A crop of 100 pixels is not a multiple of patch_size = 14" in sentence
 
 
 def test_real_pictures_keep_most_of_their_contrast(cxr) -> None:
     from raddraft.images import load_gray
     from raddraft.studies import read_studies
 
-    views = Views(ViewConfig(global_size=112, n_local=0, local_size=56), 0, 1)
+    views = MultiCrop(CropConfig(global_size=112, local_crops=0, local_size=56), 0, 1)
     kept, burnt = [], []
     for seed, study in enumerate(read_studies(cxr / "studies.jsonl", "train")[::100]):
         image = torch.from_numpy(load_gray(study.main_image.path))[None]
@@ -327,7 +335,7 @@ def test_real_pictures_keep_most_of_their_contrast(cxr) -> None:
 def test_chest_is_not_torn() -> None:
     """A smooth picture gives smooth views: nothing wraps around, no seams."""
     image = torch.from_numpy(gaussian_filter(chest(128).astype(np.float32) / 255, 3))[None]
-    large, local = Views(small(n_local=8, **NOTHING), 0, 1)(image, 0)
+    large, local = MultiCrop(small(local_crops=8, **NOTHING), 0, 1)(image, 0)
     for views in (large, local):
         assert views.diff(dim=-1).abs().max() < 0.15
         assert views.diff(dim=-2).abs().max() < 0.15

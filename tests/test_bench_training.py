@@ -10,8 +10,7 @@ from pathlib import Path
 
 from benchmarks.pretrain import LAPTOP, bench_pretraining
 from benchmarks.training import bench_training
-from encoder.dino import DinoConfig
-from encoder.recipe import Architecture
+from encoder.recipe import Architecture, DinoConfig
 from tests.conftest import make_study
 from tests.launch import SERVER
 

@@ -11,8 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, Dinov2Config, Dinov2WithRegistersConfig
 
-from encoder.dino import Centre, Dino, DinoConfig, Head, cosine, koleo, parameter_groups, sinkhorn, tokens
-from encoder.recipe import PretrainConfig, load_head
+from encoder.dino import Center, Dino, Head, koleo, parameter_groups, sinkhorn, tokens
+from encoder.recipe import DinoConfig, PretrainConfig
+from encoder.start import load_head
+from raddraft.schedules import cosine
 from tests.launch import SERVER
 
 SIZES = {
@@ -44,29 +46,29 @@ def crops() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return torch.randn(2 * B, 1, 16, 16), torch.randn(N_LOCAL * B, 1, 8, 8), masks
 
 
-def entropy_terms(model: Dino, centre: bool) -> dict[str, float]:
+def entropy_terms(model: Dino, center: bool) -> dict[str, float]:
     """The losses by loops over views, crops and patches, as the papers write them."""
     global_crops, local_crops, masks = crops()
     flat = masks.flatten(1)
     with torch.no_grad():
         taught, taught_patches = tokens(model.teacher["backbone"], global_crops)
         seen, seen_patches = tokens(model.student["backbone"], global_crops, flat)
-        seen_local, _ = tokens(model.student["backbone"], local_crops)
+        seelocal_crops, _ = tokens(model.student["backbone"], local_crops)
         patch_head = {
             name: getattr(model, name).__getitem__("ibot_head" if model.config.separate_ibot_head else "head")
             for name in ("teacher", "student")
         }
         teacher_logits = {"class": model.teacher["head"](taught), "patch": patch_head["teacher"](taught_patches[flat])}
-        if centre:
+        if center:
             q = {
-                name: ((x - model.centres[{"class": "dino", "patch": "ibot"}[name]].centre) / 0.05).softmax(-1)
+                name: ((x - model.centers[{"class": "dino", "patch": "ibot"}[name]].center) / 0.05).softmax(-1)
                 for name, x in teacher_logits.items()
             }
         else:
             q = {name: sinkhorn(x, 0.05) for name, x in teacher_logits.items()}
         log_p = {
             "class": (model.student["head"](seen) / 0.1).log_softmax(-1),
-            "local": (model.student["head"](seen_local) / 0.1).log_softmax(-1),
+            "local": (model.student["head"](seelocal_crops) / 0.1).log_softmax(-1),
             "patch": (patch_head["student"](seen_patches[flat]) / 0.1).log_softmax(-1),
         }
     n_pairs = 2 * N_LOCAL + 2
@@ -92,15 +94,15 @@ def entropy_terms(model: Dino, centre: bool) -> dict[str, float]:
     return {"dino_global": dino_global, "dino_local": dino_local, "ibot": ibot, "koleo": spread}
 
 
-@pytest.mark.parametrize("centring", ["centre", "sinkhorn"])
+@pytest.mark.parametrize("centering", ["center", "sinkhorn"])
 @pytest.mark.parametrize("registers", [False, True])
 @pytest.mark.parametrize("separate", [False, True])
-def test_losses_equal_the_published_formulas(centring, registers, separate):
-    model = make(registers, centring=centring, separate_ibot_head=separate)
-    if centring == "centre":
-        for module in model.centres.values():
-            module.centre.normal_(std=0.05)
-    expected = entropy_terms(model, centring == "centre")
+def test_losses_equal_the_published_formulas(centering, registers, separate):
+    model = make(registers, centering=centering, separate_ibot_head=separate)
+    if centering == "center":
+        for module in model.centers.values():
+            module.center.normal_(std=0.05)
+    expected = entropy_terms(model, centering == "center")
     losses = model(*crops(), temperature=0.05)
     for name, value in expected.items():
         assert float(losses[name]) == pytest.approx(value, abs=1e-5), name
@@ -118,16 +120,16 @@ def test_loss_without_local_crops_or_masks_is_the_global_one():
     assert torch.equal(losses["loss"], losses["dino_global"])
 
 
-def test_centre_is_subtracted_before_it_moves():
-    centre = Centre(5)
-    centre.centre.copy_(torch.arange(5.0))
+def test_center_is_subtracted_before_it_moves():
+    center = Center(5)
+    center.center.copy_(torch.arange(5.0))
     logits = torch.randn(7, 5)
-    answers = centre(logits, 0.07)
+    answers = center(logits, 0.07)
     assert torch.allclose(answers, ((logits - torch.arange(5.0)) / 0.07).softmax(-1))
-    assert torch.allclose(centre.centre, 0.9 * torch.arange(5.0) + 0.1 * logits.mean(0))
-    before = centre.centre.clone()
-    assert centre(logits[:0], 0.07).shape == (0, 5)
-    assert torch.equal(centre.centre, before)
+    assert torch.allclose(center.center, 0.9 * torch.arange(5.0) + 0.1 * logits.mean(0))
+    before = center.center.clone()
+    assert center(logits[:0], 0.07).shape == (0, 5)
+    assert torch.equal(center.center, before)
 
 
 def test_sinkhorn_equals_the_rounds_of_the_paper():
@@ -217,7 +219,7 @@ def dinov2_schedule(base, final, total, warmup=0, start=0.0) -> np.ndarray:
 
 
 def test_schedules_equal_dinov2s_at_every_step():
-    config = PretrainConfig(steps=200, batch_size=256, base_lr=0.004)
+    config = PretrainConfig(steps=200, batch_size=256, lr=0.004)
     lr = dinov2_schedule(0.004 * math.sqrt(256 / 1024), 1e-6, 200, 20)
     expected = {
         "lr": lr,
@@ -228,7 +230,7 @@ def test_schedules_equal_dinov2s_at_every_step():
     }
     for step in range(200):
         assert config.at(step) == pytest.approx({name: values[step] for name, values in expected.items()}, abs=1e-9)
-    assert cosine(10_000, 1.0, 0.25, 200) == 0.25
+    assert cosine(1.0, 0.25, 10_000, 200) == 0.25
 
 
 def test_calibrated_heads_tell_crops_apart_from_the_start():
@@ -313,22 +315,22 @@ def test_public_heads_size():
 
 
 def _share(rank: int, port: int, queue) -> None:
-    """One of two processes: its half of the batch through koleo, Sinkhorn and the centre."""
+    """One of two processes: its half of the batch through koleo, Sinkhorn and the center."""
     torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     torch.manual_seed(0)
     x = torch.randn(8, 6)
     mine = x[rank * 4 : rank * 4 + 4].clone().requires_grad_()
     loss = koleo(mine)
     loss.backward()
-    centre = Centre(6)
-    centre(x[rank * 4 : rank * 4 + 4], 0.05)
+    center = Center(6)
+    center(x[rank * 4 : rank * 4 + 4], 0.05)
     queue.put(
         (
             rank,
             float(loss),
             mine.grad.numpy(),
             sinkhorn(x[rank * 4 : rank * 4 + 4], 0.05).numpy(),
-            centre.centre.numpy(),
+            center.center.numpy(),
         )
     )
     torch.distributed.destroy_process_group()
@@ -349,10 +351,10 @@ def test_two_processes_compute_what_one_would_on_the_whole_batch():
     x = torch.randn(8, 6, requires_grad=True)
     loss = koleo(x)
     loss.backward()
-    centre = Centre(6)
-    centre(x.detach(), 0.05)
+    center = Center(6)
+    center(x.detach(), 0.05)
     assert np.mean([row[1] for row in found]) == pytest.approx(float(loss), abs=1e-5)
     # Each process's loss is a mean over its half, and training averages the gradients of processes.
     assert np.allclose(np.concatenate([row[2] for row in found]) / 2, x.grad.numpy(), atol=1e-5)
     assert np.allclose(np.concatenate([row[3] for row in found]), sinkhorn(x.detach(), 0.05).numpy(), atol=1e-6)
-    assert all(np.allclose(row[4], centre.centre.numpy(), atol=1e-6) for row in found)
+    assert all(np.allclose(row[4], center.center.numpy(), atol=1e-6) for row in found)

@@ -21,11 +21,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel, Dinov2WithRegistersConfig
 
-from encoder.augment import ViewConfig
 from encoder.budget import estimate
-from encoder.dino import DinoConfig
 from encoder.pretrain import pretrain
-from encoder.recipe import Architecture, PretrainConfig, Watch, load_start
+from encoder.recipe import Architecture, CropConfig, DinoConfig, PretrainConfig, Watch
+from encoder.start import load_start
 from encoder.towers import load_tower
 from raddraft.studies import Study, StudyImage, read_studies, write_studies
 from tests.conftest import ROOT
@@ -38,7 +37,7 @@ TINY = PretrainConfig(
     architecture=Architecture(width=32, depth=2, patch_size=7, layer_scale=1.0),
     drop_path=0.0,
     objective=DinoConfig(prototypes=32, head_hidden=32, bottleneck=16),
-    views=ViewConfig(global_size=28, local_size=14, n_local=2),
+    crops=CropConfig(global_size=28, local_size=14, local_crops=2),
     steps=6,
     batch_size=8,
     micro_batch_size=8,
@@ -46,7 +45,7 @@ TINY = PretrainConfig(
     watch_every=3,
     save_every=2,
     log_every=1,
-    pictures=2,
+    map_images=2,
     workers=0,
 )
 
@@ -92,7 +91,7 @@ def test_what_a_run_leaves(manifest, tmp_path):
     assert [row["step"] for row in probes] == [0, 3, 6]
     best = json.loads((tmp_path / "run" / "best.json").read_text())
     assert best["score"] == max(row["probe_mean"] for row in probes[1:])
-    checkpoint = load_file(next((tmp_path / "run" / "checkpoints").glob("step-*")) / "model.safetensors")
+    checkpoint = load_file(next((tmp_path / "run" / "checkpoints").glob("step-*")) / "weights.safetensors")
     if best["step"] == 6:
         assert torch.equal(
             model.encoder.layer[1].mlp.fc1.weight, checkpoint["teacher.backbone.encoder.layer.1.mlp.fc1.weight"]
@@ -101,7 +100,7 @@ def test_what_a_run_leaves(manifest, tmp_path):
         name.removeprefix("teacher.head.") for name in checkpoint if name.startswith("teacher.head.")
     }
     assert len((tmp_path / "run" / "images.sha256").read_text().split()) == 24
-    with Image.open(tmp_path / "run" / "pictures" / "step-0000003.png") as picture:
+    with Image.open(tmp_path / "run" / "maps" / "step-0000003.png") as picture:
         assert picture.width > 300
     assert {"dino_local", "dino_global", "ibot", "koleo", "teacher_entropy", "spread", "lr"} <= rows[1].keys()
 
@@ -117,7 +116,7 @@ def test_a_finished_run_started_again_does_nothing(manifest, tmp_path):
 
 def test_the_student_learns_what_a_teacher_that_stands_still_says(manifest, tmp_path):
     still = {"momentum": (1.0, 1.0), "temperature": (0.07, 0.07), "watch": [], "watch_every": 100, "save_every": 100}
-    run_here(manifest, tmp_path / "run", replace(TINY, steps=60, base_lr=0.02, **still))
+    run_here(manifest, tmp_path / "run", replace(TINY, steps=60, lr=0.02, **still))
     rows = read_log(tmp_path / "run")
     missed = [row["dino_local"] + row["dino_global"] - row["teacher_entropy"] for row in rows]  # divergence
     # The running centre settles in the first ten steps.
@@ -126,7 +125,7 @@ def test_the_student_learns_what_a_teacher_that_stands_still_says(manifest, tmp_
 
 def test_continuing_starts_from_the_towers_own_features(manifest, tmp_path, tower_folder):
     config = replace(TINY, tower=str(tower_folder), architecture=None, drop_path=0.2)
-    start = load_start(replace(config, views=ViewConfig(global_size=28, local_size=14)))
+    start = load_start(replace(config, crops=CropConfig(global_size=28, local_size=14)))
     original = load_tower(str(tower_folder))
     pixels = torch.randn(2, 3, 28, 28)
     assert torch.equal(start.encode(pixels).patches, original.encode(pixels).patches)  # no path is dropped here
@@ -172,10 +171,10 @@ def test_killed_and_resumed_gives_the_same_losses_to_the_last_bit(manifest, tmp_
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("centring", ["centre", "sinkhorn"])
-def test_two_processes_follow_one(manifest, tmp_path, centring):
-    objective = replace(TINY.objective, centring=centring)
-    config = replace(TINY, steps=20, objective=objective, watch=[], pictures=0, save_every=100, watch_every=100)
+@pytest.mark.parametrize("centering", ["center", "sinkhorn"])
+def test_two_processes_follow_one(manifest, tmp_path, centering):
+    objective = replace(TINY.objective, centering=centering)
+    config = replace(TINY, steps=20, objective=objective, watch=[], map_images=0, save_every=100, watch_every=100)
     path = write_config(tmp_path, manifest, config)
     Job("pretrain", *arguments(path, tmp_path / "two"), n=2).finish()
     run_here(manifest, tmp_path / "one", config)
@@ -188,7 +187,7 @@ def test_two_processes_follow_one(manifest, tmp_path, centring):
 @pytest.mark.parametrize("stops", [None, "shared", "whole"])
 def test_two_processes_that_share_the_model_out_follow_one(manifest, tmp_path, stops):
     """From the start; from the checkpoint of a run that shared it out; and the other way round."""
-    config = replace(TINY, steps=12, shard=True, pictures=0, save_every=5, watch_every=100)
+    config = replace(TINY, steps=12, shard=True, map_images=0, save_every=5, watch_every=100)
     path = write_config(tmp_path, manifest, config)
     run_here(manifest, tmp_path / "one", config)
     if stops:
@@ -213,7 +212,7 @@ def test_two_processes_that_share_the_model_out_follow_one(manifest, tmp_path, s
 
 def test_micro_batches_make_one_step(manifest, tmp_path):
     """Only what is computed across a batch differs: the centre, here beside a temperature that takes it out."""
-    config = replace(TINY, steps=1, temperature=(1e3, 1e3), watch=[], pictures=0)
+    config = replace(TINY, steps=1, temperature=(1e3, 1e3), watch=[], map_images=0)
     config = replace(config, objective=replace(TINY.objective, koleo_weight=0.0))
     run_here(manifest, tmp_path / "whole", config)
     run_here(manifest, tmp_path / "halves", replace(config, micro_batch_size=4))
@@ -248,14 +247,14 @@ def poisoned(checkpoint: Path) -> PretrainConfig:
     """Put a NaN into a checkpoint; the settings that go on from there."""
     from safetensors.torch import save_file
 
-    weights = load_file(checkpoint / "model.safetensors")
+    weights = load_file(checkpoint / "weights.safetensors")
     weights["student.head.mlp.0.weight"][0, 0] = float("nan")
-    save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    save_file(weights, checkpoint / "weights.safetensors", metadata={"format": "pt"})
     return replace(TINY, steps=4, watch=[])
 
 
 def test_a_full_disk_stops_the_run_which_then_goes_on(manifest, tmp_path):
-    config = replace(TINY, steps=4, watch=[], pictures=0)
+    config = replace(TINY, steps=4, watch=[], map_images=0)
     full = pytest.raises((OSError, RuntimeError, SafetensorError), match=r"(?i)file too large|write|I/O")
     with files_no_larger_than(60_000), full:
         run_here(manifest, tmp_path / "run", config)
@@ -266,7 +265,7 @@ def test_a_full_disk_stops_the_run_which_then_goes_on(manifest, tmp_path):
 
 
 def test_a_lost_process_ends_the_run_which_then_goes_on(manifest, tmp_path):
-    config = replace(TINY, steps=40, watch=[], pictures=0, save_every=2, watch_every=100)
+    config = replace(TINY, steps=40, watch=[], map_images=0, save_every=2, watch_every=100)
     path = write_config(tmp_path, manifest, config)
     out = tmp_path / "run"
     # By the launcher itself, which is to end the others. `accelerate launch --cpu --num_processes 2` starts one only.
@@ -299,7 +298,7 @@ def _rank(pid: int) -> str | None:
     [
         ({"tower": "x"}, "either a tower"),
         ({"batch_size": 10, "micro_batch_size": 4}, "does not divide"),
-        ({"views": ViewConfig(global_size=30, local_size=14)}, "not a multiple of the patch"),
+        ({"crops": CropConfig(global_size=30, local_size=14)}, "not a multiple of the patch"),
         ({"watch": [Watch("binary", ["Nonsense"])]}, "Nonsense"),
         ({"weights": [1.0, 1.0]}, "weight of at least 0"),
     ],
@@ -319,7 +318,7 @@ def test_towers_that_are_not_dinov2_are_refused(tmp_path):
 def test_budget_of_the_public_recipe():
     """ViT-B/14 of DINOv2 has 86,580,480 parameters with the 518-pixel grid; FLOPs by hand."""
     config = PretrainConfig(
-        tower="dinov2-base", batch_size=2560, micro_batch_size=40, views=ViewConfig(global_size=518, local_size=196)
+        tower="dinov2-base", batch_size=2560, micro_batch_size=40, crops=CropConfig(global_size=518, local_size=196)
     )
     budget = estimate(replace(config, shard=True), "a100", 64)
     assert budget.backbone == 86_580_480

@@ -1,4 +1,4 @@
-"""Batches of views for pre-training: what a step sees follows from its number alone."""
+"""Batches of crops for pre-training: what a step sees follows from its number alone."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from encoder.augment import ViewConfig, Views
-from encoder.stream import Collate, Item, Order, ViewDataset, load_batches
+from encoder.recipe import Architecture, CropConfig, PretrainConfig
+from encoder.start import load_start
+from encoder.stream import CropDataset, Order, load_batches
 from raddraft.images import ImageError
 
 
@@ -56,11 +57,18 @@ def images(tmp_path):
     return paths
 
 
+def make_dataset(images, **options) -> CropDataset:
+    crops = CropConfig(**{"global_size": 16, "local_size": 8, "local_crops": 2} | options)
+    config = PretrainConfig(
+        tower=None, architecture=Architecture(64, 1, patch_size=4), crops=crops, gray_mapping="window"
+    )
+    with torch.random.fork_rng():
+        return CropDataset(images, config, load_start(config))
+
+
 def batches(images, first=0, last=3, micro=4, process=(0, 1), workers=0):
-    views = Views(ViewConfig(global_size=16, local_size=8, n_local=2), 0.5, 0.25)
-    dataset = ViewDataset(images, views, "window")
     order = Order([len(images)], None, batch_size=8, seed=0)
-    return list(load_batches(dataset, order, Collate((4, 4), 0.5, (0.1, 0.5)), first, last, micro, process, workers))
+    return list(load_batches(make_dataset(images), order, (first, last), micro, process, workers))
 
 
 def same(one, other) -> bool:
@@ -78,18 +86,18 @@ def test_shapes_and_order_of_crops(images):
 
 
 def test_a_crop_stands_beside_the_second_crop_of_its_image(images):
-    """Views of one picture of a single grey value are nearly alike, those of two pictures are not."""
+    """MultiCrop of one picture of a single gray value are nearly alike, those of two images are not."""
     for number, path in enumerate(images):
         pixels = np.full((40, 36), 20 * number, dtype=np.uint8)
         pixels[0, 0] = 255
         Image.fromarray(pixels).save(path)
-    plain = ViewConfig(global_size=16, local_size=8, n_local=2, jitter=0.0, blur_local=0.0)
-    dataset = ViewDataset(images, Views(plain, 0.0, 1.0), "window")
+    dataset = make_dataset(images, jitter=0.0, blur_local=0.0)
+    dataset.crops.mean, dataset.crops.std = 0.0, 1.0
     order = Order([len(images)], None, batch_size=8, seed=0)
-    (batch,) = load_batches(dataset, order, Collate((4, 4), 0.5, (0.1, 0.5)), 0, 1, 8, (0, 1), 0)
-    grey = [20 * position / 255 for position in next(order(0))]
-    assert batch.global_crops.flatten(1).median(1).values.tolist() == pytest.approx([*grey, *grey], abs=0.01)
-    assert batch.local_crops.flatten(1).median(1).values.tolist() == pytest.approx([*grey, *grey], abs=0.01)
+    (batch,) = load_batches(dataset, order, (0, 1), 8)
+    gray = [20 * position / 255 for position in next(order(0))]
+    assert batch.global_crops.flatten(1).median(1).values.tolist() == pytest.approx([*gray, *gray], abs=0.01)
+    assert batch.local_crops.flatten(1).median(1).values.tolist() == pytest.approx([*gray, *gray], abs=0.01)
 
 
 def test_batches_do_not_depend_on_workers_resuming_or_the_global_random_state(images):
@@ -109,20 +117,20 @@ def test_two_processes_share_the_batch_of_one(images):
     halves = [batches(images, process=(rank, 2)) for rank in range(2)]
     for step, batch in enumerate(whole):
         parts = [half[step] for half in halves]
-        for name, views in (("global_crops", 2), ("local_crops", 2), ("masks", 2)):
-            joined = torch.cat([getattr(part, name).unflatten(0, (views, -1)) for part in parts], 1).flatten(0, 1)
+        for name, crops in (("global_crops", 2), ("local_crops", 2), ("masks", 2)):
+            joined = torch.cat([getattr(part, name).unflatten(0, (crops, -1)) for part in parts], 1).flatten(0, 1)
             assert torch.equal(getattr(batch, name), joined)
 
 
 def test_unreadable_images_are_replaced_and_named(images):
-    images[3].write_bytes(b"no picture")
+    images[3].write_bytes(b"no image")
     (found,) = {sentence for batch in batches(images) for sentence in batch.errors}
     assert str(images[3]) in found
-    dataset = ViewDataset(images, Views(ViewConfig(global_size=16, local_size=8, n_local=2), 0.5, 0.25), "window")
-    _, replaced, _, _ = dataset[Item(3, 7)]
-    _, neighbour, _, errors = dataset[Item(4, 7)]
+    dataset = make_dataset(images)
+    _, replaced, _, _ = dataset[3, 7]
+    _, neighbor, _, errors = dataset[4, 7]
     assert errors == []
-    assert torch.equal(replaced, neighbour)
+    assert torch.equal(replaced, neighbor)
 
 
 def test_no_readable_image_at_all_is_an_error(images):
