@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 from raddraft.errors import RadDraftError
 
-
 Control = Literal["none", "shuffled-images", "most-frequent", "nearest-report"]
 """What stands in for a model's drafts, see `generator.controls`."""
 
@@ -146,7 +145,9 @@ class TrainConfig:
         if {"lora", "full"} <= modes:
             raise RadDraftError("train.stages: lm is 'lora' in one stage and 'full' in another; choose one of them")
         if self.cached and any(stage.trains_tower for stage in self.stages):
-            raise RadDraftError("train.cached is true, but a stage trains the tower; use cached: false or tower: frozen")
+            raise RadDraftError(
+                "train.cached is true, but a stage trains the tower; use cached: false or tower: frozen"
+            )
 
     @property
     def uses_lora(self) -> bool:

@@ -1,7 +1,7 @@
 """Vision tower + language model -> one LLaVA model: build it, choose what trains, save it, load it.
 
-The result is transformers' own `LlavaForConditionalGeneration` with its `LlavaProcessor`, used as they are, so that a
-saved folder loads with `AutoModelForImageTextToText` and `AutoProcessor` where this project is not installed.
+The model is transformers' own `LlavaForConditionalGeneration` with its `LlavaProcessor`, unchanged, so a saved folder
+loads with `AutoModelForImageTextToText` and `AutoProcessor` where this project is not installed.
 """
 
 from __future__ import annotations
@@ -9,25 +9,23 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 
-from encoder.features import FeatureConfig, FeatureStore
 from encoder.tower import NotPlainError, Tower, patch_size
 from encoder.towers import load_tower
 from generator.config import LoraConfig, ModelConfig
-from generator.data import Example, ExampleDataset, blank_pixels, count_image_tokens, encode
+from generator.data import blank_pixels, count_image_tokens
+from generator.drafter import Drafter
 from generator.foreign import ForeignTower
 from generator.lm import IMAGE_TOKEN, load_lm
 from generator.prompts import PromptConfig, chat_template
 from raddraft.errors import RadDraftError
-from raddraft.files import write_whole
-from raddraft.studies import GrayMapping, Study
+from raddraft.files import write_json
 
 if TYPE_CHECKING:
     from transformers import (
@@ -40,73 +38,23 @@ if TYPE_CHECKING:
 
 SIDECAR = "raddraft.json"
 
-# Names that transformers' vision-language models give to what lies between tower and language model, and to towers. A
-# projector may stand inside the tower (Qwen-VL).
+# Names of projectors and towers in transformers' vision-language models. A projector may be inside the tower (Qwen-VL).
 PROJECTOR = re.compile(
     r"(^|\.)(multi_modal_projector|multimodal_projector|mm_projector|connector|aligner|merger|deepstack_merger_list)\."
 )
 TOWER = re.compile(r"(^|\.)(vision_tower|visual|vision_model|vision_encoder|image_tower)\.")
 
 
-@dataclass
-class Drafter:
-    """A model with all that is needed to draft with it."""
-
-    model: LlavaForConditionalGeneration
-    processor: LlavaProcessor
-    prompt: PromptConfig = field(default_factory=PromptConfig)
-    gray_mapping: GrayMapping = "window"
-    """How grey values of image files are mapped to 8 bits; see `raddraft.images.load_image`."""
-    kind: ClassVar[str] = "llava"
-    """Kept in a saved model's folder, to tell how it is to be read; see `generator.vlm` for the other kind."""
-
-    @property
-    def feature_layer(self) -> int:
-        """Which hidden state of the tower is projected."""
-        layer = self.model.config.vision_feature_layer
-        if not isinstance(layer, int):
-            raise RadDraftError(f"Models that project several layers of the tower are not known here: {layer}")
-        return layer
-
-    @property
-    def tower(self) -> Tower:
-        """Its vision tower with the image processor."""
-        tower = self.model.model.vision_tower
-        if isinstance(tower, ForeignTower):
-            return tower.tower
-        return Tower("the model's tower", tower, self.processor.image_processor)
-
-    @property
-    def features(self) -> FeatureConfig:
-        """What has to be stored of an image so that the tower need not run."""
-        if isinstance(self.model.model.vision_tower, ForeignTower):
-            return FeatureConfig("grid", gray_mapping=self.gray_mapping)
-        return FeatureConfig("hidden", (self.feature_layer,), gray_mapping=self.gray_mapping)
-
-    @property
-    def context_length(self) -> int | None:
-        """Most tokens the language model can read, or None if it states no limit."""
-        return getattr(self.model.config.text_config, "max_position_embeddings", None)
-
-    def encode(self, studies: Sequence[Study], answers: bool, reserve: int = 0) -> Sequence[Example]:
-        """Studies as token ids; see `generator.data.encode`."""
-        return encode(self, studies, answers, reserve)
-
-    def dataset(self, examples: Sequence[Example], features: FeatureStore | None = None) -> ExampleDataset:
-        """What `encode` gave, with pictures, or with features stored before, in batches for this model."""
-        return ExampleDataset(examples, self, features)
-
-
 def build(config: ModelConfig) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """Join a pretrained tower and a pretrained language model by a new two-layer projector.
 
-    A tower that a LLaVA model cannot hold runs in the place of a placeholder: see `generator.foreign`.
+    A tower that a LLaVA model cannot hold runs in place of a placeholder, see `generator.foreign`.
 
     Raises:
-        ValueError: unknown tower, a layer that it lacks, or parts that a LLaVA model cannot hold.
-        OSError: a checkpoint or the language model's tokenizer cannot be reached or read.
+        RadDraftError: unknown tower, a layer that it lacks, or parts that a LLaVA model cannot hold.
+        OSError: a checkpoint or a tokenizer cannot be reached or read.
     """
-    from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+    from transformers import LlavaProcessor
 
     loaded = load_tower(config.tower, config.image_size)
     tower, image_processor, foreign = loaded.model, loaded.processor, None
@@ -119,29 +67,26 @@ def build(config: ModelConfig) -> tuple[LlavaForConditionalGeneration, LlavaProc
     _check_layer(config, None if foreign else tower.config.num_hidden_layers + 1)
     strategy: Literal["default", "full"] = "default" if n_prefix > 0 else "full"
     lm, tokenizer = load_lm(config)
-    with torch.device("meta"):
-        model = LlavaForConditionalGeneration(
-            LlavaConfig(
-                vision_config=tower.config,
-                text_config=lm.config,
-                image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
-                vision_feature_layer=config.feature_layer,
-                vision_feature_select_strategy=strategy,
-                tie_word_embeddings=lm.config.tie_word_embeddings,
-            )
-        )
-    saved = _shapes(model)
+    model = meta_llava(
+        tower.config,
+        lm.config,
+        config.feature_layer,
+        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+        vision_feature_select_strategy=strategy,
+    )
+    packed = config.quantize != "no"
+    saved = _shapes(model, names_only=packed)
     projector = type(model.model.multi_modal_projector)(model.config)
     model.model.vision_tower, model.model.multi_modal_projector = tower, projector
     model.model.language_model, model.lm_head = lm.base_model, lm.get_output_embeddings()
-    _check_joined(model, lm, saved, names_only=config.quantize != "no")
+    _check_joined(model, lm, saved, names_only=packed)
     if foreign:
         model.model.vision_tower = foreign.to(getattr(torch, config.dtype))
     model.generation_config = _greedy(lm.generation_config, tokenizer)
     for parameter in model.parameters():  # not the buffers: transformers keeps rotary frequencies in float32
         if parameter.is_floating_point():  # not weights packed into 4 bits
             parameter.data = parameter.data.to(getattr(torch, config.dtype))
-    if config.quantize != "no":
+    if packed:
         model.is_loaded_in_4bit = True  # type: ignore[assignment] # PEFT chooses its adapters by this
     model.eval()
     processor = LlavaProcessor(
@@ -157,8 +102,17 @@ def build(config: ModelConfig) -> tuple[LlavaForConditionalGeneration, LlavaProc
     return model, processor
 
 
+def meta_llava(tower: Any, lm: Any, feature_layer: int, **settings: Any) -> LlavaForConditionalGeneration:
+    """A LLaVA model without values, on meta tensors, from the configs of its tower and language model."""
+    from transformers import LlavaConfig, LlavaForConditionalGeneration
+
+    settings |= {"vision_feature_layer": feature_layer, "tie_word_embeddings": lm.tie_word_embeddings}
+    with torch.device("meta"):
+        return LlavaForConditionalGeneration(LlavaConfig(vision_config=tower, text_config=lm, **settings))
+
+
 def _check_layer(config: ModelConfig, n_states: int | None) -> None:
-    """Raise ValueError if the tower has no such hidden state to project; None: it has its final output only."""
+    """Raise RadDraftError if the tower has no such hidden state; `n_states` None: it has only its final output."""
     layer, choices = config.feature_layer, "-1, its final output"
     if n_states is None and layer == -1:
         return
@@ -169,28 +123,21 @@ def _check_layer(config: ModelConfig, n_states: int | None) -> None:
     raise RadDraftError(f"model.feature_layer is {layer}. Choices for {config.tower}: {choices}")
 
 
-def _shapes(model: nn.Module) -> set[tuple[str, torch.Size]]:
-    return {(name, tensor.shape) for name, tensor in model.state_dict().items()}
+def _shapes(model: nn.Module, names_only: bool) -> set[tuple[str, torch.Size]]:
+    """Names and shapes of the weights; with `names_only` no shapes, and not what unpacks 4-bit weights."""
+    tensors = model.state_dict().items()
+    if names_only:
+        return {(name, torch.Size()) for name, _ in tensors if ".weight." not in name}
+    return {(name, tensor.shape) for name, tensor in tensors}
 
 
 @torch.no_grad()
 def _check_joined(
     model: LlavaForConditionalGeneration, lm: PreTrainedModel, saved: set[tuple[str, torch.Size]], names_only: bool
 ) -> None:
-    """Make sure that the joined model is what a saved one will be, and writes text as the language model by itself.
-
-    With `names_only` the shapes of packed weights, and what is kept to unpack them, are passed over.
-
-    Raises:
-        ValueError: a weight has no place among the names and shapes `saved`, or the logits differ.
-    """
+    """Raise RadDraftError if a weight has no place among those `saved`, or the logits are not the language model's."""
     kind = f"Language models of type {lm.config.model_type!r} do not fit into a LLaVA model"
-    joined = _shapes(model)
-    if names_only:
-        joined, saved = (
-            {(name, torch.Size()) for name, _ in part if ".weight." not in name} for part in (joined, saved)
-        )
-    if misfits := sorted(name for name, _ in joined ^ saved):
+    if misfits := sorted(name for name, _ in _shapes(model, names_only) ^ saved):
         raise RadDraftError(f"{kind}, which has no place for {misfits[0]} as it is")
     tokens = torch.arange(8, device=lm.device)[None]
     if not torch.allclose(lm(tokens).logits, model(tokens).logits, rtol=1e-4, atol=1e-5):
@@ -209,19 +156,8 @@ def _greedy(config: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> Gen
     )
 
 
-def _blank_square(tower: PreTrainedModel) -> torch.Tensor:
-    """A black picture [1, 3, S, S] of the tower's own size."""
-    size = tower.config.image_size
-    side = size if isinstance(size, int) else size[0]
-    return torch.zeros(1, 3, side, side, device=tower.device, dtype=tower.dtype)
-
-
 def check_image_tokens(model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> int:
-    """Number of image tokens in a prompt, after making sure that the tower gives as many features.
-
-    Raises:
-        ValueError: the processor and the tower disagree.
-    """
+    """The number of image tokens that the processor writes; raises RadDraftError if the tower gives another."""
     pixels = blank_pixels(processor).to(model.device, model.dtype)
     wanted = count_image_tokens(processor)
     with torch.no_grad():
@@ -242,19 +178,18 @@ def check_image_tokens(model: LlavaForConditionalGeneration, processor: LlavaPro
 def choose_trainable(
     model: Any, projector: bool, lm: Literal["frozen", "lora", "full"], tower: Literal["frozen", "full"] | int
 ) -> list[str]:
-    """Set `requires_grad` of every parameter and hold what trains in float32; return the names of what trains.
+    """Set `requires_grad` of every parameter, hold trainable ones in float32, and return the names of these.
 
     Args:
-        model: the LLaVA model, or one of another kind, whose tower can only stay frozen; wrapped by PEFT or not.
+        model: a LLaVA model, or one of another kind, whose tower must stay frozen; wrapped by PEFT or not.
         projector: whether the projector trains.
         lm: frozen, its LoRA adapters, or all of it.
-        tower: frozen, full, or the number of last blocks that train. Parameters that do not reach the projected
-            hidden state (final LayerNorm, mask token, later blocks) stay frozen: they would get no gradient. The last
-            blocks are those before that state.
+        tower: frozen, full, or the number of blocks that train, counted back from the projected hidden state.
+            Parameters that this state does not depend on (final LayerNorm, mask token, later blocks) stay frozen.
 
     Raises:
-        ValueError: nothing trains, there are no adapters for `lora`, no projector is found, or the tower has fewer
-            blocks or is not a LLaVA model's.
+        RadDraftError: nothing trains, there are no adapters for `lora`, no projector is known, or the tower has fewer
+            blocks or cannot train.
     """
     if lm == "lora" and not any("lora_" in name for name, _ in model.named_parameters()):
         raise RadDraftError("The language model has no LoRA adapters to train")
@@ -294,8 +229,11 @@ def choose_trainable(
 def _tower_parameters(tower: Any, choice: Literal["full"] | int, layer: int) -> set[str]:
     """Names of the tower's parameters that train, relative to the tower; `layer` is the projected hidden state."""
     tower.requires_grad_(True)
-    # A trial run tells which parameters the projected hidden state depends on, whatever the architecture.
-    tower(_blank_square(tower), output_hidden_states=True).hidden_states[layer].sum().backward()
+    size = tower.config.image_size
+    side = size if isinstance(size, int) else size[0]
+    blank = torch.zeros(1, 3, side, side, device=tower.device, dtype=tower.dtype)
+    # A backward pass tells which parameters the projected hidden state depends on, whatever the architecture.
+    tower(blank, output_hidden_states=True).hidden_states[layer].sum().backward()
     reached = {name: parameter for name, parameter in tower.named_parameters() if parameter.grad is not None}
     tower.zero_grad(set_to_none=True)
     if choice == "full":
@@ -340,11 +278,10 @@ def _lora_targets(model: Any) -> list[str]:
 
 
 def save(drafter: Drafter, folder: str | Path) -> None:
-    """Save an ordinary Hub folder, with a sidecar that keeps the prompt and the grey-value mapping."""
+    """Save an ordinary Hub folder, with the prompt and the gray-value mapping in a sidecar, raddraft.json."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    sidecar: dict[str, Any] = {"kind": drafter.kind, "prompt": asdict(drafter.prompt)}
-    sidecar["gray_mapping"] = drafter.gray_mapping
+    sidecar = {"kind": drafter.kind, "prompt": asdict(drafter.prompt), "gray_mapping": drafter.gray_mapping}
     tower: Any = drafter.model.get_encoder(modality="image")
     if isinstance(tower, ForeignTower):
         sidecar["tower"] = tower.save(folder)
@@ -353,15 +290,14 @@ def save(drafter: Drafter, folder: str | Path) -> None:
     if isinstance(tower, ForeignTower):
         drafter.model.model.vision_tower = tower
     drafter.processor.save_pretrained(folder)
-    with write_whole(folder / SIDECAR) as temporary:
-        temporary.write_text(json.dumps(sidecar, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / SIDECAR, sidecar)
 
 
 def load(folder: str | Path, dtype: str = "auto", device: str = "cpu") -> Drafter:
-    """Load what `save` wrote, in the type it was saved in unless told otherwise.
+    """Load what `save` wrote; `dtype` "auto" is the type it was saved in.
 
     Raises:
-        ValueError: no such folder, no processor in it, a model of another kind, or image tokens that do not match.
+        RadDraftError: no such folder, no processor in it, a model of another kind, or image tokens that do not match.
     """
     from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration, LlavaProcessor
 
@@ -369,9 +305,7 @@ def load(folder: str | Path, dtype: str = "auto", device: str = "cpu") -> Drafte
     if not (folder / "config.json").is_file():
         raise RadDraftError(f"{folder} is not a model folder: it has no config.json")
     if not any((folder / name).is_file() for name in ("processor_config.json", "preprocessor_config.json")):
-        raise RadDraftError(
-            f"{folder} has no processor: processor_config.json is missing; save the processor there too"
-        )
+        raise RadDraftError(f"{folder} has no processor_config.json; save the processor into the model folder")
     processor = AutoProcessor.from_pretrained(folder)
     if not isinstance(processor, LlavaProcessor):
         raise RadDraftError(f"{folder} has a {type(processor).__name__}; expected a LlavaProcessor")
@@ -393,4 +327,9 @@ def load(folder: str | Path, dtype: str = "auto", device: str = "cpu") -> Drafte
 def read_sidecar(folder: str | Path) -> dict[str, Any] | None:
     """What `save` keeps beside a model: kind, prompt, gray_mapping; None for a model that was not saved here."""
     path = Path(folder) / SIDECAR
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if not path.is_file():
+        return None
+    sidecar = json.loads(path.read_text(encoding="utf-8"))
+    if "image_mapping" in sidecar:  # the name of gray_mapping in models saved by earlier versions
+        sidecar["gray_mapping"] = sidecar.pop("image_mapping")
+    return sidecar

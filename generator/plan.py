@@ -1,54 +1,59 @@
 """What a training run would take: parameters, tokens, arithmetic, memory and hours, without loading a weight.
 
-The model is put together on meta tensors from the configs of its parts, so that the counts are exact. The rest follows
-from these formulas, for a block of width h, with key and value width k each, an MLP of width f, and T tokens a study:
+The model is built on meta tensors from the configs of its parts, so parameter counts are exact. The rest follows from
+these formulas, for a block of width h, with key and value width k each, an MLP of width f, and T tokens per study:
 
-    arithmetic   forward 2 P T + 4 T² h a block; backward 2 P T + 8 T² h for the gradient of what flows through, and
-                 2 P T for that of what trains; with activation checkpointing one more forward
-    states       what trains is held in float32 with its gradient and AdamW's two moments, 16 bytes a parameter, and
-                 2 bytes more in mixed precision for the copy that computes
-    activations  bytes a token and block in 16-bit mixed precision, as counted by torch.autograd.graph's hooks on a
-                 Llama block: 12 h + 4 k + 6 f frozen, 48 h + 4 k + 12 f with LoRA and dropout, 30 h + 4 k + 8 f where
-                 the block trains as a whole; with checkpointing 2 h, and one block in full; in float32 twice as much
-    logits       10 bytes for each of the vocabulary and token of the report
+    arithmetic   forward 2 P T + 4 T² h per block; backward 2 P T + 8 T² h for the gradients of activations, and
+                 2 P T for those of trainable weights; with activation checkpointing one more forward
+    states       trainable weights in float32 with their gradient and AdamW's two moments, 16 bytes per parameter, and
+                 2 bytes more in mixed precision for the 16-bit copy
+    activations  bytes per token and block in 16-bit mixed precision, as counted by torch.autograd.graph's hooks on a
+                 Llama block: 12 h + 4 k + 6 f frozen, 48 h + 4 k + 12 f with LoRA and dropout, 30 h + 4 k + 8 f if
+                 the whole block trains; with checkpointing 2 h, and one block in full; twice as much in float32
+    logits       10 bytes per entry of the vocabulary and token of the report
 
-What it leaves out: the allocator's waste, communication buffers, the parts that sharding puts together for a while (a
-block, and all that is in no block), the tower's own activations. So it is a floor.
+The memory is a floor: it leaves out the allocator's waste, communication buffers, the parts that sharding gathers for a
+moment, and the tower's own activations.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from encoder.budget import GPUS, Gpu
 from encoder.sizes import tower_config
-from encoder.towers import resolve_tower
+from encoder.towers import TOWERS, resolve_tower
 from generator.config import ModelConfig, Stage, TrainConfig
-from generator.model import add_lora, choose_trainable
+from generator.model import add_lora, choose_trainable, meta_llava
+from generator.priors import find_priors
+from generator.prompts import PromptConfig
+from generator.runs import split_studies
 from generator.sizes import lm_config
 from raddraft.errors import RadDraftError
+from raddraft.gpus import Gpu, describe_gpus, describe_memory, run_hours
 
-UTILISATION = 0.4
-"""Part of the peak that is assumed to be reached."""
+UTILIZATION = 0.4
+"""Assumed share of the GPUs' peak."""
 TOKENS_PER_WORD = 1.6
-"""Assumed of report text."""
+"""Assumed for report text."""
 PROMPT_TOKENS = 40
-"""Assumed of the prompt's text."""
+"""Assumed for the text of the prompt."""
+SHARDED = ("weights", "gradients", "moments", "16-bit copies")  # copies are gathered block by block
 
 
 @dataclass
 class Load:
     """What a run trains on."""
 
-    n_studies: int
+    studies: int
     report_words: float
-    """Of a report, on average."""
-    pictures: float = 1.0
-    """In a prompt, on average."""
+    """Mean words per report."""
+    images: float = 1.0
+    """Mean images per prompt."""
 
 
 @dataclass
@@ -58,11 +63,10 @@ class StagePlan:
     trainable: int
     steps: int
     flops: float
-    """Of one step, over all GPUs."""
+    """Per step, over all GPUs."""
     hours: float
     memory: dict[str, float]
-    """GiB on each GPU by part. With `train.shard`, weights, gradients and moments are cut into as many parts as there
-    are GPUs."""
+    """GiB on each GPU by part. With `train.shard`, weights, gradients and moments are divided by the GPUs."""
 
 
 @dataclass
@@ -70,99 +74,90 @@ class Plan:
     """What a run takes."""
 
     parameters: dict[str, int]
-    """Of tower, projector and language model."""
+    """Tower, projector and language model."""
     image_tokens: int
-    """Of one study on average."""
+    """Mean per study."""
     tokens: int
-    """Of one study on average: images, prompt and report."""
+    """Mean per study: images, prompt and report."""
     context: int | None
     """Most tokens that the language model reads, if it states a limit."""
-    tokens_per_step: int
     stages: list[StagePlan]
 
 
-def plan(
-    model_config: ModelConfig,
+def describe_run(
+    manifest: Path,
+    model: ModelConfig,
+    prompt: PromptConfig,
     config: TrainConfig,
-    load: Load,
     gpu: Gpu = "h100",
-    n_gpus: int = 1,
-) -> Plan:
-    """Plan a run.
-
-    Args:
-        model_config, config: the recipe.
-        load: what is trained on.
-        gpu, n_gpus: what it is to run on.
+    gpus: int = 1,
+    sources: list[str] | None = None,
+) -> str:
+    """The plan of a training run on a manifest, as text.
 
     Raises:
-        ValueError: a tower that a LLaVA model cannot hold, for which there is no plan; unknown tower.
+        RadDraftError: as `plan`; no training study has the sections to write; fewer than one GPU.
+    """
+    if gpus < 1:
+        raise RadDraftError(f"gpus must be at least 1, got {gpus}")
+    studies = split_studies(manifest, sources)["train"]
+    used = [study for study in studies if prompt.answer(study)]
+    if not used:
+        raise RadDraftError(f"No training study has the sections to write: {', '.join(prompt.targets)}")
+    priors = find_priors(studies) if prompt.prior else {}
+    words = sum(len((prompt.answer(study) or "").split()) for study in used)
+    images = sum(len(prompt.choose_images(study, priors.get(study.study_id))) for study in used)
+    return describe(model, config, Load(len(used), words / len(used), images / len(used)), gpu, gpus)
+
+
+def plan(model_config: ModelConfig, config: TrainConfig, load: Load, gpu: Gpu = "h100", gpus: int = 1) -> Plan:
+    """Plan a run of a recipe on the studies of `load`.
+
+    Raises:
+        RadDraftError: a VLM, or a tower that a LLaVA model cannot hold; unknown tower.
         OSError: the config of a part cannot be reached.
     """
     model, image_tokens = meta_model(model_config)
-    image_tokens = round(load.pictures * image_tokens)
-    parts = {"tower": "model.vision_tower.", "projector": "model.multi_modal_projector."}
-    parameters = {part: _count(model, prefix) for part, prefix in parts.items()}
-    parameters["language model"] = _count(model, "") - sum(parameters.values())
-    report = round(load.report_words * TOKENS_PER_WORD)
-    tokens = image_tokens + PROMPT_TOKENS + report
-    wrapped: Any = model
-    if any(stage.lm == "lora" for stage in config.stages):
-        wrapped = add_lora(model, config.lora)
-    size = Size(model, model_config, load.pictures, image_tokens, tokens, report, parameters)
+    sizes = _Sizes(model, model_config, config, load, image_tokens)
+    wrapped: Any = add_lora(model, config.lora) if config.uses_lora else model
     stages = []
     for stage in config.stages:
-        names = choose_trainable(wrapped, stage.projector, stage.lm, stage.tower)
-        stages.append(size.stage(wrapped, names, stage, config, load.n_studies, gpu, n_gpus))
+        names = set(choose_trainable(wrapped, stage.projector, stage.lm, stage.tower))
+        counts = {name: parameter.numel() for name, parameter in wrapped.named_parameters()}
+        trainable = sum(counts[name] for name in names)
+        steps = max(1, round(stage.epochs * math.ceil(load.studies / config.batch_size)))
+        flops = config.batch_size * sizes.flops(stage, {name: counts[name] for name in names})
+        memory = sizes.memory(stage, sum(counts.values()), trainable)
+        if config.shard:
+            memory = {part: value / gpus if part in SHARDED else value for part, value in memory.items()}
+        stages.append(StagePlan(trainable, steps, flops, run_hours(steps * flops, gpu, gpus, UTILIZATION), memory))
     context = getattr(model.config.text_config, "max_position_embeddings", None)
-    return Plan(parameters, image_tokens, tokens, context, tokens * config.batch_size, stages)
+    return Plan(sizes.parameters, sizes.image_tokens, sizes.tokens, context, stages)
 
 
 def meta_model(config: ModelConfig) -> tuple[Any, int]:
     """The LLaVA model on meta tensors, and its image tokens.
 
     Raises:
-        ValueError: a tower that a LLaVA model cannot hold.
+        RadDraftError: a VLM, or a tower that a LLaVA model cannot hold.
     """
-    from transformers import LlavaConfig, LlavaForConditionalGeneration
-
     if config.vlm:
-        raise RadDraftError(
-            f"There is a plan for a tower and an lm only, not for a vlm, {config.vlm!r}; leave --dry_run"
-        )
-    source = resolve_source(config.tower)
+        raise RadDraftError(f"--dry-run cannot plan for a VLM ({config.vlm}), only for a tower and a language model")
+    # Towers that are converted before they can be loaded are planned for by the checkpoint they come from.
+    source = TOWERS[config.tower].source if config.tower in TOWERS else resolve_tower(config.tower)
     tower, side = tower_config(source)
     patch = getattr(tower, "patch_size", None)
     if not isinstance(patch, int) or not hasattr(tower, "num_hidden_layers"):
-        raise RadDraftError(
-            f"There is no plan for the tower {config.tower!r}, which a LLaVA model cannot hold; leave --dry_run"
-        )
+        raise RadDraftError(f"--dry-run cannot plan for the tower {config.tower!r}, which a LLaVA model cannot hold")
     side = config.image_size or side or _square(source)
-    registers = getattr(tower, "num_register_tokens", 0)
-    text = lm_config(config.lm)
-    with torch.device("meta"):
-        model = LlavaForConditionalGeneration(
-            LlavaConfig(
-                vision_config=tower,
-                text_config=text,
-                vision_feature_layer=config.feature_layer,
-                tie_word_embeddings=text.tie_word_embeddings,
-            )
-        )
+    model: Any = meta_llava(tower, lm_config(config.lm), config.feature_layer)
     model.tie_weights()
-    dtype = getattr(torch, config.dtype)
-    return model.to(dtype).eval(), (side // patch) ** 2 + registers
-
-
-def resolve_source(name: str) -> str:
-    """Folder or hub id of a tower, also of one that has to be converted before it can be loaded."""
-    from encoder.towers import TOWERS
-
-    return TOWERS[name].source if name in TOWERS else resolve_tower(name)
+    image_tokens = (side // patch) ** 2 + getattr(tower, "num_register_tokens", 0)
+    return model.to(getattr(torch, config.dtype)).eval(), image_tokens
 
 
 def _square(source: str) -> int:
-    """Side of the pictures that the image processor of a folder makes."""
+    """Side of the images that the image processor of a folder makes."""
     from PIL import Image
     from transformers import AutoImageProcessor
 
@@ -170,124 +165,101 @@ def _square(source: str) -> int:
     return processor([Image.new("RGB", (64, 64))], return_tensors="pt")["pixel_values"].shape[-1]
 
 
-def _count(model: Any, prefix: str) -> int:
+def _count(model: Any, prefix: str = "") -> int:
     return sum(parameter.numel() for name, parameter in model.named_parameters() if name.startswith(prefix))
 
 
-@dataclass
-class Size:
-    """Shapes of a model that arithmetic and memory depend on."""
+class _Sizes:
+    """The shapes that arithmetic and memory depend on."""
 
-    model: Any
-    config: ModelConfig
-    pictures: float
-    image_tokens: int
-    tokens: int
-    report: int
-    parameters: dict[str, int]
-
-    def __post_init__(self) -> None:
-        text = self.model.config.text_config
+    def __init__(self, model: Any, recipe: ModelConfig, config: TrainConfig, load: Load, image_tokens: int) -> None:
+        self.recipe, self.config, self.images = recipe, config, load.images
+        self.image_tokens = round(load.images * image_tokens)
+        self.report = round(load.report_words * TOKENS_PER_WORD)
+        self.tokens = self.image_tokens + PROMPT_TOKENS + self.report
+        parts = {"tower": "model.vision_tower.", "projector": "model.multi_modal_projector."}
+        self.parameters = {part: _count(model, prefix) for part, prefix in parts.items()}
+        self.parameters["language model"] = _count(model) - sum(self.parameters.values())
+        text, self.vision = model.config.text_config, model.config.vision_config
         heads = text.num_attention_heads
         width = getattr(text, "head_dim", None) or text.hidden_size // heads
         self.h, self.vocabulary, self.blocks = text.hidden_size, text.vocab_size, text.num_hidden_layers
         self.k = width * (getattr(text, "num_key_value_heads", None) or heads)
         self.f = getattr(text, "intermediate_size", None) or 4 * self.h
-        self.in_blocks = _count(self.model.model.language_model, "") - _count(
-            self.model.model.language_model.get_input_embeddings(), ""
-        )
+        lm = model.model.language_model
+        self.in_blocks = _count(lm) - _count(lm.get_input_embeddings())
 
-    def stage(
-        self, model: Any, names: list[str], stage: Stage, config: TrainConfig, n_studies: int, gpu: Gpu, n_gpus: int
-    ) -> StagePlan:
-        """What one stage takes, whose trainable parameters have been chosen."""
-        counts = {name: parameter.numel() for name, parameter in model.named_parameters()}
-        trainable = sum(counts[name] for name in names)
-        steps = max(1, round(stage.epochs * math.ceil(n_studies / config.batch_size)))
-        flops = config.batch_size * self._flops(stage, config, counts, names)
-        hours = steps * flops / (n_gpus * GPUS[gpu][0] * UTILISATION) / 3600
-        memory = self._memory(stage, config, sum(counts.values()), trainable)
-        if config.shard:
-            shared = ("weights", "gradients", "moments", "16-bit copies")  # copies are gathered block by block
-            memory = {part: value / n_gpus if part in shared else value for part, value in memory.items()}
-        return StagePlan(trainable, steps, flops, hours, memory)
-
-    def _flops(self, stage: Stage, config: TrainConfig, counts: dict[str, int], names: list[str]) -> float:
-        """Of one study."""
-        trains_tower = sum(counts[name] for name in names if "vision_tower." in name)
-        trains_blocks = sum(counts[name] for name in names if "language_model." in name and "embed" not in name)
+    def flops(self, stage: Stage, trainable: dict[str, int]) -> float:
+        """Operations per study; `trainable` maps names of parameters to their sizes."""
+        in_tower = sum(count for name, count in trainable.items() if "vision_tower." in name)
+        in_blocks = sum(n for name, n in trainable.items() if "language_model." in name and "embed" not in name)
         dense, attention = 2 * self.in_blocks * self.tokens, 4 * self.blocks * self.h * self.tokens**2
         head = 2 * self.h * self.vocabulary * self.report
         projector = 2 * self.parameters["projector"] * self.image_tokens
-        vision = self.model.config.vision_config
         tower = 2 * self.parameters["tower"] * self.image_tokens
-        looks = 4 * vision.num_hidden_layers * vision.hidden_size * self.image_tokens**2 / self.pictures
-        forward = dense + attention + head + projector + (0 if config.features == "cached" else tower + looks)
-        backward = dense + 2 * attention + 2 * trains_blocks * self.tokens + head * (2 if stage.lm == "full" else 1)
-        backward += projector * (stage.projector + (trains_tower > 0))
-        if trains_tower:
-            backward += tower + 2 * looks + 2 * trains_tower * self.image_tokens
-        return forward + backward + (dense + attention if config.activation_checkpointing else 0)
+        looks = 4 * self.vision.num_hidden_layers * self.vision.hidden_size * self.image_tokens**2 / self.images
+        forward = dense + attention + head + projector + (0 if self.config.cached else tower + looks)
+        backward = dense + 2 * attention + 2 * in_blocks * self.tokens + head * (2 if stage.lm == "full" else 1)
+        backward += projector * (stage.projector + (in_tower > 0))
+        if in_tower:
+            backward += tower + 2 * looks + 2 * in_tower * self.image_tokens
+        return forward + backward + (dense + attention if self.config.activation_checkpointing else 0)
 
-    def _memory(self, stage: Stage, config: TrainConfig, total: int, trainable: int) -> dict[str, float]:
-        """GiB on one GPU."""
-        if config.features == "cached":
-            total -= self.parameters["tower"]
-        frozen = total - trainable
-        held = {"float32": 4.0, "bfloat16": 2.0}[self.config.dtype]
-        if self.config.quantize != "no":  # 4 bits and the scales, twice quantised: 4.127 bits (QLoRA, section 3)
-            weights = self.in_blocks * 4.127 / 8 + (frozen - self.in_blocks) * held
-        else:
-            weights = frozen * held
+    def memory(self, stage: Stage, total: int, trainable: int) -> dict[str, float]:
+        """GiB on one GPU, without sharding."""
+        config, h, k, f = self.config, self.h, self.k, self.f
+        frozen = total - trainable - (self.parameters["tower"] if config.cached else 0)
+        held = {"float32": 4.0, "bfloat16": 2.0}[self.recipe.dtype]
+        weights = frozen * held
+        if self.recipe.quantize != "no":  # 4 bits and their double-quantized scales: 4.127 bits (QLoRA, section 3)
+            weights += self.in_blocks * (4.127 / 8 - held)
         mixed = config.precision != "no"
-        copies = 2 * trainable + (2 * frozen if held == 4 else 0) if mixed else 0
         rows = min(config.micro_batch_size, config.batch_size)
-        h, k, f = self.h, self.k, self.f
         block = {"frozen": 12 * h + 4 * k + 6 * f, "lora": 48 * h + 4 * k + 12 * f, "full": 30 * h + 4 * k + 8 * f}
         wide = 1 if mixed else 2
-        per_token = block[stage.lm] * wide
-        kept = self.blocks * 2 * h * wide + per_token if config.activation_checkpointing else self.blocks * per_token
+        kept = self.blocks * block[stage.lm]
+        if config.activation_checkpointing:
+            kept = self.blocks * 2 * h + block[stage.lm]
         parts = {
             "weights": weights + 4 * trainable,
             "gradients": 4 * trainable,
             "moments": 8 * trainable,
-            "16-bit copies": copies,
-            "activations": rows * self.tokens * kept,
+            "16-bit copies": 2 * trainable + (2 * frozen if held == 4 else 0) if mixed else 0,
+            "activations": rows * self.tokens * kept * wide,
             "logits": 10 * rows * self.report * self.vocabulary,
         }
         return {part: value / 2**30 for part, value in parts.items()}
 
 
-def describe(recipe: ModelConfig, config: TrainConfig, load: Load, gpu: Gpu, n_gpus: int) -> str:
-    """The plan as text for people, with activations kept and computed twice, and the model shared out or not."""
-    whole = plan(recipe, config, load, gpu, n_gpus)
+def describe(recipe: ModelConfig, config: TrainConfig, load: Load, gpu: Gpu, gpus: int) -> str:
+    """The plan as text, with and without activation checkpointing and sharding."""
+    whole = plan(recipe, config, load, gpu, gpus)
     other = replace(config, activation_checkpointing=not config.activation_checkpointing)
-    swapped = plan(recipe, other, load, gpu, n_gpus)
-    cut = plan(recipe, replace(config, shard=not config.shard), load, gpu, n_gpus)
+    swapped = plan(recipe, other, load, gpu, gpus)
+    cut = plan(recipe, replace(config, shard=not config.shard), load, gpu, gpus)
     total = sum(whole.parameters.values())
-    lines = [f"{part:15} {count:>15,} parameters" for part, count in (whole.parameters | {"together": total}).items()]
+    lines = [f"{part:15} {count:>15,} parameters" for part, count in (whole.parameters | {"total": total}).items()]
     lines.append(
-        f"a study: {load.pictures:g} pictures, {whole.image_tokens:,} image tokens, {PROMPT_TOKENS} of the prompt "
+        f"a study: {load.images:g} images, {whole.image_tokens:,} image tokens, {PROMPT_TOKENS} of the prompt "
         f"(assumed), {load.report_words:.0f} words of report x {TOKENS_PER_WORD} (assumed) = {whole.tokens:,} tokens"
     )
     if whole.context is not None and whole.tokens > whole.context:
-        lines.append(f"  more than the {whole.context:,} tokens that the language model reads: this cannot run")
+        lines.append(f"  more than the {whole.context:,} tokens that the language model reads: this run would fail")
     lines.append(
-        f"a step: {config.batch_size} studies, {whole.tokens_per_step:,} tokens; {load.n_studies:,} studies in all"
+        f"a step: {config.batch_size} studies, {whole.tokens * config.batch_size:,} tokens; {load.studies:,} training "
+        "studies"
     )
-    peak, size = GPUS[gpu]
-    lines.append(f"on {n_gpus} x {gpu}: {peak / 1e12:.0f} TFLOP/s of 16-bit peak, {UTILISATION:.0%} of it assumed")
+    lines.append(describe_gpus(gpu, gpus, UTILIZATION))
     for number, (one, two, three) in enumerate(zip(whole.stages, swapped.stages, cut.stages, strict=True), 1):
         lines.append(
             f"stage {number}: {one.trainable:,} parameters train, {one.steps:,} steps of {one.flops / 1e12:,.1f} TFLOP "
             f"each, {one.hours:.2f} hours"
         )
-        needed = sum(one.memory.values())
-        named = ", ".join(f"{part} {value:.1f}" for part, value in one.memory.items())
-        fits = "" if needed < size else f", more than the {size} it has"
-        lines.append(f"  GiB a GPU: {needed:.1f}{fits} ({named})")
-        if n_gpus > 1:
+        lines.append(f"  {describe_memory(one.memory, gpu)}")
+        if gpus > 1:
             lines.append(f"  with shard: {str(not config.shard).lower()}: {sum(three.memory.values()):.1f} GiB")
-        how = "kept" if config.activation_checkpointing else "computed twice"
-        lines.append(f"  with activations {how}: {sum(two.memory.values()):.1f} GiB, {two.hours:.2f} hours")
+        lines.append(
+            f"  with activation_checkpointing: {str(other.activation_checkpointing).lower()}: "
+            f"{sum(two.memory.values()):.1f} GiB, {two.hours:.2f} hours"
+        )
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""A study (and the one before it) -> the chat messages that ask for its report, and the answer to learn."""
+"""A study (and its prior) -> the chat messages that ask for its report, and the answer to learn."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from metrics.rules import OBSERVATIONS, label
 from raddraft.errors import RadDraftError
 from raddraft.studies import Study, StudyImage
 
-# Used where the tokenizer of the language model brings no chat template.
+# For language models whose tokenizer has no chat template.
 PLAIN_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "{% if message['role'] == 'user' %}USER: {{ message['content'] }}\n"
@@ -18,8 +18,8 @@ PLAIN_TEMPLATE = (
     "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
 
-# Templates of language models expect plain strings; a processor hands over lists of parts. This prelude turns each
-# message's parts into one string, an image into its placeholder.
+# Templates of language models take strings, but a processor passes lists of parts: this prelude turns the parts of each
+# message into one string, an image into its placeholder.
 _FLATTEN = (
     "{%- set flat = namespace(messages=[]) -%}{%- for message in messages -%}"
     "{%- set part = namespace(text='') -%}"
@@ -37,48 +37,45 @@ QUESTION = f"Which of these does this chest X-ray show? {', '.join(OBSERVATIONS)
 
 @dataclass
 class PromptConfig:
-    """What the model is told, and what it is to write."""
+    """What the model is asked, and what it is to write."""
 
     targets: list[str] = field(default_factory=lambda: ["findings"])
-    """Sections of the report to write, in this order. With more than one, each is headed by its name."""
+    """Report sections to write, in this order; several are headed by their names."""
     context: list[str] = field(default_factory=list)
-    """What the prompt carries beside the image: `view`, or any section (indication, comparison, technique). What a
-    study lacks is absent from its prompt."""
+    """What the prompt holds besides the images: view, or any section (indication, comparison, technique …), as far as a
+    study has it."""
     images: Literal["frontal", "pair", "all"] = "frontal"
-    """Pictures of a study that go in: the first frontal one, the first lateral one too, or all of them, frontal before
-    lateral before others. Where there is no frontal one, the first takes its place."""
+    """Images of a study in the prompt: the first frontal one (of studies without one, the first image), a pair with the
+    first lateral one, or all, frontal before lateral before others."""
     prior: bool = False
-    """Whether the subject's previous study goes in, with its pictures (chosen alike) and its report; see
-    `generator.priors.find_priors` for which one that is."""
+    """Add the subject's previous study, its images (chosen alike) and its report; the manifest states the order of
+    studies by `prior`, `study_date` or `study_order`."""
     instruction: str | None = None
-    """The request itself; by default "Describe the TARGETS of this chest X-ray."."""
+    """The request; by default "Describe the TARGETS of this chest X-ray."."""
     findings_first: bool = False
-    """Two turns: the model first names which of the 14 CheXpert observations it sees, then writes the report (as M4CXR,
-    arXiv 2408.16213). To learn from, the manifest's labels are taken, or where it has none those of the report's rules;
-    what is uncertain is not named."""
+    """Two turns: the model names the CheXpert observations it sees, then writes the report (as M4CXR, arXiv
+    2408.16213). It learns from the manifest's positive labels, or those of the rule-based labeler if there are none."""
 
     def __post_init__(self) -> None:
         if not self.targets:
             raise RadDraftError("prompt.targets is empty: name at least one section to write, e.g. findings")
         both = set(self.targets) & set(self.context)
         if both:
-            raise RadDraftError(
-                f"prompt: {min(both)!r} is in targets and in context, so the answer would be given away"
-            )
+            raise RadDraftError(f"prompt: {min(both)!r} is in targets and in context, which gives the answer away")
 
-    def pictures(self, study: Study, prior: Study | None = None) -> list[StudyImage]:
-        """The pictures of a study and then of its prior, in the order of the prompt."""
+    def choose_images(self, study: Study, prior: Study | None = None) -> list[StudyImage]:
+        """The images of a study, then of its prior, in the order of the prompt."""
         return [image for one in self._shown(study, prior) for image in self._choose(one)]
 
     def messages(self, study: Study, prior: Study | None = None) -> list[dict[str, Any]]:
-        """Chat messages that ask about `study`, with a placeholder for each of its `pictures`.
+        """Chat messages that ask for a study's report, with a placeholder for each of its images.
 
-        They ask for its report, or with `findings_first` for its observations; `follow_up` then asks for the report.
+        With `findings_first` they ask for its observations; `follow_up` then asks for the report.
         """
         content: list[dict[str, Any]] = []
         for one, when in zip(self._shown(study, prior), ("", "prior "), strict=False):
             for image in self._choose(one):
-                if self.images != "frontal" or self.prior:  # else there is one picture, which needs no name
+                if self.images != "frontal" or self.prior:  # else there is one image, which needs no name
                     content.append({"type": "text", "text": f"{when}{_view_name(image)} image: ".capitalize()})
                 content.append({"type": "image"})
         lines = []
@@ -92,17 +89,17 @@ class PromptConfig:
         return [{"role": "user", "content": [*content, {"type": "text", "text": "\n".join(lines)}]}]
 
     def follow_up(self) -> dict[str, Any]:
-        """The message that asks for the report once the observations are named."""
+        """The message that asks for the report after the observations."""
         return {"role": "user", "content": [{"type": "text", "text": self._request}]}
 
     def observations(self, study: Study) -> str:
-        """The observations to name first: "Cardiomegaly, Edema", "No Finding" if that is so, else "None of these"."""
+        """The observations to name first: "Cardiomegaly, Edema", "No Finding" or "None of these"."""
         known = any(study.labels.get(name) is not None for name in OBSERVATIONS)
         labels = study.labels if known else label(self._report(study))
         return ", ".join(name for name in OBSERVATIONS if labels.get(name) == 1) or "None of these"
 
     def answer(self, study: Study) -> str | None:
-        """The text to learn, or None where the study lacks one of the sections."""
+        """The text to learn; None if the study lacks one of the target sections."""
         return self._report(study) if all(study.sections.get(name, "").strip() for name in self.targets) else None
 
     @property
@@ -110,7 +107,7 @@ class PromptConfig:
         return self.instruction or f"Describe the {' and '.join(self.targets)} of this chest X-ray."
 
     def _report(self, study: Study) -> str:
-        """Those of the target sections that a study has."""
+        """The target sections that a study has, as one text."""
         texts = {name: study.sections.get(name, "").strip() for name in self.targets}
         if len(texts) == 1:
             return texts[self.targets[0]]
@@ -134,5 +131,5 @@ def _view_name(image: StudyImage) -> str:
 
 
 def chat_template(tokenizer_template: str | None, image_token: str) -> str:
-    """Chat template of the joined model: the language model's own (else a plain one), taking images too."""
+    """The chat template of a language model (or a plain one), extended to images."""
     return _FLATTEN.replace("IMAGE_TOKEN", image_token) + (tokenizer_template or PLAIN_TEMPLATE)

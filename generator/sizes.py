@@ -1,8 +1,7 @@
-"""Sizes of public models as their config.json states them, to plan a run where the hub is out of reach.
+"""Sizes of public language models as their config.json states them, to plan a run where the hub is out of reach.
 
-Only what sets shapes is kept. The totals that these sizes give are tested against the counts that their authors state.
-Vicuna is as in the paper's repository; Qwen3 and Gemma 3 were compared with copies of the files;
-SmolLM2 and Phi-4-mini are written down from memory and agree with the published totals.
+Only what sets shapes is kept. Vicuna is as in the paper's repository; Qwen3 and Gemma 3 were compared with copies of
+the files; SmolLM2 and Phi-4-mini are from memory. All give the parameter counts that their authors state.
 """
 
 from __future__ import annotations
@@ -11,80 +10,33 @@ from typing import Any
 
 from encoder.sizes import read_config
 
-_LLAMA_2_7B = {
-    "model_type": "llama",
-    "vocab_size": 32000,
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "max_position_embeddings": 4096,
+_NAMES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "max_position_embeddings",
+)
+_PHI_TOKENS = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), 199999)
+_SIZES: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
+    "lmsys/vicuna-7b-v1.5": ("llama", (32000, 4096, 11008, 32, 32, 32, 4096), {"tie_word_embeddings": False}),
+    "HuggingFaceTB/SmolLM2-135M-Instruct": ("llama", (49152, 576, 1536, 30, 9, 3, 8192), {}),
+    "HuggingFaceTB/SmolLM2-360M-Instruct": ("llama", (49152, 960, 2560, 32, 15, 5, 8192), {}),
+    "Qwen/Qwen3-0.6B": ("qwen3", (151936, 1024, 3072, 28, 16, 8, 40960), {"head_dim": 128}),
+    "google/gemma-3-270m-it": ("gemma3_text", (262144, 640, 2048, 18, 4, 1, 32768), {"head_dim": 256}),
+    "microsoft/Phi-4-mini-instruct": (
+        "phi3",
+        (200064, 3072, 8192, 32, 24, 8, 131072),
+        {"partial_rotary_factor": 0.75, **_PHI_TOKENS},
+    ),
 }
-
 LANGUAGE_MODELS: dict[str, dict[str, Any]] = {
-    "lmsys/vicuna-7b-v1.5": _LLAMA_2_7B,
-    "HuggingFaceTB/SmolLM2-135M-Instruct": {
-        "model_type": "llama",
-        "vocab_size": 49152,
-        "hidden_size": 576,
-        "intermediate_size": 1536,
-        "num_hidden_layers": 30,
-        "num_attention_heads": 9,
-        "num_key_value_heads": 3,
-        "max_position_embeddings": 8192,
-        "tie_word_embeddings": True,
-    },
-    "HuggingFaceTB/SmolLM2-360M-Instruct": {
-        "model_type": "llama",
-        "vocab_size": 49152,
-        "hidden_size": 960,
-        "intermediate_size": 2560,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 15,
-        "num_key_value_heads": 5,
-        "max_position_embeddings": 8192,
-        "tie_word_embeddings": True,
-    },
-    "Qwen/Qwen3-0.6B": {
-        "model_type": "qwen3",
-        "vocab_size": 151936,
-        "hidden_size": 1024,
-        "intermediate_size": 3072,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-        "max_position_embeddings": 40960,
-        "tie_word_embeddings": True,
-    },
-    "google/gemma-3-270m-it": {
-        "model_type": "gemma3_text",
-        "vocab_size": 262144,
-        "hidden_size": 640,
-        "intermediate_size": 2048,
-        "num_hidden_layers": 18,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 1,
-        "head_dim": 256,
-        "max_position_embeddings": 32768,
-        "tie_word_embeddings": True,
-    },
-    "microsoft/Phi-4-mini-instruct": {
-        "model_type": "phi3",
-        "vocab_size": 200064,
-        "hidden_size": 3072,
-        "intermediate_size": 8192,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 24,
-        "num_key_value_heads": 8,
-        "max_position_embeddings": 131072,
-        "partial_rotary_factor": 0.75,
-        "tie_word_embeddings": True,
-        "bos_token_id": 199999,
-        "eos_token_id": 199999,
-        "pad_token_id": 199999,
-    },
+    name: {"model_type": kind, "tie_word_embeddings": True, **dict(zip(_NAMES, sizes, strict=True)), **others}
+    for name, (kind, sizes, others) in _SIZES.items()
 }
+"""Hub id -> config."""
 
 
 def lm_config(name: str) -> Any:

@@ -12,10 +12,10 @@ from PIL import Image
 
 from encoder.tower import weights_digest
 from encoder.towers import load_tower
-from generator.config import ModelConfig, Stage, TrainConfig
+from generator.config import DecodeConfig, ModelConfig, Stage, TrainConfig
 from generator.controls import nearest_reports
 from generator.foreign import ForeignTower
-from generator.generate import DecodeConfig, generate
+from generator.generate import generate
 from generator.model import Drafter, build, load, save
 from generator.prompts import PromptConfig
 from generator.train import train
@@ -83,7 +83,7 @@ def test_trains_live_and_cached_and_drafts_in_plain_transformers(kind, towers, p
 
     model_config = ModelConfig(towers[kind], str(lm_folder))
     folders = {
-        features: train(parts, tmp_path / features, model_config, PromptConfig(), recipe(features=features))
+        features: train(parts, tmp_path / features, model_config, PromptConfig(), recipe(cached=features == "cached"))
         for features in ("live", "cached")
     }
     live, cached = losses(tmp_path / "live"), losses(tmp_path / "cached")

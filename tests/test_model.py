@@ -16,7 +16,7 @@ from sentencepiece import SentencePieceTrainer
 
 from encoder.tower import weights_digest
 from generator.config import LoraConfig, ModelConfig
-from generator.data import IGNORE, Example, ExampleDataset, Item, collate, encode, load_micro_batches, render_prompt
+from generator.data import IGNORE, Example, ExampleDataset, Item, collate, load_micro_batches
 from generator.model import Drafter, add_lora, build, choose_trainable, load, save
 from generator.prompts import PromptConfig
 from generator.tiny import make_lm, make_tower, train_tokenizer
@@ -146,7 +146,7 @@ def logits_of(model, batch: dict[str, Any]) -> torch.Tensor:
 
 
 def items_of(drafter: Drafter, studies: list[Study], answers: bool = True) -> list[Item]:
-    dataset = ExampleDataset(encode(drafter, studies, answers), drafter)
+    dataset = drafter.dataset(drafter.encode(studies, answers))
     return [dataset[i] for i in range(len(dataset))]
 
 
@@ -305,7 +305,7 @@ def test_the_tower_of_a_trained_model_is_a_tower(join, parts, tmp_path) -> None:
 def test_another_image_size_is_kept_by_the_saved_model(join, studies, tmp_path, tower) -> None:
     drafter = join(tower, image_size=56)
     n_registers = 4 if tower == "registers" else 0
-    examples = encode(drafter, studies[:1], answers=False)
+    examples = drafter.encode(studies[:1], answers=False)
     assert examples[0].prompt.count(drafter.model.config.image_token_index) == 16 + n_registers
     save(drafter, tmp_path)
     inputs = plain_inputs(load(tmp_path).processor, PROMPT, studies[0])
@@ -514,7 +514,7 @@ def test_a_language_model_with_a_sentencepiece_tokenizer(parts, studies, tmp_pat
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     drafter = Drafter(*build(ModelConfig(parts["dinov2"], str(folder))), PROMPT)
     tokenizer = drafter.processor.tokenizer
-    for study, example in zip(studies, encode(drafter, studies, answers=True), strict=True):
+    for study, example in zip(studies, drafter.encode(studies, answers=True), strict=True):
         assert tokenizer.decode(example.answer) == study.sections["findings"] + "</s>"
         assert example.prompt == plain_inputs(drafter.processor, PROMPT, study)["input_ids"][0].tolist()
 
@@ -535,7 +535,7 @@ def test_prompts_are_tokenised_as_plain_transformers_does(join, studies, tower, 
     drafter = join(tower, lm)
     tokenizer, image_id = drafter.processor.tokenizer, drafter.model.config.image_token_index
     n_image = {"dinov2": 4, "registers": 8, "siglip": 4}[tower]
-    for study, example in zip(studies, encode(drafter, studies, answers=False), strict=True):
+    for study, example in zip(studies, drafter.encode(studies, answers=False), strict=True):
         assert example.prompt == plain_inputs(drafter.processor, PROMPT, study)["input_ids"][0].tolist()
         (message,) = PROMPT.messages(study)
         message["content"][0]["image"] = Image.open(study.main_image.path).convert("RGB")
@@ -545,7 +545,7 @@ def test_prompts_are_tokenised_as_plain_transformers_does(join, studies, tower, 
         assert example.prompt == at_once["input_ids"][0].tolist()
         assert example.prompt.count(image_id) == n_image
         assert example.prompt.count(tokenizer.bos_token_id) == (0 if tokenizer.bos_token is None else 1)
-        assert render_prompt(drafter, study).count("<image>") == 1
+        assert drafter.render(study).count("<image>") == 1
 
 
 # Batches -------------------------------------------------------------------------------------------------------------
@@ -556,14 +556,14 @@ def test_answers_are_the_report_and_its_end(join, studies, lm) -> None:
     drafter = join(lm=lm)
     tokenizer = drafter.processor.tokenizer
     studies[2].sections["findings"] = "  "
-    examples = encode(drafter, studies, answers=True)
+    examples = drafter.encode(studies, answers=True)
     kept = [study for study in studies if study is not studies[2]]
     assert [example.study_id for example in examples] == [study.study_id for study in kept]
     for study, example in zip(kept, examples, strict=True):
         assert tokenizer.decode(example.answer) == study.sections["findings"] + tokenizer.eos_token
-        assert tokenizer.decode(example.prompt).replace("<image>", "", 3) == render_prompt(drafter, study)
-    assert [example.answer for example in encode(drafter, studies, answers=False)] == [[]] * 6
-    assert encode(drafter, studies[2:3], answers=True) == []
+        assert tokenizer.decode(example.prompt).replace("<image>", "", 3) == drafter.render(study)
+    assert [example.answer for example in drafter.encode(studies, answers=False)] == [[]] * 6
+    assert drafter.encode(studies[2:3], answers=True) == []
 
 
 def item(prompt: list[int], answer: list[int], error: str | None = None) -> Item:
@@ -608,7 +608,7 @@ def gradients(drafter: Drafter, dataset: ExampleDataset, micro_batches: list[lis
 
 def test_an_empty_micro_batch_adds_nothing(join, studies) -> None:
     drafter = join()
-    dataset = ExampleDataset(encode(drafter, studies, answers=True), drafter)
+    dataset = drafter.dataset(drafter.encode(studies, answers=True))
     loss, gradient = gradients(drafter, dataset, [[1, 2], [3]])
     padded_loss, padded_gradient = gradients(drafter, dataset, [[1, 2], [], [3], []])
     assert loss == padded_loss > 0
@@ -618,7 +618,7 @@ def test_an_empty_micro_batch_adds_nothing(join, studies) -> None:
 
 def test_micro_batches_come_in_order_from_workers_too(join, studies) -> None:
     drafter = join()
-    dataset = ExampleDataset(encode(drafter, studies, answers=True), drafter)
+    dataset = drafter.dataset(drafter.encode(studies, answers=True))
     plan = [[3, 1], [], [0], [5, 4, 2]]
     alone, helped = (list(load_micro_batches(dataset, plan, workers)) for workers in (0, 2))
     for one, other, part in zip(alone, helped, plan, strict=True):

@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from generator.config import LoraConfig, ModelConfig, Stage, TrainConfig
-from generator.data import ExampleDataset, collate, encode
+from generator.data import collate
 from generator.model import Drafter, build, choose_trainable
 from generator.plan import PROMPT_TOKENS, Load, describe, meta_model, plan
 from generator.prompts import PromptConfig
@@ -42,7 +42,7 @@ def test_sizes_give_the_published_counts(name: str) -> None:
 
 
 def test_the_papers_model() -> None:
-    config = TrainConfig(stages=[Stage(epochs=3, lm="full")], batch_size=128, features="cached")
+    config = TrainConfig(stages=[Stage(epochs=3, lm="full")], batch_size=128, cached=True)
     whole = plan(ModelConfig("rad-dino", VICUNA), config, Load(1280, 50))
     assert whole.parameters == {
         "tower": 86_580_480,
@@ -59,9 +59,9 @@ def test_the_papers_model() -> None:
     assert eight.hours == pytest.approx(stage.hours / 8)
     assert eight.memory["weights"] == pytest.approx(stage.memory["weights"] / 8)
     assert eight.memory["activations"] == stage.memory["activations"]
-    wide = plan(ModelConfig("rad-dino", VICUNA), config, Load(1280, 50, pictures=2.0))
+    wide = plan(ModelConfig("rad-dino", VICUNA), config, Load(1280, 50, images=2.0))
     assert wide.tokens == whole.tokens + 1369
-    four = Load(1280, 50, pictures=4.0)
+    four = Load(1280, 50, images=4.0)
     assert "5,596 tokens" in (text := describe(ModelConfig("rad-dino", VICUNA), config, four, "h100", 1))
     assert "more than the 4,096 tokens that the language model reads" in text
     again = plan(
@@ -95,7 +95,7 @@ def test_arithmetic_is_what_torch_counts(stage, studies_file, tmp_path) -> None:
     make_lm(tmp_path / "lm", SENTENCES, vocab_size=300, hidden=64, layers=3)
     model_config = ModelConfig(str(tmp_path / "tower"), str(tmp_path / "lm"))
     drafter = Drafter(*build(model_config), PromptConfig())
-    dataset = ExampleDataset(encode(drafter, read_studies(studies_file, "train")[:1], answers=True), drafter)
+    dataset = drafter.dataset(drafter.encode(read_studies(studies_file, "train")[:1], answers=True))
     choose_trainable(drafter.model, stage.projector, stage.lm, stage.tower)
     batch = collate([dataset[0]], 0)
     # torch counts no arithmetic of its fused attention on a CPU.
@@ -127,5 +127,5 @@ def test_folders_are_read_and_what_has_no_plan_is_said(tower_folder: Path, lm_fo
         name for name, _ in real.named_parameters() if "embed_tokens" not in name
     }
     network = save_network("resnet", tmp_path)
-    with pytest.raises(ValueError, match="There is no plan for the tower"):
+    with pytest.raises(ValueError, match="--dry-run cannot plan for the tower"):
         meta_model(ModelConfig(str(network), str(lm_folder)))

@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer
 
-from generator.config import ModelConfig, Stage, TrainConfig
+from generator.config import DecodeConfig, ModelConfig, Stage, TrainConfig
 from generator.controls import shuffle_images
-from generator.data import IGNORE, encode
-from generator.generate import DecodeConfig, decode, generate
+from generator.data import IGNORE
+from generator.generate import decode, generate
 from generator.model import Drafter, build, load
 from generator.priors import find_priors
 from generator.prompts import PromptConfig
@@ -41,7 +41,7 @@ def make_study(number: int, views: str, folder: Path = Path("/x"), subject: str 
 
 def shown(config: PromptConfig, study: Study, prior: Study | None = None) -> str:
     """The prompt's parts in a row, each picture as [file name]; its placeholders must be as many as its pictures."""
-    pictures = iter(config.pictures(study, prior))
+    pictures = iter(config.choose_images(study, prior))
     (message,) = config.messages(study, prior)
     parts = [part["text"] if part["type"] == "text" else f"[{next(pictures).path.stem}]" for part in message["content"]]
     assert next(pictures, None) is None
@@ -63,7 +63,7 @@ def test_which_pictures_go_in_and_in_what_order(views, frontal, pair, everything
     study = make_study(7, views)
     choices = [PromptConfig(), PromptConfig(images="pair"), PromptConfig(images="all")]
     for config, expected in zip(choices, (frontal, pair, everything), strict=True):
-        chosen = config.pictures(study, make_study(6, "P"))
+        chosen = config.choose_images(study, make_study(6, "P"))
         assert [image.path.stem[1:] for image in chosen] == expected.split(), config
 
 
@@ -161,7 +161,7 @@ def parts_config(tower_folder: Path, lm_folder: Path) -> ModelConfig:
 def plain_inputs(processor: Any, study: Study, prior: Study | None) -> Any:
     messages = EVERYTHING.messages(study, prior)
     text = processor.apply_chat_template(messages, add_generation_prompt=True)
-    images = [Image.open(image.path).convert("RGB") for image in EVERYTHING.pictures(study, prior)]
+    images = [Image.open(image.path).convert("RGB") for image in EVERYTHING.choose_images(study, prior)]
     return processor(text=text, images=images, return_tensors="pt", add_special_tokens=False)
 
 
@@ -169,7 +169,7 @@ def test_examples_are_what_plain_transformers_makes(studies, parts_config) -> No
     drafter = Drafter(*build(parts_config), EVERYTHING)
     found = find_priors(studies)
     assert sorted(found) == ["s1", "s3", "s5"]
-    dataset = drafter.dataset(encode(drafter, studies, answers=False))
+    dataset = drafter.dataset(drafter.encode(studies, answers=False))
     batch = dataset.collate([dataset[i] for i in range(6)])
     assert [len(example.images) for example in dataset.examples] == [1, 3, 1, 4, 1, 2]
     assert batch["pixel_values"].shape == (12, 3, 28, 28)
@@ -197,7 +197,7 @@ def test_live_and_cached_features_give_the_same_losses(studies, parts_config, co
     logs = []
     for features in ("live", "cached"):
         out = tmp_path / features
-        train({"train": studies}, out, parts_config, EVERYTHING, replace(config, features=features))
+        train({"train": studies}, out, parts_config, EVERYTHING, replace(config, cached=features == "cached"))
         rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
         logs.append([row["loss"] for row in rows])
     assert logs[0] == pytest.approx(logs[1], abs=2e-4)  # features are kept in float16
@@ -225,7 +225,7 @@ def test_shuffled_images_are_shuffled_in_the_prior_too(studies, parts_config) ->
     owner = {image.path: study.subject_id for study in studies for image in study.images}
     shuffled = shuffle_images(studies)
     drafter = Drafter(*build(parts_config), EVERYTHING)
-    for study, example in zip(shuffled, encode(drafter, shuffled, answers=False), strict=True):
+    for study, example in zip(shuffled, drafter.encode(shuffled, answers=False), strict=True):
         assert study.subject_id not in {owner[path] for path in example.images}
         assert len(example.images) >= len(study.images)
 
@@ -301,7 +301,7 @@ def test_both_answers_are_learnt_and_the_request_between_them_is_not(template, s
         tokenizer.save_pretrained(roomy_config.lm)
     drafter = Drafter(*build(roomy_config), TWO_TURNS)
     processor = drafter.processor
-    [example, other] = encode(drafter, studies[:2], answers=True)
+    [example, other] = drafter.encode(studies[:2], answers=True)
     decode = partial(processor.tokenizer.decode, clean_up_tokenization_spaces=False)
     whole = decode(example.prompt + example.answer)
     n_image = example.prompt.count(processor.image_token_id)
@@ -316,7 +316,7 @@ def test_both_answers_are_learnt_and_the_request_between_them_is_not(template, s
         pieces = (TWO_TURNS.observations(study), study.sections["findings"])
         end = "[" if template == GEMMA else "</s>"  # of "[end]" the first token
         assert decode(line[line != IGNORE]) == f"{pieces[0]}{end}{pieces[1]}</s>"
-    assert [(line != IGNORE).sum() for line in labels] == [example.n_learnt, other.n_learnt]
+    assert [(line != IGNORE).sum() for line in labels] == [example.learned, other.learned]
 
 
 def test_the_loss_is_that_of_a_learnt_token(studies, roomy_config, config, tmp_path) -> None:
@@ -331,12 +331,12 @@ def test_a_template_that_drops_earlier_answers_is_refused(studies, roomy_config)
     tokenizer.chat_template = "{{ messages[-1]['content'] }}"
     tokenizer.save_pretrained(roomy_config.lm)
     with pytest.raises(ValueError, match="does not keep the answer of an earlier turn"):
-        encode(Drafter(*build(roomy_config), TWO_TURNS), studies, answers=True)
+        Drafter(*build(roomy_config), TWO_TURNS).encode(studies, answers=True)
 
 
 def test_the_question_needs_room(studies, parts_config) -> None:
     with pytest.raises(ValueError, match=r"for the draft exceed the context of 256 tokens"):
-        encode(Drafter(*build(parts_config), TWO_TURNS), studies, answers=False, reserve=20)
+        Drafter(*build(parts_config), TWO_TURNS).encode(studies, answers=False, reserve=20)
 
 
 def test_observations_are_named_and_then_the_report_is_written(studies, roomy_config, config, tmp_path) -> None:
@@ -351,7 +351,7 @@ def test_observations_are_named_and_then_the_report_is_written(studies, roomy_co
         assert generate(drafter, studies, tmp_path / f"{name}.jsonl", decode, "model") == []
         rows[name] = [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
     speculator = Speculator(index_reports(drafter, studies))
-    fast = [draft for _, drafts, _ in decode_all(drafter, studies, speculator) for draft in drafts]
+    fast = list(decode_all(drafter, studies, speculator))
     assert [draft.text for draft in fast] == [row["prediction"] for row in rows["one"]]
     assert {row["observations"] for row in rows["one"]} >= {"Edema, Fracture"}
     assert len({row["prediction"] for row in rows["one"]}) > 2, "a model that always says the same would prove little"

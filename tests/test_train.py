@@ -14,12 +14,13 @@ import yaml
 from PIL import Image
 
 import raddraft.cli
-from generator.config import LoraConfig, ModelConfig, Stage, TrainConfig
+from generator.config import DecodeConfig, LoraConfig, ModelConfig, Stage, TrainConfig
 from generator.data import batch_indices, split_batch
-from generator.generate import DecodeConfig, generate
+from generator.generate import generate
 from generator.model import Drafter, add_lora, build, choose_trainable, load
 from generator.prompts import PromptConfig
-from generator.train import lr_factor, train
+from generator.runs import lr_factor
+from generator.train import train
 from raddraft.runs import RunFolder
 from raddraft.studies import Study, read_studies
 from tests.launch import Job
@@ -155,7 +156,7 @@ def test_the_control_trains_on_other_subjects_pictures(studies_file, tmp_path, m
     studies = {study.study_id: study for study in read_studies(studies_file)}
     owner = {study.main_image.path: study.subject_id for study in studies.values()}
     seen: dict[str, list[Study]] = {}
-    monkeypatch.setattr("scripts.train._train", lambda parts, out, *_: seen.update(parts) or out / "model")
+    monkeypatch.setattr("generator.train.train", lambda parts, out, *_: seen.update(parts) or out / "model")
     command = ["train", "--studies", studies_file, "--model.tower", "a", "--model.lm", "b", "--out", tmp_path / "run"]
     assert run(*command, "--control", "shuffled-images", "--prompt.targets", "[findings]") == (0, "")
     assert {split: len(part) for split, part in seen.items()} == {"train": 24, "val": 8}
@@ -316,7 +317,7 @@ def test_a_run_goes_on_with_the_model_shared_out_or_whole(studies_file, parts_co
 def test_cached_features_give_the_live_losses(parts, parts_config, tmp_path) -> None:
     stages = [Stage(lr=1e-3), Stage(lr=1e-3, lm="full")]
     for features in ("live", "cached"):
-        config = quick(stages=stages, features=features)
+        config = quick(stages=stages, cached=features == "cached")
         train(parts, tmp_path / features, parts_config, PromptConfig(), config)
     for live, cached in zip(losses(tmp_path / "live"), losses(tmp_path / "cached"), strict=True):
         assert live[2:4] == pytest.approx(cached[2:4], abs=2e-4)  # features are kept in float16
@@ -333,7 +334,7 @@ def test_every_tower_family_trains_and_drafts_in_plain_transformers(parts, lm_fo
     model_config = ModelConfig(str(save_tower(family, tmp_path / "tower")), str(lm_folder))
     stage = Stage(epochs=2, lr=1e-2, lm="full", tower="full" if features == "live" else "frozen", warmup=0)
     few = {"train": parts["train"][:8]}
-    config = quick(stages=[stage], features=features, eval_every=0)
+    config = quick(stages=[stage], cached=features == "cached", eval_every=0)
     torch.manual_seed(0)
     before = weights(build(model_config)[0])
     folder = train(few, tmp_path / "run", model_config, PromptConfig(), config)
@@ -367,7 +368,7 @@ def test_early_stopping_keeps_the_best_weights(parts, parts_config, tmp_path) ->
 
 def test_a_shorter_list_of_stages_takes_nothing_from_the_one_it_replaces(studies_file, tmp_path, monkeypatch) -> None:
     seen: list[TrainConfig] = []
-    monkeypatch.setattr("scripts.train._train", lambda *parts: seen.append(parts[4]) or tmp_path)
+    monkeypatch.setattr("generator.train.train", lambda *parts: seen.append(parts[4]) or tmp_path)
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("train: {stages: [{epochs: 60, lm: full}, {tower: 1}]}")
     command = ["train", "--studies", studies_file, "--model.tower", "a", "--model.lm", "b", "--config", recipe]
@@ -412,7 +413,7 @@ def test_an_unreadable_image_is_named_and_the_rest_trains(parts, parts_config, t
     [
         (lambda: TrainConfig(stages=[]), "stages is empty"),
         (lambda: TrainConfig(stages=[Stage(lm="lora"), Stage(lm="full")]), "'lora' in one stage and 'full'"),
-        (lambda: TrainConfig(stages=[Stage(tower=1)], features="cached"), "a stage trains the tower"),
+        (lambda: TrainConfig(stages=[Stage(tower=1)], cached=True), "a stage trains the tower"),
         (lambda: TrainConfig(save_every=0), "train.save_every must be at least 1, got 0"),
         (lambda: Stage(epochs=0), "epochs > 0"),
         (lambda: PromptConfig(targets=[]), "targets is empty"),

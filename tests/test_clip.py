@@ -14,9 +14,9 @@ from PIL import Image
 from torch.nn import functional
 
 from encoder.towers import load_tower
-from generator import contrast as module
-from generator.contrast import ContrastConfig, contrast, contrastive_loss, recalls
-from generator.pairs import key_of, random_crops, to_pixels
+from generator import clip as module
+from generator.clip import contrastive_loss, key_of, random_crops, recalls, to_pixels, train_clip
+from generator.config import ClipConfig
 from generator.tiny import make_tower
 from raddraft.studies import Study, StudyImage, read_studies, write_studies
 from tests.test_cli import run
@@ -24,7 +24,7 @@ from tests.test_cli import run
 pytestmark = pytest.mark.filterwarnings("ignore:.*looks inverted")
 
 SIDES = ("left", "right", "top", "bottom")
-SMALL = ContrastConfig(
+SMALL = ClipConfig(
     epochs=2, batch_size=8, lr=2e-3, width=32, text_layers=1, vocab_size=300, save_every=3, workers=0
 )
 
@@ -119,7 +119,7 @@ def test_pixels_are_those_of_the_processor(tower_folder, studies) -> None:
 
 def test_a_stopped_run_goes_on_to_the_last_bit(tmp_path, tower_folder, studies, monkeypatch) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    contrast(studies, whole, load_tower(str(tower_folder)), SMALL)
+    train_clip(studies, whole, load_tower(str(tower_folder)), SMALL)
     loss = module._loss
     calls = 0
 
@@ -132,22 +132,22 @@ def test_a_stopped_run_goes_on_to_the_last_bit(tmp_path, tower_folder, studies, 
 
     monkeypatch.setattr(module, "_loss", stop)
     with pytest.raises(KeyboardInterrupt):
-        contrast(studies, parts, load_tower(str(tower_folder)), SMALL)
+        train_clip(studies, parts, load_tower(str(tower_folder)), SMALL)
     assert [path.name for path in (parts / "checkpoints").glob("stage-*")] == ["stage-00-step-00000009"]
     monkeypatch.setattr(module, "_loss", loss)
     torch.rand(5)
-    contrast(studies, parts, load_tower(str(tower_folder)), SMALL)
+    train_clip(studies, parts, load_tower(str(tower_folder)), SMALL)
     assert log(parts) == log(whole)
     assert len(log(whole)) == 2 * 8 + 2
     assert (parts / "tower" / "model.safetensors").read_bytes() == (whole / "tower" / "model.safetensors").read_bytes()
-    assert contrast(studies, parts, load_tower(str(tower_folder)), SMALL) == parts / "tower", "nothing left to do"
+    assert train_clip(studies, parts, load_tower(str(tower_folder)), SMALL) == parts / "tower", "nothing left to do"
 
 
 def test_it_learns_and_the_folder_is_an_ordinary_tower(tmp_path, studies) -> None:
     make_tower(tmp_path / "start", image_size=28, patch_size=14, hidden=32, layers=2)
     before = load_tower(str(tmp_path / "start"))
     config = replace(SMALL, epochs=12, lr=5e-3, smallest_crop=0.9, weight_decay=0.01)
-    folder = contrast(studies, tmp_path / "run", load_tower(str(tmp_path / "start")), config)
+    folder = train_clip(studies, tmp_path / "run", load_tower(str(tmp_path / "start")), config)
     best = min((row for row in log(tmp_path / "run") if "val_loss" in row), key=lambda row: row["val_loss"])
     # 12 different reports: by chance 1 in 12 is found first.
     assert best["val_image_to_text_r1"] > 0.5
@@ -167,29 +167,29 @@ def test_what_cannot_be_read_is_named_and_left_out(tmp_path, tower_folder, studi
     write_studies(tmp_path / "studies.jsonl", [*studies["train"], *studies["val"]])
     out = tmp_path / "run"
     arguments = ["--studies", tmp_path / "studies.jsonl", "--tower", tower_folder, "--out", out]
-    small = ["--train.epochs", 1, "--train.width", 32, "--train.text_layers", 1, "--train.memory_gb", 0]
-    assert run("contrast", *arguments, *small) == (0, "")
+    small = ["--clip.epochs", 1, "--clip.width", 32, "--clip.text_layers", 1, "--clip.memory_gb", 0]
+    assert run("clip", *arguments, *small) == (0, "")
     shown = capsys.readouterr().out
     assert "train: 62 pairs, 12 different reports" in shown
     assert f"not trained on: {studies['train'][3].main_image.path}" in shown
     assert not list(out.glob("*.bin")), "pictures on disk are gone"
     assert load_tower(str(out / "tower")).shape == (2, 2, 32)
     assert len(read_studies(tmp_path / "studies.jsonl")) == 88
-    status, message = run("contrast", *arguments, *small[:-2], "--train.lr", "0.1")
-    assert (status, "train.lr was 0.0005, now 0.1" in message) == (1, True)
+    status, message = run("clip", *arguments, *small[:-2], "--clip.lr", "0.1")
+    assert (status, "clip.lr was 0.0005, now 0.1" in message) == (1, True)
 
 
 @pytest.mark.parametrize(
     ("words", "culprit"),
     [
-        (["--tower", "pixels"], "pixels is no plain vision transformer"),
-        (["--train.sections", "[note]"], "Studies with note: train 0, val 0; train and val need two or more each"),
-        (["--train.width", "40"], "train.width must be a multiple of 32, got 40"),
+        (["--tower", "pixels"], "pixels is not a plain vision transformer"),
+        (["--clip.sections", "[note]"], "Studies with note: train 0, val 0; train and val need two or more each"),
+        (["--clip.width", "40"], "clip.width must be a multiple of 32, got 40"),
     ],
 )
 def test_faults_are_one_sentence(tmp_path, tower_folder, studies, words, culprit) -> None:
     write_studies(tmp_path / "studies.jsonl", [*studies["train"], *studies["val"]])
     words = words if "--tower" in words else [*words, "--tower", tower_folder]
-    status, message = run("contrast", "--studies", tmp_path / "studies.jsonl", "--out", tmp_path / "run", *words)
+    status, message = run("clip", "--studies", tmp_path / "studies.jsonl", "--out", tmp_path / "run", *words)
     assert status == 1
     assert culprit in message

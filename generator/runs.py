@@ -1,0 +1,96 @@
+"""What training runs share: their studies, learning rates and weight decay, where they stand, their checkpoints."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from torch import Tensor, nn
+
+from raddraft.errors import RadDraftError
+from raddraft.runs import RunFolder
+from raddraft.schedules import cosine
+from raddraft.studies import Study, read_studies
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+@dataclass
+class Progress:
+    """Where a run stands."""
+
+    stage: int = 0
+    step: int = 0
+    """Optimizer steps done in this stage."""
+    best: float = math.inf
+    """Lowest validation loss of this stage."""
+    bad_rounds: int = 0
+    """Validations in a row without a lower loss."""
+    stopped: bool = False
+    """Whether patience has run out in this stage."""
+
+
+class StagedRun(RunFolder):
+    """A run folder of stages; its checkpoints hold the parameters that trained in any stage so far."""
+
+    def __init__(self, folder: Path, accelerator: Accelerator) -> None:
+        super().__init__(folder, accelerator)
+        self.trained: set[str] = set()
+        """Names of the parameters that trained so far."""
+        self.earlier_steps = 0
+        """Steps of the stages before this one, for trackers, whose steps have to rise."""
+
+    def find_progress(self) -> Progress:
+        """Where to resume; rows of the log whose steps run again are cut."""
+        progress = Progress(**self.read_progress())
+        self.resume(lambda row: (row["stage"], row["step"]) <= (progress.stage, progress.step))
+        return progress
+
+    def save_progress(self, model: nn.Module, progress: Progress, optimizer: Any = None) -> None:
+        """Write a checkpoint; without an optimizer it marks the beginning of a stage."""
+        name = f"stage-{progress.stage:02d}-step-{progress.step:08d}"
+        self.save(name, self.select(model), asdict(progress), optimizer)
+
+    def note(self, progress: Progress, numbers: dict[str, float]) -> None:
+        """Log numbers of the step that `progress` has reached."""
+        self.log({"stage": progress.stage, "step": progress.step} | numbers, self.earlier_steps + progress.step)
+
+    def select(self, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+        """The parameters that trained, by name."""
+        named = dict(model.named_parameters())
+        return ((name, named[name]) for name in sorted(self.trained))
+
+
+def split_studies(manifest: Path, sources: list[str] | None = None) -> dict[str, list[Study]]:
+    """The train and val studies of a manifest, of all sources or of some.
+
+    Raises:
+        RadDraftError: as `read_studies`; no study of these sources.
+    """
+    studies = read_studies(manifest)
+    wanted = [study for study in studies if sources is None or study.source in sources]
+    if not wanted:
+        known = ", ".join(sorted({study.source or "none stated" for study in studies}))
+        raise RadDraftError(f"{manifest}: no study of source {', '.join(sources or [])}; its sources: {known}")
+    return {split: [study for study in wanted if study.split == split] for split in ("train", "val")}
+
+
+def lr_factor(step: int, steps: int, warmup: float, schedule: Literal["cosine", "constant"] = "cosine") -> float:
+    """Fraction of the peak learning rate at `step` (from 0): linear warm-up, then constant or half a cosine to zero."""
+    warmup_steps = round(warmup * steps)
+    if step < warmup_steps:
+        return (step + 1) / (warmup_steps + 1)
+    return 1.0 if schedule == "constant" else cosine(1.0, 0.0, step - warmup_steps, steps - warmup_steps)
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """The trainable parameters, with weight decay on matrices only: not on biases, norms or scalars."""
+    training = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    matrices = [parameter for parameter in training if parameter.ndim >= 2]
+    vectors = [parameter for parameter in training if parameter.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
