@@ -93,7 +93,7 @@ def resize(
     from encoder.resize import ResizeConfig, resize_studies
 
     done = resize_studies(studies, out, ResizeConfig(size, bits, gray_mapping), processes)
-    print(f"{done.manifest}: {done.n_written} pictures written, {done.n_kept} kept as they stood there")
+    print(f"{done.manifest}: {done.written} images written, {done.kept} kept as they were")
     for sentence in done.errors:
         print(f"left out: {sentence}")
     return 1 if done.errors else 0
