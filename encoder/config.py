@@ -1,4 +1,4 @@
-"""Which encoder, how it reads images and how it runs: the one config of every command that runs a tower."""
+"""Which encoder, how it reads images, how it runs and what is kept: the configs of every command that runs a tower."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from raddraft.errors import RadDraftError
 from raddraft.studies import GrayMapping
 
 if TYPE_CHECKING:
@@ -50,3 +51,28 @@ class EncoderConfig(ComputeConfig):
         tower = load_tower(self.tower, self.image_size, backend)
         tower.model.to(pick_device(self.device), getattr(torch, self.precision))
         return tower
+
+
+@dataclass(frozen=True)
+class FeatureConfig:
+    """What is kept of each image."""
+
+    keep: Literal["pooled", "grid", "hidden"] = "pooled"
+    """pooled: the pooled vector (class token, or what the tower pools) and the mean patch; grid: the pooled vector and
+    every patch; hidden: one raw hidden state with its prefix tokens, for training a report model."""
+    layers: tuple[int, ...] | None = None
+    """Indices of hidden states, concatenated. By default the tower's final output, after the last LayerNorm."""
+    average: bool = False
+    """Average the layers instead of concatenating them."""
+    dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+    """Data type of stored features."""
+    gray_mapping: GrayMapping = "window"
+    """How gray values become 8 bits, see `raddraft.images`."""
+
+    def __post_init__(self) -> None:
+        if self.layers == ():
+            raise RadDraftError("layers is empty; leave it out to store the tower's final output")
+        if self.average and len(self.layers or ()) < 2:
+            raise RadDraftError(f"average needs two or more layers, got {self.layers}")
+        if self.keep == "hidden" and (self.layers is None or len(self.layers) != 1):
+            raise RadDraftError(f"keep 'hidden' takes one layer, not {self.layers}")

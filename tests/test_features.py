@@ -21,7 +21,8 @@ import pytest
 import torch
 from PIL import Image
 
-from encoder.features import FeatureConfig, FeatureStore, compute_features, read_features, store_features
+from encoder.config import ComputeConfig, EncoderConfig, FeatureConfig
+from encoder.features import FeatureStore, compute_features, open_store, read_features
 from encoder.towers import load_tower
 from raddraft.images import ImageError, load_image
 from tests.launch import SERVER
@@ -39,33 +40,37 @@ def tower(tower_folder: Path):
 
 @pytest.fixture
 def paths(tmp_path: Path) -> list[Path]:
-    """Eleven pictures of different sizes."""
-    return [save_picture(tmp_path / f"{number}.png", number) for number in range(11)]
+    """Eleven images of different sizes."""
+    return [save_image(tmp_path / f"{number}.png", number) for number in range(11)]
 
 
-def save_picture(path: Path, seed: int) -> Path:
+def save_image(path: Path, seed: int) -> Path:
     pixels = np.random.default_rng(seed).integers(0, 200, (30 + seed, 45 - seed), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
     return path
 
 
 def store(tower, paths: list[Path], folder: Path, batch_size: int = 1, workers: int = 0, **options) -> FeatureStore:
-    """Store hidden states, by default one picture at a time: then their bits do not depend on their neighbours."""
-    config = FeatureConfig(**{"keep": "hidden", "layers": (-1,)} | options)
-    features, errors = store_features(tower, paths, folder, config, batch_size, workers)
-    assert errors == []
+    """Store hidden states, by default one image at a time: then their bits do not depend on their neighbors."""
+    kept = FeatureConfig(**{"keep": "hidden", "layers": (-1,)} | options)
+    features = opened(tower, paths, folder, kept, batch_size, workers)
+    assert features.errors == []
     return features
 
 
+def opened(tower, paths, folder: Path, kept=HIDDEN, batch_size: int = 1, workers: int = 0) -> FeatureStore:
+    return open_store(tower, paths, kept, ComputeConfig(batch_size=batch_size, workers=workers, features=folder))
+
+
 @torch.no_grad()
-def forward(tower, path: Path, layer: int = -1, mapping: str = "window") -> torch.Tensor:
-    picture = load_image(path, gray_mapping=mapping).convert("RGB")
-    pixels = tower.processor([picture], return_tensors="pt")["pixel_values"]
+def forward(tower, path: Path, layer: int = -1, gray_mapping: str = "window") -> torch.Tensor:
+    image = load_image(path, gray_mapping=gray_mapping).convert("RGB")
+    pixels = tower.processor([image], return_tensors="pt")["pixel_values"]
     return tower.model(pixels, output_hidden_states=True).hidden_states[layer][0]
 
 
 class Count:
-    """How many pictures a tower has seen, but for the black one that tells the shape."""
+    """How many images a tower has seen, but for the black one that tells the shape."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         self.seen = 0
@@ -111,20 +116,20 @@ def test_what_is_stored_is_not_computed_again(tower, paths, tmp_path) -> None:
     assert all(torch.equal(first[path], again[path]) for path in paths)
     meta = json.loads((again.folder / "meta.json").read_text())
     assert (meta["shape"], meta["grid"], meta["layers"]) == ([5, 32], [2, 2], [-1])
-    assert (meta["keep"], meta["mapping"], meta["dtype"]) == ("hidden", "window", "float16")
+    assert (meta["keep"], meta["gray_mapping"], meta["dtype"]) == ("hidden", "window", "float16")
 
 
 @pytest.mark.parametrize(("batch_size", "bad"), [(1, ()), (4, ()), (4, (2, 3, 9))])
 def test_a_run_cut_anywhere_goes_on_to_the_same_bytes(tower, paths, tmp_path, batch_size, bad) -> None:
     for number in bad:
-        paths[number].write_text(f"no picture {number}")
+        paths[number].write_text(f"no image {number}")
     good = [i for i in range(11) if i not in bad]
     batches = [[i for i in good if start <= i < start + batch_size] for start in range(0, 11, batch_size)]
     count = Count(tower.model)
 
     def go_on() -> FeatureStore:
-        features, errors = store_features(tower, paths, tmp_path / "features", HIDDEN, batch_size, 0)
-        assert [error.split(":")[0] for error in errors] == [str(paths[i]) for i in bad]
+        features = opened(tower, paths, tmp_path / "features", batch_size=batch_size)
+        assert [error.split(":")[0] for error in features.errors] == [str(paths[i]) for i in bad]
         return features
 
     folder = go_on().folder
@@ -158,7 +163,7 @@ def test_a_changed_file_is_read_again(tower, paths, tmp_path) -> None:
     before = store(tower, paths, tmp_path / "features")
     old = [before[path] for path in paths]
     count.take()
-    save_picture(paths[3], 12)
+    save_image(paths[3], 12)
     stat = paths[5].stat()
     os.utime(paths[5], ns=(stat.st_atime_ns, stat.st_mtime_ns + 1_000_000))
     after = store(tower, paths, tmp_path / "features")
@@ -209,22 +214,38 @@ def test_towers_of_equal_weights_that_compute_otherwise_have_other_stores(paths,
         assert torch.equal(features.vectors(paths[:1])[0], vector)
 
 
-def test_the_mapping_reaches_the_pictures(tower, paths, tmp_path) -> None:
+def test_the_mapping_reaches_the_images(tower, paths, tmp_path) -> None:
     stretched = store(tower, paths, tmp_path / "features", gray_mapping="minmax")
     expected = forward(tower, paths[0], gray_mapping="minmax")
     torch.testing.assert_close(stretched[paths[0]].float(), expected, rtol=1e-3, atol=1e-3)
     assert (expected - forward(tower, paths[0])).abs().max() > 0.01
 
 
+def test_a_store_is_opened_by_the_config_of_an_encoder(tower, paths, tower_folder, tmp_path, capsys) -> None:
+    paths[6].unlink()
+    encoder = EncoderConfig(
+        tower=str(tower_folder), image_size=56, gray_mapping="minmax", features=tmp_path, workers=0, device="cpu"
+    )
+    features = open_store(encoder, paths, FeatureConfig("grid"))
+    assert (features.shape, features.config.gray_mapping) == ((17, 32), "minmax")
+    assert features.tower.shape == (4, 4, 32)
+    assert features.computed.n_images == 10
+    assert capsys.readouterr().out == f"no features: {paths[6]}: cannot be read: No such file or directory\n"
+    again = open_store(features.tower, paths, FeatureConfig("grid"), encoder, quiet=True)
+    assert (again.folder, again.computed.n_images, len(again.errors)) == (features.folder, 0, 1)
+    assert capsys.readouterr().out == ""
+    assert torch.equal(again[paths[0]], features[paths[0]])
+
+
 @pytest.mark.parametrize("batch_size", [1, 4])
-def test_an_unreadable_picture_is_named_and_costs_nothing_else(tower, paths, tmp_path, batch_size) -> None:
+def test_an_unreadable_image_is_named_and_costs_nothing_else(tower, paths, tmp_path, batch_size) -> None:
     expected = store(tower, paths, tmp_path / "whole", batch_size=batch_size)
     rest = [expected[path] for path in paths]
-    paths[0].write_bytes(b"not a picture")
+    paths[0].write_bytes(b"not a image")
     paths[6].unlink()
     for _ in range(2):  # the second time they are reported again
-        features, errors = store_features(tower, paths, tmp_path / "features", HIDDEN, batch_size, 0)
-        assert [error.split(":")[0] for error in errors] == [str(paths[0]), str(paths[6])]
+        features = opened(tower, paths, tmp_path / "features", batch_size=batch_size)
+        assert [error.split(":")[0] for error in features.errors] == [str(paths[0]), str(paths[6])]
         assert len(features.rows) == 9
     for i, path in enumerate(paths):
         assert (path in features) == (i not in (0, 6))
@@ -232,9 +253,9 @@ def test_an_unreadable_picture_is_named_and_costs_nothing_else(tower, paths, tmp
             torch.testing.assert_close(features[path], rest[i], rtol=1e-3, atol=1e-3)
     with pytest.raises(ImageError, match=r"0\.png: no features are stored for this image"):
         features[paths[0]]
-    save_picture(paths[0], 0)
-    features, errors = store_features(tower, paths, tmp_path / "features", HIDDEN, batch_size, 0)
-    assert len(errors) == 1
+    save_image(paths[0], 0)
+    features = opened(tower, paths, tmp_path / "features", batch_size=batch_size)
+    assert len(features.errors) == 1
     torch.testing.assert_close(features[paths[0]], rest[0], rtol=1e-3, atol=1e-3)
 
 
@@ -243,9 +264,9 @@ def test_nothing_to_store(tower, tmp_path) -> None:
     assert features.rows == {}
     assert features.shape == (5, 32)
     missing = tmp_path / "gone.png"
-    features, errors = store_features(tower, [missing], tmp_path / "features", HIDDEN, workers=0)
+    features = opened(tower, [missing], tmp_path / "features")
     assert features.rows == {}
-    assert errors == [f"{missing}: cannot be read: No such file or directory"]
+    assert features.errors == [f"{missing}: cannot be read: No such file or directory"]
 
 
 @pytest.mark.parametrize("layer", [3, -4])
@@ -267,7 +288,7 @@ def test_runs_that_share_a_store_do_not_mix_their_rows(tower, paths, tower_folde
 
 
 def encoded(tower, path: Path, layers=None, average: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pooled vector [D] and patches [H, W, D] of a picture by itself."""
+    """Pooled vector [D] and patches [H, W, D] of a image by itself."""
     one = tower.encode(tower.prepare([load_image(path)]), layers, average)
     return one.pooled[0], one.patches[0]
 
@@ -309,14 +330,14 @@ def test_what_a_store_does_not_keep_is_refused(tower, paths, tmp_path) -> None:
         with pytest.raises(ValueError, match=r"keep 'hidden' takes one layer, not (None|\(0, 1\))"):
             FeatureConfig("hidden", layers)
     for layers in (None, (-1,)):
-        with pytest.raises(ValueError, match="average is of several layers"):
+        with pytest.raises(ValueError, match="average needs two or more layers"):
             FeatureConfig(layers=layers, average=True)
 
 
 def test_values_that_the_type_cannot_hold_are_refused(tower, paths, tmp_path) -> None:
     with torch.no_grad():
         tower.model.layernorm.weight[3] *= 1e6
-    with pytest.raises(ValueError, match=r"tower\d+ gives values that float16 cannot hold; keep bfloat16 or float32"):
+    with pytest.raises(ValueError, match=r"tower\d+ returns values too large for float16; use bfloat16 or float32"):
         store(tower, paths, tmp_path / "features", keep="pooled", layers=None)
     (index,) = (tmp_path / "features").glob(f"*/{INDEX}")
     assert index.read_bytes() == index.with_suffix(".bin").read_bytes() == b""
@@ -367,11 +388,11 @@ def test_a_file_that_changes_during_the_run_leaves_no_wrong_row(tower, paths, tm
     original = paths[5].read_bytes()
 
     def replace(module, arguments) -> None:
-        if arguments[0].unique().numel() > 3:  # the first picture, not the black one
+        if arguments[0].unique().numel() > 3:  # the first image, not the black one
             paths[5].write_bytes(paths[9].read_bytes())
 
     hook = tower.model.register_forward_pre_hook(replace)
-    store_features(tower, paths, tmp_path / "features", HIDDEN, 1, 0)
+    opened(tower, paths, tmp_path / "features")
     hook.remove()
     paths[5].write_bytes(original)
     features = store(tower, paths, tmp_path / "features")
@@ -488,7 +509,7 @@ def child(tower_folder: Path, request: pytest.FixtureRequest) -> Iterator[Child]
     started.kill()
 
 
-def save_small_pictures(folder: Path, n: int) -> list[Path]:
+def save_small_images(folder: Path, n: int) -> list[Path]:
     folder.mkdir()
     paths = [folder / f"{number}.png" for number in range(n)]
     for number, path in enumerate(paths):
@@ -497,8 +518,8 @@ def save_small_pictures(folder: Path, n: int) -> list[Path]:
 
 
 def test_killed_and_started_again_gives_the_same_bytes(tower, child, tmp_path) -> None:
-    paths, config = save_small_pictures(tmp_path / "small", 200), FeatureConfig("grid")
-    whole = store_features(tower, paths, tmp_path / "whole", config, 8, 2)[0].folder
+    paths, config = save_small_images(tmp_path / "small", 200), FeatureConfig("grid")
+    whole = opened(tower, paths, tmp_path / "whole", config, 8, 2).folder
     index, kill_after = tmp_path / "killed" / whole.name / INDEX, random.Random().randint(1, 120)
     child.tell(paths, tmp_path / "killed", config, 8, 2)
     while not index.is_file() or index.read_bytes().count(b"\n") < kill_after:
@@ -507,7 +528,7 @@ def test_killed_and_started_again_gives_the_same_bytes(tower, child, tmp_path) -
     n_rows = index.read_bytes().count(b"\n")
     assert n_rows < 200, f"killed too late, after {kill_after}"
     count = Count(tower.model)
-    store_features(tower, paths, tmp_path / "killed", config, 8, 2)
+    opened(tower, paths, tmp_path / "killed", config, 8, 2)
     assert count.take() == 200 - n_rows // 8 * 8
     assert all((index.parent / name).read_bytes() == (whole / name).read_bytes() for name in (PART, INDEX))
 
@@ -525,9 +546,9 @@ def test_two_processes_at_once_store_nothing_twice(tower, paths, child, tmp_path
 
 
 @pytest.mark.parametrize("child", [112], indirect=True)
-def test_memory_does_not_grow_with_the_number_of_pictures(child, tmp_path) -> None:
-    """Pixels of the second 1,000 pictures would take 147 MiB, their features 47."""
-    paths = save_small_pictures(tmp_path / "small", 2000)
+def test_memory_does_not_grow_with_the_number_of_images(child, tmp_path) -> None:
+    """Pixels of the second 1,000 images would take 147 MiB, their features 47."""
+    paths = save_small_images(tmp_path / "small", 2000)
     config = FeatureConfig("grid", layers=(0, 1, 2, 0, 1, 2), dtype="float32")
     answers = []
     # A worker begins with what its parent holds when it forks, and a first run leaves buffers behind: it is to warm up.
