@@ -130,34 +130,29 @@ def render_report(
     systems: Scores,
     cases: Sequence[Case],
     observations: Mapping[str, Mapping[str, Mapping[str, float]]] | None = None,
-    differences: Differences | None = None,
-    strata: Mapping[str, Scores] | None = None,
 ) -> str:
     """Return the page as self-contained HTML; every text is escaped.
 
     Args:
         title: heading of the page; says so if the data are synthetic.
-        systems: name -> {"n": studies, "metrics": {name: {"value", "low", "high", "signature"}},
-            "skipped": {name: reason}}; the first is the system under test, the others stand beside it as controls.
-            low and high bound the 95 % interval.
+        systems: name -> scores as in scores.json, see `metrics.scoring.summarize`; the first is the system under test,
+            the only one whose "differences" and "strata" are shown.
         cases: the studies to show, those of a group under its name.
         observations: labeler -> observation -> {"precision", "recall", "f1", "support"} of the first system, with
             uncertain as negative.
-        differences: other system -> metric -> {"value", "low", "high", "p"}: the first system minus the other, by
-            paired bootstrap over the same studies.
-        strata: what the studies are divided by -> group -> scores of the first system, as in `systems`.
 
     Raises:
-        ValueError: `systems` is empty.
+        RadDraftError: `systems` is empty.
     """
     if not systems:
         raise RadDraftError("systems is empty: the page needs at least the system under test")
-    rows = _table_rows(systems, differences or {})
+    first = next(iter(systems))
+    rows = _table_rows(systems, systems[first].get("differences", {}))
     return render_template(
         Path(__file__).with_name("report.html.j2"),
         title=title,
         systems=systems,
-        first=next(iter(systems)),
+        first=first,
         rows=rows,
         panels=[_panel(row) for row in rows if row["name"] in PLOTTED],
         skipped=_by_text({name: system.get("skipped", {}) for name, system in systems.items()}),
@@ -167,7 +162,7 @@ def render_report(
                 for name, system in systems.items()
             }
         ),
-        strata={by: (parts, _table_rows(parts, {})) for by, parts in (strata or {}).items()},
+        strata={by: (parts, _table_rows(parts, {})) for by, parts in systems[first].get("strata", {}).items()},
         observations={
             labeler: sorted(table.items(), key=lambda item: -item[1]["support"])
             for labeler, table in (observations or {}).items()

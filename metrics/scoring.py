@@ -11,6 +11,7 @@ tokens) have other names, and no option changes what a name stands for.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,10 +24,10 @@ from metrics.annotate import annotate
 from metrics.labels import Uncertain, f1_measures
 from metrics.models import Models
 from metrics.rules import OBSERVATIONS, VERSION, label
-from metrics.text import bleu, rouge_l
+from metrics.text import Once, bleu, rouge_l
 from metrics.weights import CannotRun
 from raddraft.errors import RadDraftError
-from raddraft.stats import Measure, interval, mean_measure, p_value, resample
+from raddraft.stats import Interval, Measure, check_resamples, difference, interval, mean_measure, resample
 
 if TYPE_CHECKING:
     from metrics.radgraph import RadGraph
@@ -40,28 +41,25 @@ class Family:
     """Metrics that are computed together."""
 
     names: tuple[str, ...]
-    compute: Callable[[Texts, Texts, Models], dict[str, Measure]]
-    """(predictions, references, models) -> name -> measure."""
+    compute: Callable[[Texts, Texts, Models, Once], dict[str, Measure]]
+    """(predictions, references, models, what was read out of texts before) -> name -> measure."""
 
 
-def rule_labels(texts: Texts, _: Models) -> list[Labels]:
-    """Labels of the rule-based labeler."""
-    return [label(text) for text in texts]
-
-
-def chexbert_labels(texts: Texts, models: Models) -> list[Labels]:
-    """Labels of CheXbert. Raises MissingWeights."""
+def read_labels(labeler: str, texts: Texts, models: Models, once: Once) -> list[Labels]:
+    """Labels of each text by the labeler "rule" or "chexbert". Raises MissingWeights."""
+    if labeler == "rule":
+        return once.each(label, texts)
     return list(annotate(models.chexbert_model, texts, models.cache))
 
 
-LABELERS: dict[str, Callable[[Texts, Models], list[Labels]]] = {"rule": rule_labels, "chexbert": chexbert_labels}
-
-
-def _f1(labeler: str, uncertain: Uncertain, predictions: Texts, references: Texts, models: Models):
-    labels = LABELERS[labeler]
-    ours, theirs = labels(predictions, models), labels(references, models)
+def _f1(labeler: str, uncertain: Uncertain, predictions: Texts, references: Texts, models: Models, once: Once):
+    ours, theirs = (read_labels(labeler, texts, models, once) for texts in (predictions, references))
     signature = f"raddraft rules {VERSION}" if labeler == "rule" else models.chexbert_model.signature
     return f1_measures(ours, theirs, OBSERVATIONS, labeler, signature, uncertain)
+
+
+def _bleu(predictions: Texts, references: Texts, _: Models, once: Once) -> dict[str, Measure]:
+    return {f"bleu_{order}": one for order, one in bleu(predictions, references, once=once).items()}
 
 
 def _graphs(annotator: RadGraph, predictions: Texts, references: Texts, models: Models) -> Iterator[tuple[Any, Any]]:
@@ -69,7 +67,9 @@ def _graphs(annotator: RadGraph, predictions: Texts, references: Texts, models: 
     return zip(*(annotate(annotator, texts, models.cache) for texts in (predictions, references)), strict=True)
 
 
-def _radgraph(model: str, lower: bool, predictions: Texts, references: Texts, models: Models) -> dict[str, Measure]:
+def _radgraph(
+    model: str, lower: bool, predictions: Texts, references: Texts, models: Models, _: Once
+) -> dict[str, Measure]:
     from metrics.radgraph import radgraph_f1
 
     annotator = models.radgraph_model if model == "radgraph" else models.radgraph_xl_model
@@ -84,11 +84,11 @@ def _radgraph(model: str, lower: bool, predictions: Texts, references: Texts, mo
     }
 
 
-def _bertscore(predictions: Texts, references: Texts, models: Models) -> dict[str, Measure]:
+def _bertscore(predictions: Texts, references: Texts, models: Models, _: Once) -> dict[str, Measure]:
     return extras.bertscore(predictions, references, models.bertscore_folder, models.device)
 
 
-def _radcliq(predictions: Texts, references: Texts, models: Models) -> dict[str, Measure]:
+def _radcliq(predictions: Texts, references: Texts, models: Models, once: Once) -> dict[str, Measure]:
     annotator, chexbert, folder = models.radgraph_model, models.chexbert_model, models.bertscore_folder
     combined = [extras.radgraph_combined(*pair) for pair in _graphs(annotator, predictions, references, models)]
     return extras.radcliq_v1(
@@ -111,11 +111,8 @@ def _graph_names(prefix: str, suffix: str = "") -> tuple[str, ...]:
 COCO = ("coco_bleu_1", "coco_bleu_2", "coco_bleu_3", "coco_bleu_4", "coco_rouge_l", "coco_cider")
 
 FAMILIES: dict[str, Family] = {
-    "rouge": Family(("rouge_l",), lambda ours, theirs, _: {"rouge_l": rouge_l(ours, theirs)}),
-    "bleu": Family(
-        tuple(f"bleu_{order}" for order in range(1, 5)),
-        lambda ours, theirs, _: {f"bleu_{order}": measure for order, measure in bleu(ours, theirs).items()},
-    ),
+    "rouge": Family(("rouge_l",), lambda ours, theirs, _, once: {"rouge_l": rouge_l(ours, theirs, once)}),
+    "bleu": Family(tuple(f"bleu_{order}" for order in range(1, 5)), _bleu),
     "radgraph": Family(_graph_names("radgraph"), partial(_radgraph, "radgraph", False)),
     "chexbert": Family(_names("chexbert"), partial(_f1, "chexbert", "negative")),
     "rule": Family(_names("rule"), partial(_f1, "rule", "negative")),
@@ -124,9 +121,9 @@ FAMILIES: dict[str, Family] = {
     "radgraph_lower": Family(_graph_names("radgraph", "_lower"), partial(_radgraph, "radgraph", True)),
     "radgraph_xl": Family(_graph_names("radgraph_xl"), partial(_radgraph, "radgraph_xl", False)),
     "radgraph_xl_lower": Family(_graph_names("radgraph_xl", "_lower"), partial(_radgraph, "radgraph_xl", True)),
-    "coco": Family(COCO, lambda ours, theirs, _: extras.coco(ours, theirs)),
-    "sentence_bleu": Family(("nltk_sentence_bleu_4",), lambda ours, theirs, _: extras.sentence_bleu(ours, theirs)),
-    "meteor": Family(("meteor",), lambda ours, theirs, _: extras.meteor(ours, theirs)),
+    "coco": Family(COCO, lambda ours, theirs, _, once: extras.coco(ours, theirs, once)),
+    "sentence_bleu": Family(("nltk_sentence_bleu_4",), lambda ours, theirs, *_: extras.sentence_bleu(ours, theirs)),
+    "meteor": Family(("meteor",), lambda ours, theirs, *_: extras.meteor(ours, theirs)),
     "bertscore": Family(("bertscore_f1",), _bertscore),
     "radcliq": Family(("radcliq_v1",), _radcliq),
 }
@@ -138,7 +135,7 @@ def choose(metrics: Sequence[str] | None) -> tuple[str, ...]:
     """Names of metrics from names of metrics and families; None for those of DEFAULT, "all" for all.
 
     Raises:
-        ValueError: no metric, or an unknown one.
+        RadDraftError: no metric, or an unknown one.
     """
     choices = f"Choices: {', '.join(METRICS)}; families: {', '.join(FAMILIES)}; all"
     wanted: dict[str, None] = {}
@@ -148,22 +145,27 @@ def choose(metrics: Sequence[str] | None) -> tuple[str, ...]:
         names = METRICS if name == "all" else FAMILIES[name].names if name in FAMILIES else (name,)
         wanted |= dict.fromkeys(names)
     if not wanted:
-        raise RadDraftError(f"No metric is asked for. {choices}")
+        raise RadDraftError(f"No metric to score by. {choices}")
     return tuple(wanted)
 
 
 def measure(
-    predictions: Texts, references: Texts, metrics: Sequence[str] | None = None, models: Models | None = None
+    predictions: Texts,
+    references: Texts,
+    metrics: Sequence[str] | None = None,
+    models: Models | None = None,
+    once: Once | None = None,
 ) -> tuple[dict[str, Measure], dict[str, str]]:
     """Per-study statistics of the metrics asked for, and why others were skipped.
 
     Args:
         predictions, references: one text a report, in the same order.
-        metrics: as for `choose`. What None or "all" brings in is skipped where it cannot run.
+        metrics: as for `choose`. What None or "all" brings in is skipped if it cannot run.
         models: where the learned metrics find their weights.
+        once: tokens and labels of texts that were scored before, shared by systems.
 
     Raises:
-        ValueError: unequal lengths, nothing to score, no or an unknown metric, or one asked for by name cannot run.
+        RadDraftError: unequal lengths, nothing to score, no or an unknown metric, or one asked for by name cannot run.
     """
     if len(predictions) != len(references):
         raise RadDraftError(
@@ -172,7 +174,7 @@ def measure(
     if not predictions:
         raise RadDraftError("Nothing to score: there is no prediction")
     wanted, by_name = choose(metrics), metrics is not None and "all" not in metrics
-    models = models or Models()
+    models, once = models or Models(), once or Once()
     found: dict[str, Measure] = {}
     skipped: dict[str, str] = {}
     for family in FAMILIES.values():
@@ -180,7 +182,7 @@ def measure(
         if not names:
             continue
         try:
-            found |= family.compute(predictions, references, models)
+            found |= family.compute(predictions, references, models, once)
         except CannotRun as error:
             if by_name:
                 raise
@@ -193,70 +195,64 @@ def score(
     references: Texts,
     metrics: Sequence[str] | None = None,
     models: Models | None = None,
-    n_resamples: int = 500,
+    resamples: int = 500,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Score drafts against reports.
 
+    >>> scores = score(["The heart is enlarged."], ["The heart is mildly enlarged."], ["rouge_l"])
+    >>> round(scores["metrics"]["rouge_l"]["value"], 3)
+    0.889
+
     Args:
         predictions, references, metrics, models: as for `measure`.
-        n_resamples: bootstrap resamples for the 95 % percentile intervals.
+        resamples: bootstrap resamples for the 95 % percentile intervals.
         seed: of the resamples.
 
     Returns:
         {"n", "metrics": {name: {"value", "low", "high", "median", "signature"}}, "skipped": {name: reason}}
 
     Raises:
-        ValueError: as `measure`, or resamples or a seed out of range.
+        RadDraftError: as `measure`, or resamples or a seed out of range.
     """
-    check_resamples(n_resamples, seed)
+    check_resamples(resamples, seed)
     measures, skipped = measure(predictions, references, metrics, models)
-    summary = summarize({"": measures}, n_resamples, seed)
-    return {"n": len(predictions), "metrics": summary["systems"][""], "skipped": skipped}
+    return summarize({"": measures}, resamples, seed, {"": skipped})
 
 
-def check_resamples(n_resamples: int, seed: int) -> None:
-    """Raises ValueError where the bootstrap cannot run so."""
-    if n_resamples < 1 or seed < 0:
-        raise RadDraftError(f"Need at least 1 resample and a seed of at least 0, got {n_resamples} and {seed}")
-
-
-def summarize(systems: Mapping[str, Mapping[str, Measure]], n_resamples: int, seed: int) -> dict[str, Any]:
-    """Values with intervals of systems on the same studies, and how the first differs from each other one.
+def summarize(
+    systems: Mapping[str, Mapping[str, Measure]],
+    resamples: int = 500,
+    seed: int = 0,
+    skipped: Mapping[str, dict[str, str]] | None = None,
+) -> dict[str, Any]:
+    """Scores with intervals of systems on the same studies, and how the first differs from each other one.
 
     Returns:
-        {"systems": {system: {metric: {"value", "low", "high", "median", "signature"}}},
-         "differences": {other system: {metric: {"value", "low", "high", "p"}}}}: first minus other, by resamples in
-        which both are scored on the same studies.
+        What scores.json holds, that of the first system as by `score`; with others also "others": {system: the same}
+        and "differences": {system: {metric: {"value", "low", "high", "p"}}}, the first system minus the other, by
+        resamples in which both are scored on the same studies.
     """
     keys = [(system, name) for system, measures in systems.items() for name in measures]
-    if not keys:
-        return {"systems": {system: {} for system in systems}, "differences": {}}
-    values = dict(zip(keys, resample([systems[system][name] for system, name in keys], n_resamples, seed), strict=True))
+    values = dict(zip(keys, resample([systems[system][name] for system, name in keys], resamples, seed), strict=True))
+    parts: dict[str, dict[str, Any]] = {}
+    for system, measures in systems.items():
+        scores = {}
+        for name, one in measures.items():
+            bounds = interval(values[system, name]) or Interval(math.nan, math.nan, math.nan)
+            signature = f"{one.signature}|n:{one.n}|bootstrap:{resamples} seed {seed}"
+            scores[name] = {"value": one.value, **vars(bounds), "signature": signature}
+        n = next(iter(measures.values())).n
+        parts[system] = {"n": n, "metrics": scores, "skipped": (skipped or {}).get(system, {})}
     first, *others = systems
-    return {
-        "systems": {
-            system: {
-                name: {
-                    "value": one.value,
-                    **vars(interval(values[system, name])),
-                    "signature": f"{one.signature}|n:{one.n}|bootstrap:{n_resamples} seed {seed}",
-                }
-                for name, one in measures.items()
-            }
-            for system, measures in systems.items()
-        },
-        "differences": {
-            other: {
-                name: _difference(one.value - systems[other][name].value, values[first, name] - values[other, name])
-                for name, one in systems[first].items()
-                if name in systems[other]
-            }
-            for other in others
-        },
-    }
-
-
-def _difference(value: float, resampled: np.ndarray) -> dict[str, float]:
-    bounds = interval(resampled)
-    return {"value": value, "low": bounds.low, "high": bounds.high, "p": p_value(resampled)}
+    if not others:
+        return parts[first]
+    differences: dict[str, dict[str, Any]] = {}
+    for other in others:
+        found = {
+            name: difference(one.value - systems[other][name].value, values[first, name] - values[other, name])
+            for name, one in systems[first].items()
+            if name in systems[other]
+        }
+        differences[other] = {name: one for name, one in found.items() if one is not None}
+    return parts[first] | {"others": {name: parts[name] for name in others}, "differences": differences}

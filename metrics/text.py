@@ -61,9 +61,7 @@ def bleu(
     Tokens are sacrebleu's 13a, case is kept. Values are in [0, 1].
     """
     once = once or Once()
-    statistics = bleu_statistics(
-        once.tokens(bleu_tokens, predictions), once.tokens(bleu_tokens, references), max_order
-    )
+    statistics = bleu_statistics(once.tokens(bleu_tokens, predictions), once.tokens(bleu_tokens, references), max_order)
     signature = f"sacrebleu {version('sacrebleu')}|nrefs:1|case:mixed|eff:no|tok:13a|smooth:none|corpus"
     return {
         order: Measure(statistics, lambda sums, order=order: _bleu_value(sums, order, max_order), signature)  # type: ignore[misc]

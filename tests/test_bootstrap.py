@@ -14,8 +14,10 @@ from metrics.text import bleu
 from raddraft.stats import Interval, Measure, interval, mean_measure, resample
 
 
-def bootstrap(measure: Measure, n_resamples: int) -> Interval:
-    return interval(resample([measure], n_resamples)[0])
+def bootstrap(measure: Measure, resamples: int) -> Interval:
+    bounds = interval(resample([measure], resamples)[0])
+    assert bounds is not None
+    return bounds
 
 
 def random_labels(n: int, seed: int) -> list[dict[str, int | None]]:

@@ -48,6 +48,15 @@ def test_a_table_without_ids_goes_by_line_and_json_lines_by_id(tmp_path) -> None
     assert left_out == [f"{drafts}: 1 predictions without a reference in {reports} are left out"]
 
 
+def test_a_table_may_hold_its_own_references(tmp_path) -> None:
+    drafts = put(tmp_path / "d.csv", "study_id,prediction,reference\ns1,Edema.,Clear.\ns2,Dry.,\ns3,,Wet.\n")
+    found, left_out = read_predictions(drafts)
+    assert found == [Prediction("s1", "Edema.", "Clear."), Prediction("s3", "", "Wet.")]
+    assert left_out == [f"{drafts}: 1 predictions without a reference are left out"], "an empty cell is no report"
+    without_ids = put(tmp_path / "d.tsv", "reference\tprediction\nClear.\tEdema.\n")
+    assert read_predictions(without_ids)[0] == [Prediction("1", "Edema.", "Clear.")]
+
+
 def test_endings_in_capitals_and_ndjson_are_what_they_say(tmp_path) -> None:
     drafts = put(tmp_path / "d.NDJSON", '{"study_id": "s1", "prediction": "Clear."}\n')
     reports = put(tmp_path / "r.CSV", "study_id,reference\ns1,Effusion.\n")
@@ -78,7 +87,7 @@ def test_an_enormous_cell_is_read(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("drafts", "reports", "sentence"),
     [
-        (("d.txt", "a\nb\n"), ("r.txt", "a\n"), "d.txt holds 2 texts and .*r.txt 1: without ids"),
+        (("d.txt", "a\nb\n"), ("r.txt", "a\n"), "d.txt has 2 texts and .*r.txt has 1: without ids"),
         (("d.txt", "a\n"), ("r.csv", "study_id,reference\ns1,a\n"), "Only one of .*d.txt and .*r.csv has study_ids"),
         (("d.csv", "study_id,prediction\ns1,a\n"), ("r.csv", "study_id,reference\ns2,a\n"), "no prediction with a ref"),
         (
@@ -91,7 +100,7 @@ def test_an_enormous_cell_is_read(tmp_path) -> None:
         (
             ("d.csv", "study_id,prediction\ns1,a\ns1,b\n"),
             ("r.csv", "reference\na\n"),
-            "row 2: study 's1' stands there al",
+            "d.csv row 2: duplicate study_id 's1'",
         ),
         (("d.csv", ""), ("r.csv", "reference\na\n"), "d.csv: no column 'prediction'. Columns: none"),
         (("d.txt", ""), ("r.txt", ""), "d.txt is empty"),
@@ -108,7 +117,9 @@ def test_an_enormous_cell_is_read(tmp_path) -> None:
             ("r.txt", "a\n"),
             "no column 'prediction'. Columns: The lungs are clear.",
         ),
-        (("d.txt", "a\n"), None, "d.txt holds no references: name their file with --references"),
+        (("d.csv", "study_id,prediction\ns1,a\n"), None, "no column 'reference'. Columns: .*; or give .* --references"),
+        (("d.csv", "prediction,reference\na,\n"), None, r"d.csv: no prediction with a reference \(1 without\)"),
+        (("d.txt", "a\n"), None, "d.txt has no references: give the file that has them with --references"),
     ],
 )
 def test_what_cannot_be_joined_is_one_sentence(tmp_path, drafts, reports, sentence) -> None:

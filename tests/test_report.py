@@ -11,7 +11,8 @@ from itertools import product
 
 import pytest
 
-from metrics.report import METRICS, Case, compare_labels, render_report
+from metrics.report import METRICS, Case, compare_labels
+from metrics.report import render_report as render_scores
 from metrics.scoring import METRICS as SCORED
 
 VOID = {"meta", "link", "img", "input"}
@@ -102,6 +103,15 @@ def case(study_id: str = "s1", **changes) -> Case:
 
 def difference(value: float, p: float) -> dict:
     return {"value": value, "low": value - 0.01, "high": value + 0.01, "p": p}
+
+
+def render_report(title, systems, cases, observations=None, differences=None, strata=None) -> str:
+    """The page, with the differences and strata of the first system put where scores.json has them."""
+    if systems:
+        first, *_ = systems
+        extra = {"differences": differences or {}, "strata": strata or {}}
+        systems = {first: systems[first] | extra, **{name: systems[name] for name in systems if name != first}}
+    return render_scores(title, systems, cases, observations)
 
 
 SYSTEMS = {

@@ -124,7 +124,7 @@ def test_several_files_stand_side_by_side_whatever_their_order(tmp_path, capsys)
     header = next(line for line in shown.splitlines() if "(n = " in line)
     assert header.split("(n = 4)") == [f"{'':18}{'model ':>12}", f"{'other ':>22}", f"{'perfect ':>22}", ""]
     assert "p 1.000" in shown
-    assert "p: paired bootstrap, of the difference to model" in shown
+    assert "p: of the difference to model, paired bootstrap" in shown
     difference = scores["differences"]["perfect"]["rouge_l"]
     assert difference["value"] == pytest.approx((1 + 4 / 7) / 4 - 1)
     assert difference["low"] < difference["value"] < difference["high"] <= 0
@@ -167,9 +167,9 @@ def changed(number: int, **keys: object) -> list[dict]:
         (changed(1, study_id=None), "model.jsonl line 2: study_id must be a string, got None"),
         (changed(2, study_id=3), "model.jsonl line 3: study_id must be a string, got 3"),
         (changed(2, reference=["x"]), "model.jsonl line 3: reference must be a string or null, got ['x']"),
-        (changed(3, study_id="s1"), "model.jsonl line 4: study 's1' stands already on line 1"),
+        (changed(3, study_id="s1"), "model.jsonl line 4: duplicate study_id 's1', first on line 1"),
         ([row | {"reference": None} for row in ROWS], "model.jsonl: no prediction with a reference (4 without)"),
-        ([], "model.jsonl: no prediction with a reference (0 without)"),
+        ([], "model.jsonl is empty"),
     ],
 )
 def test_faulty_predictions_are_named_by_line(tmp_path, rows, sentence) -> None:
@@ -208,7 +208,7 @@ def test_byte_order_mark_and_windows_line_ends_are_read(tmp_path) -> None:
 def test_systems_are_compared_on_the_studies_that_all_hold(tmp_path, capsys) -> None:
     model, fewer = write(tmp_path / "model.jsonl", ROWS), write(tmp_path / "fewer.jsonl", ROWS[1:3])
     assert run("score", model, fewer) == (0, "")
-    assert "left out of model, since not every system holds them: 2 studies (s1, s4)" in capsys.readouterr().out
+    assert "model: 2 studies that not every system has are left out (s1, s4)" in capsys.readouterr().out
     assert read_scores(tmp_path / "scores")["n"] == 2
     assert run("score", fewer) == (0, "")
     alone = read_scores(tmp_path / "scores")
@@ -222,7 +222,7 @@ def test_systems_are_compared_on_the_studies_that_all_hold(tmp_path, capsys) -> 
 def test_systems_must_hold_the_same_references(tmp_path) -> None:
     model = write(tmp_path / "model.jsonl", ROWS)
     differing = write(tmp_path / "differing.jsonl", changed(1, reference="No effusion."))
-    expected = "raddraft score: Study 's2' has one reference in model and another in differing"
+    expected = "raddraft score: The references of study 's2' differ between model and differing"
     assert run("score", model, differing) == (1, expected)
     (tmp_path / "b").mkdir()
     same_name = write(tmp_path / "b" / "model.jsonl", ROWS)
@@ -244,12 +244,12 @@ def test_metrics_are_chosen_by_name_in_any_spelling_of_a_list(tmp_path, capsys) 
     ("options", "culprits"),
     [
         (("--metrics", "rouge_l", "rouge_2"), ("Unknown metric 'rouge_2'", "Choices: rouge_l, bleu_1")),
-        (("--rank_by", "bleu_4"), ("'bleu_4' is no score of single studies. Choices: rouge_l",)),
-        (("--rank_by", "rouge"), ("'rouge' is none of the metrics asked for: rouge_l, bleu_1",)),
+        (("--rank-by", "bleu_4"), ("'bleu_4' is not a score of single studies. Choices: rouge_l",)),
+        (("--rank-by", "rouge"), ("'rouge' is not among the metrics to compute: rouge_l, bleu_1",)),
         (("--by", "sex"), ("--by sex needs the manifest",)),
         (("--by", "Oedema"), ("Unknown --by 'Oedema'. Choices: view, sex, age, normal, Enlarged",)),
         (("--references", "nowhere.txt"), ("nowhere.txt",)),
-        (("--metrics", "[]"), ("No metric is asked for", "Choices: rouge_l, bleu_1")),
+        (("--metrics", "[]"), ("No metric to score by", "Choices: rouge_l, bleu_1")),
         (("--resamples", "0"), ("at least 1 resample", "got 0 and 0")),
         (("--seed", "-1"), ("a seed of at least 0", "got 500 and -1")),
         (("--studies", "nowhere.jsonl"), ("nowhere.jsonl",)),
@@ -313,7 +313,7 @@ def test_ages_that_are_no_number_and_studies_the_manifest_lacks_are_named(tmp_pa
     studies[1].patient["age"] = "045Y"
     write_studies(manifest, studies)
     assert (
-        "Study 's2': its age is to be a number of years, got '045Y'"
+        "Study 's2': age must be a number of years, got '045Y'"
         in run("score", model, "--studies", manifest, "--by", "age")[1]
     )
 

@@ -1,0 +1,291 @@
+"""Several systems scored on the same studies: scores, strata, tables and the files of `raddraft score`.
+
+systems, notes = read_systems([Path("model.jsonl"), Path("control.jsonl")])
+scored = score_systems(systems, by=["normal"])
+scored.write(Path("scores"), "Test split")
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from metrics.labels import Uncertain, per_observation
+from metrics.models import Models
+from metrics.read import Prediction, Systems
+from metrics.report import LOWER_IS_BETTER, Case, compare_labels, render_report
+from metrics.rules import OBSERVATIONS
+from metrics.scoring import Labels, choose, measure, read_labels, summarize
+from metrics.text import Once
+from raddraft.errors import RadDraftError
+from raddraft.files import write_json, write_text
+from raddraft.stats import Measure, check_resamples
+from raddraft.studies import Study
+from raddraft.text import format_estimate, format_table
+
+LABELERS = {"rule": "the rule-based labeler", "chexbert": "CheXbert"}
+STATES = {1: "positive", 0: "negative", -1: "uncertain", None: "not mentioned"}
+AGES = ((0, 17), (18, 39), (40, 59), (60, 79))
+
+
+@dataclass
+class Scored:
+    """Systems scored on the same studies."""
+
+    systems: Systems
+    measures: dict[str, dict[str, Measure]]
+    """System -> metric -> per-study statistics."""
+    labels: dict[str, dict[str, list[Labels]]]
+    """Labeler -> system, or "" for the references -> labels of each study."""
+    scores: dict[str, Any]
+    """What scores.json holds, see `metrics.scoring.summarize`; with strata also "strata": {by: {group: the same}}."""
+    studies: dict[str, Study] = field(default_factory=dict)
+    """study_id -> what the manifest knows of it."""
+    ranked_by: str | None = None
+    """The per-study metric that tells the worst and the best studies."""
+
+    @property
+    def first(self) -> str:
+        """The system under test."""
+        return next(iter(self.systems))
+
+    def by_system(self, scores: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """System -> its part of the scores, or of those of a stratum; the first is the system under test."""
+        scores = scores or self.scores
+        return {self.first: scores, **scores.get("others", {})}
+
+    def tables(self) -> str:
+        """Metrics x systems, then for each --by metrics x strata of the first system, as text."""
+        parts = [_table(self.by_system(), self.scores.get("differences", {}))]
+        for by, groups in self.scores.get("strata", {}).items():
+            parts.append(f"{self.first} by {by}\n{_table(groups)}")
+        return "\n\n".join(parts)
+
+    def title(self) -> str:
+        """Heading of the page; says so if the data are synthetic."""
+        synthetic = {study.source for study in self.studies.values()} == {"phantom"}
+        return f"Drafts by {self.first}" + (", on synthetic data" if synthetic else "")
+
+    def write(self, folder: Path, title: str | None = None, cases: int = 36) -> dict[str, Path]:
+        """Write scores.json, per_study.csv, per_observation.csv and report.html, each whole or not at all.
+
+        Args:
+            folder: made if need be.
+            title: heading of the page.
+            cases: how many studies the page shows: worst, best, and some between.
+
+        Returns:
+            What each file is -> its path.
+        """
+        observations = {
+            LABELERS[labeler]: per_observation(found[self.first], found[""], OBSERVATIONS)
+            for labeler, found in self.labels.items()
+        }
+        page = render_report(title or self.title(), self.by_system(), self.choose_cases(cases), observations)
+        names = ("scores.json", "per_study.csv", "per_observation.csv", "report.html")
+        scores, per_study, of_observations, report = paths = [folder / name for name in names]
+        write_json(scores, self.scores)
+        write_text(per_study, _csv(self._per_study()))
+        write_text(of_observations, _csv(self._per_observation()))
+        write_text(report, page)
+        return dict(zip(("scores", "per study", "per observation", "page"), paths, strict=True))
+
+    def choose_cases(self, count: int) -> list[Case]:
+        """The worst and the best studies by `ranked_by`, and some at equal ranks between."""
+        by, n = self.ranked_by, len(self.systems[self.first])
+        values = self.measures[self.first][by].statistics[:, 0] if by else np.zeros(n)
+        order = np.argsort(-values if by in LOWER_IS_BETTER else values, kind="stable")
+        count = min(count, n)
+        ends = count // 3 if by else 0
+        between = np.linspace(ends, n - 1 - ends, count - 2 * ends).round().astype(int)
+        ranks = {"Worst": range(ends), "Best": range(n - 1, n - 1 - ends, -1), "Between": between}
+        return [
+            self._case(int(order[rank]), f"{group} by {by}" if by else group)
+            for group, part in ranks.items()
+            for rank in part  # type: ignore[attr-defined]
+        ]
+
+    def _case(self, i: int, group: str) -> Case:
+        row = self.systems[self.first][i]
+        study = self.studies.get(row.study_id)
+        return Case(
+            row.study_id,
+            _thumbnail(study.main_image.path) if study else None,
+            study.main_image.view if study else None,
+            row.reference,
+            {name: rows[i].prediction for name, rows in self.systems.items()},
+            self.labels["rule"][""][i],
+            self.labels["rule"][self.first][i],
+            {name: float(one.statistics[i, 0]) for name, one in self.measures[self.first].items() if one.is_mean},
+            group,
+        )
+
+    def _per_study(self) -> Iterator[list[object]]:
+        """A row for each system and study: the metrics that a study has by itself, observations missed and invented."""
+        metrics = [name for name, one in self.measures[self.first].items() if one.is_mean]
+        columns = [f"{labeler}_{state}" for labeler in self.labels for state in ("missed", "invented")]
+        yield ["study_id", "system", *metrics, *columns]
+        for system, found in self.systems.items():
+            for i, row in enumerate(found):
+                named = []
+                for by_system in self.labels.values():
+                    states = compare_labels(by_system[""][i], by_system[system][i])
+                    named += [
+                        ";".join(name for name, state in states if state == one) for one in ("missed", "invented")
+                    ]
+                scores = [f"{self.measures[system][name].statistics[i, 0]:.6f}" for name in metrics]
+                yield [row.study_id, system, *scores, *named]
+
+    def _per_observation(self) -> Iterator[list[object]]:
+        """Precision, recall, F1 and support of each observation, uncertain counted as negative and as positive."""
+        yield ["system", "labeler", "uncertain_as", "observation", "precision", "recall", "f1", "support"]
+        rules: tuple[Uncertain, ...] = ("negative", "positive")
+        for labeler, found in self.labels.items():
+            for system in self.systems:
+                for rule in rules:
+                    table = per_observation(found[system], found[""], OBSERVATIONS, rule)
+                    yield from ([system, labeler, rule, name, *one.values()] for name, one in table.items())
+
+
+def score_systems(
+    systems: Systems,
+    metrics: Sequence[str] | None = None,
+    by: Sequence[str] = (),
+    studies: Sequence[Study] = (),
+    models: Models | None = None,
+    resamples: int = 500,
+    seed: int = 0,
+    rank_by: str | None = None,
+) -> Scored:
+    """Score systems on the same studies, and the parts that the studies fall into.
+
+    Args:
+        systems: as `metrics.read.read_systems` gives them.
+        metrics: as for `metrics.scoring.choose`.
+        by: what to divide the studies by: view, sex, age, normal (against abnormal), or an observation.
+        studies: of the manifest; `by` takes view, sex, age and labels from it.
+        models: where the learned metrics find their weights.
+        resamples, seed: of the bootstrap.
+        rank_by: metric that tells the worst and the best studies; by default radgraph_er, else rouge_l.
+
+    Raises:
+        RadDraftError: as `metrics.scoring.measure`, an unknown stratum, or one that needs a manifest.
+    """
+    names = choose(metrics)
+    if rank_by not in (None, *names):
+        raise RadDraftError(f"--rank-by {rank_by!r} is not among the metrics to compute: {', '.join(names)}")
+    check_resamples(resamples, seed)
+    models, once = models or Models(), Once()
+    known = {study.study_id: study for study in studies}
+    rows = next(iter(systems.values()))
+    reports = [row.reference for row in rows]
+    labels = read_labels("rule", reports, models, once) if by else []
+    groups = {one: np.array(_strata(one, rows, known, labels)) for one in by}
+
+    texts = {name: [row.prediction for row in part] for name, part in systems.items()}
+    measures, skipped = {}, {}
+    for name, drafts in texts.items():
+        measures[name], skipped[name] = measure(drafts, reports, metrics, models, once)
+    first = next(iter(measures.values()))
+    ranking = [name for name, one in first.items() if one.is_mean]
+    if rank_by not in (None, *ranking):
+        raise RadDraftError(f"--rank-by {rank_by!r} is not a score of single studies. Choices: {', '.join(ranking)}")
+    default = next((name for name in ("radgraph_er", "rouge_l", *ranking) if name in ranking), None)
+
+    scores = summarize(measures, resamples, seed, skipped)
+    if by:
+        scores["strata"] = {one: _score_strata(measures, group, resamples, seed) for one, group in groups.items()}
+    labelers = ["rule", *(["chexbert"] if any(name.startswith("chexbert") for name in first) else [])]
+    found = {
+        one: {name: read_labels(one, part, models, once) for name, part in (texts | {"": reports}).items()}
+        for one in labelers
+    }
+    return Scored(systems, measures, found, scores, known, rank_by or default)
+
+
+def _score_strata(
+    measures: Mapping[str, Mapping[str, Measure]], groups: np.ndarray, resamples: int, seed: int
+) -> dict[str, dict[str, Any]]:
+    """Group -> scores of the systems on its studies, from the statistics of all studies."""
+    scores = {}
+    for group in np.unique(groups):
+        index = np.flatnonzero(groups == group)
+        part = {name: {metric: one.subset(index) for metric, one in found.items()} for name, found in measures.items()}
+        scores[str(group)] = summarize(part, resamples, seed)
+    return scores
+
+
+def _strata(by: str, rows: Sequence[Prediction], known: Mapping[str, Study], labels: Sequence[Labels]) -> list[str]:
+    """The stratum of each study: by a field of the manifest, or by the labels of its reference."""
+    if by == "normal":
+        return ["normal" if one["No Finding"] == 1 else "abnormal" for one in labels]
+    if by in ("view", "sex", "age"):
+        if not known:
+            raise RadDraftError(f"--by {by} needs the manifest: --studies studies.jsonl")
+        return [_field(by, known.get(row.study_id)) for row in rows]
+    if any(by in study.labels for study in known.values()):
+        return [STATES[known[row.study_id].labels.get(by) if row.study_id in known else None] for row in rows]
+    if by not in OBSERVATIONS:
+        raise RadDraftError(f"Unknown --by {by!r}. Choices: view, sex, age, normal, {', '.join(OBSERVATIONS)}")
+    return [STATES[one[by]] for one in labels]
+
+
+def _field(by: str, study: Study | None) -> str:
+    value = None if study is None else study.main_image.view if by == "view" else study.patient.get(by)
+    if study is None or value is None:
+        return "not stated"
+    if by != "age":
+        return str(value)
+    try:
+        age = float(value)
+    except ValueError:
+        raise RadDraftError(f"Study {study.study_id!r}: age must be a number of years, got {value!r}") from None
+    return next((f"{low}–{high}" for low, high in AGES if age < high + 1), "80+")
+
+
+def _table(scores: Mapping[str, Mapping[str, Any]], differences: Mapping[str, Any] | None = None) -> str:
+    """Metrics x systems or strata with 95 % intervals, p of the difference to the first, and what was skipped."""
+    differences = differences or {}
+    rows = [["", *(f"{name} (n = {one['n']})" for name, one in scores.items())]]
+    for metric in dict.fromkeys(metric for one in scores.values() for metric in one["metrics"]):
+        cells = [metric]
+        for name, one in scores.items():
+            found = one["metrics"].get(metric)
+            cell = format_estimate(found["value"], found["low"], found["high"]) if found else "-"
+            compared = differences.get(name, {}).get(metric)
+            cells.append(cell + (f" p {compared['p']:.3f}" if compared else ""))
+        rows.append(cells)
+    lines = [format_table(rows)]
+    if differences:
+        lines.append(f"p: of the difference to {next(iter(scores))}, paired bootstrap; not corrected for many tests")
+    metrics_of: dict[str, dict[str, None]] = {}
+    for one in scores.values():
+        for name, reason in one["skipped"].items():
+            metrics_of.setdefault(reason, {})[name] = None
+    return "\n".join([*lines, *(f"skipped {', '.join(names)}: {reason}" for reason, names in metrics_of.items())])
+
+
+def _thumbnail(path: Path, side: int = 512) -> bytes | None:
+    """The image as a JPEG of at most `side` pixels; None if it cannot be read."""
+    from raddraft.images import ImageError, load_image
+
+    try:
+        image = load_image(path)
+    except (ImageError, OSError):
+        return None
+    image.thumbnail((side, side))
+    data = io.BytesIO()
+    image.save(data, "JPEG", quality=85)
+    return data.getvalue()
+
+
+def _csv(rows: Iterator[list[object]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
