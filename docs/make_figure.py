@@ -18,7 +18,7 @@ import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
 import raddraft
-from generator.corpora.phantom import generate
+from generator.corpora.phantom import convert
 from metrics.rules import label
 
 OUT = Path(__file__).parent / "images" / "example.png"
@@ -38,7 +38,7 @@ def main(run: Path, study_id: str = STUDY, out: Path = OUT) -> None:
     """Draft one synthetic study with the model of a demo run and draw it."""
     number = int(study_id[1:]) - 50_000_000
     with TemporaryDirectory() as folder:
-        study = generate(Path(folder), count=number, size=SIDE)[-1]
+        study = convert(Path(folder), count=number, size=SIDE).studies[-1]
         draft = str(raddraft.load_model(run / "model").draft(study))
         film = raddraft.read_image(study.main_image.path).convert("RGB")
     draw(film, draft, study.sections["findings"], study_id).save(out, optimize=True)

@@ -169,16 +169,16 @@ def test_rsna_mapping_keeps_a_patient_in_one_split(rsna_root):
     names = ["00000013_000.png", "00000013_005.png", "00000014_000.png"]
     entries = [{"subset_img_id": name, "img_id": nih_name} for name, nih_name in zip(RSNA, names, strict=True)]
     mapping.write_text(json.dumps(entries))
-    rsna.convert(rsna_root, gray_mapping=mapping)
+    rsna.convert(rsna_root, mapping=mapping)
     studies = by_id(rsna_root / "studies.jsonl")
     assert [studies[name].subject_id for name in RSNA] == ["13", "13", "14"]
     assert studies[RSNA[0]].split == studies[RSNA[1]].split == hash_split("13", NO_SPLIT)
     mapping.write_text(json.dumps(entries[:1]))
     with pytest.raises(CorpusError, match=f"no subset_img_id is '{RSNA[1]}'"):
-        rsna.convert(rsna_root, gray_mapping=mapping)
+        rsna.convert(rsna_root, mapping=mapping)
     mapping.write_text(json.dumps({"a": 1}))
     with pytest.raises(CorpusError, match="expected a list of objects with subset_img_id"):
-        rsna.convert(rsna_root, gray_mapping=mapping)
+        rsna.convert(rsna_root, mapping=mapping)
 
 
 def test_rsna_a_broken_header_is_counted_and_named(rsna_root):
@@ -386,7 +386,7 @@ def test_covid(covid_root):
     assert [image.view for image in studies["2_0"].images] == ["PA", "L"]
     assert studies["2_0"].labels == {"Pneumonia": 1, "Viral": 1, "COVID-19": 1}
     assert studies["2_0"].sections == {"note": "Cough for three days."}
-    assert studies["2_0"].images[0].extra == {"licence": "CC BY-NC-SA"}
+    assert studies["2_0"].images[0].extra == {"license": "CC BY-NC-SA"}
     assert studies["2_0"].split == studies["2_3"].split == hash_split("2", NO_SPLIT)
     assert studies["7_d"].labels == {}
     assert studies["7_d"].patient == {"sex": None, "age": None}

@@ -353,7 +353,7 @@ def test_iu_errors(iu, tmp_path):
     with pytest.raises(CorpusError, match=r"11\.xml: not valid XML"):
         iu_xray.convert(iu)
     (iu / "11.xml").write_text(iu_xml(7, "Once more.", "CXR7_IM-0001-1001"))
-    with pytest.raises(CorpusError, match=r"study 'CXR7' occurs twice"):
+    with pytest.raises(CorpusError, match=r"duplicate study_id 'CXR7'"):
         iu_xray.convert(iu)
     (iu / "11.xml").unlink()
     with pytest.raises(CorpusError, match=r"no study has a section 'finding'\. Sections found: impression, findings"):
@@ -508,7 +508,7 @@ def test_r2gen_on_the_real_split_file(cxr, tmp_path):
 
 def test_r2gen_errors(tmp_path):
     entry = {"id": "a", "report": "Clear.", "image_path": ["a.png"]}
-    with pytest.raises(CorpusError, match="study 'a' occurs twice"):
+    with pytest.raises(CorpusError, match="duplicate study_id 'a'"):
         r2gen.convert(r2gen_tree(tmp_path, {"train": [entry, entry]}))
     with pytest.raises(CorpusError, match=r"'train' entry 0: image_path must be a non-empty list of paths, got \[\]"):
         r2gen.convert(r2gen_tree(tmp_path, {"train": [entry | {"image_path": []}]}))

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from generator.corpora import mimic_cxr
-from generator.corpora.phantom import generate
-from generator.corpora.phantom_report import OBSERVATIONS
+from generator.corpora.phantom import convert
+from generator.corpora.phantom.report import OBSERVATIONS
 from metrics.rules import label
 from raddraft.images import load_image
 from raddraft.studies import Study, count_splits, read_studies
@@ -23,7 +23,7 @@ COUNT, DICOMS = 240, 6
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("phantoms")
-    generate(out, COUNT, size=64, seed=5, dicoms=DICOMS, processes=2)
+    convert(out, count=COUNT, size=64, seed=5, dicoms=DICOMS, processes=2)
     return out
 
 
@@ -37,7 +37,7 @@ def digests(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def picture(study: Study) -> np.ndarray:
+def image_of(study: Study) -> np.ndarray:
     return np.asarray(Image.open(study.images[0].path), dtype=float)
 
 
@@ -46,15 +46,15 @@ def signs(study: Study, name: str) -> list[dict]:
 
 
 def around(image: np.ndarray, at: list[float], radius: int = 2) -> float:
-    """Mean grey around a point given in fractions of the sides."""
+    """Mean gray around a point given in fractions of the sides."""
     column, row = (int(value * len(image)) for value in at)
     return float(image[max(row - radius, 0) : row + radius + 1, max(column - radius, 0) : column + radius + 1].mean())
 
 
 def side_difference(study: Study, sign: dict) -> float:
-    """Grey at the sign less grey at the mirror image of its place on the other side."""
+    """Gray value at the sign less that at the mirror image of its place on the other side."""
     at = sign["at"] if np.ndim(sign["at"]) == 1 else sign["at"][0]
-    image = picture(study)
+    image = image_of(study)
     return around(image, at) - around(image, [1 - at[0], at[1]])
 
 
@@ -65,30 +65,32 @@ def table(path: Path) -> list[dict[str, str]]:
 
 def test_same_bytes_for_any_number_of_processes_and_as_part_of_a_larger_set(tmp_path):
     one, two, fewer = (tmp_path / name for name in ("one", "two", "fewer"))
-    generate(one, 14, size=48, seed=1, dicoms=2, processes=1)
-    generate(two, 14, size=48, seed=1, dicoms=2, processes=2)
-    generate(fewer, 5, size=48, seed=1, dicoms=2, processes=1)
+    convert(one, count=14, size=48, seed=1, dicoms=2, processes=1)
+    convert(two, count=14, size=48, seed=1, dicoms=2, processes=2)
+    convert(fewer, count=5, size=48, seed=1, dicoms=2, processes=1)
     assert digests(one) == digests(two)
-    pictures = {
+    images = {
         name: value for name, value in digests(fewer).items() if name.endswith((".jpg", ".txt", ".dcm", ".png"))
     }
-    assert len(pictures) > 15
-    assert pictures.items() <= digests(one).items()
+    assert len(images) > 15
+    assert images.items() <= digests(one).items()
 
 
 def test_another_seed_gives_other_studies(tmp_path):
-    first, second = (generate(tmp_path / str(seed), 4, size=48, seed=seed, processes=1) for seed in (1, 2))
+    first, second = (
+        convert(tmp_path / str(seed), count=4, size=48, seed=seed, processes=1).studies for seed in (1, 2)
+    )
     assert [study.sections for study in first] != [study.sections for study in second]
 
 
 @pytest.mark.parametrize("wrong", [{"count": 0}, {"size": 8}, {"dicoms": -1}])
 def test_impossible_requests_are_refused(tmp_path, wrong):
     with pytest.raises(ValueError, match=str(next(iter(wrong.values())))):
-        generate(tmp_path, **wrong)
+        convert(tmp_path, **wrong)
 
 
 def test_returned_studies_are_those_of_the_manifest(tmp_path):
-    made = generate(tmp_path, 3, size=48, processes=1)
+    made = convert(tmp_path, count=3, size=48, processes=1).studies
     assert made == read_studies(tmp_path / "studies.jsonl")
 
 
@@ -223,7 +225,7 @@ def test_sign_stands_where_the_record_says(studies, name, brighter):
     assert len(differences) >= 4
     assert differences.mean() > 8
     assert np.mean(differences > 0) > 0.8
-    for study, sign in sided:  # the picture's left is the patient's right
+    for study, sign in sided:  # the image's left is the patient's right
         at = sign["at"] if np.ndim(sign["at"]) == 1 else sign["at"][0]
         assert (at[0] > 0.5) == (sign["side"] == "left")
         assert sign["side"] in study.sections["findings"].lower()
@@ -237,7 +239,7 @@ def test_larger_effusions_whiten_more_of_the_lung(studies):
             continue
         for sign in signs(study, "Pleural Effusion"):
             if sign["side"] != "both":
-                image = picture(study) if sign["side"] == "left" else picture(study)[:, ::-1]
+                image = image_of(study) if sign["side"] == "left" else image_of(study)[:, ::-1]
                 lateral = np.s_[10:50, 44:56]
                 shares.append((sign["severity"], image[lateral].mean() - image[:, ::-1][lateral].mean()))
     severity, whiteness = np.array(shares).T
@@ -249,14 +251,14 @@ def test_lung_masks_lie_on_the_dark_fields_of_both_sides(studies):
     for study in [study for study in studies if study.labels["No Finding"] == 1][:20]:
         mask = np.asarray(Image.open(study.images[0].masks["lungs"]))
         assert set(np.unique(mask)) == {0, 255}
-        image, lungs = picture(study), mask > 0
+        image, lungs = image_of(study), mask > 0
         assert 0.12 < lungs[:, :32].mean() < 0.6
         assert 0.12 < lungs[:, 32:].mean() < 0.6
         middle = image[20:50, 30:34]  # spine, heart, mediastinum
         assert image[lungs].mean() < middle.mean() - 40
 
 
-def test_sex_and_build_can_be_read_off_the_picture(studies):
+def test_sex_and_build_can_be_read_off_the_image(studies):
     from sklearn.linear_model import Ridge
 
     pixels = np.stack(
@@ -269,7 +271,7 @@ def test_sex_and_build_can_be_read_off_the_picture(studies):
         assert np.corrcoef(model.predict(pixels[~train]), values[~train])[0, 1] > 0.5
 
 
-def test_dicom_files_give_back_the_picture(folder, studies):
+def test_dicom_files_give_back_the_image(folder, studies):
     from pydicom import dcmread
 
     files = sorted((folder / "dicom").iterdir())
@@ -289,5 +291,5 @@ def test_dicom_files_give_back_the_picture(folder, studies):
         assert "SYNTHETIC" in str(dataset.PatientName)
         interpretations.append(dataset.PhotometricInterpretation)
         shown = np.asarray(load_image(path), dtype=float)
-        assert np.abs(shown - picture(study)).mean() < 3  # JPEG apart
+        assert np.abs(shown - image_of(study)).mean() < 3  # JPEG apart
     assert sorted(interpretations) == ["MONOCHROME1"] * (DICOMS // 2) + ["MONOCHROME2"] * (DICOMS // 2)

@@ -10,15 +10,16 @@ import pytest
 from PIL import Image
 
 from encoder.features import FeatureConfig, store_features
-from encoder.fitting import ProbeConfig
 from encoder.probe import run_probe
-from encoder.segment import SegmentConfig, segment
-from encoder.targets import TargetSpec, make_target
+from encoder.probe_config import ProbeConfig, SegmentConfig, TargetSpec
+from encoder.segment import segment
+from encoder.targets import make_target
 from encoder.towers import load_tower
-from generator.corpora.phantom import generate
-from generator.corpora.phantom_body import Patient, build, render
-from generator.corpora.phantom_cases import Sign
-from generator.corpora.phantom_signs import draw
+from generator.corpora.phantom import convert
+from generator.corpora.phantom.body import Patient, build
+from generator.corpora.phantom.cases import Sign
+from generator.corpora.phantom.film import render
+from generator.corpora.phantom.signs import draw
 from raddraft.studies import Study, StudyImage
 from tests.conftest import ROOT
 
@@ -56,7 +57,7 @@ def test_the_larger_a_sign_the_better_a_probe_tells_it(tmp_path) -> None:
     for row, severity in enumerate(SEVERITIES, 1):
         numbers = range(1200 * row, 1200 * row + 84)
         sick = [examine(tmp_path, Sign("Pleural Effusion", severity, "right"), number) for number in numbers]
-        found.append(auroc([*healthy, *sick], TargetSpec("binary", ("Sign",)), tmp_path))
+        found.append(auroc([*healthy, *sick], TargetSpec(("Sign",), "binary"), tmp_path))
     values = [value for value, _, _ in found]
     assert values == sorted(values)
     assert values[-1] > values[0] + 0.1
@@ -64,15 +65,17 @@ def test_the_larger_a_sign_the_better_a_probe_tells_it(tmp_path) -> None:
 
 
 def test_sex_is_told_where_it_shows_and_not_where_it_is_only_recorded(tmp_path) -> None:
-    spec = TargetSpec("multiclass", ("patient.sex",))
-    shown = generate(tmp_path / "shown", 160, size=48, seed=3, processes=1)
-    hidden = generate(tmp_path / "hidden", 280, size=48, seed=3, processes=1, show_sex=False)
+    spec = TargetSpec(("patient.sex",), "multiclass")
+    shown = convert(tmp_path / "shown", count=160, size=48, seed=3, processes=1).studies
+    hidden = convert(
+        tmp_path / "hidden", count=280, size=48, seed=3, processes=1, show_sex=False
+    ).studies
     assert [study.patient["sex"] for study in shown] == [study.patient["sex"] for study in hidden[:160]]
     assert auroc(shown, spec, tmp_path)[1] > 0.8, "the lower end of the interval"
     value, low, high = auroc(hidden, spec, tmp_path)
     assert low < 0.5 < high
     assert abs(value - 0.5) < 0.12
-    view = auroc(hidden, TargetSpec("multiclass", ("image.view",)), tmp_path)
+    view = auroc(hidden, TargetSpec(("image.view",), "multiclass"), tmp_path)
     assert view[1] > 0.6, "what does show is still told: the lower end of the interval"
 
 
@@ -80,10 +83,10 @@ def test_a_linear_head_on_pretrained_patches_finds_the_lungs(tmp_path) -> None:
     weights = Path(os.environ.get("RADDRAFT_TOWERS", ROOT.parent / "shared" / "weights")) / "dinov2-small"
     if not weights.is_dir():
         pytest.skip(f"no pretrained tower at {weights}; set RADDRAFT_TOWERS to the folder that holds dinov2-small")
-    studies = generate(tmp_path, 40, size=168, seed=1, processes=1)
+    studies = convert(tmp_path, count=40, size=168, seed=1, processes=1).studies
     tower = load_tower(str(weights), image_size=168)
     paths = [study.main_image.path for study in studies]
     store, _ = store_features(tower, paths, tmp_path / "features", FeatureConfig("grid"), workers=0)
-    result, _ = segment(store, studies, tower.processor, SegmentConfig(("lungs",), epochs=12, batch_size=8))
+    result, _ = segment(store, studies, tower.processor, SegmentConfig(("lungs",), epochs=12, head_batch_size=8))
     assert result.n_images["test"] >= 6
     assert result.scores["lungs"]["dice"].low > 0.9

@@ -13,8 +13,8 @@ import re
 from pathlib import Path
 from typing import Literal
 
-from generator.corpora.common import Conversion, CorpusError, add_image, find_file, parse_label, read_table
-from generator.corpora.nih import blank_ages, parse_age
+from generator.corpora import common
+from generator.corpora.common import Conversion, CorpusError
 from raddraft.studies import Study, StudyImage
 
 LABELS = (
@@ -25,7 +25,6 @@ LABELS = (
 _ORIGIN = "It is part of CheXpert, https://aimi.stanford.edu/datasets/chexpert-chest-x-rays (free registration)."
 _TABLES = {"train": ["train.csv"], "val": ["valid.csv", "val_labels.csv"], "test": ["test.csv", "test_labels.csv"]}
 _PATH = re.compile(r"(?:.*/)?((?:train|valid|val|test)/(patient\d+)/(study\d+)/view\d+_(frontal|lateral)\.\w+)")
-_SEXES = {"Male": "M", "Female": "F"}
 
 
 def convert(root: Path, out: Path | None = None, views: Literal["frontal", "all"] = "frontal") -> Conversion:
@@ -36,25 +35,22 @@ def convert(root: Path, out: Path | None = None, views: Literal["frontal", "all"
     those of val and test are radiologists' consensus. Images that are not on disk are left out and counted.
 
     Args:
-        root: Folder that holds train.csv, valid.csv, train/ and valid/, e.g. CheXpert-v1.0-small. What the tables put
-            before train/ and valid/ in a path does not count. The full release comes in batches: their patients
+        root: Folder that holds train.csv, valid.csv, train/ and valid/, e.g. CheXpert-v1.0-small. Whatever the tables
+            put before train/ and valid/ in a path is ignored. The full release comes in batches: their patients
             belong in one folder train/.
         out: The manifest to write. By default studies.jsonl in root.
-        views: frontal keeps images whose Frontal/Lateral is Frontal; all keeps every image.
+        views: frontal keeps images whose file name says frontal; all keeps every image.
     """
     studies: dict[str, Study] = {}
     for split, names in _TABLES.items():
         if split == "test" and not any((root / name).is_file() for name in names):
             continue
-        table = find_file(root, names, _ORIGIN)
-        for where, row in read_table(table, ["Path", *LABELS]):
-            add_image(studies, _study(row, split, root, where), where)
-    conversion = Conversion("chexpert", list(studies.values()))
-    if views == "frontal":
-        conversion.keep_images("no frontal image", lambda image: image.frontal)
-    conversion.keep_files((".png", ".dcm"))
-    blank_ages(conversion)
-    return conversion.write(out or root / "studies.jsonl")
+        for where, row in common.read_table(common.find_file(root, names, _ORIGIN), ["Path", *LABELS]):
+            common.add_image(studies, _study(row, split, root, where), where)
+    conversion = Conversion("chexpert", studies.values(), out or root / "studies.jsonl")
+    conversion.keep_views(views)
+    conversion.keep_files(".png", ".dcm")
+    return conversion.write()
 
 
 def _study(row: dict[str, str], split: str, root: Path, where: str) -> Study:
@@ -65,11 +61,7 @@ def _study(row: dict[str, str], split: str, root: Path, where: str) -> Study:
         )
     name, patient, study, side = match.groups()
     view = row.get("AP/PA", "").upper()
-    return Study(
-        f"{patient}_{study}",
-        patient,
-        split,
-        [StudyImage(root / name, view if side == "frontal" and view in ("AP", "PA") else side.upper())],
-        labels={label: parse_label(row[label], f"{where}, {label}") for label in LABELS},
-        patient={"sex": _SEXES.get(row.get("Sex", "")), "age": parse_age(row.get("Age", ""), where)},
-    )
+    image = StudyImage(root / name, view if side == "frontal" and view in ("AP", "PA") else side.upper())
+    labels = {label: common.parse_label(row[label], f"{where}, {label}") for label in LABELS}
+    person = common.parse_patient(row.get("Sex", ""), row.get("Age", ""), where)
+    return Study(f"{patient}_{study}", patient, split, [image], labels=labels, patient=person)

@@ -1,43 +1,57 @@
-"""What the converters share: reading tables, naming splits, dropping studies with a count, writing the manifest."""
+"""What the converters share: tables, splits, labels, patients, masks, and the studies on their way into a manifest."""
 
 from __future__ import annotations
 
 import csv
 import gzip
 import hashlib
+import json
 import math
+import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from raddraft.errors import RadDraftError
 from raddraft.studies import SPLITS, Study, StudyImage, write_studies
 from raddraft.text import format_table, progress
 
+MAX_AGE = 120
+"""Years. Some tables hold ages such as 411."""
+NO_VAL = (0.9, 0.1, 0.0)
+"""Shares for `hash_split` where a set has an official test split but none for validation."""
+PIXELS = (".png", ".jpg", ".jpeg")
+"""Suffixes of files without a DICOM header."""
+
 _SPLIT_NAMES = {name: name for name in SPLITS} | {"valid": "val", "validate": "val", "validation": "val"}
+# DICOM's age string has a unit; tables and some headers omit it and mean years.
+_AGE = re.compile(r"0*(\d+)(?:\.\d+)?\s*([YMWD]?)")
+_PER_YEAR = {"": 1, "Y": 1, "M": 12, "W": 52.18, "D": 365.25}
 
 
 class CorpusError(RadDraftError):
     """A raw data set is not as expected; the message names the file, the line and the value."""
 
 
-@dataclass
+class MissingFileError(CorpusError, FileNotFoundError):
+    """A file or folder of a data set does not exist; the message says where to get it, or how to name it."""
+
+
 class Conversion:
     """Studies on their way into a manifest, with a count of what was left out and why. `print` shows the table."""
 
-    source: str
-    studies: list[Study]
-    drops: list[tuple[str, int, int, int]] = field(default_factory=list)
-    """Reason, studies dropped, images dropped, studies left."""
-    first_missing: Path | None = None
-    """The first image that was looked for in vain."""
-    out: Path | None = None
-    """The manifest, once written."""
-
-    def __post_init__(self) -> None:
+    def __init__(self, source: str, studies: Iterable[Study], out: Path) -> None:
+        self.source, self.studies, self.out = source, list(studies), Path(out)
+        self.drops: list[tuple[str, int, int, int]] = []
+        """Reason, studies dropped, images dropped, studies left."""
+        self.first_missing: Path | None = None
+        """The first image file that does not exist."""
+        self.notes: list[str] = []
+        """Sentences to print under the table."""
         for study in self.studies:
-            study.source = self.source
+            study.source = source
             for image in study.images:
                 image.path = image.path.absolute()
         self.n_read = len(self.studies)
@@ -45,26 +59,28 @@ class Conversion:
         self.count_sections()
 
     def count_sections(self) -> None:
-        """Take the studies as they are now for all that were read. Call it again where reports are read later."""
+        """Count the sections of all reports read; again where reports are read after the images."""
         self.sections_read = Counter(name for study in self.studies for name in study.sections)
         self.n_reports_read = sum(bool(study.sections) for study in self.studies)
 
     def keep_images(self, reason: str, keep: Callable[[StudyImage], bool]) -> None:
         """Drop the images that fail `keep`, and the studies that have none left."""
-        remaining = []
-        n_images = 0
-        for study in progress(self.studies, reason):
-            images = [image for image in study.images if keep(image)]
-            n_images += len(study.images) - len(images)
-            if images:
-                remaining.append(replace(study, images=images))
-        self._log(reason, remaining, n_images)
+        kept = [
+            replace(study, images=[image for image in study.images if keep(image)])
+            for study in progress(self.studies, reason)
+        ]
+        self._drop(reason, [study for study in kept if study.images])
 
-    def keep_files(self, suffixes: Sequence[str] = ()) -> None:
+    def keep_views(self, views: str) -> None:
+        """Drop the images that are not frontal, unless `views` is all."""
+        if views == "frontal":
+            self.keep_images("no frontal image", lambda image: image.frontal)
+
+    def keep_files(self, *suffixes: str) -> None:
         """Drop images without a file. A file of the same stem with one of `suffixes` may stand in."""
 
         def exists(image: StudyImage) -> bool:
-            for path in (image.path, *(image.path.with_suffix(suffix) for suffix in suffixes)):
+            for path in (image.path, *map(image.path.with_suffix, suffixes)):
                 if path.is_file():
                     image.path = path
                     return True
@@ -75,9 +91,7 @@ class Conversion:
 
     def keep_studies(self, reason: str, keep: Callable[[Study], bool]) -> None:
         """Drop the studies that fail `keep`."""
-        remaining = [study for study in self.studies if keep(study)]
-        n_images = sum(len(study.images) for study in self.studies) - sum(len(study.images) for study in remaining)
-        self._log(reason, remaining, n_images)
+        self._drop(reason, [study for study in self.studies if keep(study)])
 
     def require(self, sections: Iterable[str]) -> None:
         """Drop the studies that lack one of `sections`.
@@ -87,23 +101,82 @@ class Conversion:
         """
         for name in sections:
             if self.studies and not any(name in study.sections for study in self.studies):
-                there = ", ".join(section for section, _ in self.sections_read.most_common(12)) or "none"
-                raise CorpusError(f"{self.source}: no study has a section {name!r}. Sections found: {there}\n\n{self}")
+                found = ", ".join(section for section, _ in self.sections_read.most_common(12)) or "none"
+                raise CorpusError(f"{self.source}: no study has a section {name!r}. Sections found: {found}")
             self.keep_studies(f"no {name}", lambda study, name=name: bool(study.sections.get(name)))  # type: ignore[misc]
 
-    def write(self, out: Path) -> Conversion:
-        """Check the studies and write the manifest.
+    def read_headers(self) -> None:
+        """Take view, sex and age of every study from the DICOM header of its first image; nothing else is read.
+
+        Studies whose header cannot be read are dropped, with a count and the first file's name. PNG and JPEG files are
+        skipped.
+        """
+        unreadable: dict[str, Path] = {}
+        for study in progress(self.studies, "DICOM headers"):
+            path = study.images[0].path
+            if path.suffix.lower() not in PIXELS and not _read_header(study):
+                unreadable[study.study_id] = path
+        first = f", {next(iter(unreadable.values())).name} first" if unreadable else ""
+        self.keep_studies(f"no readable DICOM header{first}", lambda study: study.study_id not in unreadable)
+
+    def add_masks(self, masks: Mapping[str, Mapping[str, Sequence[Any]]], size: tuple[int, int] | None = None) -> None:
+        """Write masks as PNG files, masks/STRUCTURE/STUDY.png beside the manifest, and add them to the studies.
+
+        Args:
+            masks: study -> structure -> its parts, whose union is the mask: run lengths as text (offsets relative),
+                polygons, or files, which are brought to the image's grid (nearest neighbor). Without parts, or where
+                one of the files does not exist, there is no mask.
+            size: height and width of all images; by default those of each file, which Pillow must be able to read.
 
         Raises:
-            CorpusError: nothing is left to write, a study id stands twice, or a subject is in two splits.
+            CorpusError: a mask cannot be read or leaves its image.
         """
+        import numpy as np
+        from PIL import Image
+
+        from encoder.masks import MaskError, Runs, load_mask, write_mask
+
+        def load(part: Any, shape: tuple[int, int]) -> np.ndarray:
+            if isinstance(part, Path):
+                return np.asarray(Image.fromarray(load_mask(part)).resize(shape[::-1], Image.Resampling.NEAREST))
+            return load_mask(Runs((part,), "relative") if isinstance(part, str) else part, shape)
+
+        def shape_of(path: Path) -> tuple[int, int]:
+            with Image.open(path) as opened:
+                return opened.height, opened.width
+
+        for study in progress(self.studies, "masks"):
+            image = study.images[0]
+            for structure, parts in masks[study.study_id].items():
+                if not parts or not all(part.is_file() for part in parts if isinstance(part, Path)):
+                    continue
+                shape = size or shape_of(image.path)
+                try:
+                    mask = np.any([load(part, shape) for part in parts], axis=0)
+                except MaskError as error:
+                    raise CorpusError(f"image {study.study_id}, {structure}: {error}") from None
+                path = self.out.absolute().parent / "masks" / structure.replace(" ", "_") / f"{study.study_id}.png"
+                write_mask(path, mask)
+                image.masks[structure] = path
+
+    def write(self) -> Conversion:
+        """Check the studies and write the manifest; impossible ages are left out and counted.
+
+        Raises:
+            CorpusError: no study is left, a duplicate study_id, or a subject in two splits.
+        """
+        self._blank_ages()
         if not self.studies:
-            raise CorpusError(f"{self.source}: no study is left to write.\n\n{self}")
+            reasons = [f"{n_images or n} with {reason}" for reason, n, n_images, _ in self.drops if n or n_images]
+            missing = f" (first: {self.first_missing})" if self.first_missing else ""
+            raise CorpusError(
+                f"{self.source}: no study is left to write: {', '.join(reasons) or 'none found'}{missing}"
+            )
         seen: set[str] = set()
         first: dict[str, Study] = {}
         for study in self.studies:
             if study.study_id in seen:
-                raise CorpusError(f"{self.source}: study {study.study_id!r} occurs twice")
+                raise CorpusError(f"{self.source}: duplicate study_id {study.study_id!r}")
             seen.add(study.study_id)
             other = first.setdefault(study.subject_id, study)
             if other.split != study.split:
@@ -111,14 +184,13 @@ class Conversion:
                     f"{self.source}: subject {study.subject_id!r} is in split {other.split!r} (study "
                     f"{other.study_id!r}) and in {study.split!r} (study {study.study_id!r})"
                 )
-        write_studies(out, self.studies)
-        self.out = Path(out)
+        write_studies(self.out, self.studies)
+        self.notes.append(f"Wrote {len(self.studies):,} studies to {self.out}")
         return self
 
     def __str__(self) -> str:
         """The table: what was read, what each split holds, what was dropped and why."""
-        by_split = {split: [study for study in self.studies if study.split == split] for split in SPLITS}
-        groups = [*by_split.values(), self.studies]
+        groups = [[study for study in self.studies if study.split == split] for split in SPLITS] + [self.studies]
 
         def row(label: str, read: int | str, count: Callable[[Study], int]) -> list[str | int]:
             return [label, read, *(sum(count(study) for study in group) for group in groups)]
@@ -129,29 +201,33 @@ class Conversion:
             row("images", self.n_images_read, lambda study: len(study.images)),
             row("with report", self.n_reports_read, lambda study: bool(study.sections)),
         ]
-        frequent = [pair for pair in self.sections_read.most_common(9) if pair[0] != "preamble"]
-        for name, count in frequent:
-            rows.append(row(f"with {name}", count, lambda study, name=name: name in study.sections))  # type: ignore[misc]
+        for name, count in self.sections_read.most_common(9):
+            if name != "preamble":
+                rows.append(row(f"with {name}", count, lambda study, name=name: name in study.sections))  # type: ignore[misc]
         if any(study.labels for study in self.studies):
             rows.append(row("with labels", "", lambda study: bool(study.labels)))
-        text = format_table(rows)
+        parts = [format_table(rows)]
         if self.drops:
-            dropped: list[list[str | int]] = [["dropped", "studies", "images", "studies left"]]
-            dropped += [[*drop] for drop in self.drops]
-            text += "\n\n" + format_table(dropped)
+            parts.append(format_table([["dropped", "studies", "images", "studies left"], *self.drops]))
         if self.first_missing:
-            text += f"\n\nThe first image not found: {self.first_missing}"
-        if self.out:
-            text += f"\n\nWrote {len(self.studies):,} studies to {self.out}"
-        return text
+            parts.append(f"The first image not found: {self.first_missing}")
+        return "\n\n".join(parts + self.notes)
 
-    def _log(self, reason: str, remaining: list[Study], n_images: int) -> None:
-        self.drops.append((reason, len(self.studies) - len(remaining), n_images, len(remaining)))
-        self.studies = remaining
+    def _drop(self, reason: str, kept: list[Study]) -> None:
+        n_images = sum(len(study.images) for study in self.studies) - sum(len(study.images) for study in kept)
+        self.drops.append((reason, len(self.studies) - len(kept), n_images, len(kept)))
+        self.studies = kept
+
+    def _blank_ages(self) -> None:
+        wrong = [study for study in self.studies if (study.patient.get("age") or 0) > MAX_AGE]
+        for study in wrong:
+            study.patient["age"] = None
+        if wrong:
+            self.drops.append((f"(age alone: {len(wrong)} above {MAX_AGE})", 0, 0, len(self.studies)))
 
 
 def read_table(path: Path, columns: Iterable[str] = ()) -> Iterator[tuple[str, dict[str, str]]]:
-    """Rows of a CSV (or TSV, by its name; gzipped or not), each with where it stands ("x.csv line 7").
+    """Rows of a CSV (or TSV, by its name; gzipped or not), each with its location ("x.csv line 7").
 
     Raises:
         CorpusError: one of `columns` is not in the header, or the file breaks off.
@@ -171,23 +247,31 @@ def read_table(path: Path, columns: Iterable[str] = ()) -> Iterator[tuple[str, d
             raise CorpusError(f"{path} line {reader.line_num + 1}: {error}") from None
 
 
+def read_json(path: Path) -> Any:
+    """A JSON file; CorpusError where it is broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CorpusError(f"{path}: not valid JSON: {error}") from None
+
+
 def find_file(folder: Path, names: Sequence[str], origin: str) -> Path:
     """The first of `names` (the usual one, then glob patterns) that `folder` holds, plain or with `.gz`.
 
     Raises:
-        FileNotFoundError: it holds none; the message says where the file comes from (`origin`).
+        MissingFileError: it holds none; the message says where the file comes from (`origin`).
     """
     for name in names:
         found = sorted(folder.glob(name)) or sorted(folder.glob(f"{name}.gz"))
         if found:
             return found[-1]
-    raise FileNotFoundError(f"{folder}: there is no {names[0]}, nor {names[0]}.gz. {origin}")
+    raise MissingFileError(f"{folder}: there is no {names[0]}, nor {names[0]}.gz. {origin}")
 
 
 def add_image(studies: dict[str, Study], row: Study, where: str) -> None:
-    """Enter one row of a table, a study with one image: a new study, or one more image of a study that is there.
+    """Enter one row of a table, a study with one image: a new study, or one more image of a known one.
 
-    What the first row of a study says of it counts.
+    The first row of a study gives its labels, patient and, where it has a report, its sections.
 
     Raises:
         CorpusError: a later row puts the study under another subject, or into another split.
@@ -212,15 +296,20 @@ def parse_split(value: str, where: str) -> str:
     return split
 
 
-def hash_split(subject_id: str, fractions: tuple[float, float, float]) -> str:
+def hash_fraction(subject_id: str) -> float:
+    """First 12 hexadecimal digits of sha256("raddraft|" + subject_id) / 16¹²: 0 to 1, the same on every machine."""
+    return int(hashlib.sha256(f"raddraft|{subject_id}".encode()).hexdigest()[:12], 16) / 16**12
+
+
+def hash_split(subject_id: str, fractions: tuple[float, float, float] = (0.7, 0.1, 0.2)) -> str:
     """Split that follows from the subject alone, the same on every machine and in every order.
 
-    u = first 12 hexadecimal digits of sha256("raddraft|" + subject_id) / 16¹²; train below the first of `fractions`
-    (train, val, test), val below the sum of the first two, else test.
+    train where `hash_fraction` is below the first of `fractions` (train, val, test), val below the sum of the first
+    two, else test.
     """
     if min(fractions) < 0 or not math.isclose(sum(fractions), 1):
         raise CorpusError(f"Fractions of train, val and test must be 0 or more and sum to 1, got {list(fractions)}")
-    u = int(hashlib.sha256(f"raddraft|{subject_id}".encode()).hexdigest()[:12], 16) / 16**12
+    u = hash_fraction(subject_id)
     if u < fractions[0]:
         return "train"
     return "val" if u < fractions[0] + fractions[1] else "test"
@@ -237,3 +326,58 @@ def parse_label(value: str | float | None, where: str) -> int | None:
     if number not in (1, 0, -1):
         raise CorpusError(f"{where}: label {value!r}. Choices: 1, 0, -1, blank")
     return int(number)
+
+
+def parse_labels(where: str, row: Mapping[str, Any], skip: Sequence[str]) -> dict[str, int | None]:
+    """All columns of a row as labels, but for those to `skip`."""
+    return {name: parse_label(value, f"{where}, {name}") for name, value in row.items() if name not in skip}
+
+
+def parse_patient(sex: str, age: str, where: str) -> dict[str, Any]:
+    """Sex and age as the manifest has them."""
+    return {"sex": parse_sex(sex), "age": parse_age(age, where)}
+
+
+def parse_sex(value: str) -> str | None:
+    """M or F of M, F, male, Female; None for anything else."""
+    return {"m": "M", "male": "M", "f": "F", "female": "F"}.get(value.strip().lower())
+
+
+def parse_age(value: str, where: str) -> int | float | None:
+    """Years of 58, 058Y, 18M, 006W or 045D; None for a blank.
+
+    Raises:
+        CorpusError: not an age.
+    """
+    if not value.strip():
+        return None
+    match = _AGE.fullmatch(value.strip().upper())
+    if match is None:
+        raise CorpusError(f"{where}: age {value!r}. Expected years, or a number and one of Y, M, W, D")
+    age = int(match[1]) / _PER_YEAR[match[2]]
+    return int(age) if age.is_integer() else round(age, 2)
+
+
+def _read_header(study: Study) -> bool:
+    """Fill in what the DICOM header of the first image says; False if it has none."""
+    import warnings
+
+    from pydicom import dcmread
+
+    image, tags = study.images[0], ["Rows", "PatientSex", "PatientAge", "ViewPosition"]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of ages without unit, as RSNA and SIIM have them, one warning each
+            header = dcmread(image.path, stop_before_pixels=True, force=True, specific_tags=tags)
+            if "Rows" not in header:
+                return False
+            sex, age, view = (str(header.get(name) or "").strip() for name in tags[1:])
+    except Exception:  # broken bytes make the parser raise anything
+        return False
+    image.view = image.view or view or None
+    try:
+        years = parse_age(age, image.path.name)
+    except CorpusError:  # free text in an age is no reason to lose the image
+        years = None
+    study.patient |= {"sex": parse_sex(sex), "age": years}
+    return True

@@ -9,71 +9,58 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from generator.corpora.common import Conversion, add_image, find_file, hash_split, read_table
-from generator.corpora.nih import blank_ages, parse_age
+from generator.corpora import common
+from generator.corpora.common import Conversion
 from generator.sections import clean_sections
 from raddraft.studies import Study, StudyImage
 
-FRACTIONS = (0.7, 0.1, 0.2)
-"""Shares of train, val and test."""
-
 _ORIGIN = "It is part of https://github.com/ieee8023/covid-chestxray-dataset. Name the file with --table."
 _COLUMNS = ("patientid", "finding", "view", "modality", "folder", "filename")
-_UNLABELLED = {"", "todo", "unknown"}
 
 
 def convert(root: Path, out: Path | None = None, table: Path | None = None) -> Conversion:
     """COVID-19 Image Data Collection: the X-rays; the diagnosis as labels, the clinical note as section note.
 
-    There is no official split: 70, 10 and 20 % of the patients are train, val and test, by a hash of patientid
-    (`hash_split` in generator/corpora/common.py). Images of one patient with the same offset (days) are one study; one
-    without offset is a study of its own. Every level of a finding is a label that is 1 (Pneumonia/Viral/COVID-19:
-    Pneumonia, Viral, COVID-19); what is not stated is left open, so there are no negatives but through No Finding. The
-    labels are the diagnosis of the case, not what the picture shows. Some cases have been entered under two
-    patientids; the table does not tell which. The licence of each image is kept.
+    No official split: 70, 10 and 20 % of the patients are train, val and test, by a hash of patientid (`hash_split` in
+    generator/corpora/common.py). Images of one patient with the same offset (days) are one study; one without offset
+    is a study of its own. Every level of a finding is a label that is 1 (Pneumonia/Viral/COVID-19: Pneumonia, Viral,
+    COVID-19); anything else is left open, so there are no negatives but through No Finding. The labels are the
+    diagnosis of the case, not what the image shows. Some cases were entered under two patientids; the table does not
+    tell which. The license of each image is kept.
 
     Args:
         root: The repository's folder, which holds metadata.csv and images/.
         out: The manifest to write. By default studies.jsonl in root.
         table: The table. By default metadata.csv in root.
     """
-    table = table or find_file(root, ["metadata.csv"], _ORIGIN)
+    table = table or common.find_file(root, ["metadata.csv"], _ORIGIN)
     studies: dict[str, Study] = {}
-    skipped = []
-    for where, row in read_table(table, _COLUMNS):
+    skipped = {}
+    for where, row in common.read_table(table, _COLUMNS):
         study = _study(row, root, where)
         if row["modality"].strip().lower() == "x-ray":
-            add_image(studies, study, where)
+            common.add_image(studies, study, where)
         else:
             study.study_id = f"{study.study_id}, {where}"
-            skipped.append(study)
-    conversion = Conversion("covid", [*studies.values(), *skipped])
-    ids = {study.study_id for study in skipped}
-    conversion.keep_studies("modality is not X-ray", lambda study: study.study_id not in ids)
+            skipped[study.study_id] = study
+    conversion = Conversion("covid", [*studies.values(), *skipped.values()], out or root / "studies.jsonl")
+    conversion.keep_studies("modality is not X-ray", lambda study: study.study_id not in skipped)
     conversion.keep_files()
-    blank_ages(conversion)
-    return conversion.write(out or root / "studies.jsonl")
+    return conversion.write()
 
 
 def _study(row: dict[str, str], root: Path, where: str) -> Study:
     patient, offset = row["patientid"].strip(), row.get("offset", "").strip()
-    licence = row.get("license", "").strip()
+    license_name = row.get("license", "").strip()
     levels = [level.strip() for level in re.split("[/,]", row["finding"])]
+    image = StudyImage(root / row["folder"] / row["filename"], row["view"].strip() or None)
+    image.extra = {"license": license_name} if license_name else {}
     return Study(
-        f"{patient}_{offset}" if offset else f"{patient}_{Path(row['filename']).stem}",
+        f"{patient}_{offset or Path(row['filename']).stem}",
         patient,
-        hash_split(patient, FRACTIONS),
-        [
-            StudyImage(
-                root / row["folder"] / row["filename"],
-                row["view"].strip() or None,
-                extra={"licence": licence} if licence else {},
-            )
-        ],
+        common.hash_split(patient),
+        [image],
         clean_sections({"note": row.get("clinical_notes", "")}),
-        {level: 1 for level in levels if level.lower() not in _UNLABELLED},
-        {
-            "sex": row["sex"] if row.get("sex") in ("M", "F") else None,
-            "age": parse_age(row.get("age", ""), where),
-        },
+        {level: 1 for level in levels if level.lower() not in ("", "todo", "unknown")},
+        common.parse_patient(row.get("sex", ""), row.get("age", ""), where),
     )

@@ -1,7 +1,6 @@
 """Any folder or table of chest X-rays, with or without reports -> studies.
 
-A report is a text file beside the image, of the same name (`x.png`, `x.txt`), or a column of the table. Images are
-not opened here; one that cannot be read is reported by name when it is used.
+Images are not opened here; one that cannot be read is reported by name when it is used.
 """
 
 from __future__ import annotations
@@ -9,17 +8,35 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from generator.corpora.common import Conversion, CorpusError, add_image, hash_split, parse_split, read_table
+from generator.corpora.common import (
+    Conversion,
+    CorpusError,
+    MissingFileError,
+    add_image,
+    hash_fraction,
+    hash_split,
+    parse_split,
+    read_table,
+)
 from generator.sections import clean_sections, parse_plain
-from raddraft.studies import Study, StudyImage
+from raddraft.studies import SPLITS, Study, StudyImage
 
+COLUMNS = {
+    "path": ("path", "image", "image_path", "file", "filename"),
+    "study": ("study_id", "study"),
+    "subject": ("subject_id", "subject", "patient_id", "patient"),
+    "view": ("view", "ViewPosition"),
+    "split": ("split",),
+    "report": ("report", "text"),
+}
+"""What a column holds -> its usual names, in any case."""
 _SECTIONS = ("indication", "history", "comparison", "technique", "findings", "impression")
 
-Split = Literal["train", "val", "test"] | tuple[float, float, float]
+Shares = tuple[float, float, float]
+Split = Literal["train", "val", "test", "random"] | Shares
 
 
 def convert(
@@ -27,20 +44,27 @@ def convert(
     out: Path | None = None,
     table: Path | None = None,
     split: Split = "test",
-    path_column: str = "path",
-    study_column: str = "study_id",
-    subject_column: str = "subject_id",
-    view_column: str = "view",
-    split_column: str = "split",
-    report_column: str = "report",
+    path_column: str | None = None,
+    study_column: str | None = None,
+    subject_column: str | None = None,
+    view_column: str | None = None,
+    split_column: str | None = None,
+    report_column: str | None = None,
     sections: tuple[str, ...] = (),
 ) -> Conversion:
-    """A folder of images (PNG, JPEG, TIFF, BMP, DICOM), e.g. to draft reports for, or a table of them.
+    """Your own images, from a folder or a table, with or without reports (PNG, JPEG, TIFF, BMP, DICOM).
+
+    To draft reports: `raddraft prepare folder --root my-images`. To train on images with reports, a table such as
+
+        image,patient_id,findings,impression
+        x1.png,A,The lungs are clear.,Normal.
+
+    and `raddraft prepare folder --root my-images --table reports.csv --split random`.
 
     Without a table every image below root is a study and a subject of its own, named after its file, or after its
-    path where two files share a name. Files without suffix are taken if they are DICOM. DICOM headers are not read.
-    A text file of the same name beside an image is its report: split at headers such as FINDINGS: where there are
-    any, else findings as a whole.
+    path where two files share a name; a text file of the same name beside it (x1.png, x1.txt) is its report. Files
+    without suffix are taken if they are DICOM; DICOM headers are not read. A report is split at headers such as
+    FINDINGS: where there are any, else it is findings as a whole.
 
     Args:
         root: The folder. Paths in a table start here. Names of files become names of studies: they must not tell who
@@ -48,42 +72,34 @@ def convert(
         out: The manifest to write. By default studies.jsonl in root.
         table: A CSV or TSV with one image a row. Its columns findings, impression, indication, history, comparison
             and technique, where it has them, become sections.
-        split: The split of all studies; or the shares of train, val and test, e.g. [0.8,0.1,0.1], to split by a hash
-            of the subject. A table with a split column has its own.
-        path_column: Column with the path of the image.
-        study_column: Column with the study; rows of one study are its images. Without it each row is a study.
-        subject_column: Column with the patient. Without it each study is a subject of its own.
-        view_column: Column with the view, e.g. PA, AP, LATERAL.
-        split_column: Column with the split: train, val (or valid, validate, validation), test.
-        report_column: Column with the whole report, treated as a text file beside the image.
-        sections: Sections that a study must have, e.g. [findings]. By default none.
+        split: The split of all studies; random: 70, 10 and 20 % of the subjects are train, val and test, by a hash of
+            the subject; or other shares, e.g. [0.8,0.1,0.1]. A table with a split column has its own.
+        path_column: Column with the path of the image. By default path, image, image_path, file or filename.
+        study_column: Column with the study; rows of one study are its images. By default study_id or study; without
+            such a column each row is a study.
+        subject_column: Column with the patient, so that nobody is in two splits. By default subject_id, subject,
+            patient_id or patient; without such a column each study is a subject of its own.
+        view_column: Column with the view, e.g. PA, AP, LATERAL. By default view or ViewPosition.
+        split_column: Column with the split: train, val (or valid, validate, validation), test. By default split.
+        report_column: Column with the whole report. By default report or text.
+        sections: Sections that a study must have, e.g. findings. By default none.
     """
-    if table is None:
-        studies = _walk(root, split)
-    else:
-        columns = {
-            "path": path_column,
-            "study_id": study_column,
-            "subject_id": subject_column,
-            "view": view_column,
-            "split": split_column,
-            "report": report_column,
-        }
-        studies = _read(table, root, split, columns)
+    names = (path_column, study_column, subject_column, view_column, split_column, report_column)
+    studies = _walk(root) if table is None else _read(table, root, dict(zip(COLUMNS, names, strict=True)))
+    _assign_splits(studies, split)
     for study in studies:
-        if not study.sections:
-            study.sections = _report_beside(study.images[0].path)
-    conversion = Conversion("folder", studies)
+        study.sections = study.sections or _report_beside(study.images[0].path)
+    conversion = Conversion("folder", studies, out or root / "studies.jsonl")
     if table is not None:
         conversion.keep_files()
     conversion.require(sections)
-    return conversion.write(out or root / "studies.jsonl")
+    return conversion.write()
 
 
 def find_image_files(root: Path) -> list[Path]:
-    """Image files anywhere below a folder, by suffix, or as DICOM by content; hidden ones are passed over."""
+    """Image files anywhere below a folder, by suffix, or as DICOM by content; hidden ones are skipped."""
     if not root.is_dir():
-        raise FileNotFoundError(f"{root}: no such folder")
+        raise MissingFileError(f"{root}: no such folder")
     paths = []
     for parent, folders, names in os.walk(root):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -91,10 +107,10 @@ def find_image_files(root: Path) -> list[Path]:
     return paths
 
 
-def _walk(root: Path, split: Split) -> list[Study]:
+def _walk(root: Path) -> list[Study]:
     paths = find_image_files(root)
     ids = _study_ids([path.relative_to(root).as_posix() for path in paths])
-    return [Study(name, name, _split(split, name), [StudyImage(path)]) for path, name in zip(paths, ids, strict=True)]
+    return [Study(name, name, "", [StudyImage(path)]) for path, name in zip(paths, ids, strict=True)]
 
 
 def _is_image(path: Path) -> bool:
@@ -111,66 +127,69 @@ def _is_image(path: Path) -> bool:
 
 def _stem(name: str) -> str:
     """The name without the suffix of an image; other dots, as in a UID, are part of the stem."""
-    stem, suffix = os.path.splitext(name)
-    return stem if suffix.lower() in _image_suffixes() else name
-
-
-@cache
-def _image_suffixes() -> frozenset[str]:
     from raddraft.images import IMAGE_SUFFIXES
 
-    return IMAGE_SUFFIXES
+    stem, suffix = os.path.splitext(name)
+    return stem if suffix.lower() in IMAGE_SUFFIXES else name
 
 
 def _study_ids(names: list[str]) -> list[str]:
     """A name for each relative path: the stem, or as much of the path as it takes to tell two files apart."""
-    stages = [
-        [_stem(name.rpartition("/")[2]) for name in names],
-        [_stem(name).replace("/", "_") for name in names],
-        [name.replace("/", "_") for name in names],
-    ]
-    ids = stages[0]
-    for stage in stages[1:]:
+    ids = [_stem(name.rpartition("/")[2]) for name in names]
+    for stage in ([_stem(name).replace("/", "_") for name in names], [name.replace("/", "_") for name in names]):
         counts = Counter(ids)
         ids = [longer if counts[short] > 1 else short for short, longer in zip(ids, stage, strict=True)]
     return ids
 
 
-def _read(table: Path, root: Path, split: Split, columns: dict[str, str]) -> list[Study]:
-    """Studies of a table. `columns`: what the manifest calls it -> the table's column."""
-    rows = list(read_table(table, [columns["path"], *(name for key, name in columns.items() if name != key)]))
-    ids = _study_ids([row[columns["path"]] for _, row in rows])
+def _read(table: Path, root: Path, columns: dict[str, str | None]) -> list[Study]:
+    """Studies of a table, without split where it has no such column. `columns`: their names where the user gave one."""
+    rows = list(read_table(table, [name for name in columns.values() if name]))
+    header = {name.strip().lower(): name for name in reversed(rows[0][1] if rows else ())}
+    for what, usual in COLUMNS.items():
+        columns[what] = columns[what] or next((header[name.lower()] for name in usual if name.lower() in header), None)
+    path_column = columns["path"]
+    if path_column is None:
+        raise CorpusError(
+            f"{table}: no column for the image's path ({', '.join(COLUMNS['path'])}). Columns: "
+            f"{', '.join(header.values()) or 'none'}. Name the right one with --path-column"
+        )
+    ids = _study_ids([row[path_column] for _, row in rows])
     studies: dict[str, Study] = {}
     for (where, row), default_id in zip(rows, ids, strict=True):
-        study_id = row.get(columns["study_id"], default_id)
-        subject_id = row.get(columns["subject_id"], study_id)
-        if not study_id or not subject_id or not row[columns["path"]]:
+        found = {what: row[name] if name else None for what, name in columns.items()}
+        study_id = default_id if found["study"] is None else found["study"]
+        subject_id = study_id if found["subject"] is None else found["subject"]
+        if not study_id or not subject_id or not row[path_column]:
             raise CorpusError(f"{where}: path, study and subject must not be blank, got {row}")
-        named_split = row.get(columns["split"])
-        image = StudyImage(root / row[columns["path"]], row.get(columns["view"]) or None)
-        study = Study(
-            study_id,
-            subject_id,
-            _split(split, subject_id) if named_split is None else parse_split(named_split, where),
-            [image],
-            _row_sections(row, columns["report"]),
-        )
-        add_image(studies, study, where)
+        split = "" if found["split"] is None else parse_split(found["split"], where)
+        whole = parse_plain(found["report"]) if found["report"] else {}
+        parts = {name: row[header[name]] for name in _SECTIONS if name in header and row[header[name]]}
+        image = StudyImage(root / row[path_column], found["view"] or None)
+        add_image(studies, Study(study_id, subject_id, split, [image], clean_sections(whole | parts)), where)
     return list(studies.values())
 
 
-def _row_sections(row: dict[str, str], report_column: str) -> dict[str, str]:
-    whole = parse_plain(row[report_column]) if row.get(report_column) else {}
-    return clean_sections(whole | {name: row[name] for name in _SECTIONS if row.get(name)})
+def _assign_splits(studies: list[Study], split: Split) -> None:
+    """Fill in the splits that are not known. In a small collection every split gets at least one subject."""
+    shares = (0.7, 0.1, 0.2) if split == "random" else split
+    if isinstance(shares, str):
+        split_of = dict.fromkeys((study.subject_id for study in studies), shares)
+    else:
+        split_of = {study.subject_id: hash_split(study.subject_id, shares) for study in studies if not study.split}
+        wanted = [name for name, share in zip(SPLITS, shares, strict=True) if share > 0]
+        if not set(wanted) <= set(split_of.values()) and len(split_of) >= len(wanted):
+            # In the order of the hash, as many of each as its share says, but at least one.
+            ordered = sorted(split_of, key=hash_fraction)
+            for name in reversed(wanted):
+                n = max(1, round(shares[SPLITS.index(name)] * len(split_of))) if name != wanted[0] else len(ordered)
+                split_of |= dict.fromkeys(ordered[len(ordered) - n :], name)
+                del ordered[len(ordered) - n :]
+    for study in studies:
+        study.split = study.split or split_of[study.subject_id]
 
 
 def _report_beside(image: Path) -> dict[str, str]:
-    try:
-        text = image.with_name(f"{_stem(image.name)}.txt").read_text(encoding="utf-8-sig", errors="replace")
-    except FileNotFoundError:
-        return {}
-    return clean_sections(parse_plain(text))
-
-
-def _split(split: Split, subject_id: str) -> str:
-    return split if isinstance(split, str) else hash_split(subject_id, split)
+    path = image.with_name(f"{_stem(image.name)}.txt")
+    text = path.read_text(encoding="utf-8-sig", errors="replace") if path.is_file() else ""
+    return clean_sections(parse_plain(text)) if text else {}

@@ -6,24 +6,17 @@ names: `CXR1000_IM-0003-1001.png` (Open-i), `1000_IM-0003-1001.dcm.png` (Kaggle)
 
 from __future__ import annotations
 
-import html
 import os
 import re
-import tarfile
-import xml.etree.ElementTree as ET
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from generator.corpora.common import Conversion, CorpusError, hash_split, read_table
+from generator.corpora.common import Conversion, CorpusError, MissingFileError, hash_split, read_table
 from generator.corpora.r2gen import read_annotation
 from generator.sections import clean_sections
 from raddraft.studies import Study, StudyImage
-
-FRACTIONS = (0.7, 0.1, 0.2)
-"""Shares of train, val and test without a split file."""
 
 # Groups: study number, rest of the name. A few names repeat part of the number: CXR1_1_IM-0001-3001.
 _IMAGE_NAME = re.compile(r"(?:CXR)?(\d+)(?:_\d+)?_(IM-[\d-]+)")
@@ -31,13 +24,8 @@ _IMAGE_SUFFIX = re.compile(r"(\.dcm)?\.(png|jpe?g)$|\.dcm$", re.IGNORECASE)
 _SECTIONS = ("indication", "comparison", "findings", "impression")
 _SPREADSHEET_ERROR = "#NAME?"  # in indiana_reports.csv, where a text began with + or -
 
-
-@dataclass
-class _Report:
-    number: str
-    sections: dict[str, str]
-    image_names: list[str] = field(default_factory=list)
-    """As the source writes them."""
+_Report = tuple[str, dict[str, str], list[str]]
+"""Study number, sections, names of the images as the source writes them."""
 
 
 def convert(
@@ -52,10 +40,9 @@ def convert(
 ) -> Conversion:
     """IU X-ray: Open-i's XML reports, or the two Kaggle tables, with whatever images are there.
 
-    The collection does not tell which studies are of one patient: every study is a subject of its own. Without a
-    split file, 70/10/20 % of the studies are train/val/test, by a hash of the study's name (`hash_split` in
-    generator/corpora/common.py). Words taken out for privacy read XXXX and stay so. Views come from
-    indiana_projections.csv if root holds it and are unknown otherwise.
+    The collection does not tell which studies are of one patient: every study is a subject of its own. Words removed
+    for privacy read XXXX and stay so. Views come from indiana_projections.csv if root holds it and are unknown
+    otherwise.
 
     Args:
         root: Folder that holds NLMCXR_reports.tgz, or its XML files, or indiana_reports.csv, or several of these.
@@ -63,42 +50,44 @@ def convert(
         reports: The reports to read: NLMCXR_reports.tgz, a folder of XML files, or indiana_reports.csv. By default the
             first of these that root holds (the XML has 104 reports more than the table).
         images: Folder to search for images, subfolders included. By default root.
-        split_file: R2Gen's annotation.json, to take its split and leave out the studies that it lacks. By default 70,
-            10 and 20 % of the studies are train, val and test, by a hash of the study's name.
+        split_file: R2Gen's annotation.json, to use its split and leave out the studies that it lacks. By default 70,
+            10 and 20 % of the studies are train, val and test, by a hash of the study's name (`hash_split` in
+            generator/corpora/common.py).
         views: frontal drops images known to be lateral; all keeps every image.
-        sections: Sections that a study must have, e.g. [findings,impression]; [] asks for none.
-        missing: What becomes of images that are not on disk: drop leaves them out, keep writes their names.
+        sections: Sections that a study must have, e.g. findings impression; [] for none.
+        missing: What to do with images that are not on disk: drop leaves them out, keep writes their names.
     """
     images = images or root
-    projections = _read_projections(root / "indiana_projections.csv")
+    views_of: dict[str, dict[str, str]] = defaultdict(dict)
+    if (root / "indiana_projections.csv").is_file():
+        for _, row in read_table(root / "indiana_projections.csv", ["uid", "filename", "projection"]):
+            views_of[row["uid"]][row["filename"]] = row["projection"].upper()
     on_disk = _find_images(images)
     studies = []
-    for report in _read_reports(reports or _find_reports(root)):
-        study_id = f"CXR{report.number}"
-        names = report.image_names or list(projections.get(report.number, {}))
-        files = _study_images(images, report.number, names, on_disk, projections.get(report.number, {}))
-        split = hash_split(study_id, FRACTIONS)
-        studies.append(Study(study_id, study_id, split, files, clean_sections(report.sections)))
-    conversion = Conversion("iu-xray", studies)
+    for number, texts, names in _read_reports(reports or _find_reports(root)):
+        name = f"CXR{number}"
+        files = _study_images(images, names or list(views_of[number]), on_disk[number], views_of[number])
+        studies.append(Study(name, name, hash_split(name), files, clean_sections(texts)))
+    conversion = Conversion("iu-xray", studies, out or root / "studies.jsonl")
     if split_file is not None:
-        split_of = _read_splits(split_file)
+        # Its ids begin with the study's name: CXR2384_IM-0942.
+        split_of = {str(entry["id"]).split("_")[0]: split for _, split, entry in read_annotation(split_file)}
         conversion.keep_studies(f"not in {split_file.name}", lambda study: study.study_id in split_of)
         for study in conversion.studies:
             study.split = split_of[study.study_id]
     conversion.keep_studies("report names no image", lambda study: bool(study.images))
     if missing == "drop":
         conversion.keep_files()
-    if views == "frontal":
-        conversion.keep_images("no frontal image", lambda image: image.frontal)
+    conversion.keep_views(views)
     conversion.require(sections)
-    return conversion.write(out or root / "studies.jsonl")
+    return conversion.write()
 
 
 def _find_reports(root: Path) -> Path:
     for path in (root / "NLMCXR_reports.tgz", root / "ecgen-radiology", root, root / "indiana_reports.csv"):
         if path.is_file() or next(path.glob("*.xml"), None):
             return path
-    raise FileNotFoundError(
+    raise MissingFileError(
         f"{root}: neither NLMCXR_reports.tgz, XML files nor indiana_reports.csv. The first is the collection "
         "'Indiana University Chest X-rays' of https://openi.nlm.nih.gov/faq, the last its table on Kaggle. "
         "Name another place with --reports."
@@ -106,12 +95,13 @@ def _find_reports(root: Path) -> Path:
 
 
 def _read_reports(source: Path) -> Iterator[_Report]:
+    import tarfile
+
     if source.suffix == ".csv":
         for where, row in read_table(source, ["uid", *_SECTIONS]):
             if not row["uid"].isdigit():
                 raise CorpusError(f"{where}: uid must be a number, got {row['uid']!r}")
-            texts = {name: row[name] for name in _SECTIONS if row[name].strip() != _SPREADSHEET_ERROR}
-            yield _Report(row["uid"], texts)
+            yield row["uid"], {name: row[name] for name in _SECTIONS if row[name].strip() != _SPREADSHEET_ERROR}, []
     elif source.is_dir():
         for path in sorted(source.glob("*.xml")):
             yield _parse_xml(path.read_bytes(), path.name)
@@ -127,6 +117,9 @@ def _read_reports(source: Path) -> Iterator[_Report]:
 
 
 def _parse_xml(content: bytes, where: str) -> _Report:
+    import html
+    import xml.etree.ElementTree as ET
+
     try:
         tree = ET.fromstring(content)
     except ET.ParseError as error:
@@ -137,16 +130,7 @@ def _parse_xml(content: bytes, where: str) -> _Report:
         raise CorpusError(f"{where}: no uId of the form CXR1000, got {number!r}")
     # Some texts are escaped twice: the parser leaves "&gt;" in them.
     texts = {node.get("Label", "").lower(): html.unescape(node.text or "") for node in tree.iter("AbstractText")}
-    return _Report(number, texts, [node.get("id", "") for node in tree.iter("parentImage")])
-
-
-def _read_projections(path: Path) -> dict[str, dict[str, str]]:
-    """Study number -> file name -> FRONTAL or LATERAL; nothing if there is no such table."""
-    views: dict[str, dict[str, str]] = defaultdict(dict)
-    if path.is_file():
-        for _, row in read_table(path, ["uid", "filename", "projection"]):
-            views[row["uid"]][row["filename"]] = row["projection"].upper()
-    return views
+    return number, texts, [node.get("id", "") for node in tree.iter("parentImage")]
 
 
 def _find_images(folder: Path) -> dict[str, dict[str, Path]]:
@@ -171,22 +155,14 @@ def _key(name: str) -> str:
     return match[2] if match else name
 
 
-def _study_images(
-    folder: Path, number: str, names: list[str], on_disk: dict[str, dict[str, Path]], views: dict[str, str]
-) -> list[StudyImage]:
+def _study_images(folder: Path, names: list[str], files: dict[str, Path], views: dict[str, str]) -> list[StudyImage]:
     """The images of a study: those its report names, wherever they lie, and any other that bears its number.
 
-    R2Gen's renumbered copies are taken only where none of the originals is there.
+    R2Gen's renumbered copies are taken only where none of the originals exists.
     """
-    files = on_disk.get(number, {})
     originals = {key: path for key, path in files.items() if "/" not in key}
     if files and not originals:
         return [StudyImage(path) for path in files.values()]
     view_of = {_key(name): view for name, view in views.items()}
     named = {_key(name): folder / (name if _IMAGE_SUFFIX.search(name) else f"{name}.png") for name in names}
     return [StudyImage(path, view_of.get(key)) for key, path in (named | originals).items()]
-
-
-def _read_splits(path: Path) -> dict[str, str]:
-    """Study -> split of an annotation.json, whose ids begin with the study's name: CXR2384_IM-0942."""
-    return {str(entry["id"]).split("_")[0]: split for _, split, entry in read_annotation(path)}

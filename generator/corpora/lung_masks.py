@@ -11,31 +11,23 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from generator.corpora.common import Conversion, CorpusError, hash_split, progress
-from generator.corpora.nih import blank_ages, parse_age
-from generator.corpora.siim import add_mask
+from generator.corpora import common
+from generator.corpora.common import Conversion, CorpusError, MissingFileError
 from generator.sections import clean_sections
 from raddraft.files import write_whole
 from raddraft.studies import Study, StudyImage
-
-if TYPE_CHECKING:
-    import numpy as np
-
-FRACTIONS = (0.7, 0.1, 0.2)
-"""Shares of train, val and test of Montgomery and Shenzhen."""
-VAL_FRACTION = 0.1
-"""Share of SCR's fold 1 that becomes val."""
+from raddraft.text import progress
 
 _SIDE = 2048  # of a .IMG file
-_DEPTH = 4095  # largest grey value of a .IMG file
+_DEPTH = 4095  # largest gray value of a .IMG file
 _STRUCTURES = ("left lung", "right lung", "heart", "left clavicle", "right clavicle")
 _SEX = re.compile(r"\b(fem\w*|mal\w*|[mf])\b", re.IGNORECASE)  # one reading has "femal"
 _AGE = re.compile(r"(\d+)\s*(y|month|day)", re.IGNORECASE)
 
-Masks = dict[str, list[Path]]
-"""Structure -> files whose union is its mask."""
+Masks = dict[str, dict[str, list[Path]]]
+"""Study -> structure -> files whose union is its mask."""
 
 
 def convert(
@@ -43,7 +35,7 @@ def convert(
 ) -> Conversion:
     """JSRT (lungs, heart, clavicles), Montgomery or Shenzhen (lungs): every image is a study and a subject of its own.
 
-    Masks are written as PNG on the image's own grid (nearest neighbour) to masks/STRUCTURE/ID.png beside the manifest;
+    Masks are written as PNG on the image's own grid (nearest neighbor) to masks/STRUCTURE/ID.png beside the manifest;
     lungs is the union of both. An image without mask stays. JSRT: SCR's fold 1 is train, a tenth of it val, fold 2 is
     test; images in neither are left out and counted; the label is Nodule. Its .IMG files, which other code cannot
     read, are written as 16-bit PNG files to images/ beside the manifest, inverted so that air is dark. Montgomery and
@@ -58,25 +50,25 @@ def convert(
         masks: jsrt: the folder that holds fold1/ and fold2/, by default found in root. shenzhen: the folder of
             masks, by default mask in root. Not for montgomery.
     """
-    out = out or root / "studies.jsonl"
     if source == "montgomery" and masks:
-        raise CorpusError(f"montgomery has its masks in ManualMask in root, so --masks {masks} has no meaning")
+        raise CorpusError(f"--masks {masks}: not for montgomery, whose masks are in ManualMask in root")
+    studies, files = _read_jsrt(root, masks) if source == "jsrt" else _read_tuberculosis(source, root, masks)
+    conversion = Conversion(source, studies, out or root / "studies.jsonl")
     if source == "jsrt":
-        conversion, files = _jsrt(root, out, masks)
-    else:
-        conversion, files = _tuberculosis(source, root, masks)
-    blank_ages(conversion)
-    for study in progress(conversion.studies, "masks"):
-        _add_masks(study, files[study.study_id], out.parent)
-    return conversion.write(out)
+        conversion.keep_studies("in no fold of SCR", lambda study: bool(study.split))
+        for study in progress(conversion.studies, "images"):
+            image = study.images[0]
+            if image.path.suffix == ".IMG":
+                image.path = _write_png(image.path, conversion.out.absolute().parent / "images")
+    conversion.add_masks(files)
+    return conversion.write()
 
 
-def _jsrt(root: Path, out: Path, masks: Path | None) -> tuple[Conversion, dict[str, Masks]]:
+def _read_jsrt(root: Path, masks: Path | None) -> tuple[list[Study], Masks]:
+    """Studies (in no fold of SCR: without split) and the files of their masks."""
     folds = masks or next((path.parent for path in sorted(root.rglob("fold1")) if path.is_dir()), None)
     if folds is None:
-        raise FileNotFoundError(
-            f"{root}: there is no folder fold1 with the masks of SCR. Name its parent with --masks."
-        )
+        raise MissingFileError(f"{root}: there is no folder fold1 with the masks of SCR. Name its parent with --masks.")
     fold_of = {path.stem: fold for fold in ("fold1", "fold2") for path in (folds / fold / "masks").rglob("JPC*")}
     patients = _jsrt_patients(root)
     studies, files = [], {}
@@ -84,25 +76,20 @@ def _jsrt(root: Path, out: Path, masks: Path | None) -> tuple[Conversion, dict[s
     found = [path for suffix in ("png", "IMG") for path in sorted(root.rglob(f"JPC*.{suffix}"))]
     paths = {path.stem: path for path in found if "masks" not in path.relative_to(root).parts}
     for name, path in sorted(paths.items()):
-        fold = fold_of.get(name)
-        split = "test" if fold == "fold2" else hash_split(name, (1 - VAL_FRACTION, VAL_FRACTION, 0))
-        study = Study(name, name, split, [StudyImage(path, "PA")], labels={"Nodule": int(name.startswith("JPCLN"))})
-        study.patient = patients.get(name, {})
-        studies.append(study)
-        parts = {part: sorted((folds / (fold or "") / "masks" / part).glob(f"{name}.*")) for part in _STRUCTURES}
+        fold = fold_of.get(name, "")
+        split = {"fold1": common.hash_split(name, common.NO_VAL), "fold2": "test"}.get(fold, "")
+        labels: dict[str, int | None] = {"Nodule": int(name.startswith("JPCLN"))}
+        studies.append(
+            Study(name, name, split, [StudyImage(path, "PA")], labels=labels, patient=patients.get(name, {}))
+        )
+        parts = {part: sorted((folds / fold / "masks" / part).glob(f"{name}.*")) for part in _STRUCTURES}
         files[name] = parts | {"lungs": parts["left lung"] + parts["right lung"]}
     if not studies:
-        raise FileNotFoundError(f"{root}: there is no JPC*.IMG or JPC*.png. JSRT: http://db.jsrt.or.jp/eng.php")
-    conversion = Conversion("jsrt", studies)
-    conversion.keep_studies("in no fold of SCR", lambda study: study.study_id in fold_of)
-    for study in progress(conversion.studies, "images"):
-        image = study.images[0]
-        if image.path.suffix == ".IMG":
-            image.path = _write_png(image.path, out.absolute().parent / "images" / f"{study.study_id}.png")
-    return conversion, files
+        raise MissingFileError(f"{root}: there is no JPC*.IMG or JPC*.png. JSRT: http://db.jsrt.or.jp/eng.php")
+    return studies, files
 
 
-def _write_png(raw: Path, path: Path) -> Path:
+def _write_png(raw: Path, folder: Path) -> Path:
     """A .IMG file (no header; high values are dark film) -> 16-bit PNG, air dark."""
     import numpy as np
     from PIL import Image
@@ -110,25 +97,24 @@ def _write_png(raw: Path, path: Path) -> Path:
     if raw.stat().st_size != 2 * _SIDE**2:
         raise CorpusError(f"{raw}: {raw.stat().st_size} bytes; {_SIDE} x {_SIDE} pixels of 16 bits are {2 * _SIDE**2}")
     pixels = np.fromfile(raw, ">u2").reshape(_SIDE, _SIDE)
+    path = folder / f"{raw.stem}.png"
     with write_whole(path) as temporary:
         Image.fromarray((_DEPTH - pixels.clip(0, _DEPTH)).astype(np.uint16)).save(temporary, format="PNG")
     return path
 
 
 def _jsrt_patients(root: Path) -> dict[str, dict[str, Any]]:
-    """Age and sex stand side by side in both tables; what comes before differs, and some lines run together."""
+    """Age and sex are side by side in both tables; what comes before differs, and some lines run together."""
     patients = {}
     for table in (path for path in sorted(root.rglob("*")) if path.name.upper() in ("CLNDAT_EN.TXT", "CNNDAT_EN.TXT")):
         parts = re.split(r"(JPC[LN]N\d{3})\.IMG", table.read_text(encoding="utf-8", errors="replace"))
         for name, text in zip(parts[1::2], parts[2::2], strict=True):
-            match = re.search(r"(\d+|\?)[\s,]+(fe)?male", text, re.IGNORECASE)
-            if match:
-                age = int(match[1]) if match[1] != "?" else None
-                patients[name] = {"sex": "F" if match[2] else "M", "age": age}
+            if match := re.search(r"(\d+|\?)[\s,]+((?:fe)?male)", text, re.IGNORECASE):
+                patients[name] = common.parse_patient(match[2], match[1].strip("?"), table.name)
     return patients
 
 
-def _tuberculosis(source: str, root: Path, masks: Path | None) -> tuple[Conversion, dict[str, Masks]]:
+def _read_tuberculosis(source: str, root: Path, masks: Path | None) -> tuple[list[Study], Masks]:
     prefix, head_lines = ("MCUCXR", 2) if source == "montgomery" else ("CHNCXR", 1)
     studies, files = [], {}
     for path in sorted((root / "CXR_png").glob(f"{prefix}_*.png")):
@@ -138,16 +124,16 @@ def _tuberculosis(source: str, root: Path, masks: Path | None) -> tuple[Conversi
         patient, note = _read_reading(root / "ClinicalReadings" / f"{name}.txt", head_lines)
         image = StudyImage(path, "PA" if source == "montgomery" else None)
         labels: dict[str, int | None] = {"Tuberculosis": int(name[-1])}
-        studies.append(Study(name, name, hash_split(name, FRACTIONS), [image], note, labels, patient))
+        studies.append(Study(name, name, common.hash_split(name), [image], note, labels, patient))
         if source == "montgomery":
-            sides = [root / "ManualMask" / f"{side}Mask" / path.name for side in ("left", "right")]
-            files[name] = {"left lung": sides[:1], "right lung": sides[1:], "lungs": sides}
+            left, right = (root / "ManualMask" / f"{side}Mask" / path.name for side in ("left", "right"))
+            files[name] = {"left lung": [left], "right lung": [right], "lungs": [left, right]}
         else:
             files[name] = {"lungs": [(masks or root / "mask") / f"{name}_mask.png"]}
     if not studies:
         origin = "The set is at https://data.lhncbc.nlm.nih.gov"
-        raise FileNotFoundError(f"{root / 'CXR_png'}: there is no {prefix}_*.png. {origin}")
-    return Conversion(source, studies), files
+        raise MissingFileError(f"{root / 'CXR_png'}: there is no {prefix}_*.png. {origin}")
+    return studies, files
 
 
 def _read_reading(path: Path, head_lines: int) -> tuple[dict[str, Any], dict[str, str]]:
@@ -157,31 +143,6 @@ def _read_reading(path: Path, head_lines: int) -> tuple[dict[str, Any], dict[str
     sex, age = _SEX.search(head), _AGE.search(head)
     patient = {
         "sex": sex[1][0].upper() if sex else None,
-        "age": parse_age(age[1] + age[2][0], path.name) if age else None,
+        "age": common.parse_age(age[1] + age[2][0], path.name) if age else None,
     }
     return patient, clean_sections({"note": "\n".join(lines[head_lines:])})
-
-
-def _add_masks(study: Study, files: Masks, folder: Path) -> None:
-    """Write every mask whose files are all there, on the image's grid."""
-    import numpy as np
-    from PIL import Image
-
-    from encoder.masks import load_mask
-
-    image = study.images[0]
-    with Image.open(image.path) as picture:
-        size = picture.size
-    for structure, paths in files.items():
-        if not paths or not all(path.is_file() for path in paths):
-            continue
-        union = np.any([_resized(load_mask(path), size) for path in paths], axis=0)
-        add_mask(study, structure, union, folder)
-
-
-def _resized(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """SCR's masks have half the side of JSRT's images. `size`: width, height."""
-    import numpy as np
-    from PIL import Image
-
-    return np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))

@@ -1,10 +1,8 @@
 """MIMIC-CXR-JPG 2.x (or the DICOM files of MIMIC-CXR) with the reports of MIMIC-CXR -> studies.
 
-    files/p10/p10000032/s50414267/<dicom_id>.jpg      images
-    files/p10/p10000032/s50414267.txt                 reports, from mimic-cxr-reports.zip
-    mimic-cxr-2.0.0-metadata.csv.gz, -split.csv.gz, -chexpert.csv.gz, -negbio.csv.gz
-
-Subjects and studies keep the names of their folders, p10000032 and s50414267. The split is the official one.
+files/p10/p10000032/s50414267/<dicom_id>.jpg      images
+files/p10/p10000032/s50414267.txt                 reports, from mimic-cxr-reports.zip
+mimic-cxr-2.0.0-metadata.csv.gz, -split.csv.gz, -chexpert.csv.gz, -negbio.csv.gz
 """
 
 from __future__ import annotations
@@ -14,18 +12,11 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from generator.corpora.common import (
-    Conversion,
-    CorpusError,
-    add_image,
-    find_file,
-    parse_label,
-    parse_split,
-    progress,
-    read_table,
-)
+from generator.corpora import common
+from generator.corpora.common import Conversion, CorpusError, MissingFileError, read_table
 from generator.sections import clean_sections, parse_mimic
 from raddraft.studies import Study, StudyImage
+from raddraft.text import progress
 
 _TABLES_ORIGIN = (
     "It is part of MIMIC-CXR-JPG, https://physionet.org/content/mimic-cxr-jpg/ (credentialed access). "
@@ -48,8 +39,9 @@ def convert(
 ) -> Conversion:
     """MIMIC-CXR-JPG: official split, official section parser, AP and PA images, non-empty findings.
 
-    Every study keeps its date and time of day (shifted for privacy, in the right order within a subject) as
-    study_date and study_time. Images that are not on disk are left out and counted, so a part of the set is enough.
+    Subjects and studies keep the names of their folders, p10000032 and s50414267, and every study its date and time of
+    day (shifted for privacy, in the right order within a subject) as study_date and study_time. Images that are not on
+    disk are left out and counted, so a part of the set is enough.
 
     Args:
         root: Folder that holds files/p10/…, of MIMIC-CXR-JPG, or of MIMIC-CXR with its DICOM files.
@@ -57,33 +49,33 @@ def convert(
         reports: Folder with files/p10/p10000032/s50414267.txt, or mimic-cxr-reports.zip as it is. By default root.
         tables: Folder with the CSV files of MIMIC-CXR-JPG, gzipped or not. By default root.
         views: frontal keeps images with ViewPosition AP or PA; all keeps every image.
-        sections: Sections that a study must have, e.g. [findings,impression]. [] asks for none, not even a report.
-        labels: Whose labels to take along: the CheXpert labeler's, NegBio's, or none.
+        sections: Sections that a study must have, e.g. findings impression. [] requires none, not even a report.
+        labels: Whose labels to include: the CheXpert labeler's, NegBio's, or none.
     """
     tables = tables or root
-    conversion = Conversion("mimic-cxr", _read_studies(root, tables))
+    conversion = Conversion("mimic-cxr", _read_studies(root, tables), out or root / "studies.jsonl")
     label_table = None if labels == "none" else _find_table(tables, labels)
     if views == "frontal":
         conversion.keep_images("no AP or PA image", lambda image: image.view in ("AP", "PA"))
-    conversion.keep_files((".dcm",))
+    conversion.keep_files(".dcm")
     _add_reports(conversion, reports or root, required=bool(sections))
     conversion.require(sections)
     if label_table:
-        _add_labels(conversion, label_table)
-    return conversion.write(out or root / "studies.jsonl")
+        rows = {f"s{row['study_id']}": (where, row) for where, row in read_table(label_table, ["study_id"])}
+        for study in conversion.studies:
+            if study.study_id in rows:
+                study.labels = common.parse_labels(*rows[study.study_id], skip=("subject_id", "study_id"))
+    return conversion.write()
 
 
 def _find_table(tables: Path, kind: str) -> Path:
-    return find_file(tables, [f"mimic-cxr-2.0.0-{kind}.csv", f"mimic-cxr-2*-{kind}.csv"], _TABLES_ORIGIN)
+    return common.find_file(tables, [f"mimic-cxr-2.0.0-{kind}.csv", f"mimic-cxr-2*-{kind}.csv"], _TABLES_ORIGIN)
 
 
 def _read_studies(root: Path, tables: Path) -> list[Study]:
-    split_file = _find_table(tables, "split")
-    metadata_file = _find_table(tables, "metadata")
-    split_of = {
-        row["dicom_id"]: parse_split(row["split"], where)
-        for where, row in read_table(split_file, ["dicom_id", "split"])
-    }
+    split_file, metadata_file = _find_table(tables, "split"), _find_table(tables, "metadata")
+    rows = read_table(split_file, ["dicom_id", "split"])
+    split_of = {row["dicom_id"]: common.parse_split(row["split"], where) for where, row in rows}
     files = root / "files" if (root / "files").is_dir() else root
     studies: dict[str, Study] = {}
     for where, row in read_table(metadata_file, ["dicom_id", "subject_id", "study_id", "ViewPosition"]):
@@ -94,7 +86,7 @@ def _read_studies(root: Path, tables: Path) -> list[Study]:
         image = StudyImage(path, row["ViewPosition"].strip() or None)
         when = {"study_date": row.get("StudyDate"), "study_time": row.get("StudyTime")}
         extra = {key: value for key, value in when.items() if value}
-        add_image(studies, Study(study_id, subject_id, split_of[dicom_id], [image], extra=extra), where)
+        common.add_image(studies, Study(study_id, subject_id, split_of[dicom_id], [image], extra=extra), where)
     return list(studies.values())
 
 
@@ -111,10 +103,8 @@ def _add_reports(conversion: Conversion, source: Path, required: bool) -> None:
     conversion.count_sections()
     if required:
         if conversion.studies and len(missing) == len(conversion.studies):
-            first = conversion.studies[0]
-            raise FileNotFoundError(
-                f"{source}: no report found, e.g. none for study {first.study_id}. {_REPORTS_ORIGIN}"
-            )
+            first = conversion.studies[0].study_id
+            raise MissingFileError(f"{source}: no report found, e.g. none for study {first}. {_REPORTS_ORIGIN}")
         conversion.keep_studies("no report file", lambda study: study.study_id not in missing)
 
 
@@ -134,26 +124,10 @@ def _open_reports(source: Path) -> Callable[[Study], str | None]:
             return archive.read(member).decode("utf-8", errors="replace").replace("\r\n", "\n")
 
         return from_zip
-
     files = source / "files" if (source / "files").is_dir() else source
 
     def from_folder(study: Study) -> str | None:
         path = files / study.subject_id[:3] / study.subject_id / f"{study.study_id}.txt"
-        try:
-            return path.read_text(encoding="utf-8", errors="replace")
-        except FileNotFoundError:
-            return None
+        return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
 
     return from_folder
-
-
-def _add_labels(conversion: Conversion, table: Path) -> None:
-    studies = {study.study_id: study for study in conversion.studies}
-    for where, row in read_table(table, ["study_id"]):
-        study = studies.get(f"s{row['study_id']}")
-        if study is not None:
-            study.labels = {
-                name: parse_label(value, f"{where}, {name}")
-                for name, value in row.items()
-                if name not in ("subject_id", "study_id")
-            }

@@ -8,20 +8,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from generator.corpora.common import Conversion, CorpusError, find_file, hash_split, progress, read_table
-from generator.corpora.nih import blank_ages
-from generator.corpora.rsna import read_headers
+from generator.corpora import common
+from generator.corpora.common import Conversion, CorpusError
 from raddraft.studies import Study, StudyImage
-
-if TYPE_CHECKING:
-    import numpy as np
-
-FRACTIONS = (0.7, 0.1, 0.2)
-"""Shares of train, val and test."""
-SIDE = 1024
-"""Pixels; all images of this set, and the masks encoded for them, are squares of this side."""
 
 _ORIGIN = "It is part of https://www.kaggle.com/c/siim-acr-pneumothorax-segmentation. Name the file with --table."
 
@@ -41,55 +31,20 @@ def convert(root: Path, out: Path | None = None, table: Path | None = None, imag
         table: The table. By default train-rle.csv, or stage_2_train.csv, in root.
         images: Folder to search for DICOM files of 1024 x 1024 pixels, subfolders included. By default root.
     """
-    table = table or find_file(root, ["train-rle.csv", "stage_2_train.csv", "*train*rle*.csv"], _ORIGIN)
-    out = out or root / "studies.jsonl"
-    runs: dict[str, list[str]] = defaultdict(list)
-    for where, row in read_table(table):
+    table = table or common.find_file(root, ["train-rle.csv", "stage_2_train.csv", "*train*rle*.csv"], _ORIGIN)
+    codes: dict[str, list[str]] = defaultdict(list)
+    for where, row in common.read_table(table):
         row = {key.strip(): value.strip() for key, value in row.items() if key}  # the header has a blank too many
         if not {"ImageId", "EncodedPixels"} <= row.keys():
             raise CorpusError(f"{where}: needs columns ImageId and EncodedPixels. Columns: {', '.join(row)}")
-        runs[row["ImageId"]] += [row["EncodedPixels"]] if row["EncodedPixels"] not in ("-1", "") else []
+        codes[row["ImageId"]] += [row["EncodedPixels"]] if row["EncodedPixels"] not in ("-1", "") else []
     paths = {path.stem: path for path in sorted((images or root).rglob("*.dcm"))}
-    studies = [
-        Study(
-            name,
-            name,
-            hash_split(name, FRACTIONS),
-            [StudyImage(paths.get(name, (images or root) / f"{name}.dcm"))],
-            labels={"Pneumothorax": int(bool(encoded))},
-        )
-        for name, encoded in runs.items()
-    ]
-    conversion = Conversion("siim", studies)
+    studies = []
+    for name, found in codes.items():
+        image = StudyImage(paths.get(name, (images or root) / f"{name}.dcm"))
+        studies.append(Study(name, name, common.hash_split(name), [image], labels={"Pneumothorax": int(bool(found))}))
+    conversion = Conversion("siim", studies, out or root / "studies.jsonl")
     conversion.keep_files()
-    read_headers(conversion)
-    blank_ages(conversion)
-    for study in progress(conversion.studies, "masks"):
-        add_runs(study, "pneumothorax", runs[study.study_id], out.parent)
-    return conversion.write(out)
-
-
-def add_runs(study: Study, structure: str, texts: list[str], folder: Path) -> None:
-    """Decode run-length texts (offsets relative, 1024 x 1024 pixels) into one mask, see `add_mask`; nothing for none.
-
-    Raises:
-        CorpusError: a text is broken or leaves the picture.
-    """
-    from encoder.masks import MaskError, Runs, load_mask
-
-    if not texts:
-        return
-    try:
-        mask = load_mask(Runs(tuple(texts), "relative"), (SIDE, SIDE))
-    except MaskError as error:
-        raise CorpusError(f"image {study.study_id}, {structure}: {error}") from None
-    add_mask(study, structure, mask, folder)
-
-
-def add_mask(study: Study, structure: str, mask: np.ndarray, folder: Path) -> None:
-    """Write a mask [H, W] to folder/masks/STRUCTURE/STUDY.png and enter it at the study's first image."""
-    from encoder.masks import write_mask
-
-    path = folder.absolute() / "masks" / structure.replace(" ", "_") / f"{study.study_id}.png"
-    write_mask(path, mask)
-    study.images[0].masks[structure] = path
+    conversion.read_headers()
+    conversion.add_masks({name: {"pneumothorax": found} for name, found in codes.items()}, (1024, 1024))
+    return conversion.write()

@@ -10,17 +10,11 @@ from __future__ import annotations
 from collections import defaultdict
 from pathlib import Path
 
-from generator.corpora.common import Conversion, CorpusError, find_file, hash_split, parse_label, read_table
-from generator.corpora.nih import blank_ages
-from generator.corpora.rsna import read_headers
+from generator.corpora import common
+from generator.corpora.common import Conversion, CorpusError
 from raddraft.studies import Study, StudyImage
 
-VAL_FRACTION = 0.1
-"""Share of the official train images that becomes val."""
-
 _ORIGIN = "It is part of VinDr-CXR, https://physionet.org/content/vindr-cxr (credentialed access)."
-_RENAMED = {"Other disease": "Other diseases"}  # the test table and the train table differ
-_CHECKED = ["image_id", "No finding"]
 
 
 def convert(root: Path, out: Path | None = None, images: Path | None = None) -> Conversion:
@@ -29,8 +23,8 @@ def convert(root: Path, out: Path | None = None, images: Path | None = None) -> 
     Train: 1 where more than half of the radiologists who read the image say so (two of three). Test: the consensus,
     as published; it is the official test split. Val is a tenth of the official train images, by a hash of the image's
     name (`hash_split` in generator/corpora/common.py). All images are PA, as the authors say. Sex and age come from the
-    headers, where they are there; an age of 0, which these adults cannot have, is taken for unknown. Boxes are not
-    read. Images that are not on disk are left out and counted.
+    headers, where they exist; an age of 0, which these adults cannot have, counts as unknown. Boxes are not read.
+    Images that are not on disk are left out and counted.
 
     Args:
         root: Folder that holds annotations/, train/ and test/.
@@ -40,32 +34,30 @@ def convert(root: Path, out: Path | None = None, images: Path | None = None) -> 
     """
     studies = []
     for part in ("train", "test"):
-        table = find_file(root / "annotations", [f"image_labels_{part}.csv"], _ORIGIN)
+        table = common.find_file(root / "annotations", [f"image_labels_{part}.csv"], _ORIGIN)
         for name, labels in _read_labels(table).items():
-            split = "test" if part == "test" else hash_split(name, (1 - VAL_FRACTION, VAL_FRACTION, 0))
+            split = "test" if part == "test" else common.hash_split(name, common.NO_VAL)
             image = StudyImage((images or root) / part / f"{name}.dicom", "PA")
             studies.append(Study(name, name, split, [image], labels=labels))
-    conversion = Conversion("vindr-cxr", studies)
-    conversion.keep_files((".dcm", ".png", ".jpg", ".jpeg"))
-    read_headers(conversion)
+    conversion = Conversion("vindr-cxr", studies, out or root / "studies.jsonl")
+    conversion.keep_files(".dcm", *common.PIXELS)
+    conversion.read_headers()
     for study in conversion.studies:
         if study.patient.get("age") == 0:
             study.patient["age"] = None
-    blank_ages(conversion)
-    return conversion.write(out or root / "studies.jsonl")
+    return conversion.write()
 
 
 def _read_labels(table: Path) -> dict[str, dict[str, int | None]]:
     """Image -> label by the majority of its rows; None where no row says anything."""
     votes: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
-    for where, row in read_table(table, _CHECKED):
-        for column, value in row.items():
-            if column in ("image_id", "rad_id"):
-                continue
-            vote = parse_label(value, f"{where}, {column}")
+    for where, row in common.read_table(table, ["image_id", "No finding"]):
+        for label, vote in common.parse_labels(where, row, skip=("image_id", "rad_id")).items():
             if vote == -1:
-                raise CorpusError(f"{where}, {column}: label {value!r}. Choices: 0, 1")
-            votes[row["image_id"]][_RENAMED.get(column, column)] += [] if vote is None else [vote]
+                raise CorpusError(f"{where}, {label}: label '-1'. Choices: 0, 1")
+            # The test table and the train table spell one label differently.
+            label = "Other diseases" if label == "Other disease" else label
+            votes[row["image_id"]][label] += [] if vote is None else [vote]
     return {
         image: {label: int(2 * sum(said) > len(said)) if said else None for label, said in labels.items()}
         for image, labels in votes.items()

@@ -1,22 +1,20 @@
-"""Reports for chest phantoms: a small grammar that says what a picture shows, and the labels of what it says.
+"""Reports for phantoms: a small grammar that says what an image shows, and the labels of what it says.
 
 Each sign becomes a noun phrase; templates assert it, doubt it or deny it in the conventional words of radiology, one
-assertion a sentence, so that rule-based labelers read them. Nothing that the picture does not show is written, and
+assertion a sentence, so that rule-based labelers read them. Nothing that the image does not show is written, and
 nothing about the patient's sex, age or build.
 """
 
 from __future__ import annotations
 
-import numpy as np
+from numpy.random import Generator
 
-from generator.corpora.phantom_cases import Sign
+from generator.corpora.phantom.cases import OPPOSITE, Sign
 
 OBSERVATIONS = (
     "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema", "Consolidation", "Pneumonia",
     "Atelectasis", "Pneumothorax", "Pleural Effusion", "Pleural Other", "Fracture", "Support Devices", "No Finding",
 )  # fmt: skip
-
-
 INDICATIONS = {
     "infection": ("Fever and cough.", "Productive cough and fever, evaluate for pneumonia.", "Leukocytosis and fever."),
     "failure": ("Shortness of breath.", "Dyspnea and leg swelling.", "Hypoxia and shortness of breath."),
@@ -59,21 +57,41 @@ PNEUMONIA_DOUBT = (
 )
 LUNG_SIGNS = ("Edema", "Consolidation", "Lung Opacity", "Pneumonia", "Atelectasis", "Lung Lesion")
 PLEURAL_SIGNS = ("Pneumothorax", "Pleural Effusion", "Pleural Other")
-
-
-def degree(severity: float, words: tuple[str, str, str]) -> str:
-    return words[0] if severity < 0.35 else words[1] if severity < 0.7 else words[2]
+PHRASES = {
+    "Cardiomegaly": "{grade} cardiomegaly",
+    "Enlarged Cardiomediastinum": "widening of the mediastinum",
+    "Edema": "{grade} pulmonary edema",
+    "Consolidation": "{dense}consolidation in the {side} {place}",
+    "Lung Opacity": "a {texture} opacity in the {side} {place}",
+    "Lung Lesion": "a {diameter_cm:g} cm {mass} in the {side} {place}",
+    "Lung Lesion, both": "multiple pulmonary nodules in both lungs",
+    "Atelectasis, lobar": "{side} lower lobe atelectasis with volume loss",
+    "Atelectasis, linear": "{grade} linear atelectasis at the {side} lung base",
+    "Atelectasis, both": "{grade} bibasilar atelectasis",
+    "Pneumothorax": "a {size} {side} {apical}pneumothorax",
+    "Pleural Effusion": "a {size} {side} pleural effusion",
+    "Pleural Effusion, both": "{size} bilateral pleural effusions",
+    "Pleural Other, apical": "{side} apical pleural thickening",
+    "Pleural Other, lateral": "pleural thickening along the {side} chest wall",
+    "Pleural Other, calcified": "calcified pleural thickening along the {side} chest wall",
+    "Fracture, clavicle": "a {displaced}fracture of the {side} clavicle",
+    "Fracture, ribs": "{displaced}fractures of the {side} lateral ribs",
+}
+"""Of an observation (bilateral or of one kind, where that differs) a noun phrase."""
+PLURAL = ("Lung Lesion, both", "Pleural Effusion, both", "Fracture, ribs")
 
 
 def write_report(
-    signs: list[Sign], view: str, indication: str, prior: bool, rng: np.random.Generator
+    signs: list[Sign], view: str, indication: str, prior: bool, rng: Generator
 ) -> tuple[dict[str, str], dict[str, int | None]]:
     """Sections (indication, technique, comparison, findings, impression) and the 14 labels of the findings.
 
     Args:
-        signs: what the picture shows; their `truth` must be filled in.
+        signs: what the image shows; their `truth` must be filled in.
+        view: PA or AP.
         indication: a key of INDICATIONS.
         prior: whether an earlier study of the subject exists.
+        rng: chooses the words.
     """
     labels: dict[str, int | None] = dict.fromkeys(OBSERVATIONS)
     for sign in signs:
@@ -90,53 +108,44 @@ def write_report(
     return sections, labels
 
 
-def _findings(signs: list[Sign], labels: dict[str, int | None], indication: str, rng: np.random.Generator) -> list[str]:
+def _findings(signs: list[Sign], labels: dict[str, int | None], indication: str, rng: Generator) -> list[str]:
     """Sentences organ by organ; denials are written into `labels`."""
-    by_name = {name: [sign for sign in signs if sign.name == name] for name in OBSERVATIONS}
-    denied = [name for name in DENIED if not by_name[name]]
-    lungs = [_sentence(sign, rng) for name in LUNG_SIGNS for sign in by_name[name]]
-    if not lungs:
-        lungs = [_pick(NORMAL_LUNGS, rng)]
-    pleura = [_sentence(sign, rng) for name in PLEURAL_SIGNS for sign in by_name[name]]
+    present = {sign.name for sign in signs}
+
+    def assertions(*names: str) -> list[str]:
+        return [_sentence(sign, rng) for name in names for sign in signs if sign.name == name]
+
+    denied = [name for name in DENIED if name not in present]
+    lungs = assertions(*LUNG_SIGNS) or [_pick(NORMAL_LUNGS, rng)]
+    pleura = assertions(*PLEURAL_SIGNS)
     if rng.random() < 0.5:  # all denials in one sentence, or those of the lungs and those of the pleura apart
-        pleura = [*pleura, *_deny(denied, rng)]
+        pleura += _deny(denied, rng)
     else:
-        lungs = [*lungs, *_deny([name for name in denied if name in LUNG_SIGNS], rng)]
-        pleura = [*pleura, *_deny([name for name in denied if name in PLEURAL_SIGNS], rng)]
-    heart = [_sentence(sign, rng) for sign in by_name["Cardiomegaly"]] or [_pick(NORMAL_HEART, rng)]
-    middle = [_sentence(sign, rng) for sign in by_name["Enlarged Cardiomediastinum"]] or [_pick(NORMAL_MIDDLE, rng)]
-    bones = [_sentence(sign, rng) for sign in by_name["Fracture"]]
+        lungs += _deny([name for name in denied if name in LUNG_SIGNS], rng)
+        pleura += _deny([name for name in denied if name in PLEURAL_SIGNS], rng)
+    heart = assertions("Cardiomegaly") or [_pick(NORMAL_HEART, rng)]
+    heart += assertions("Enlarged Cardiomediastinum") or [_pick(NORMAL_MIDDLE, rng)]
+    bones = assertions("Fracture")
+    devices: list[str] = []
     for name in (*denied, "Cardiomegaly", "Enlarged Cardiomediastinum"):
         labels[name] = 0 if labels[name] is None else labels[name]
     asked, sentence = ASKED[indication]
-    extra = (
-        []
-        if by_name[asked] or (asked == "Pneumonia" and len(by_name["Consolidation"] + by_name["Lung Opacity"]))
-        else [sentence]
-    )
-    if extra:
+    if asked not in present and not (asked == "Pneumonia" and present & {"Consolidation", "Lung Opacity"}):
         labels[asked] = 0
-    if asked in LUNG_SIGNS:
-        lungs += extra
-    elif asked in PLEURAL_SIGNS:
-        pleura += extra
-    elif asked == "Fracture":
-        bones += extra
-    if not bones:
-        bones = [_pick(NORMAL_BONES, rng)]
-    devices = [_device(sign, rng) for sign in by_name["Support Devices"]]
-    devices += extra if asked == "Support Devices" else []
-    organs = [lungs, pleura, heart + middle] if rng.random() < 0.7 else [heart + middle, lungs, pleura]
-    parts = [devices, *organs, bones] if rng.random() < 0.4 else [*organs, bones, devices]
-    return [sentence for part in parts for sentence in part]
+        organ = lungs if asked in LUNG_SIGNS else pleura if asked in PLEURAL_SIGNS else bones
+        (devices if asked == "Support Devices" else organ).append(sentence)
+    bones = bones or [_pick(NORMAL_BONES, rng)]
+    devices = [_device(sign, rng) for sign in signs if sign.name == "Support Devices"] + devices
+    organs = [*lungs, *pleura, *heart] if rng.random() < 0.7 else [*heart, *lungs, *pleura]
+    return [*devices, *organs, *bones] if rng.random() < 0.4 else [*organs, *bones, *devices]
 
 
-def _sentence(sign: Sign, rng: np.random.Generator) -> str:
+def _sentence(sign: Sign, rng: Generator) -> str:
     if sign.name == "Pneumonia":
         return _pick(PNEUMONIA_SURE if sign.certain else PNEUMONIA_DOUBT, rng)
     phrase, many = _phrase(sign)
     if sign.name == "Cardiomegaly" and sign.certain and rng.random() < 0.5:
-        text = f"The heart is {degree(sign.severity, ('mildly', 'moderately', 'severely'))} enlarged."
+        text = f"The heart is {_degree(sign, 'mildly', 'moderately', 'severely')} enlarged."
     elif sign.name == "Enlarged Cardiomediastinum" and sign.certain and rng.random() < 0.5:
         text = "The mediastinum is widened."
     elif sign.name == "Pleural Effusion" and not sign.certain and sign.side != "both":
@@ -146,62 +155,33 @@ def _sentence(sign: Sign, rng: np.random.Generator) -> str:
     if sign.stable and sign.certain:
         text = text[:-1] + ", unchanged."
     if sign.truth.get("tension"):
-        text += f" The midline structures are shifted to the {'left' if sign.side == 'right' else 'right'}."
-    return text[0].upper() + text[1:]
+        text += f" The midline structures are shifted to the {OPPOSITE[sign.side]}."
+    return _capitalize(text)
 
 
 def _phrase(sign: Sign) -> tuple[str, bool]:
     """Noun phrase of a sign, and whether it is plural."""
-    side, both = sign.side, sign.side == "both"
-    size = degree(sign.severity, ("small", "moderate", "large"))
-    grade = degree(sign.severity, ("mild", "moderate", "severe"))
-    where = f"in the {side} {sign.place}"
-    if sign.name == "Cardiomegaly":
-        return f"{grade} cardiomegaly", False
-    if sign.name == "Enlarged Cardiomediastinum":
-        return "widening of the mediastinum", False
-    if sign.name == "Edema":
-        return f"{grade} pulmonary edema", False
-    if sign.name == "Consolidation":
-        return f"{'dense ' if sign.severity > 0.6 else ''}consolidation {where}", False
-    if sign.name == "Lung Opacity":
-        return f"a {sign.truth['texture']} opacity {where}", False
-    if sign.name == "Lung Lesion":
-        if both:
-            return "multiple pulmonary nodules in both lungs", True
-        centimetres = sign.truth["diameter_cm"]
-        return f"a {centimetres:g} cm {'mass' if centimetres >= 3 else 'nodule'} {where}", False
-    if sign.name == "Atelectasis":
-        if sign.place == "lobar":
-            return f"{side} lower lobe atelectasis with volume loss", False
-        return (
-            f"{grade} bibasilar atelectasis" if both else f"{grade} linear atelectasis at the {side} lung base"
-        ), False
-    if sign.name == "Pneumothorax":
-        return f"a {size} {side} {'apical ' if sign.severity < 0.35 else ''}pneumothorax", False
-    if sign.name == "Pleural Effusion":
-        return (f"{size} bilateral pleural effusions" if both else f"a {size} {side} pleural effusion"), both
-    if sign.name == "Pleural Other":
-        if sign.place == "apical":
-            return f"{side} apical pleural thickening", False
-        return (
-            f"{'calcified ' if sign.place == 'calcified' else ''}pleural thickening along the {side} chest wall",
-            False,
-        )
-    displaced = "displaced " if sign.certain else ""
-    if sign.place == "clavicle":
-        return f"a {displaced}fracture of the {side} clavicle", False
-    return f"{displaced}fractures of the {side} lateral ribs", True
+    keys = (f"{sign.name}, {sign.side}", f"{sign.name}, {sign.place}", sign.name)
+    key = next(key for key in keys if key in PHRASES)
+    words = sign.truth | {
+        "side": sign.side,
+        "place": sign.place,
+        "size": _degree(sign, "small", "moderate", "large"),
+        "grade": _degree(sign, "mild", "moderate", "severe"),
+        "dense": "dense " if sign.severity > 0.6 else "",
+        "mass": "mass" if sign.truth.get("diameter_cm", 0) >= 3 else "nodule",
+        "apical": "apical " if sign.severity < 0.35 else "",
+        "displaced": "displaced " if sign.certain else "",
+    }
+    return PHRASES[key].format(**words), key in PLURAL
 
 
-def _device(sign: Sign, rng: np.random.Generator) -> str:
+def _device(sign: Sign, rng: Generator) -> str:
     side, tip = sign.side, sign.truth.get("tip", "")
     ends = _pick(("terminates", "ends"), rng)
     texts = {
         "endotracheal tube": f"Endotracheal tube {ends} {tip} above the carina.",
-        "nasogastric tube": _pick(
-            ("Nasogastric tube {} in the stomach.", "Enteric tube {} in the stomach."), rng
-        ).format(ends),
+        "nasogastric tube": f"{_pick(('Nasogastric', 'Enteric'), rng)} tube {ends} in the stomach.",
         "jugular line": f"{side} internal jugular central line {ends} in the {tip}.",
         "subclavian line": f"{side} subclavian central line {ends} in the {tip}.",
         "picc": f"{side} PICC {ends} in the {tip}.",
@@ -210,35 +190,39 @@ def _device(sign: Sign, rng: np.random.Generator) -> str:
         "sternotomy": _pick(("Median sternotomy wires are intact.", "Intact median sternotomy wires are noted."), rng),
         "chest tube": _pick((f"{side} chest tube is in place.", f"A {side} chest tube is present."), rng),
     }
-    text = texts[sign.place]
-    return text[0].upper() + text[1:]
+    return _capitalize(texts[sign.place])
 
 
-def _deny(names: list[str], rng: np.random.Generator) -> list[str]:
+def _deny(names: list[str], rng: Generator) -> list[str]:
     """One sentence that denies all of them."""
     if not names:
         return []
-    things = [DENIED[name] for name in names]
-    listed = (
-        things[0] if len(things) == 1 else f"{', '.join(things[:-1])}{',' if len(things) > 2 else ''} or {things[-1]}"
-    )
+    *others, last = [DENIED[name] for name in names]
+    listed = f"{', '.join(others)}{',' if len(others) > 1 else ''} or {last}" if others else last
     return [_pick(("No {}.", "There is no {}.", "No evidence of {}."), rng).format(listed)]
 
 
-def _impression(signs: list[Sign], rng: np.random.Generator) -> str:
+def _impression(signs: list[Sign], rng: Generator) -> str:
     """The findings other than devices, in short."""
     texts = []
     for sign in (sign for sign in signs if sign.name != "Support Devices"):
         if sign.name == "Pneumonia":
-            text = "Findings consistent with pneumonia." if sign.certain else "Possible pneumonia."
+            texts.append("Findings consistent with pneumonia." if sign.certain else "Possible pneumonia.")
         else:
-            phrase = _phrase(sign)[0]
-            text = f"{phrase.removeprefix('a ')}." if sign.certain else f"Possible {phrase.removeprefix('a ')}."
-        texts.append(text[0].upper() + text[1:])
+            phrase = _phrase(sign)[0].removeprefix("a ")
+            texts.append(_capitalize(f"{phrase}." if sign.certain else f"Possible {phrase}."))
     if texts:
         return " ".join(texts)
     return _pick(("No acute cardiopulmonary process.", "No acute cardiopulmonary abnormality."), rng)
 
 
-def _pick(options: tuple[str, ...], rng: np.random.Generator) -> str:
+def _degree(sign: Sign, mild: str, moderate: str, severe: str) -> str:
+    return mild if sign.severity < 0.35 else moderate if sign.severity < 0.7 else severe
+
+
+def _capitalize(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+def _pick(options: tuple[str, ...], rng: Generator) -> str:
     return options[int(rng.integers(len(options)))]

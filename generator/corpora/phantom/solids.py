@@ -1,11 +1,9 @@
-"""Solids, and the thickness of each along the rays of an X-ray beam, in closed form: what chest phantoms are made of.
+"""Solids that phantoms are made of, and in closed form the thickness of each along the rays of an X-ray beam.
 
-Lengths are centimetres of a standard body. x points to the patient's left (to the right of the picture), y to the
-feet with the carina at 0, z to the back. Attenuation coefficients are per cm, near 60 keV, rounded.
-
-A beam diverges from a point, so every solid is magnified by its own depth: the heart lies far from the detector in
-an AP film and looks larger there. Soft solids are spans along z (a front and a back), so that what lies inside what
-can be reckoned per ray; bones, vessels and devices are bundles of tubes.
+Lengths are centimeters of a standard body. x points to the patient's left (to the right of the image), y to the feet
+with the carina at 0, z to the back. Attenuation coefficients are per cm, near 60 keV, rounded. The beam diverges from a
+point, so a solid is magnified by its own depth: the heart looks larger in an AP film, where it is far from the
+detector. Soft solids are spans along z; bones, vessels and devices are bundles of tubes.
 """
 
 from __future__ import annotations
@@ -35,11 +33,11 @@ class Beam:
     turn: float
     """Rotation of the patient about the long axis, radians."""
     roll: float
-    """Rotation of the picture in its plane, radians."""
+    """Rotation of the image in its plane, radians."""
     pixel: float
     size: int
     shift: tuple[float, float]
-    """Point of the body in the middle of the picture."""
+    """Point of the body in the center of the image."""
     x: Array = field(init=False)
     y: Array = field(init=False)
 
@@ -68,26 +66,25 @@ class Beam:
         return cos * x + sin * y + middle, cos * y - sin * x + middle
 
     def place(self, point: Any) -> list[float]:
-        """A point of the body as [x, y] in fractions of the picture's sides, for the record."""
+        """A point of the body as [x, y] in fractions of the image's sides, for the record."""
         x, y, _ = self.project(np.asarray(point, dtype=float))
-        column, row = self.to_pixel(x, y)
-        return [round(float((value + 0.5) / self.size), 3) for value in (column, row)]
+        return [round(float((value + 0.5) / self.size), 3) for value in self.to_pixel(x, y)]
 
 
 @dataclass
 class Ellipsoid:
     """An ellipsoid; `power` above 1 makes it boxier."""
 
-    centre: tuple[float, float, float]
+    center: tuple[float, float, float]
     radii: tuple[float, float, float]
     angle: float = 0.0
-    """Tilt in the plane of the picture, radians."""
+    """Tilt in the plane of the image, radians."""
     power: float = 1.0
     fade: bool = False
     """Thin towards the top, as a breast is."""
 
     def half_depth(self, beam: Beam) -> Array:
-        x, y, scale = beam.project(np.array(self.centre))
+        x, y, scale = beam.project(np.array(self.center))
         dx, dy = (beam.x - x) / scale, (beam.y - y) / scale
         cos, sin = np.cos(self.angle), np.sin(self.angle)
         radius = ((cos * dx + sin * dy) / self.radii[0]) ** 2 + ((cos * dy - sin * dx) / self.radii[1]) ** 2
@@ -97,12 +94,12 @@ class Ellipsoid:
     def within(self, depth: Array, beam: Beam) -> Array:
         """Length of the ray inside both this solid and the span from -depth to depth."""
         half = self.half_depth(beam)
-        return np.clip(np.minimum(self.centre[2] + half, depth) - np.maximum(self.centre[2] - half, -depth), 0, None)
+        return np.clip(np.minimum(self.center[2] + half, depth) - np.maximum(self.center[2] - half, -depth), 0, None)
 
     def edge(self, beam: Beam, side: float) -> float:
         """x of the outermost point on that side (-1 or 1), on the detector."""
         reach = np.hypot(self.radii[0] * np.cos(self.angle), self.radii[1] * np.sin(self.angle))
-        x, _, scale = beam.project(np.array(self.centre))
+        x, _, scale = beam.project(np.array(self.center))
         return float(x + side * reach * scale)
 
 
@@ -112,14 +109,15 @@ class Stack:
 
     knots: Array
     """[n, 3]: y, half width, half depth."""
-    power: float = 2.0
+    power: float
 
     def half_depth(self, x: Array, y: Array) -> Array:
         width, depth = (np.interp(y, self.knots[:, 0], self.knots[:, i], left=1e-3, right=1e-3) for i in (1, 2))
         return depth * np.clip(1 - np.abs(x / width) ** self.power, 0, None) ** (1 / self.power)
 
-    def width(self, y: float) -> float:
-        return float(np.interp(y, self.knots[:, 0], self.knots[:, 1]))
+    def width(self, y: Any) -> Any:
+        """Half width at y, which may be an array."""
+        return np.interp(y, self.knots[:, 0], self.knots[:, 1])
 
 
 @dataclass
@@ -132,7 +130,7 @@ class Curves:
     core: float | None = None
     """None: solid."""
     hollow: float = 0.72
-    """Radius of the core as a part of the tube's."""
+    """Radius of the core as a fraction of the tube's."""
 
 
 @lru_cache(maxsize=512)
@@ -166,8 +164,7 @@ def attenuation_of(bundles: list[Curves], beam: Beam) -> Array:
         ids = [kinds.setdefault((round(float(r), 4), bundle.wall, core, bundle.hollow), len(kinds)) for r in radii]
         pieces = max(1, int(np.ceil(np.percentile(length, 90) / 0.7)))
         t = (np.arange(pieces) + 0.5) / pieces
-        columns = (column[:, :-1, None] + (column[:, 1:] - column[:, :-1])[..., None] * t).reshape(-1)
-        rows = (row[:, :-1, None] + (row[:, 1:] - row[:, :-1])[..., None] * t).reshape(-1)
+        columns, rows = ((v[:, :-1, None] + np.diff(v)[..., None] * t).reshape(-1) for v in (column, row))
         inside = (columns >= 0) & (rows >= 0) & (columns < size - 1) & (rows < size - 1)
         columns, rows = columns[inside], rows[inside]
         weight = np.repeat(length.reshape(-1) / pieces, pieces)[inside]
@@ -180,14 +177,13 @@ def attenuation_of(bundles: list[Curves], beam: Beam) -> Array:
     layers = np.bincount(np.concatenate(where), np.concatenate(amount), len(kinds) * size * size)
     spectra = fft.rfft2(layers.reshape(-1, size, size).astype(np.float32))
     total = sum(spectrum * _disc(*kind, size) for spectrum, kind in zip(spectra, kinds, strict=True))
-    picture = fft.irfft2(total, (size, size))[pad : pad + beam.size, pad : pad + beam.size]
-    return np.asarray(picture * beam.pixel)
+    image = fft.irfft2(total, (size, size))[pad : pad + beam.size, pad : pad + beam.size]
+    return np.asarray(image * beam.pixel)
 
 
 @lru_cache
 def _spline(knots: int, points: int) -> Array:
-    grid = np.linspace(0, 1, knots)
-    return np.asarray(CubicSpline(grid, np.eye(knots))(np.linspace(0, 1, points)))
+    return np.asarray(CubicSpline(np.linspace(0, 1, knots), np.eye(knots))(np.linspace(0, 1, points)))
 
 
 def curve(knots: Any, points: int = 24) -> Array:

@@ -1,4 +1,4 @@
-"""Which signs of disease occur together in a chest phantom, on which side and how severe.
+"""Which signs of disease occur together in a phantom, on which side and how severe.
 
 A subject comes for a reason (the indication), and each reason brings its own signs; some stay until the next study.
 """
@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from numpy.random import Generator
 
 ZONES = {"upper lobe": -4.5, "mid lung": 3.0, "lower lobe": 10.0}
 """Name in the report -> y of its middle."""
@@ -47,7 +48,7 @@ IN_LUNG = ("Consolidation", "Lung Opacity", "Lung Lesion")
 
 @dataclass
 class Sign:
-    """One thing that a picture shows (Pneumonia: what the reader makes of an opacity)."""
+    """One thing that an image shows (Pneumonia: what the reader makes of an opacity)."""
 
     name: str
     """One of the 14 observations of CheXpert."""
@@ -58,7 +59,7 @@ class Sign:
     place: str = ""
     """Lung zone, or kind of device, fracture, atelectasis, pleural thickening."""
     stable: bool = False
-    """It stood in the subject's previous study as well."""
+    """The subject's previous study showed it as well."""
     truth: dict[str, Any] = field(default_factory=dict)
     """Measures and places, filled in when the sign is drawn."""
 
@@ -72,7 +73,7 @@ class Sign:
         return ["right", "left"] if self.side == "both" else [self.side]
 
 
-def plan(rng: np.random.Generator, before: list[Sign]) -> tuple[str, list[Sign]]:
+def plan(rng: Generator, before: list[Sign]) -> tuple[str, list[Sign]]:
     """Choose the indication and the signs of a subject's study, given the signs of the study before it."""
     scenario = str(rng.choice(list(SCENARIOS), p=np.array(list(SCENARIOS.values()))))
     signs = [replace(sign, stable=True, truth={}) for sign in before if {sign.name, sign.place} & LASTING]
@@ -94,7 +95,7 @@ def plan(rng: np.random.Generator, before: list[Sign]) -> tuple[str, list[Sign]]
     return scenario, signs
 
 
-def _sign(name: str, rng: np.random.Generator) -> Sign:
+def _sign(name: str, rng: Generator) -> Sign:
     """A sign (or kind of device) of random side, place and severity."""
     side, severity, place = str(rng.choice(["left", "right"])), float(rng.uniform(0, 1)), ""
     if name in IN_LUNG:
@@ -119,8 +120,8 @@ def _sign(name: str, rng: np.random.Generator) -> Sign:
     return Sign(name, severity, side, place)
 
 
-def _reconcile(signs: list[Sign], rng: np.random.Generator) -> None:
-    """Make the signs of one picture agree: no two things in one place, a drain where there is air or much fluid."""
+def _reconcile(signs: list[Sign], rng: Generator) -> None:
+    """Make the signs of one image agree: no two things in one place, a drain where there is air or much fluid."""
     by_name = {sign.name: sign for sign in signs if sign.name != "Support Devices"}
     air, fluid = by_name.get("Pneumothorax"), by_name.get("Pleural Effusion")
     if air and "Fracture" in by_name:

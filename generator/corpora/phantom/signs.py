@@ -1,7 +1,7 @@
 """Signs of disease in a chest phantom: how each changes the body.
 
-Every drawing function takes the body and a sign, changes the solids, and returns what it drew (sizes in cm of the
-standard body, places as fractions of the picture's sides).
+Every drawing function changes the solids and returns what it drew (sizes in cm of the standard body, places as
+fractions of the image's sides).
 """
 
 from __future__ import annotations
@@ -11,34 +11,42 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.random import Generator
 
-from generator.corpora.phantom_body import METAL, SOFT, Body, Patch
-from generator.corpora.phantom_cases import ZONES, Sign
-from generator.corpora.phantom_solids import SIGN, Array, Curves, Ellipsoid, curve, mirror
+from generator.corpora.phantom.body import METAL, SOFT, Body, Patch
+from generator.corpora.phantom.cases import ZONES, Sign
+from generator.corpora.phantom.solids import SIGN, Array, Curves, Ellipsoid, curve, mirror
 
 Truth = dict[str, Any]
+Drawing = Callable[[Body, Sign, Generator], Truth]
+
+DRAW: dict[str, Drawing] = {}
+"""Name of an observation, or kind of device -> what draws it."""
 
 
-def draw(body: Body, signs: list[Sign], rng: np.random.Generator) -> Truth:
-    """Change the body as the signs say, fill in their `truth`, and return the record of the whole picture."""
-    healthy = body.cardiothoracic_ratio()
-    limit = 0.475 if body.film.view == "PA" else 0.51
-    if healthy > limit and not any(sign.name == "Cardiomegaly" for sign in signs):
+def draw(body: Body, signs: list[Sign], rng: Generator) -> Truth:
+    """Change the body as the signs say, fill in their `truth`, and return the record of the whole image."""
+    limit = 0.475 if body.view == "PA" else 0.51
+    if body.cardiothoracic_ratio() > limit and not any(sign.name == "Cardiomegaly" for sign in signs):
         _grow_heart(body, limit)
     for sign in sorted(signs, key=lambda sign: sign.name != "Pleural Effusion"):  # the lung floats on the fluid
-        if sign.name == "Support Devices":
-            sign.truth = DEVICES[sign.place](body, sign, rng)
-        elif sign.name in DRAW:
-            sign.truth = DRAW[sign.name](body, sign, rng)
-    return {
-        "cardiothoracic_ratio": round(body.cardiothoracic_ratio(), 3),
-        "supine": body.film.supine,
-        "signs": [
-            {"name": sign.name, "side": sign.side, "place": sign.place, "severity": round(sign.severity, 3)}
-            | sign.truth
-            for sign in signs
-        ],
-    }
+        kind = sign.place if sign.name == "Support Devices" else sign.name
+        if kind in DRAW:  # Pneumonia is a reading of another sign
+            sign.truth = DRAW[kind](body, sign, rng)
+    drawn = [
+        {"name": sign.name, "side": sign.side, "place": sign.place, "severity": round(sign.severity, 3)} | sign.truth
+        for sign in signs
+    ]
+    ratio = round(body.cardiothoracic_ratio(), 3)
+    return {"cardiothoracic_ratio": ratio, "supine": body.supine, "signs": drawn}
+
+
+def _draws(*names: str) -> Callable[[Drawing], Drawing]:
+    def register(drawing: Drawing) -> Drawing:
+        DRAW.update(dict.fromkeys(names, drawing))
+        return drawing
+
+    return register
 
 
 def _spot(body: Body, side: str, part: float, y: float) -> tuple[float, float, float]:
@@ -51,18 +59,25 @@ def _grow_heart(body: Body, ratio: float) -> None:
     for _ in range(6):
         factor = ratio / body.cardiothoracic_ratio()
         body.heart[:3] = [
-            replace(part, centre=(part.centre[0] * factor, *part.centre[1:]),
+            replace(part, center=(part.center[0] * factor, *part.center[1:]),
                     radii=(part.radii[0] * factor, part.radii[1] * factor**0.6, part.radii[2]))
             for part in body.heart[:3]
         ]  # fmt: skip
 
 
-def _cardiomegaly(body: Body, sign: Sign, rng: np.random.Generator) -> Truth:
-    _grow_heart(body, (0.52 if body.film.view == "PA" else 0.55) + 0.15 * sign.severity)
+def _shift_dome(body: Body, side: str, down: float) -> None:
+    dome = body.domes[side]
+    body.domes[side] = replace(dome, center=(dome.center[0], dome.center[1] + down, dome.center[2]))
+
+
+@_draws("Cardiomegaly")
+def _cardiomegaly(body: Body, sign: Sign, rng: Generator) -> Truth:
+    _grow_heart(body, (0.52 if body.view == "PA" else 0.55) + 0.15 * sign.severity)
     return {"ratio": round(body.cardiothoracic_ratio(), 3)}
 
 
-def _wide_mediastinum(body: Body, sign: Sign, rng: np.random.Generator) -> Truth:
+@_draws("Enlarged Cardiomediastinum")
+def _wide_mediastinum(body: Body, sign: Sign, rng: Generator) -> Truth:
     extra = 0.6 + 2.0 * sign.severity
     right = rng.uniform(0.35, 0.65)
     bulge = np.exp(-(((body.middle[:, :1] + 3.5) / 5) ** 2))
@@ -70,30 +85,33 @@ def _wide_mediastinum(body: Body, sign: Sign, rng: np.random.Generator) -> Truth
     return {"width_cm": round(float(np.interp(-4, body.middle[:, 0], body.middle[:, 1] + body.middle[:, 2])), 1)}
 
 
-def _opacity(body: Body, sign: Sign, rng: np.random.Generator) -> Truth:
+@_draws("Lung Opacity")
+def _opacity(body: Body, sign: Sign, rng: Generator) -> Truth:
     radius = 2.4 + 1.8 * sign.severity + rng.uniform(0, 0.6)
-    centre = _spot(body, sign.side, rng.uniform(0.5, 0.68), ZONES[sign.place] + rng.uniform(-1.2, 1.2))
-    grain = float(rng.choice([0.15, 0.9]))
-    density = (0.28 + 0.3 * sign.severity) * (1.25 if grain > 0.5 else 1)
-    body.patches.append(Patch(centre, (radius * 1.15, radius), density, grain))
-    texture = "patchy" if grain > 0.5 else "hazy"
-    return {"at": body.beam.place(centre), "diameter_cm": round(2 * radius, 1), "texture": texture}
+    center = _spot(body, sign.side, rng.uniform(0.5, 0.68), ZONES[sign.place] + rng.uniform(-1.2, 1.2))
+    patchy = float(rng.choice([0.15, 0.9])) > 0.5
+    density = (0.28 + 0.3 * sign.severity) * (1.25 if patchy else 1)
+    body.patches.append(Patch(center, (radius * 1.15, radius), density, 0.9 if patchy else 0.15))
+    texture = "patchy" if patchy else "hazy"
+    return {"at": body.beam.place(center), "diameter_cm": round(2 * radius, 1), "texture": texture}
 
 
-def _consolidation(body: Body, sign: Sign, rng: np.random.Generator) -> Truth:
+@_draws("Consolidation")
+def _consolidation(body: Body, sign: Sign, rng: Generator) -> Truth:
     radius = 2.8 + 2.4 * sign.severity
     y = ZONES[sign.place] + rng.uniform(-0.8, 0.8)
     limits = {"upper lobe": (-99.0, 1.8), "mid lung": (0.5, 99.0), "lower lobe": (4.0, 99.0)}[sign.place]
-    centre = _spot(body, sign.side, rng.uniform(0.48, 0.62), y)
-    body.patches.append(Patch(centre, (radius * 1.1, radius), 0.7 + 0.25 * sign.severity, 0.25, limits, 1.8))
+    center = _spot(body, sign.side, rng.uniform(0.48, 0.62), y)
+    body.patches.append(Patch(center, (radius * 1.1, radius), 0.7 + 0.25 * sign.severity, 0.25, limits, 1.8))
     start = np.array([SIGN[sign.side] * 3.5, 2.0, 0.5])
-    ends = [np.array(centre) + np.array([dx, dy, 0]) * radius * 0.6 for dx, dy in ((1, -0.4), (0.6, 0.5), (-0.2, 0.8))]
+    ends = [np.array(center) + np.array([dx, dy, 0]) * radius * 0.6 for dx, dy in ((1, -0.4), (0.6, 0.5), (-0.2, 0.8))]
     branches = np.stack([start + (end - start) * np.linspace(0.35, 1, 24)[:, None] for end in ends])
     body.airways.append(Curves(branches, np.full((3, 24), 0.22), -SOFT))  # air bronchograms
-    return {"at": body.beam.place(centre), "diameter_cm": round(2 * radius, 1)}
+    return {"at": body.beam.place(center), "diameter_cm": round(2 * radius, 1)}
 
 
-def _lesion(body: Body, sign: Sign, rng: np.random.Generator) -> Truth:
+@_draws("Lung Lesion")
+def _lesion(body: Body, sign: Sign, rng: Generator) -> Truth:
     if sign.side == "both":
         spots = [
             (str(rng.choice(list(SIGN))), float(rng.uniform(-7, 10)), float(rng.uniform(0.5, 1.3))) for _ in range(7)
@@ -105,19 +123,19 @@ def _lesion(body: Body, sign: Sign, rng: np.random.Generator) -> Truth:
         spots = [(sign.side, y, diameter / 2)]
     places = []
     for side, y, radius in spots:
-        centre = _spot(body, side, rng.uniform(0.5, 0.78), y)
+        center = _spot(body, side, rng.uniform(0.5, 0.78), y)
         for part in range(4):  # lobulated: one large ball with three smaller ones on its rim
             angle, size = rng.uniform(0, 2 * np.pi), radius * (0.92 if part == 0 else rng.uniform(0.4, 0.6))
             away = 0 if part == 0 else radius - size
-            place = (centre[0] + away * np.cos(angle), centre[1] + away * np.sin(angle), 0.0)
-            body.soft.append(
-                (Ellipsoid(place, (size * rng.uniform(0.9, 1.1), size, size)), 0.18 if part == 0 else 0.09)
-            )
-        places.append(body.beam.place(centre))
+            place = (center[0] + away * np.cos(angle), center[1] + away * np.sin(angle), 0.0)
+            ball = Ellipsoid(place, (size * rng.uniform(0.9, 1.1), size, size))
+            body.soft.append((ball, 0.18 if part == 0 else 0.09))
+        places.append(body.beam.place(center))
     return {"at": places, "diameter_cm": round(2 * max(radius for _, _, radius in spots), 1), "count": len(spots)}
 
 
-def _edema(body: Body, sign: Sign, rng: np.random.Generator) -> Truth:
+@_draws("Edema")
+def _edema(body: Body, sign: Sign, rng: Generator) -> Truth:
     """Perihilar haze, wide vessels above as well as below, septal lines at the bases."""
     density = 0.22 + 0.42 * sign.severity
     for side, sign_x in SIGN.items():
@@ -129,27 +147,27 @@ def _edema(body: Body, sign: Sign, rng: np.random.Generator) -> Truth:
             for bundle in body.vessels[side]
         ]
         y = np.sort(rng.uniform(8, 14, 7))
-        wall = np.array([body.cavity.width(value) for value in y])
-        x = wall[:, None] - 0.3 - np.linspace(0, 1, 8) * rng.uniform(1.2, 2.0, (7, 1))
+        x = body.cavity.width(y)[:, None] - 0.3 - np.linspace(0, 1, 8) * rng.uniform(1.2, 2.0, (7, 1))
         lines = np.stack([x, np.broadcast_to(y[:, None], x.shape), np.zeros_like(x)], -1)
         body.vessels[side].append(Curves(mirror(lines, side), np.full((7, 8), 0.12), 0.4 + 0.6 * sign.severity))
     return {"density": round(density, 2)}
 
 
-def _atelectasis(body: Body, sign: Sign, rng: np.random.Generator) -> Truth:
+@_draws("Atelectasis")
+def _atelectasis(body: Body, sign: Sign, rng: Generator) -> Truth:
     """Collapse of a lower lobe behind the heart, or bands at the bases; the diaphragm rises either way."""
     places = []
+    rise = 0.6 + 1.8 * sign.severity
     for side in sign.sides:
         dome, sign_x = body.domes[side], SIGN[side]
-        rise = 0.6 + 1.8 * sign.severity
-        body.domes[side] = replace(dome, centre=(dome.centre[0], dome.centre[1] - rise, dome.centre[2]))
+        _shift_dome(body, side, -rise)
         if sign.place == "lobar":
-            centre = (sign_x * 4.6, 11.0 - rise, 0.0)
-            body.patches.append(Patch(centre, (3.6 + sign.severity, 5.5), 0.95, 0.0, sharp=2.0))
+            center = (sign_x * 4.6, 11.0 - rise, 0.0)
+            body.patches.append(Patch(center, (3.6 + sign.severity, 5.5), 0.95, 0.0, sharp=2.0))
             body.shift += sign_x * (0.6 + 0.8 * sign.severity)
-            places.append(body.beam.place(centre))
+            places.append(body.beam.place(center))
             continue
-        top = min(dome.centre[1] - dome.radii[1] - rise, body.fluid.get(side, 99.0) - 1)
+        top = min(dome.center[1] - dome.radii[1] - rise, body.fluid.get(side, 99.0) - 1)
         for i in range(1 + int(sign.severity > 0.3) + int(sign.severity > 0.65)):
             y = top - 0.7 - 1.3 * i - rng.uniform(0, 0.5)
             inner, outer = rng.uniform(4.0, 6.0), rng.uniform(10, 12.5)
@@ -160,23 +178,24 @@ def _atelectasis(body: Body, sign: Sign, rng: np.random.Generator) -> Truth:
     return {"at": places}
 
 
-def _pneumothorax(body: Body, sign: Sign, rng: np.random.Generator) -> Truth:
+@_draws("Pneumothorax")
+def _pneumothorax(body: Body, sign: Sign, rng: Generator) -> Truth:
     across, down = 1 - (0.05 + 0.45 * sign.severity), 1 - (0.07 + 0.3 * sign.severity)
     body.collapse[sign.side] = (across, down)
     tension = sign.severity > 0.75
     if tension:
         body.shift -= SIGN[sign.side] * 2.6
-        dome = body.domes[sign.side]
-        body.domes[sign.side] = replace(dome, centre=(dome.centre[0], dome.centre[1] + 1.8, dome.centre[2]))
+        _shift_dome(body, sign.side, 1.8)
     return {
-        "gap_cm": round((1 - across) * body.cavity.width(0), 1),
+        "gap_cm": round(float((1 - across) * body.cavity.width(0)), 1),
         "apical_gap_cm": round((1 - down) * 26, 1),
         "tension": tension,
         "at": body.beam.place(_spot(body, sign.side, 0.8, -7)),
     }
 
 
-def _effusion(body: Body, sign: Sign, rng: np.random.Generator) -> Truth:
+@_draws("Pleural Effusion")
+def _effusion(body: Body, sign: Sign, rng: Generator) -> Truth:
     places = []
     for side in sign.sides:
         level = 14.6 - 15.5 * sign.severity**1.2 + (rng.uniform(-0.8, 0.8) if sign.side == "both" else 0)
@@ -187,24 +206,24 @@ def _effusion(body: Body, sign: Sign, rng: np.random.Generator) -> Truth:
     return {"at": places, "surface_cm": {side: round(body.fluid[side], 1) for side in sign.sides}}
 
 
-def _pleural(body: Body, sign: Sign, rng: np.random.Generator) -> Truth:
+@_draws("Pleural Other")
+def _pleural(body: Body, sign: Sign, rng: Generator) -> Truth:
     thick = 0.8 + 1.4 * sign.severity
-    above, below = (-99.0, -7.0) if sign.place == "apical" else (-2.0 + rng.uniform(-1, 1), 13.0)
+    apical = sign.place == "apical"
+    above, below = (-99.0, -7.0) if apical else (-2.0 + rng.uniform(-1, 1), 13.0)
     body.peels.append((sign.side, above, below, thick))
     if sign.place == "calcified":
         for _ in range(4 + int(6 * sign.severity)):
             y = rng.uniform(0, 12) + np.linspace(-1, 1, 12) * rng.uniform(0.4, 1.3)
-            x = np.array([body.cavity.width(value) for value in y]) * rng.uniform(0.72, 0.97) + rng.normal(0, 0.1, 12)
+            x = body.cavity.width(y) * rng.uniform(0.72, 0.97) + rng.normal(0, 0.1, 12)
             points = mirror(np.stack([x, y, np.full(12, rng.choice([-4.0, 3.0]))], -1), sign.side)
             body.devices.append(Curves(points[None], rng.uniform(0.12, 0.3, (1, 12)), 0.9))
-    return {
-        "thickness_cm": round(thick, 1),
-        "at": body.beam.place(_spot(body, sign.side, 0.95, -9 if above < -50 else 6)),
-    }
+    return {"thickness_cm": round(thick, 1), "at": body.beam.place(_spot(body, sign.side, 0.95, -9 if apical else 6))}
 
 
-def _fracture(body: Body, sign: Sign, rng: np.random.Generator) -> Truth:
-    """Cut bones, leave a gap, displace the outer piece; a haematoma lifts the pleura off broken ribs."""
+@_draws("Fracture")
+def _fracture(body: Body, sign: Sign, rng: Generator) -> Truth:
+    """Cut bones, leave a gap, displace the outer piece; a hematoma lifts the pleura off broken ribs."""
     ribs = sign.place == "ribs"
     step = (0.9 if ribs else 1.1) + 1.0 * sign.severity
     name = f"{sign.place} {sign.side}"
@@ -219,35 +238,19 @@ def _fracture(body: Body, sign: Sign, rng: np.random.Generator) -> Truth:
     body.bones[name] = replace(body.bones[name], points=points, radius=radius)
     middle = points[first + count // 2, 16]
     if ribs:
-        body.soft.append(
-            (Ellipsoid((middle[0] * 0.98, middle[1], 0), (0.8 + 0.8 * sign.severity, 3.0, 2.5)), SOFT * 0.7)
-        )
+        hematoma = Ellipsoid((middle[0] * 0.98, middle[1], 0), (0.8 + 0.8 * sign.severity, 3.0, 2.5))
+        body.soft.append((hematoma, SOFT * 0.7))
     return {"step_cm": round(step, 1), "count": count, "at": body.beam.place(middle)}
-
-
-DRAW: dict[str, Callable[[Body, Sign, np.random.Generator], Truth]] = {
-    "Cardiomegaly": _cardiomegaly,
-    "Enlarged Cardiomediastinum": _wide_mediastinum,
-    "Lung Opacity": _opacity,
-    "Lung Lesion": _lesion,
-    "Edema": _edema,
-    "Consolidation": _consolidation,
-    "Atelectasis": _atelectasis,
-    "Pneumothorax": _pneumothorax,
-    "Pleural Effusion": _effusion,
-    "Pleural Other": _pleural,
-    "Fracture": _fracture,
-}
 
 
 def _tube(body: Body, knots: Any, radius: float, wall: float, hollow: bool = False) -> Array:
     points = curve(knots, 60)
-    core = 0.0 if hollow else None
-    body.devices.append(Curves(points[None], np.full((1, 60), radius), wall, core, 0.7))
+    body.devices.append(Curves(points[None], np.full((1, 60), radius), wall, 0.0 if hollow else None, 0.7))
     return points
 
 
-def _endotracheal(body: Body, sign: Sign, rng: np.random.Generator) -> Truth:
+@_draws("endotracheal tube")
+def _endotracheal(body: Body, sign: Sign, rng: Generator) -> Truth:
     above = int(rng.integers(2, 7))
     x = body.shift * 0.7 + 0.1
     points = _tube(body, [(x, -26, 0), (x, -12, 2), (x + 0.2, -0.6 - above, 3)], 0.5, 0.45, True)
@@ -255,38 +258,31 @@ def _endotracheal(body: Body, sign: Sign, rng: np.random.Generator) -> Truth:
     return {"tip": f"{above} cm", "at": body.beam.place(points[-1])}
 
 
-def _nasogastric(body: Body, sign: Sign, rng: np.random.Generator) -> Truth:
+@_draws("nasogastric tube")
+def _nasogastric(body: Body, sign: Sign, rng: Generator) -> Truth:
     x = body.shift * 0.7
-    points = _tube(
-        body, [(x + 0.4, -26, 2), (x - 0.3, -6, 4), (x + 0.8, 5, 4), (1.4, 12, 3), (4, 16.5, 0), (7, 18, -2)], 0.2, 0.9
-    )
-    return {"at": body.beam.place(points[-1])}
+    knots = [(x + 0.4, -26, 2), (x - 0.3, -6, 4), (x + 0.8, 5, 4), (1.4, 12, 3), (4, 16.5, 0), (7, 18, -2)]
+    return {"at": body.beam.place(_tube(body, knots, 0.2, 0.9)[-1])}
 
 
-def _central_line(body: Body, sign: Sign, rng: np.random.Generator) -> Truth:
-    """Jugular, subclavian or peripherally inserted: three ways to the superior vena cava."""
+@_draws("jugular line", "subclavian line", "picc")
+def _central_line(body: Body, sign: Sign, rng: Generator) -> Truth:
+    """Three ways to the superior vena cava."""
     side = SIGN[sign.side]
     depth, tip = [(0.5, "mid SVC"), (3.0, "lower SVC"), (7.5, "right atrium")][int(rng.integers(3))]
-    ways: dict[str, list[tuple[float, float, float]]] = {
-        "jugular line": [(side * 4.6, -18, -2), (side * 3.8, -11, -3)],
-        "subclavian line": [(side * 12, -8.6, -6), (side * 8, -8.8, -5), (side * 4.5, -7.6, -4)],
-        "picc": [
-            (side * 20.5, 4, 0),
-            (side * 17, -4, -1),
-            (side * 12, -7.0, -3),
-            (side * 7, -7.8, -4),
-            (side * 4, -7.0, -4),
-        ],
-    }
-    start = ways[sign.place] + ([(0.8, -5.8, -3.5)] if side > 0 else [])
+    way = {
+        "jugular line": [(4.6, -18, -2), (3.8, -11, -3)],
+        "subclavian line": [(12, -8.6, -6), (8, -8.8, -5), (4.5, -7.6, -4)],
+        "picc": [(20.5, 4, 0), (17, -4, -1), (12, -7.0, -3), (7, -7.8, -4), (4, -7.0, -4)],
+    }[sign.place]
+    start = [(side * x, y, z) for x, y, z in way] + ([(0.8, -5.8, -3.5)] if side > 0 else [])
     end = [(-2.0 + body.shift, -3.5, -3), (-2.2 + body.shift, depth - 1.5, -2), (-2.2 + body.shift, depth, -2)]
-    points = _tube(
-        body, start + end, 0.12 if sign.place == "picc" else 0.17, METAL * (1.4 if sign.place == "picc" else 1.0)
-    )
-    return {"tip": tip, "at": body.beam.place(points[-1])}
+    radius, wall = (0.12, METAL * 1.4) if sign.place == "picc" else (0.17, METAL)
+    return {"tip": tip, "at": body.beam.place(_tube(body, start + end, radius, wall)[-1])}
 
 
-def _pacemaker(body: Body, sign: Sign, rng: np.random.Generator) -> Truth:
+@_draws("pacemaker", "dual chamber pacemaker")
+def _pacemaker(body: Body, sign: Sign, rng: Generator) -> Truth:
     side = SIGN[sign.side]
     box = (side * 9.8, -3.8, -11.0)
     body.soft.append((Ellipsoid(box, (2.5, 2.0, 0.5), side * 0.3, 4.0), METAL))
@@ -299,7 +295,8 @@ def _pacemaker(body: Body, sign: Sign, rng: np.random.Generator) -> Truth:
     return {"tip": "right atrium and right ventricle" if two else "right ventricle", "at": body.beam.place(box)}
 
 
-def _sternotomy(body: Body, sign: Sign, rng: np.random.Generator) -> Truth:
+@_draws("sternotomy")
+def _sternotomy(body: Body, sign: Sign, rng: Generator) -> Truth:
     turn = np.linspace(0, 2 * np.pi, 40)
     for y in np.linspace(-6.5, 7.5, 6):
         loop = np.stack([0.9 * np.cos(turn), y + 0.45 * np.sin(turn) + rng.normal(0, 0.1), np.full(40, -10.0)], -1)
@@ -307,7 +304,8 @@ def _sternotomy(body: Body, sign: Sign, rng: np.random.Generator) -> Truth:
     return {"at": body.beam.place((0, 0.5, -10))}
 
 
-def _chest_tube(body: Body, sign: Sign, rng: np.random.Generator) -> Truth:
+@_draws("chest tube")
+def _chest_tube(body: Body, sign: Sign, rng: Generator) -> Truth:
     side, wall = SIGN[sign.side], body.cavity.width(9)
     knots = [
         (side * (wall + 4), 11, 0),
@@ -318,16 +316,3 @@ def _chest_tube(body: Body, sign: Sign, rng: np.random.Generator) -> Truth:
     points = _tube(body, knots, 0.45, 0.6, True)
     _tube(body, points[::4], 0.12, METAL * 1.4)
     return {"at": body.beam.place(points[-1])}
-
-
-DEVICES: dict[str, Callable[[Body, Sign, np.random.Generator], Truth]] = {
-    "endotracheal tube": _endotracheal,
-    "nasogastric tube": _nasogastric,
-    "jugular line": _central_line,
-    "subclavian line": _central_line,
-    "picc": _central_line,
-    "pacemaker": _pacemaker,
-    "dual chamber pacemaker": _pacemaker,
-    "sternotomy": _sternotomy,
-    "chest tube": _chest_tube,
-}
