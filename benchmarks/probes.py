@@ -14,8 +14,9 @@ from torch import Tensor
 
 from encoder.features import FeatureConfig, FeatureStore, prepare_pixels, store_features
 from encoder.finetune import descend
-from encoder.fitting import ProbeConfig, moments, rows_in, sum_losses
+from encoder.fitting import moments, rows_in, sum_losses
 from encoder.probe import run_probe
+from encoder.probe_config import ProbeConfig
 from encoder.targets import Target
 from encoder.tower import Tower
 from encoder.towers import load_tower
@@ -71,7 +72,7 @@ def _encode_every_epoch(tower: Tower, target: Target, vectors: Tensor, config: P
     torch.manual_seed(0)
     probe = torch.nn.Linear(vectors.shape[1], FINDINGS)
     groups = [{"params": [probe.weight], "weight_decay": 0.01}, {"params": [probe.bias], "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate)
+    optimizer = torch.optim.AdamW(groups, lr=config.lr)
     n_steps = config.epochs * -(-len(train) // config.batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
     y = torch.from_numpy(target.y)

@@ -1,9 +1,9 @@
-"""Probes trained by epochs, with AdamW, on stored vectors or patches; or together with the last blocks of a tower.
+"""Probes trained with AdamW on stored vectors or patches, or together with the last blocks of a tower.
 
     config = ProbeConfig(solver="adamw", weight_decays=(0.01,), epochs=10)
     result = finetune(load_tower("rad-dino"), 2, target, config)
 
-Attention pooling is a query learnt with the probe; it starts at the mean patch.
+Attention pooling is a query learned with the probe; it starts at the mean patch.
 """
 
 from __future__ import annotations
@@ -18,27 +18,17 @@ import torch
 from torch import Tensor, nn
 
 from encoder.features import FeatureStore, prepare_pixels
-from encoder.fitting import (
-    Pooling,
-    ProbeConfig,
-    ProbeResult,
-    Scores,
-    as_scores,
-    choose_and_measure,
-    moments,
-    rows_in,
-    sum_losses,
-)
-from encoder.targets import Kind, Target
+from encoder.fitting import ProbeResult, Scores, as_scores, choose_and_measure, moments, rows_in, sum_losses
+from encoder.probe_config import Pooling, ProbeConfig
+from encoder.targets import Target
 from encoder.tower import Tower
 from raddraft.errors import RadDraftError
 
 
 def descend(x: Tensor, target: Target, config: ProbeConfig) -> Scores:
-    """Linear probes on vectors [n, D], fitted on the train split; all weight decays and seeds at once.
+    """Linear probes on vectors [n, D], fitted on the train split; all weight decays and seeds in one batched product.
 
-    Each of them takes the steps that it would take by itself: they share no parameter, and AdamW looks at each number
-    alone. Together they are one batched product instead of many small ones.
+    Each takes the steps that it would take alone: they share no parameter, and AdamW works element by element.
     """
     train, rest = rows_in(target, "train"), rows_in(target, "val", "test")
     mean, sd = moments([x[train]])
@@ -92,26 +82,26 @@ def attend(store: FeatureStore, target: Target, config: ProbeConfig) -> Scores:
 def finetune(
     tower: Tower, n_blocks: int, target: Target, config: ProbeConfig, gray_mapping: str = "window"
 ) -> ProbeResult:
-    """Train the last blocks of a tower, by AdamW, together with a linear probe behind them, and measure that.
+    """Train the last blocks of a tower with AdamW, together with a linear probe on top of them, and measure that.
 
-    Everything else, a last LayerNorm too, stays as it is. Each seed starts from the tower as it came; in the end the
-    tower holds the blocks of the last seed.
+    All other weights, those of a final LayerNorm too, are frozen. Each seed starts from the original weights; in the
+    end the tower holds the blocks of the last seed.
 
     Args:
-        tower: a plain vision transformer, in float32, on the device that is to compute.
-        n_blocks: how many of its last blocks train.
-        target: images that can be read.
+        tower: a plain vision transformer, in float32, on the device that computes.
+        n_blocks: number of its last blocks to train.
+        target: images and labels; the files are read here.
         config: solver adamw, one weight decay.
-        gray_mapping: of grey values; see `raddraft.images.load_image`.
+        gray_mapping: of gray values; see `raddraft.images.load_image`.
 
     Raises:
-        ValueError: another solver, several weight decays, no plain vision transformer, or fewer blocks.
-        ImageError: an image cannot be read.
+        RadDraftError: another solver, several weight decays, not a plain vision transformer, too few blocks, an image
+            that cannot be read.
     """
     started = time.perf_counter()
     if config.solver != "adamw" or len(config.decays) != 1:
         raise RadDraftError(
-            f"Fine-tuning takes solver 'adamw' and one weight decay, not {config.solver} {config.decays}"
+            f"Fine-tuning needs solver 'adamw' and one weight decay, not {config.solver} {config.decays}"
         )
     stacks = [module for module in tower.model.modules() if isinstance(module, nn.ModuleList)] if tower.is_plain else []
     blocks = list(max(stacks, key=len, default=()))
@@ -170,7 +160,7 @@ class _Tuned(nn.Module):
 
 
 class _Head(nn.Module):
-    """Standardise, pool the patches by attention if asked to, then a linear layer: [B, D] or [B, P, D] -> [B, C]."""
+    """Standardize, pool the patches by attention if asked to, then a linear layer: [B, D] or [B, P, D] -> [B, C]."""
 
     mean: Tensor
     sd: Tensor
@@ -202,7 +192,20 @@ def _train_all(
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
                 module = build()
-            _train(module, load, y, train, target.kind, decay, seed, config)
+            generator = torch.Generator().manual_seed(seed)
+            learned = [parameter for parameter in module.parameters() if parameter.requires_grad]
+            groups = [
+                {"params": [one for one in learned if one.ndim > 1], "weight_decay": decay},
+                {"params": [one for one in learned if one.ndim <= 1], "weight_decay": 0.0},  # biases and the query
+            ]
+            optimizer, schedule = _optimizer(groups, len(train), config)
+            for _ in range(config.epochs):
+                for batch in train[torch.randperm(len(train), generator=generator)].split(config.batch_size):
+                    optimizer.zero_grad()
+                    loss = sum_losses(module(load(batch)), y[batch], target.kind) / _count_known(y[batch])
+                    loss.backward()
+                    optimizer.step()
+                    schedule.step()
             with torch.no_grad():
                 outputs = [module(load(rows)).cpu() for rows in rest.split(config.batch_size)]
             scores = torch.cat(outputs) if outputs else torch.empty(0, y.shape[1])
@@ -216,50 +219,25 @@ def _count_known(y: Tensor) -> Tensor:
 
 
 def _scaled(target: Target) -> tuple[Tensor, Callable[[Tensor, Tensor], np.ndarray]]:
-    """What is learnt [n, C], quantities with mean 0 and variance 1 in train; and the way back.
+    """Labels to learn [n, C], quantities with mean 0 and variance 1 in train; and the way back.
 
-    The way back takes outputs [m, C] and their rows to scores [n, C], NaN in all other rows.
+    The way back takes outputs [m, C] and their rows to scores [n, C], with NaN in all other rows.
     """
-    centre, scale = np.zeros(target.y.shape[1]), np.ones(target.y.shape[1])
+    center, scale = np.zeros(target.y.shape[1]), np.ones(target.y.shape[1])
     if target.kind == "regression":
         train = target.y[target.splits == "train"]
-        centre, scale = np.nanmean(train, axis=0), np.nanstd(train, axis=0)
+        center, scale = np.nanmean(train, axis=0), np.nanstd(train, axis=0)
 
     def restore(outputs: Tensor, rows: Tensor) -> np.ndarray:
         scores = np.full(target.y.shape, np.nan)
-        scores[rows] = as_scores(outputs, target.kind) * scale + centre
+        scores[rows] = as_scores(outputs, target.kind) * scale + center
         return scores
 
-    return torch.from_numpy((target.y - centre) / scale).float(), restore
+    return torch.from_numpy((target.y - center) / scale).float(), restore
 
 
 def _optimizer(groups: list[dict[str, Any]], n: int, config: ProbeConfig) -> tuple[Any, Any]:
     """AdamW and its cosine for probes that are fitted on n images."""
-    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate)
+    optimizer = torch.optim.AdamW(groups, lr=config.lr)
     n_steps = config.epochs * math.ceil(n / config.batch_size)
     return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
-
-
-def _train(
-    module: nn.Module,
-    load: Callable[[Tensor], Tensor],
-    y: Tensor,
-    rows: Tensor,
-    kind: Kind,
-    decay: float,
-    seed: int,
-    config: ProbeConfig,
-) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    learnt = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    matrices = [parameter for parameter in learnt if parameter.ndim > 1]
-    vectors = [parameter for parameter in learnt if parameter.ndim <= 1]  # biases and the query do not decay
-    groups = [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer, schedule = _optimizer(groups, len(rows), config)
-    for _ in range(config.epochs):
-        for batch in rows[torch.randperm(len(rows), generator=generator)].split(config.batch_size):
-            optimizer.zero_grad()
-            loss = sum_losses(module(load(batch)), y[batch], kind) / _count_known(y[batch])
-            loss.backward()
-            optimizer.step()
-            schedule.step()

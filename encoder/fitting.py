@@ -1,12 +1,12 @@
-"""What all ways of fitting a probe share: settings, loss, the weight decay chosen on val, the measures on test."""
+"""What all probes share: the loss, the weight decay chosen on val, the measures on test."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,73 +15,21 @@ from torch.nn import functional
 
 from encoder import measures
 from encoder.measures import Measured
-from encoder.targets import Kind, Target
+from encoder.probe_config import Kind, ProbeConfig
+from encoder.targets import Target
 from raddraft.errors import RadDraftError
 from raddraft.studies import SPLITS
-
-Pooling = Literal["class", "mean", "both", "attention"]
-
-DECAYS = {
-    "lbfgs": (1e5, 1e4, 1e3, 1e2, 1e1, 1.0, 0.1),
-    "adamw": (1.0, 1e-2, 1e-4),
-    "knn": (0.0,),
-}
-
-
-@dataclass(frozen=True)
-class ProbeConfig:
-    """How a probe is fitted and measured."""
-
-    pooling: Pooling = "class"
-    """What of the features it sees; attention: a weighted mean of the patches, by a query learnt with it (AdamW)."""
-    solver: Literal["lbfgs", "adamw", "knn"] = "lbfgs"
-    """lbfgs: the optimum of scikit-learn's LogisticRegression (ridge regression: closed form); adamw: by epochs; knn:
-    the vote of the nearest train images, nothing is fitted."""
-    weight_decays: tuple[float, ...] | None = None
-    """To choose from on val, the same for all findings, by the mean loss of all labels there: a small split tells
-    losses apart better than rankings of its few positives. lbfgs: beside the sum of losses, a penalty of
-    this / 2 * |w|^2 (C = 1 / this; ridge: alpha = this); adamw: decoupled. By default 0.1 to 1e5 by tens; 1e-4, 1e-2
-    and 1 for adamw."""
-    max_iterations: int = 500
-    """Of L-BFGS."""
-    epochs: int = 100
-    """Of AdamW."""
-    learning_rate: float = 1e-3
-    """Of AdamW, falling to 0 by a cosine."""
-    batch_size: int = 256
-    """Images in a step of AdamW."""
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    """Of AdamW's start and order. The optimum that L-BFGS finds is unique: seeds would change nothing."""
-    neighbours: int = 20
-    """Of knn."""
-    temperature: float = 0.07
-    """Of knn, as DINO's: an image votes with exp(cosine / temperature)."""
-    resamples: int = 500
-    """Behind each interval."""
-    resample_seed: int = 0
-    """Of the draws: towers resampled with the same one can be compared in pairs."""
-
-    def __post_init__(self) -> None:
-        if self.pooling == "attention" and self.solver != "adamw":
-            raise RadDraftError(f"pooling 'attention' is learnt: it takes solver 'adamw', not {self.solver!r}")
-        if self.solver == "lbfgs" and min(self.decays) <= 0:
-            raise RadDraftError(f"L-BFGS takes weight decays above 0, not {min(self.decays)}: there may be no optimum")
-
-    @property
-    def decays(self) -> tuple[float, ...]:
-        """Weight decays to try, the strongest first."""
-        return tuple(sorted(self.weight_decays or DECAYS[self.solver], reverse=True))
 
 
 @dataclass
 class ProbeResult:
-    """How well a probe does on test."""
+    """How well a probe does on the split that is evaluated."""
 
     kind: Kind
     names: tuple[str, ...]
     config: ProbeConfig
     weight_decay: float | None
-    """The chosen one; None of knn."""
+    """The chosen one; None for knn."""
     n: dict[str, int]
     """Images in each split."""
     measures: dict[str, dict[str, Measured]]
@@ -91,26 +39,29 @@ class ProbeResult:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: estimates without their resamples."""
-        rest = {name: value for name, value in vars(self).items() if name not in ("measures", "config")}
-        return rest | {"config": asdict(self.config), "measures": measures.as_dict(self.measures)}
+        estimates = {
+            name: {key: asdict(one.estimate) for key, one in row.items()} for name, row in self.measures.items()
+        }
+        return vars(self) | {"config": asdict(self.config), "measures": estimates}
 
 
 Scores = dict[float, list[np.ndarray]]
 """Weight decay -> for each seed, scores of all images [n, C]."""
 
-WHY_UNIQUE = {
-    "lbfgs": "the objective is convex, with one optimum",
-    "knn": "nothing is fitted",
-}
+WHY_UNIQUE = {"lbfgs": "the objective is convex, with one optimum", "knn": "nothing is fitted"}
 
 
 def choose_and_measure(
     target: Target, fit: Callable[[Target], Scores], config: ProbeConfig, started: float
 ) -> ProbeResult:
-    """Fit what varies in train, choose the weight decay on val, measure on test."""
+    """Fit what varies in train, choose the weight decay on val, measure on the split that the config names.
+
+    Raises:
+        RadDraftError: no train image, or no val image by which a weight decay could be chosen.
+    """
     n = {split: int((target.splits == split).sum()) for split in SPLITS}
     if not n["train"]:
-        raise RadDraftError(f"There is no train image with labels and features to fit a probe on: {n}")
+        raise RadDraftError(f"No train image has both labels and features to fit a probe on: {n}")
     unfit = target.constant
     fitted = np.array([name not in unfit for name in target.names])
     notes = [*target.notes, *(f"{name}: {why}" for name, why in unfit.items())]
@@ -122,8 +73,7 @@ def choose_and_measure(
     for scores in found[decay]:
         whole = np.full(target.y.shape, np.nan)
         whole[:, fitted] = scores
-        shown = (target.kind, target.names, target.y, whole, target.splits, target.subjects, unfit)
-        tables.append(measures.tabulate(*shown, config.resamples, config.resample_seed))
+        tables.append(_tabulate(target, whole, unfit, config))
     unique = config.solver != "adamw"
     if unique:
         notes.append("every seed gives the same (sd 0): " + WHY_UNIQUE[config.solver])
@@ -132,8 +82,7 @@ def choose_and_measure(
         for name, row in tables[0].items()
     }
     chosen = None if config.solver == "knn" else decay
-    seconds = time.perf_counter() - started
-    return ProbeResult(target.kind, target.names, config, chosen, n, measured, notes, seconds)
+    return ProbeResult(target.kind, target.names, config, chosen, n, measured, notes, time.perf_counter() - started)
 
 
 def _choose(found: Scores, target: Target, config: ProbeConfig) -> float:
@@ -151,7 +100,7 @@ def _choose(found: Scores, target: Target, config: ProbeConfig) -> float:
 
 
 def _loss(target: Target, scores: np.ndarray, rows: np.ndarray) -> float:
-    """Mean loss of the known labels of some rows; of regression, in variances of train. NaN without a label."""
+    """Mean loss over the known labels of some rows; for regression, in variances of train. NaN without a label."""
     y, found = target.y[rows], scores[rows]
     if target.kind == "regression":
         spread = np.nanstd(target.y[target.splits == "train"], axis=0)
@@ -160,8 +109,57 @@ def _loss(target: Target, scores: np.ndarray, rows: np.ndarray) -> float:
     return float(sum_losses(torch.from_numpy(found), torch.from_numpy(y), target.kind)) / known if known else math.nan
 
 
+def _tabulate(
+    target: Target, scores: np.ndarray, unfit: Mapping[str, str], config: ProbeConfig
+) -> dict[str, dict[str, Measured]]:
+    """All measures of scores [n, C]: column or `macro` -> name of the measure -> measured.
+
+    A finding is decided at the threshold with the best balanced accuracy on val; among classes the one with the highest
+    score is taken, and the balanced accuracy is the mean of their recalls. `unfit` says why a column has no scores.
+    """
+    val, shown = target.splits == "val", target.splits == config.evaluate
+    highest = np.where(np.isnan(scores), -np.inf, scores).argmax(1) if scores.shape[1] else scores
+    rows: dict[str, dict[str, Measured]] = {}
+    for column, name in enumerate(target.names):
+        truth, predicted = target.y[:, column], scores[:, column]
+        metrics: dict[str, tuple[measures.Metric, np.ndarray, str | None]]
+        if target.kind == "regression":
+            metrics = {"r2": (measures.r2, predicted, None), "mae": (measures.mae, predicted, None)}
+        else:
+            metrics = {
+                "auroc": (measures.auroc, predicted, None),
+                "auprc": (measures.average_precision, predicted, None),
+            }
+        if target.kind == "multiclass":
+            metrics["recall"] = (measures.recall, highest == column, None)
+        elif target.kind == "multilabel":
+            threshold, reason = None, "thresholds are chosen on val"
+            if config.evaluate != "val":
+                threshold = None if name in unfit else measures.best_threshold(truth[val], predicted[val])
+                reason = "val does not hold both classes, to choose a threshold by"
+            decided, reason = predicted >= (threshold or 0.0), None if threshold is not None else reason
+            metrics["balanced_accuracy"] = (measures.balanced_accuracy, decided, reason)
+        rows[name] = {
+            key: measures.measure(
+                metric,
+                truth[shown],
+                values[shown],
+                target.subjects[shown],
+                config.resamples,
+                config.resample_seed,
+                unfit.get(name) or reason,
+            )
+            for key, (metric, values, reason) in metrics.items()
+        }
+    keys = next(iter(rows.values())) if rows else {}
+    average = {key: measures.macro({name: row[key] for name, row in rows.items()}) for key in keys}
+    if "recall" in average:
+        average["balanced_accuracy"] = average.pop("recall")
+    return rows | {"macro": average}
+
+
 def sum_losses(outputs: Tensor, y: Tensor, kind: Kind) -> Tensor:
-    """Sum of the losses of all known labels; outputs and y [B, C]."""
+    """Sum of the losses over all known labels; outputs and y [B, C]."""
     y = y.to(outputs)
     if kind == "multiclass":
         return functional.cross_entropy(outputs, y, reduction="sum")
@@ -172,7 +170,7 @@ def sum_losses(outputs: Tensor, y: Tensor, kind: Kind) -> Tensor:
 
 
 def as_scores(outputs: Tensor, kind: Kind) -> np.ndarray:
-    """Classes are ranked by their probabilities, which depend on the other classes' logits."""
+    """Outputs [n, C] as scores: classes are ranked by log-probabilities, which depend on the other classes' logits."""
     return (outputs.double().log_softmax(1) if kind == "multiclass" else outputs.double()).numpy()
 
 
@@ -182,7 +180,7 @@ def rows_in(target: Target, *splits: str) -> Tensor:
 
 
 def moments(chunks: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation [D] of the rows of all chunks [n, D]; 1 instead of 0."""
+    """Mean and standard deviation [D] of the rows of all chunks [n, D]; 1 in place of 0."""
     n, total, squares = 0, torch.zeros(()), torch.zeros(())
     for chunk in chunks:
         chunk = chunk.double().cpu()

@@ -2,7 +2,7 @@
 
     mask = load_mask(Runs(("387620 23 996 33",), "relative"), (1024, 1024))     # SIIM-ACR, CANDID-PTX
     write_mask("masks/x.png", mask)
-    seen = prepare_mask(mask, processor_geometry(tower.processor, mask.shape))   # as the tower sees the picture
+    seen = prepare_mask(mask, processor_geometry(tower.processor, mask.shape))   # as the tower sees the image
 
 Sizes are (height, width) everywhere.
 """
@@ -22,19 +22,17 @@ from raddraft.errors import RadDraftError
 from raddraft.files import write_whole
 
 Offsets = Literal["relative", "absolute"]
-Vertices = Literal["edges", "centres"]
+Vertices = Literal["edges", "centers"]
 
 LOSSLESS = ("PNG", "GIF", "TIFF", "BMP")  # JPEG would leave specks around every border
 SUBPIXELS = 4
-"""Polygons between pixel edges are drawn this much larger, then read at the pixels' centres."""
-
-
+"""Polygons between pixel edges are drawn this much larger, then read at the pixel centers."""
 STILL = ("ToTensor", "MaybeToTensor", "MaybePILToTensor", "Normalize")
-"""Steps of timm's eval transforms that move nothing."""
+"""Steps of timm's eval transforms that do not move pixels."""
 
 
 class MaskError(RadDraftError):
-    """A mask cannot be read or does not fit its picture; the message names what is wrong."""
+    """A mask cannot be read or does not fit its image."""
 
 
 @dataclass(frozen=True)
@@ -60,38 +58,38 @@ class Polygons:
     """Outlines; the mask is their union. Made by `coco_polygons` and `vindr_polygons`."""
 
     rings: tuple[np.ndarray, ...]
-    """Each [n, 2]: x from the left, y from the top, in pixels."""
+    """Each [n, 2]: x from the left and y from the top, in pixels."""
     vertices: Vertices
-    """edges: 0 is the outer edge of the first pixel, as in COCO; centres: 0 is its centre, as in OpenCV."""
+    """edges: 0 is the outer edge of the first pixel, as in COCO; centers: 0 is its center, as in OpenCV."""
 
 
 def load_mask(spec: str | Path | LabelImage | Runs | Polygons, size: tuple[int, int] | None = None) -> np.ndarray:
     """A mask in any of its published forms.
 
     Args:
-        spec: a lossless picture (what is not black belongs to the structure, transparency does not count), a label
+        spec: a lossless image file (what is not black belongs to the structure, transparency is ignored), a label
             image, run-length texts or polygons.
-        size: of the picture that the mask belongs to; pictures may go without, and are not checked then.
+        size: of the image that the mask belongs to; image files are not checked without it.
 
     Returns:
         bool [H, W].
 
     Raises:
-        MaskError: not there, no lossless picture, another size than its picture, broken run lengths or polygons.
+        MaskError: no such file, not lossless, another size than its image, broken run lengths or polygons.
     """
     if isinstance(spec, str | Path | LabelImage):
         path = Path(spec.path if isinstance(spec, LabelImage) else spec)
-        mask = _read_picture(path, spec.labels if isinstance(spec, LabelImage) else None)
+        mask = _read_file(path, spec.labels if isinstance(spec, LabelImage) else None)
         if size is not None and mask.shape != tuple(size):
             raise MaskError(
-                f"{path}: the mask has {mask.shape[1]} x {mask.shape[0]} pixels, its picture {size[1]} x {size[0]}"
+                f"{path}: the mask has {mask.shape[1]} x {mask.shape[0]} pixels, its image {size[1]} x {size[0]}"
             )
         return mask
     if size is None:
-        raise MaskError(f"{type(spec).__name__} do not tell the size of their picture; it has to be given")
+        raise MaskError(f"{type(spec).__name__} do not state the size of their image; it has to be given")
     if isinstance(spec, Runs):
         return np.any([np.zeros(size, bool), *(decode_runs(text, size, spec.offsets) for text in spec.texts)], axis=0)
-    return _rasterise(spec, size)
+    return _rasterize(spec, size)
 
 
 def write_mask(path: str | Path, mask: np.ndarray) -> None:
@@ -101,24 +99,23 @@ def write_mask(path: str | Path, mask: np.ndarray) -> None:
 
 
 def decode_runs(text: str, size: tuple[int, int], offsets: Offsets) -> np.ndarray:
-    """One run-length text to bool [H, W]. Pixels count down the columns, then from left to right.
+    """One run-length text to bool [H, W]. Pixels are counted down the columns, then from left to right.
 
     Args:
-        text: pairs of start and length; nothing, or -1, is an empty mask.
-        size: of the picture.
-        offsets: relative: starts are counted from the end of the run before, the first from 0 (`rle2mask` in the
+        text: pairs of start and length; an empty text or -1 is an empty mask.
+        size: of the image.
+        offsets: relative: starts are counted from the end of the previous run, the first from 0 (`rle2mask` in the
             mask_functions.py of the SIIM-ACR Pneumothorax challenge, and CANDID-PTX); absolute: from the first pixel,
             which is 1 (Kaggle's other challenges).
 
     Raises:
-        MaskError: something that is no whole number, a start without a length, a run of no length, before or behind
-            the picture.
+        MaskError: not integers, a start without a length, a length below 1, a run outside of the image.
     """
     _check(offsets, Offsets, "offsets")
     try:
         numbers = np.array(text.split(), dtype=np.int64)
     except (ValueError, OverflowError):
-        raise MaskError(f"Run lengths must be whole numbers, got {_short(text)}") from None
+        raise MaskError(f"Run lengths must be integers, got {_short(text)}") from None
     if numbers.size == 0 or numbers.tolist() == [-1]:
         return np.zeros(size, bool)
     if numbers.size % 2:
@@ -127,7 +124,7 @@ def decode_runs(text: str, size: tuple[int, int], offsets: Offsets) -> np.ndarra
     starts = np.cumsum(starts + lengths) - lengths if offsets == "relative" else starts - 1
     if lengths.min() < 1 or starts.min() < 0 or (starts + lengths).max() > math.prod(size):
         raise MaskError(
-            f"Run lengths ({offsets}) leave a picture of {size[1]} x {size[0]} pixels, or have a length below 1: "
+            f"Run lengths ({offsets}) leave an image of {size[1]} x {size[0]} pixels, or have a length below 1: "
             f"{_short(text)}"
         )
     steps = np.zeros(math.prod(size) + 1, np.int64)
@@ -136,20 +133,8 @@ def decode_runs(text: str, size: tuple[int, int], offsets: Offsets) -> np.ndarra
     return (np.cumsum(steps)[:-1] > 0).reshape(size, order="F")
 
 
-def encode_runs(mask: np.ndarray, offsets: Offsets) -> str:
-    """The run-length text of a mask [H, W], see `decode_runs`; an empty one is -1 (relative) or nothing (absolute)."""
-    _check(offsets, Offsets, "offsets")
-    flat = np.asarray(mask, bool).ravel(order="F").astype(np.int8)
-    borders = np.flatnonzero(np.diff(flat, prepend=0, append=0)).reshape(-1, 2)  # [n, 2]: first, behind the last
-    if not len(borders):
-        return "-1" if offsets == "relative" else ""
-    before = np.concatenate([[0], borders[:-1, 1]]) if offsets == "relative" else -1
-    pairs = np.column_stack([borders[:, 0] - before, borders[:, 1] - borders[:, 0]])
-    return " ".join(map(str, pairs.ravel()))
-
-
 def coco_polygons(segmentation: Any) -> Polygons:
-    """Of the `segmentation` of a COCO annotation: a list of outlines, each [x1, y1, x2, y2, …] or [[x1, y1], …].
+    """The `segmentation` of a COCO annotation: a list of outlines, each [x1, y1, x2, y2, …] or [[x1, y1], …].
 
     Raises:
         MaskError: another form, e.g. COCO's own run lengths.
@@ -160,47 +145,47 @@ def coco_polygons(segmentation: Any) -> Polygons:
 
 
 def vindr_polygons(points: Any) -> Polygons:
-    """Of one rib of VinDr-RibCXR: a list of {"x": …, "y": …}, or the text None where the rib is not annotated.
+    """One rib of VinDr-RibCXR: a list of {"x": …, "y": …}, or the text None where the rib is not annotated.
 
-    Their own code cuts coordinates to whole pixels and fills with OpenCV, border included; so does `load_mask`.
+    Their code truncates coordinates to whole pixels and fills with OpenCV, border included; so does `load_mask`.
 
     Raises:
         MaskError: another form.
     """
     if points is None or points == "None":
-        return Polygons((), "centres")
+        return Polygons((), "centers")
     try:
         outline = [[point["x"], point["y"]] for point in points]
     except (TypeError, KeyError, IndexError):
         raise MaskError(f"A rib of VinDr-RibCXR is a list of points with x and y, got {_short(points)}") from None
-    return Polygons((_ring(outline),), "centres")
+    return Polygons((_ring(outline),), "centers")
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """How an image processor turns a picture into a tower's input: resized, then cut or padded around the centre."""
+    """How an image processor turns an image into a tower's input: resized, then cropped or padded around the center."""
 
     source: tuple[int, int]
-    """Size of the picture."""
+    """Size of the image."""
     resized: tuple[int, int]
     """Its size after resizing."""
     corner: tuple[int, int]
-    """Where the first row and column of the input lie in the resized picture; negative where it is padded."""
+    """First row and column of the input in the resized image; negative where it is padded."""
     size: tuple[int, int]
     """Size of the input."""
 
 
 def processor_geometry(processor: Any, size: tuple[int, int]) -> Geometry:
-    """What an image processor of transformers, timm's included, does to pictures of a size, found by having it do it.
+    """What an image processor of transformers (or timm's) does to images of a size, found by running it.
 
     Raises:
-        ValueError: the processor is of another kind, whose steps cannot be taken one by one.
+        RadDraftError: a processor of another kind, whose steps cannot be run one by one.
     """
     if hasattr(processor, "val_transforms"):
         return _timm_geometry(processor, size)
     if not hasattr(processor, "do_resize"):
         raise RadDraftError(
-            f"Masks cannot follow a {type(processor).__name__}: it does not tell how it resizes and crops"
+            f"Masks cannot follow a {type(processor).__name__}: it does not state how it resizes and crops"
         )
     black = Image.new("RGB", (size[1], size[0]))
 
@@ -210,14 +195,14 @@ def processor_geometry(processor: Any, size: tuple[int, int]) -> Geometry:
         return height, width
 
     resized, final = processed(do_center_crop=False), processed()
-    # With an odd number of pixels to cut or add, those on torchvision round towards zero, those on Pillow down.
+    # With an odd number of pixels to crop or pad, torchvision processors round towards zero, Pillow ones down.
     half = math.floor if type(processor).__name__.endswith("Pil") else math.trunc
     corner = (half((resized[0] - final[0]) / 2), half((resized[1] - final[1]) / 2))
     return Geometry((size[0], size[1]), resized, corner, final)
 
 
 def _timm_geometry(processor: Any, size: tuple[int, int]) -> Geometry:
-    """Of timm's eval transforms: a resize and a cut around the centre, then what does not move anything."""
+    """timm's eval transforms: a resize and a center crop, then steps that move nothing."""
     from timm.data.transforms import ResizeKeepRatio
     from torchvision.transforms import CenterCrop, Resize
 
@@ -226,25 +211,25 @@ def _timm_geometry(processor: Any, size: tuple[int, int]) -> Geometry:
     if not isinstance(resize, Resize | ResizeKeepRatio) or not isinstance(crop, CenterCrop) or moved:
         steps = ", ".join(type(step).__name__ for step in processor.val_transforms.transforms)
         raise RadDraftError(f"Masks cannot follow timm's {steps}: only a resize and a CenterCrop can be followed")
-    picture = resize(Image.new("RGB", (size[1], size[0])))
-    resized, final = picture.size[::-1], crop(picture).size[::-1]
-    # torchvision's own rounding of half pixels, to the even number.
+    scaled = resize(Image.new("RGB", (size[1], size[0])))
+    resized, final = scaled.size[::-1], crop(scaled).size[::-1]
+    # torchvision rounds half pixels to the even number.
     corner = (round((resized[0] - final[0]) / 2), round((resized[1] - final[1]) / 2))
     return Geometry((size[0], size[1]), resized, corner, final)
 
 
 def prepare_mask(mask: np.ndarray, geometry: Geometry) -> np.ndarray:
-    """A mask [H, W] on the tower's input grid, nearest neighbour: bool [h, w]. Padding is empty.
+    """A mask [H, W] on the tower's input grid, nearest neighbor: bool [h, w]. Padding is empty.
 
     Raises:
-        MaskError: the geometry is that of pictures of another size.
+        MaskError: the geometry is for images of another size.
     """
-    _check_grid(mask, geometry.source, "picture")
+    _check_grid(mask, geometry.source, "image")
     return _paste(_resize(mask, geometry.resized), geometry.size, geometry.corner)
 
 
 def restore_mask(mask: np.ndarray, geometry: Geometry) -> np.ndarray:
-    """The way back: a mask [h, w] on the tower's input grid to the picture's, bool [H, W]. What was cut off is empty.
+    """The way back: a mask [h, w] on the tower's input grid to the image's, bool [H, W]. What was cropped off is empty.
 
     Raises:
         MaskError: the mask is not on the input grid.
@@ -260,9 +245,9 @@ def _check_grid(mask: np.ndarray, size: tuple[int, int], what: str) -> None:
 
 
 def _resize(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    # Pillow's nearest neighbour reads at pixel centres; torchvision's mode of that name at corners, half a pixel off.
-    picture = Image.fromarray(np.asarray(mask, bool).astype(np.uint8))
-    return np.asarray(picture.resize((size[1], size[0]), Image.Resampling.NEAREST)) > 0
+    # Pillow's nearest neighbor samples at pixel centers; torchvision's mode of that name at corners, half a pixel off.
+    image = Image.fromarray(np.asarray(mask, bool).astype(np.uint8))
+    return np.asarray(image.resize((size[1], size[0]), Image.Resampling.NEAREST)) > 0
 
 
 def _paste(mask: np.ndarray, size: tuple[int, int], corner: tuple[int, int]) -> np.ndarray:
@@ -276,21 +261,21 @@ def _paste(mask: np.ndarray, size: tuple[int, int], corner: tuple[int, int]) -> 
     return window
 
 
-def _read_picture(path: Path, labels: tuple[int, ...] | None) -> np.ndarray:
+def _read_file(path: Path, labels: tuple[int, ...] | None) -> np.ndarray:
     try:
         with Image.open(path, formats=LOSSLESS) as image:
-            # As a mask, a palette counts by its colours: the first one need not be black.
-            picture = image.convert("RGB") if labels is None and image.mode in ("P", "PA") else image
-            values, bands = np.asarray(picture), picture.getbands()
+            # Without labels a palette counts by its colors: the first one need not be black.
+            loaded = image.convert("RGB") if labels is None and image.mode in ("P", "PA") else image
+            values, bands = np.asarray(loaded), loaded.getbands()
     except FileNotFoundError:
-        raise MaskError(f"{path}: there is no such mask") from None
+        raise MaskError(f"{path}: the mask does not exist") from None
     except UnidentifiedImageError:
-        raise MaskError(f"{path}: not a lossless picture ({', '.join(LOSSLESS)}), as a mask has to be") from None
+        raise MaskError(f"{path}: a mask must be a lossless image ({', '.join(LOSSLESS)})") from None
     except (OSError, SyntaxError, ValueError) as error:
         raise MaskError(f"{path}: truncated or broken: {error}") from error
     if labels is not None:
         if len(bands) > 1:
-            raise MaskError(f"{path}: a label image has one value for each pixel, this one has {', '.join(bands)}")
+            raise MaskError(f"{path}: a label image has one value per pixel, this one has {', '.join(bands)}")
         return np.isin(values, labels)
     if len(bands) > 1:
         values = np.asarray(values[..., : len(bands) - (bands[-1] == "A")].any(-1))
@@ -303,18 +288,18 @@ def _ring(outline: Any) -> np.ndarray:
     except (ValueError, TypeError):
         raise MaskError(f"An outline is a list of x and y, got {_short(outline)}") from None
     if len(ring) < 3 or not np.isfinite(ring).all():
-        raise MaskError(f"An outline has three points or more, and no NaN; got {_short(outline)}")
+        raise MaskError(f"An outline has at least three points and no NaN; got {_short(outline)}")
     return ring
 
 
-def _rasterise(polygons: Polygons, size: tuple[int, int]) -> np.ndarray:
-    """Filled outlines on a grid; what leaves it is cut off."""
+def _rasterize(polygons: Polygons, size: tuple[int, int]) -> np.ndarray:
+    """Filled outlines on a grid, cropped to it."""
     _check(polygons.vertices, Vertices, "vertices")
     scale = SUBPIXELS if polygons.vertices == "edges" else 1
     canvas = Image.new("L", (size[1] * scale, size[0] * scale))
     draw = ImageDraw.Draw(canvas)
     for ring in polygons.rings:
-        # Pillow fills up to and with the border, and cuts coordinates to whole numbers.
+        # Pillow fills with the border included, and truncates coordinates to integers.
         draw.polygon([(int(x), int(y)) for x, y in ring * scale], fill=1, outline=1)
     return np.asarray(canvas)[scale // 2 :: scale, scale // 2 :: scale] > 0
 

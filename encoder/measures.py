@@ -1,22 +1,21 @@
-"""What a probe is measured by, with percentile bootstrap intervals by subject: all resamples at once.
+"""Measures of probes, with percentile bootstrap intervals by subject.
 
     measured = measure(auroc, truth, scores, subjects)
     measured.estimate                     # value, low, high, n, n_positive
 
-A resample draws as many subjects as there are, with replacement; an image weighs as often as its subject is drawn. The
-images are sorted by score once, and cumulative sums of the weights give the curve of every resample.
+All resamples are computed at once: images are sorted by score once, and cumulative sums of their weights (how often
+the subject is drawn) give the curve of every resample. scikit-learn would sort again for each.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from raddraft.errors import RadDraftError
+from raddraft.files import digest_json
 from raddraft.stats import draw, interval
 
 Metric = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
@@ -53,10 +52,10 @@ def balanced_accuracy(truth: np.ndarray, decided: np.ndarray, weights: np.ndarra
 
 def r2(truth: np.ndarray, predicted: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Coefficient of determination; undefined where the truth does not vary."""
-    centred = truth - truth.mean()  # the variance of large numbers would lose digits
+    centered = truth - truth.mean()  # the variance of large numbers would lose digits
     total = weights.sum(1)
-    variation = weights @ centred**2 - (weights @ centred) ** 2 / total
-    varies = variation > 1e-12 * np.maximum(weights @ centred**2, 1e-300)
+    variation = weights @ centered**2 - (weights @ centered) ** 2 / total
+    varies = variation > 1e-12 * np.maximum(weights @ centered**2, 1e-300)
     return 1 - _ratio(weights @ (truth - predicted) ** 2, np.where(varies, variation, 0))
 
 
@@ -70,7 +69,7 @@ REGRESSION: tuple[Metric, ...] = (r2, mae)
 
 @dataclass(frozen=True)
 class Estimate:
-    """A measure on the test images with its 95 % interval; without a value there is a reason."""
+    """A measure with its 95 % interval; without a value there is a reason."""
 
     value: float | None
     low: float | None
@@ -82,7 +81,7 @@ class Estimate:
     sd: float | None = None
     """Standard deviation over the seeds of a probe."""
     reason: str | None = None
-    """Why there is no value, or which findings an average is without."""
+    """Why there is no value, or which findings an average leaves out."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ class Measured:
     resamples: np.ndarray
     """The measure on each resample: [R], NaN where undefined."""
     sample: str
-    """Digest of subjects, truth and seed: what has the same can be compared in pairs."""
+    """Digest of subjects, truth and seed: measures with the same one can be compared in pairs."""
 
 
 def measure(
@@ -101,54 +100,45 @@ def measure(
     truth: np.ndarray,
     predicted: np.ndarray,
     subjects: Sequence[str] | np.ndarray,
-    n_resamples: int = 500,
+    resamples: int = 500,
     seed: int = 0,
     reason: str | None = None,
 ) -> Measured:
-    """A measure with its percentile interval by subject.
-
-    Resamples in which it is undefined, since they hold one class only, are left out of the percentiles.
+    """A measure with its percentile interval by subject; resamples in which it is undefined are left out of it.
 
     Args:
         metric: one of this module, or of its form.
-        truth: [n], NaN where unknown: such images are left out, though their subjects are drawn as all others.
+        truth: [n], NaN where unknown: such images are left out, though their subjects are drawn like all others.
         predicted: scores, decisions or predictions [n].
         subjects: of the images [n].
-        n_resamples: how often the subjects are drawn.
+        resamples: number of draws of the subjects.
         seed: of the draws.
         reason: why nothing was predicted, if so.
 
     Raises:
-        ValueError: lengths that differ, or a prediction that is not finite.
+        RadDraftError: a prediction is not finite.
     """
-    if not len(truth) == len(predicted) == len(subjects):
-        raise RadDraftError(
-            f"{len(truth)} truths, {len(predicted)} predictions and {len(subjects)} subjects do not fit"
-        )
-    regression = metric in REGRESSION
+    people = np.asarray(subjects, str)
     known = ~np.isnan(truth)
     there = truth[known].astype(float)
-    n, n_positive = len(there), None if regression else int(there.sum())
+    n, n_positive = len(there), None if metric in REGRESSION else int(there.sum())
     reason = reason or _undefined(there, metric)
-    sample = _digest(np.asarray(subjects, str), truth, n_resamples, seed)
+    sample = digest_json(people.tolist(), truth.tolist(), resamples, seed)
     if reason:
-        return Measured(Estimate(None, None, None, n, n_positive, reason=reason), np.full(n_resamples, np.nan), sample)
+        return Measured(Estimate(None, None, None, n, n_positive, reason=reason), np.full(resamples, np.nan), sample)
     kept = predicted[known].astype(float)
     if not np.isfinite(kept).all():
         raise RadDraftError(f"{(~np.isfinite(kept)).sum()} of {n} predictions are not finite")
     value = float(metric(there, kept, np.ones((1, n)))[0])
-    chunks = [metric(there, kept, weights[:, known]) for weights in draw(np.asarray(subjects, str), n_resamples, seed)]
-    resamples = np.concatenate(chunks) if chunks else np.empty(0)
-    return Measured(Estimate(value, *_percentiles(resamples), n, n_positive), resamples, sample)
+    drawn = np.concatenate([metric(there, kept, weights[:, known]) for weights in draw(people, resamples, seed)])
+    return Measured(Estimate(value, *_bounds(drawn), n, n_positive), drawn, sample)
 
 
 def macro(parts: Mapping[str, Measured]) -> Measured:
-    """Mean over findings. Undefined ones are left out, and named; so they are in each resample."""
+    """Mean over findings. Undefined ones are left out, and named; likewise in each resample."""
     defined = {name: part for name, part in parts.items() if part.estimate.value is not None}
     missing = [f"{name} ({part.estimate.reason})" for name, part in parts.items() if name not in defined]
-    reason = f"without {', '.join(missing)}" if missing else None
-    if not defined:
-        reason = f"undefined for all: {', '.join(missing)}"
+    reason = f"{'without' if defined else 'undefined for all:'} {', '.join(missing)}" if missing else None
     return _mean(list(defined.values()) or list(parts.values()), reason)
 
 
@@ -156,8 +146,8 @@ def over_seeds(parts: Sequence[Measured], unique: bool = False) -> Measured:
     """Mean of the same measure over the seeds of a probe, its standard deviation (n - 1), the interval of the mean.
 
     Args:
-        parts: one for each seed; those that are undefined are left out, and counted in the reason.
-        unique: whether every seed would give the same: the standard deviation is 0 then, and not unknown, of one.
+        parts: one for each seed; undefined ones are left out, and counted in the reason.
+        unique: whether every seed would give the same: the standard deviation of one is then 0, and not unknown.
     """
     first = parts[0]
     defined = [part for part in parts if part.estimate.value is not None]
@@ -179,64 +169,6 @@ def best_threshold(truth: np.ndarray, scores: np.ndarray) -> float | None:
     positive, negative = _curve(truth, scores, np.ones((1, len(truth))))
     best = np.argmax(positive[0] / positive[0, -1] - negative[0] / negative[0, -1])
     return float(np.unique(scores)[::-1][best])
-
-
-def tabulate(
-    kind: str,
-    names: Sequence[str],
-    y: np.ndarray,
-    scores: np.ndarray,
-    splits: np.ndarray,
-    subjects: np.ndarray,
-    unfit: Mapping[str, str],
-    n_resamples: int = 500,
-    seed: int = 0,
-) -> dict[str, dict[str, Measured]]:
-    """All measures of a probe on the test images: column or `macro` -> name of the measure -> measured.
-
-    A finding is decided at the threshold that gives the best balanced accuracy on val; of classes the one with the
-    highest score is taken, and the balanced accuracy is the mean of their recalls.
-
-    Args:
-        kind: multilabel, multiclass or regression.
-        names: of the columns.
-        y: truth [n, C], NaN where unknown.
-        scores: [n, C]; those of val and test count.
-        splits, subjects: of the images [n].
-        unfit: column -> why it has no scores.
-        n_resamples, seed: as for `measure`.
-    """
-    val, test = splits == "val", splits == "test"
-    highest = np.where(np.isnan(scores), -np.inf, scores).argmax(1) if scores.shape[1] else scores
-    rows: dict[str, dict[str, Measured]] = {}
-    for column, name in enumerate(names):
-        truth, predicted, reason = y[test, column], scores[test, column], unfit.get(name)
-        metrics: dict[str, tuple[Metric, np.ndarray, str | None]]
-        if kind == "regression":
-            metrics = {"r2": (r2, predicted, reason), "mae": (mae, predicted, reason)}
-        else:
-            metrics = {"auroc": (auroc, predicted, reason), "auprc": (average_precision, predicted, reason)}
-        if kind == "multiclass":
-            metrics["recall"] = (recall, highest[test] == column, reason)
-        elif kind == "multilabel":
-            threshold = None if reason else best_threshold(y[val, column], scores[val, column])
-            no_threshold = "val does not hold both classes, to choose a threshold by" if threshold is None else None
-            decided = predicted >= (threshold or 0.0)
-            metrics["balanced_accuracy"] = (balanced_accuracy, decided, reason or no_threshold)
-        rows[name] = {
-            key: measure(metric, truth, values, subjects[test], n_resamples, seed, why)
-            for key, (metric, values, why) in metrics.items()
-        }
-    keys = next(iter(rows.values())) if rows else {}
-    average = {key: macro({name: row[key] for name, row in rows.items()}) for key in keys}
-    if "recall" in average:
-        average["balanced_accuracy"] = average.pop("recall")
-    return rows | {"macro": average}
-
-
-def as_dict(measures: Mapping[str, Mapping[str, Measured]]) -> dict[str, dict[str, Any]]:
-    """Estimates without their resamples, for JSON."""
-    return {name: {kind: asdict(one.estimate) for kind, one in row.items()} for name, row in measures.items()}
 
 
 def _curve(truth: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -271,27 +203,15 @@ def _undefined(truth: np.ndarray, metric: Metric) -> str | None:
     return f"all {len(truth)} images are positive" if truth.all() and metric is not recall else None
 
 
-def _percentiles(resamples: np.ndarray) -> tuple[float | None, float | None]:
-    bounds = interval(resamples)
-    return (bounds.low, bounds.high) if bounds else (None, None)
+def _bounds(resamples: np.ndarray) -> tuple[float | None, float | None]:
+    found = interval(resamples)
+    return (found.low, found.high) if found else (None, None)
 
 
 def _mean(parts: Sequence[Measured], reason: str | None) -> Measured:
     values = [part.estimate.value for part in parts if part.estimate.value is not None]
-    resamples = np.stack([part.resamples for part in parts])
-    resamples = _ratio(np.nansum(resamples, axis=0), (~np.isnan(resamples)).sum(0).astype(float))
-    estimate = Estimate(
-        float(np.mean(values)) if values else None,
-        *_percentiles(resamples),
-        max(part.estimate.n for part in parts),
-        reason=reason,
-    )
-    return Measured(estimate, resamples, _digest(*(part.sample for part in parts)))
-
-
-def _digest(*parts: Any) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part.tobytes() if isinstance(part, np.ndarray) else str(part).encode())
-        digest.update(b"|")
-    return digest.hexdigest()
+    drawn = np.stack([part.resamples for part in parts])
+    drawn = _ratio(np.nansum(drawn, axis=0), (~np.isnan(drawn)).sum(0).astype(float))
+    n = max(part.estimate.n for part in parts)
+    estimate = Estimate(float(np.mean(values)) if values else None, *_bounds(drawn), n, reason=reason)
+    return Measured(estimate, drawn, digest_json(*(part.sample for part in parts)))

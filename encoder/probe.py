@@ -1,19 +1,20 @@
 """Probes: how much of findings and metadata can be read linearly off the features of a frozen tower.
 
-    target = make_target(read_studies("studies.jsonl"), TargetSpec("multilabel", ("Cardiomegaly", "Edema")))
+    target = make_target(read_studies("studies.jsonl"), TargetSpec(("Cardiomegaly", "Edema")))
     result = run_probe(store, target)
     result.measures["macro"]["auprc"].estimate
 
-The probe is fitted on the train split; the weight decay, and the thresholds behind balanced accuracy, are chosen on
-the val split (nothing is fitted again on train and val together); the test split is only scored.
+A probe is fitted on the train split. The weight decay, and the thresholds behind balanced accuracy, are chosen on the
+val split (nothing is refitted on train and val together). The test split is only scored.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,25 +23,19 @@ from torch.nn import functional
 
 from encoder.features import FeatureStore
 from encoder.finetune import attend, descend
-from encoder.fitting import (
-    ProbeConfig,
-    ProbeResult,
-    Scores,
-    as_scores,
-    choose_and_measure,
-    moments,
-    rows_in,
-    sum_losses,
-)
-from encoder.targets import Kind, Target
+from encoder.fitting import ProbeResult, Scores, as_scores, choose_and_measure, moments, rows_in, sum_losses
+from encoder.measures import over_seeds
+from encoder.probe_config import Kind, ProbeConfig
+from encoder.targets import Target
 from raddraft.errors import RadDraftError
+from raddraft.text import format_estimate, format_table, show
 
 
 def run_probe(store: FeatureStore, target: Target, config: ProbeConfig | None = None) -> ProbeResult:
     """Fit a probe on stored features and measure it. Images without features are left out, and counted in a note.
 
     Raises:
-        ValueError: no train image, or none in val by which a weight decay could be chosen.
+        RadDraftError: no train image, or no val image by which a weight decay could be chosen.
     """
     started = time.perf_counter()
     settings = config or ProbeConfig()
@@ -53,26 +48,20 @@ def run_probe(store: FeatureStore, target: Target, config: ProbeConfig | None = 
         if settings.pooling == "attention":
             return attend(store, part, settings)
         x = store.vectors(part.paths, settings.pooling)
-        return {"lbfgs": _solve, "adamw": descend, "knn": _vote}[settings.solver](x, part, settings)
+        if settings.solver == "adamw":
+            return descend(x, part, settings)
+        train = rows_in(part, "train")
+        y = torch.from_numpy(part.y)[train]
+        if settings.solver == "knn":
+            return {0.0: [knn_scores(x, x[train], y, settings.neighbors, settings.temperature).numpy()]}
+        probes = fit_linear(x[train], y, part.kind, settings.decays, settings.max_iterations)
+        if failed := [f"{decay:g}" for decay, probe in probes.items() if not probe.converged]:
+            part.notes.append(
+                f"L-BFGS did not converge in {settings.max_iterations} iterations at weight decay {', '.join(failed)}"
+            )
+        return {decay: [as_scores(probe(x), part.kind)] for decay, probe in probes.items()}
 
     return choose_and_measure(target, fit, settings, started)
-
-
-def _solve(x: Tensor, target: Target, config: ProbeConfig) -> Scores:
-    train = rows_in(target, "train")
-    y = torch.from_numpy(target.y)[train]
-    probes = fit_linear(x[train], y, target.kind, config.decays, config.max_iterations)
-    if failed := [f"{decay:g}" for decay, probe in probes.items() if not probe.converged]:
-        target.notes.append(
-            f"L-BFGS did not converge in {config.max_iterations} iterations at weight decay {', '.join(failed)}"
-        )
-    return {decay: [as_scores(probe(x), target.kind)] for decay, probe in probes.items()}
-
-
-def _vote(x: Tensor, target: Target, config: ProbeConfig) -> Scores:
-    train = rows_in(target, "train")
-    y = torch.from_numpy(target.y)[train]
-    return {0.0: [knn_scores(x, x[train], y, config.neighbours, config.temperature).numpy()]}
 
 
 @dataclass
@@ -80,11 +69,13 @@ class Linear:
     """A fitted linear probe."""
 
     weight: Tensor
-    """On standardised features: [C, D]."""
+    """On standardized features: [C, D]."""
     bias: Tensor
     """[C]."""
     mean: Tensor
+    """Of the train features: [D]."""
     sd: Tensor
+    """Of the train features: [D]."""
     converged: bool = True
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -98,11 +89,11 @@ def fit_linear(
     """The optimal probe for each weight decay, as scikit-learn's LogisticRegression(C=1/decay) or Ridge(alpha=decay).
 
     Args:
-        x: features [n, D] of the train split; they are standardised by their own mean and standard deviation.
-        y: [n, C]; NaN where missing: such an image does not count for that column.
+        x: features [n, D] of the train split; they are standardized by their own mean and standard deviation.
+        y: labels [n, C]; NaN where missing: such an image does not count for that column.
         kind: of the target. Two classes are one logistic regression, as in scikit-learn.
-        decays: > 0, each larger than the next: each solution is the start for the next one.
-        max_iterations: of L-BFGS.
+        decays: above 0, in descending order: each solution is the starting point of the next one.
+        max_iterations: maximum number of L-BFGS iterations.
     """
     x, y = x.double(), y.double()
     mean, sd = moments([x])
@@ -125,9 +116,9 @@ def _logistic(
 ) -> Iterator[tuple[float, tuple[Tensor, Tensor, bool]]]:
     """Weight [C, D], bias [C] and whether L-BFGS converged, for each decay.
 
-    It works in coordinates in which the curvature is about 1 all round: along the eigenvectors of the features (the
-    penalty does not change with a rotation), divided by the root of p (1 - p) times the eigenvalue plus the decay. The
-    optimum is the same, and reached in a fraction of the iterations.
+    Preconditioned: the coordinates are the eigenvectors of the features (the penalty is invariant to rotation), scaled
+    by 1 / sqrt(p (1 - p) times the eigenvalue + decay), so that the curvature is about 1 in all directions. The optimum
+    is the same, and reached in a fraction of the iterations that scikit-learn takes.
     """
     n = len(x)
     softmax = kind == "multiclass" and y.shape[1] > 1
@@ -182,13 +173,17 @@ def _ridge(x: Tensor, y: Tensor, decays: Sequence[float]) -> dict[float, tuple[T
     return {decay: (weight, y_mean - x_mean @ weight) for decay, weight in weights.items()}
 
 
-def knn_scores(x: Tensor, train_x: Tensor, train_y: Tensor, neighbours: int = 20, temperature: float = 0.07) -> Tensor:
-    """Mean label of the nearest labelled train images by cosine, weighted by exp(cosine / temperature): [n, C].
+def knn_scores(x: Tensor, train_x: Tensor, train_y: Tensor, neighbors: int = 20, temperature: float = 0.07) -> Tensor:
+    """Mean label of the nearest labeled train images by cosine, weighted by exp(cosine / temperature): [n, C].
 
-    DINO's k-NN (Caron et al., 2021) with weights that sum to 1; features are not standardised.
+    DINO's k-NN (Caron et al., 2021) with weights that sum to 1; features are not standardized.
 
     Args:
-        x: [n, D]. train_x: [m, D]. train_y: [m, C], NaN where missing: the neighbours are sought among the others.
+        x: features [n, D].
+        train_x: features of the train split [m, D].
+        train_y: labels [m, C], NaN where missing: neighbors are then sought among the others.
+        neighbors: how many vote; fewer where fewer are labeled.
+        temperature: above 0.
     """
     train_x, train_y = functional.normalize(train_x.float()), train_y.double()
     parts = []
@@ -197,7 +192,7 @@ def knn_scores(x: Tensor, train_x: Tensor, train_y: Tensor, neighbours: int = 20
         columns = []
         for y in train_y.T:
             known = ~y.isnan()
-            nearest = similarity[:, known].topk(min(neighbours, int(known.sum())), dim=1)
+            nearest = similarity[:, known].topk(min(neighbors, int(known.sum())), dim=1)
             columns.append(((nearest.values / temperature).softmax(1) * y[known][nearest.indices]).sum(1))
         parts.append(torch.stack(columns, dim=1))
     return torch.cat(parts)
@@ -205,7 +200,7 @@ def knn_scores(x: Tensor, train_x: Tensor, train_y: Tensor, neighbours: int = 20
 
 @dataclass
 class CurvePoint:
-    """A probe fitted on a part of the train subjects."""
+    """A probe fitted on a fraction of the train subjects."""
 
     fraction: float
     seed: int
@@ -220,7 +215,7 @@ def learning_curve(
     config: ProbeConfig | None = None,
     seeds: Sequence[int] = (0, 1, 2),
 ) -> list[CurvePoint]:
-    """Probes on growing parts of the train subjects; of one seed, a smaller part lies inside a larger one.
+    """Probes on growing fractions of the train subjects; with the same seed, smaller subsets lie inside larger ones.
 
     Val and test stay whole.
     """
@@ -236,3 +231,41 @@ def learning_curve(
             part = target.keep(~train | np.isin(target.subjects, chosen))
             points.append(CurvePoint(fraction, seed, len(chosen), run_probe(store, part, config)))
     return points
+
+
+def average_curve(points: Sequence[CurvePoint], measure: str) -> list[dict[str, Any]]:
+    """One row per fraction: its number of subjects, and the macro measure averaged over the seeds with its interval."""
+    rows = []
+    for fraction in sorted({point.fraction for point in points}):
+        drawn = [point for point in points if point.fraction == fraction]
+        one = over_seeds([point.result.measures["macro"][measure] for point in drawn]).estimate
+        row = {"fraction": fraction, "n": drawn[0].n_subjects, "value": one.value, "low": one.low, "high": one.high}
+        rows.append(row)
+    return rows
+
+
+def format_probe(result: ProbeResult, curve: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """A table of all measures, the notes, and the learning curve (from `average_curve`) by the first measure."""
+    kinds = list(result.measures["macro"])
+    several = result.config.solver == "adamw" and len(result.config.seeds) > 1
+    table: list[list[str | int]] = [["", "n", "positive", *kinds]]
+    for name, row in result.measures.items():
+        cells = ["-"] * len(kinds)
+        for i, kind in enumerate(kinds):
+            if kind in row:
+                one = row[kind].estimate
+                cells[i] = show(one) + (f" ± {one.sd:.3f}" if several and one.sd is not None else "")
+        first = next(iter(row.values())).estimate
+        table.append([name, first.n, "" if first.n_positive is None else first.n_positive, *cells])
+    counts = ", ".join(f"{split} {count}" for split, count in result.n.items())
+    decay = "" if result.weight_decay is None else f"; weight decay {result.weight_decay:g}, chosen on val"
+    lines = [format_table(table), f"images: {counts}{decay}; {result.seconds:.1f} s"]
+    lines.append(
+        "brackets: 95 % interval, subjects resampled" + ("; ±: standard deviation over seeds" if several else "")
+    )
+    lines += [f"note: {sentence}" for sentence in result.notes]
+    for name, rows in list(curve.items())[:1]:
+        for row in rows:
+            value = format_estimate(row["value"], row["low"], row["high"])
+            lines.append(f"{row['fraction']:g} of train, {row['n']} subjects: macro {name} {value}")
+    return "\n".join(lines)

@@ -1,10 +1,10 @@
-"""Segmentation on frozen features: a small head reads stored patch grids and draws structures.
+"""Segmentation on frozen features: a small head reads stored patch grids and outlines structures.
 
-    store, _ = store_features(tower, paths, "features", FeatureConfig("grid"))
+    store = open_store(tower, paths, FeatureConfig("grid"))
     result, heads = segment(store, studies, tower.processor, SegmentConfig(("lungs",), head="linear"))
     result.to_dict()["scores"]["lungs"]["dice"]      # {"value": …, "low": …, "high": …}
 
-The tower is never run here. Heads train on `train`, their epoch is chosen by Dice on `val`, `test` is only scored.
+The tower is not run here. Heads train on `train`, their epoch is chosen by Dice on `val`, `test` is only scored.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,67 +25,25 @@ from torch.nn import functional
 
 from encoder.features import FeatureStore
 from encoder.masks import Geometry, MaskError, load_mask, prepare_mask, processor_geometry, restore_mask
+from encoder.probe_config import Grid, HeadName, SegmentConfig
+from raddraft import stats
 from raddraft.errors import RadDraftError
 from raddraft.images import ImageError, ImageWarning, load_image
-from raddraft.stats import draw
 from raddraft.studies import SPLITS, Study, StudyImage
-
-HeadName = Literal["linear", "upernet", "vitdet"]
-Grid = Literal["input", "picture"]
 
 SCALES = (4, 2, 1, 0.5)
 """Sizes of the maps of a feature pyramid, relative to the patch grid (ViTDet, arXiv 2203.16527)."""
 
 
-@dataclass(frozen=True)
-class SegmentConfig:
-    """What is drawn, by which head, and how it is trained."""
-
-    structures: tuple[str, ...]
-    """Names of masks in the manifest. They may overlap; an image that lacks one of them is left out."""
-    head: HeadName = "linear"
-    """linear: a 1 x 1 convolution; vitdet: a feature pyramid from the last layer, added up; upernet: pyramid pooling
-    and top-down pathway (arXiv 1807.10221) over a pyramid whose maps come from the stored layers in turn."""
-    channels: int = 128
-    """Width of vitdet and upernet."""
-    lr: float | None = None
-    """Of AdamW, falling to 0 along a cosine; None: 1e-2 for linear, 1e-3 for the others."""
-    weight_decay: float = 0.01
-    epochs: int = 40
-    batch_size: int = 16
-    """Images, 3 or more: an epoch is cut into equal batches, since batch normalisation cannot take a single image."""
-    seeds: tuple[int, ...] = (0,)
-    """One head is trained for each; an image's scores are their mean."""
-    grid: Grid = "input"
-    """Where test images are scored: input, as the tower sees them; picture, on the mask's own grid, where all that the
-    processor cut off counts as not drawn: the fair choice between towers that crop differently."""
-    resamples: int = 500
-    """Of subjects, for the intervals."""
-
-    def __post_init__(self) -> None:
-        for value, choices, what in ((self.head, HeadName, "head"), (self.grid, Grid, "grid")):
-            if value not in get_args(choices):
-                raise RadDraftError(f"Unknown {what} {value!r}. Choices: {', '.join(get_args(choices))}")
-        if not self.structures or len(set(self.structures)) < len(self.structures):
-            raise RadDraftError(f"structures must be one or more different names, got {list(self.structures)}")
-        if "mean" in self.structures:
-            raise RadDraftError("A structure cannot be called 'mean': 'mean' names the mean over structures")
-        if not self.seeds:
-            raise RadDraftError("seeds must be one or more numbers, got none")
-        for name, least in (("epochs", 1), ("batch_size", 3), ("channels", 1), ("resamples", 1)):
-            if getattr(self, name) < least:
-                raise RadDraftError(f"{name} must be at least {least}, got {getattr(self, name)}")
-
-
 @dataclass
 class Examples:
-    """Images of one split that have all masks and features."""
+    """Images of one split, with their masks on the tower's input grid."""
 
     images: list[StudyImage] = field(default_factory=list)
     subjects: list[str] = field(default_factory=list)
     geometries: list[Geometry] = field(default_factory=list)
     packed: list[np.ndarray] = field(default_factory=list)
-    """Masks on the tower's input grid, eight pixels to the byte."""
+    """Masks of all structures, one bit per pixel."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -100,7 +58,7 @@ class Examples:
 
 @dataclass(frozen=True)
 class Score:
-    """A mean over images and its 95 % percentile interval, subjects resampled."""
+    """A mean over images and its 95 % percentile interval by subject."""
 
     value: float
     low: float
@@ -109,12 +67,13 @@ class Score:
 
 @dataclass
 class SegmentResult:
-    """Dice and IoU (intersection over union) on the test split; 1 where a structure is neither there nor drawn."""
+    """Dice and IoU (intersection over union) on the test split; 1 where a structure is neither present nor drawn."""
 
     config: SegmentConfig
     n_images: dict[str, int]
     """Images by split."""
     n_subjects: dict[str, int]
+    """Subjects by split."""
     left_out: dict[str, int]
     """Images that were not used, by reason."""
     errors: list[str]
@@ -126,20 +85,21 @@ class SegmentResult:
     test_dice: list[float]
     """By seed, mean over images and structures."""
     scores: dict[str, dict[str, Score]]
-    """Structure, and their mean under "mean" -> dice, iou."""
+    """Structure, and "mean" for the mean over structures -> dice, iou."""
     paths: list[Path]
     """Test images, in the order of the arrays."""
     subjects: list[str]
     dice: np.ndarray
     """By image and structure, mean over seeds: [n, S]."""
     iou: np.ndarray
+    """As `dice`."""
     resampled: dict[str, np.ndarray]
-    """dice, iou -> means over the images of resampled subjects, [resamples, S + 1], the last column that of the mean.
-    Towers that are scored on the same test images were resampled alike: subtract these to compare them in pairs."""
+    """dice, iou -> means on each resample of the subjects, [resamples, S + 1], the last column that of the mean.
+    Towers scored on the same test images share their draws: subtract these to compare them in pairs."""
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
-        """All but the resampled values, which `resample` gives again; plain numbers, lists and strings."""
+        """For JSON; without the resampled values, which `resample` computes again."""
         row = asdict(self) | {"dice": self.dice.tolist(), "iou": self.iou.tolist(), "paths": list(map(str, self.paths))}
         del row["resampled"]
         return row
@@ -153,15 +113,15 @@ def segment(
     Args:
         store: patch grids of the images that have masks.
         studies: all splits.
-        processor: the tower's, which made the pixels that the features come from.
-        config: what to draw, and how.
-        device: of the heads.
+        processor: the tower's image processor, which made the pixels that the features come from.
+        config: what to outline, and how.
+        device: where the heads run.
 
     Returns:
         The result, and the heads in eval mode, by seed; see `draw_masks`.
 
     Raises:
-        ValueError: too few usable images in a split, or a processor that masks cannot follow.
+        RadDraftError: too few usable images in a split, or a processor that masks cannot follow.
     """
     started = time.perf_counter()
     examples, left_out, errors = gather(store, studies, processor, config.structures)
@@ -173,40 +133,57 @@ def segment(
                 f"{', '.join(config.structures)}, and needs {least}; left out in all: {reasons}"
             )
     trained = [train_head(store, examples["train"], examples["val"], config, seed, device) for seed in config.seeds]
-    heads = [head for head, _, _ in trained]
+    heads, best_epochs, val_dice = map(list, zip(*trained, strict=True))
     test = examples["test"]
-    by_seed = np.array([_score(head, store, test, config) for head in heads])  # [seeds, 2, n, S]
-    dice, iou = by_seed.mean(0)
-    resampled = {
-        name: resample(values, test.subjects, config.resamples) for name, values in (("dice", dice), ("iou", iou))
-    }
+    by_seed = np.array([_score(head, store, test, config, config.grid) for head in heads])  # [seeds, 2, n, S]
+    scores: dict[str, dict[str, Score]] = {name: {} for name in (*config.structures, "mean")}
+    resampled = {}
+    for measure, values in zip(("dice", "iou"), by_seed.mean(0), strict=True):
+        resampled[measure] = resample(values, test.subjects, config.resamples)
+        bounds = np.quantile(resampled[measure], (0.025, 0.975), axis=0).T.tolist()  # [S + 1, 2]
+        for name, value, (low, high) in zip(scores, [*values.mean(0), values.mean()], bounds, strict=True):
+            scores[name][measure] = Score(float(value), low, high)
     result = SegmentResult(
         config=config,
         n_images={split: len(examples[split]) for split in SPLITS},
         n_subjects={split: len(set(examples[split].subjects)) for split in SPLITS},
         left_out=left_out,
         errors=errors,
-        best_epochs=[epoch for _, epoch, _ in trained],
-        val_dice=[value for _, _, value in trained],
+        best_epochs=best_epochs,
+        val_dice=val_dice,
         test_dice=by_seed[:, 0].mean((1, 2)).tolist(),
-        scores=_scores(config.structures, {"dice": dice, "iou": iou}, resampled),
+        scores=scores,
         paths=[image.path for image in test.images],
         subjects=test.subjects,
-        dice=dice,
-        iou=iou,
+        dice=by_seed[:, 0].mean(0),
+        iou=by_seed[:, 1].mean(0),
         resampled=resampled,
         seconds=time.perf_counter() - started,
     )
     return result, heads
 
 
+def masked_paths(studies: Sequence[Study], structures: Sequence[str]) -> list[Path]:
+    """Images that have a mask of each structure.
+
+    Raises:
+        RadDraftError: there is none.
+    """
+    images = [image for study in studies for image in study.images]
+    paths = [image.path for image in images if set(structures) <= image.masks.keys()]
+    if not paths:
+        names = ", ".join(sorted({name for image in images for name in image.masks})) or "none"
+        raise RadDraftError(f"No image has masks of {', '.join(structures)}. Choices: {names}")
+    return paths
+
+
 def gather(
     store: FeatureStore, studies: Sequence[Study], processor: Any, structures: Sequence[str]
 ) -> tuple[dict[str, Examples], dict[str, int], list[str]]:
-    """Images by split with their masks on the tower's input grid; how many were left out, by reason; what is wrong.
+    """Usable images by split; how many were left out, by reason; a sentence for each mask that cannot be used.
 
     Raises:
-        ValueError: masks cannot follow the processor.
+        RadDraftError: masks cannot follow the processor.
     """
     examples = {split: Examples() for split in SPLITS}
     left_out: Counter[str] = Counter()
@@ -239,8 +216,8 @@ def load_masks(image: StudyImage, structures: Sequence[str]) -> np.ndarray:
     """Masks of an image on its own grid: bool [S, H, W].
 
     Raises:
-        MaskError: a mask is broken or of another size than the picture.
-        ImageError: the picture cannot be read.
+        MaskError: a mask is broken or of another size than the image.
+        ImageError: the image cannot be read.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ImageWarning)  # given when the features were made
@@ -251,20 +228,18 @@ def load_masks(image: StudyImage, structures: Sequence[str]) -> np.ndarray:
 def train_head(
     store: FeatureStore, train: Examples, val: Examples, config: SegmentConfig, seed: int, device: str = "cpu"
 ) -> tuple[Head, int, float]:
-    """Train a head; the random numbers of the caller stay as they are.
-
-    Loss: binary cross-entropy + 1 - soft Dice (V-Net, arXiv 1606.04797), over all pixels of the batch for each
-    structure, at the resolution of the tower's input.
+    """Train a head on `segmentation_loss` at the resolution of the tower's input; global random numbers are untouched.
 
     Returns:
         The head of the epoch with the highest mean Dice on `val`, in eval mode; that epoch, from 1; that Dice.
     """
     from tqdm import trange
 
-    n_batches = math.ceil(len(train) / config.batch_size)
+    n_batches = math.ceil(len(train) / config.head_batch_size)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        head = Head(config, store.shape[1], _count_layers(store)).to(device)
+        layers = store.config.layers if store.config.layers and not store.config.average else (-1,)  # side by side
+        head = Head(config, store.shape[1], len(layers)).to(device)
         lr = config.lr or (1e-2 if config.head == "linear" else 1e-3)
         optimizer = torch.optim.AdamW(head.parameters(), lr, weight_decay=config.weight_decay)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.epochs * n_batches)
@@ -278,7 +253,7 @@ def train_head(
                 segmentation_loss(logits, masks).backward()
                 optimizer.step()
                 schedule.step()
-            value = float(_score(head.eval(), store, val, config, grid="input")[0].mean())
+            value = float(_score(head.eval(), store, val, config, "input")[0].mean())
             if value > best[0]:
                 best = (value, epoch, {key: tensor.clone() for key, tensor in head.state_dict().items()})
     head.load_state_dict(best[2])
@@ -286,7 +261,10 @@ def train_head(
 
 
 def segmentation_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """Binary cross-entropy + 1 - soft Dice of logits and masks [B, S, h, w], mean over structures."""
+    """Binary cross-entropy + 1 - soft Dice (V-Net, arXiv 1606.04797) of logits and masks [B, S, h, w].
+
+    Dice is over all pixels of the batch for each structure, then averaged over structures.
+    """
     probabilities = logits.sigmoid()
     shared = (probabilities * masks).sum((0, 2, 3))
     total = probabilities.sum((0, 2, 3)) + masks.sum((0, 2, 3))
@@ -304,7 +282,7 @@ def dice_and_iou(drawn: torch.Tensor, true: torch.Tensor) -> tuple[torch.Tensor,
 
 @torch.no_grad()
 def draw_masks(head: Head, grids: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """What a head draws on patch grids [B, H, W, D], where it is more sure than not: bool [B, S, h, w] of a size."""
+    """Where a head's probability is above 0.5, from patch grids [B, H, W, D]: bool [B, S, h, w], size is (h, w)."""
     device = next(head.parameters()).device
     return (head(grids.to(device, torch.float32), size) > 0).cpu()
 
@@ -312,17 +290,14 @@ def draw_masks(head: Head, grids: torch.Tensor, size: tuple[int, int]) -> torch.
 def resample(values: np.ndarray, subjects: Sequence[str], resamples: int, seed: int = 0) -> np.ndarray:
     """Means over the images of subjects drawn with replacement: values [n, S] -> [resamples, S + 1].
 
-    The last column is the mean over structures. The same subjects are drawn the same way, in whichever order they come.
+    The last column is the mean over structures. The order of the images does not matter.
     """
-    names, owner = np.unique(subjects, return_inverse=True)
-    sums = np.zeros((len(names), values.shape[1] + 2))
-    np.add.at(sums, owner, np.column_stack([values, values.mean(1), np.ones(len(values))]))
-    totals = np.concatenate([counts @ sums for counts in draw(names, resamples, seed)])  # [R, S + 2], images last
-    return totals[:, :-1] / totals[:, -1:]
+    columns = [stats.mean_measure(column, "") for column in (*values.T, values.mean(1))]
+    return stats.resample(columns, resamples, seed, subjects).T
 
 
 class Head(nn.Module):
-    """Patch grids [B, H, W, D] to logits [B, S, h, w], after each feature is brought to mean 0 and variance 1."""
+    """Patch grids [B, H, W, D] to logits [B, S, h, w]; features are batch-normalized first."""
 
     def __init__(self, config: SegmentConfig, width: int, n_layers: int = 1) -> None:
         super().__init__()
@@ -332,14 +307,14 @@ class Head(nn.Module):
         if config.head == "linear":
             self.body = nn.Conv2d(width, n_structures, 1)
         else:
-            self.body = _PyramidHead(config.head, width, n_layers, config.channels, n_structures)
+            self.body = _Pyramid(config.head, width, n_layers, config.channels, n_structures)
 
     def forward(self, grids: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
         logits = self.body(self.norm(grids.permute(0, 3, 1, 2)))
         return functional.interpolate(logits, tuple(size), mode="bilinear")
 
 
-class _PyramidHead(nn.Module):
+class _Pyramid(nn.Module):
     """Maps at four scales, then UPerNet's head, or a sum at the finest scale as in Panoptic FPN (arXiv 1901.02446)."""
 
     def __init__(self, name: HeadName, width: int, n_layers: int, channels: int, n_structures: int) -> None:
@@ -382,41 +357,22 @@ def _block(channels: int, convolution: nn.Module) -> nn.Sequential:
     return nn.Sequential(convolution, nn.GroupNorm(1, channels), nn.GELU())
 
 
-def _count_layers(store: FeatureStore) -> int:
-    """Layers that lie side by side in the store's features."""
-    return len(store.config.layers) if store.config.layers and not store.config.average else 1
-
-
 def _grids(store: FeatureStore, examples: Examples, index: Sequence[int]) -> torch.Tensor:
     return torch.stack([store.patches(examples.images[i].path) for i in index]).float()  # [B, H, W, D]
 
 
-def _score(
-    head: Head, store: FeatureStore, examples: Examples, config: SegmentConfig, grid: Grid | None = None
-) -> np.ndarray:
-    """Dice and IoU of every image and structure, [2, n, S], on `grid` or where the config says."""
+def _score(head: Head, store: FeatureStore, examples: Examples, config: SegmentConfig, grid: Grid) -> np.ndarray:
+    """Dice and IoU of every image and structure: [2, n, S]."""
     found = []
-    for start in range(0, len(examples), config.batch_size):
-        index = range(start, min(start + config.batch_size, len(examples)))
-        true = examples.masks(index, len(config.structures))
-        drawn = draw_masks(head, _grids(store, examples, index), (true.shape[-2], true.shape[-1]))
-        if (grid or config.grid) == "input":
+    for index in torch.arange(len(examples)).split(config.head_batch_size):
+        rows = index.tolist()
+        true = examples.masks(rows, len(config.structures))
+        drawn = draw_masks(head, _grids(store, examples, rows), (true.shape[-2], true.shape[-1]))
+        if grid == "input":
             found.append(torch.stack(dice_and_iou(drawn, true)))
             continue
-        for i, masks in zip(index, drawn.numpy(), strict=True):
+        for i, masks in zip(rows, drawn.numpy(), strict=True):
             restored = np.stack([restore_mask(mask, examples.geometries[i]) for mask in masks])
             own = load_masks(examples.images[i], config.structures)
             found.append(torch.stack(dice_and_iou(torch.from_numpy(restored), torch.from_numpy(own)))[:, None])
     return torch.cat(found, dim=1).numpy()
-
-
-def _scores(
-    structures: Sequence[str], values: dict[str, np.ndarray], resampled: dict[str, np.ndarray]
-) -> dict[str, dict[str, Score]]:
-    scores: dict[str, dict[str, Score]] = {name: {} for name in (*structures, "mean")}
-    for measure, by_image in values.items():
-        means = [*by_image.mean(0), by_image.mean()]
-        bounds = np.quantile(resampled[measure], (0.025, 0.975), axis=0)  # [2, S + 1]
-        for name, value, low, high in zip(scores, means, *bounds, strict=True):
-            scores[name][measure] = Score(float(value), float(low), float(high))
-    return scores

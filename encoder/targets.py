@@ -1,8 +1,8 @@
-"""What a probe is to tell of each image: findings or fields of a manifest, as numbers.
+"""What a probe predicts for each image: findings or fields of a manifest, as numbers.
 
-    target = make_target(read_studies("studies.jsonl"), TargetSpec("multilabel", ("Cardiomegaly", "Edema")))
+    target = make_target(read_studies("studies.jsonl"), TargetSpec(("Cardiomegaly", "Edema")))
 
-`check_leaks` says whether the test split may be known to a probe or a tower already.
+`check_leaks` tells whether a probe or a tower may have seen test images before.
 """
 
 from __future__ import annotations
@@ -10,44 +10,22 @@ from __future__ import annotations
 import math
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from encoder.features import digest_files
+from encoder.digests import digest_files
+from encoder.probe_config import Kind, TargetSpec
 from raddraft.errors import RadDraftError
-from raddraft.studies import Study, StudyImage
-
-Kind = Literal["multilabel", "multiclass", "regression"]
-
-
-@dataclass(frozen=True)
-class TargetSpec:
-    """What a probe is to tell of an image."""
-
-    kind: Literal["multilabel", "binary", "multiclass", "regression"]
-    """multilabel: findings, each by itself; binary: one finding; multiclass: a field of few values, its classes being
-    those of the train split; regression: fields that are numbers."""
-    names: tuple[str, ...]
-    """Findings; else fields: patient.sex, patient.age, image.view, source, or a key of the study, dots going deeper."""
-    uncertain: Literal["drop", "positive", "negative"] = "drop"
-    """What a label of -1 counts as."""
-    missing: Literal["drop", "negative"] = "drop"
-    """What a finding that is not mentioned counts as."""
-    images: Literal["main", "frontal"] = "main"
-    """Each study's main image, or all of its frontal ones."""
-
-    def __post_init__(self) -> None:
-        if not self.names or (self.kind in ("binary", "multiclass") and len(self.names) != 1):
-            raise RadDraftError(f"A {self.kind} target does not take {len(self.names)} names: {self.names}")
+from raddraft.studies import SPLITS, Study, StudyImage
 
 
 @dataclass
 class Target:
-    """Images and what is true of them."""
+    """Images and their labels."""
 
     kind: Kind
     names: tuple[str, ...]
@@ -80,11 +58,19 @@ class Target:
         return found
 
 
+def of_sources(studies: Sequence[Study], sources: Collection[str] | None) -> list[Study]:
+    """The studies of some sources, or all; raises RadDraftError if there is none."""
+    chosen = [study for study in studies if sources is None or study.source in sources]
+    if not chosen:
+        raise RadDraftError(f"no study of source {', '.join(sources or [])}")
+    return chosen
+
+
 def make_target(studies: Sequence[Study], spec: TargetSpec) -> Target:
     """Images and labels of a manifest; images without any label are left out.
 
     Raises:
-        ValueError: a subject in two splits, a finding or field that no study has, or a value that is no number.
+        RadDraftError: a subject in two splits, a finding or field that no study has, or a value that is not a number.
     """
     split_of: dict[str, str] = {}
     for study in studies:
@@ -94,16 +80,17 @@ def make_target(studies: Sequence[Study], spec: TargetSpec) -> Target:
             )
     rows = [(study, image) for study in studies for image in _images(study, spec.images)]
     notes: list[str] = []
-    names = spec.names
+    names = spec.targets
     kind: Kind = "multilabel" if spec.kind == "binary" else spec.kind
     if kind == "multilabel":
-        _check_known(names, {name for study in studies for name in study.labels}, "finding")
+        known = {name for study in studies for name in study.labels}
+        _check_known(names, known, known, "finding")
         y = [[_label(study.labels.get(name), spec) for name in names] for study, _ in rows]
     else:
         values = [[_read_field(study, image, name) for name in names] for study, image in rows]
         filled = {name for row in values for name, value in zip(names, row, strict=True) if value is not None}
         patient = {f"patient.{key}" for study in studies for key in study.patient}
-        _check_known(names, filled | {"image.view", "source"} | patient, "field", filled)
+        _check_known(names, filled, filled | {"image.view", "source"} | patient, "field")
         if kind == "multiclass":
             names, y = _classes([row[0] for row in values], [study.split for study, _ in rows], notes)
         else:
@@ -120,10 +107,10 @@ def make_target(studies: Sequence[Study], spec: TargetSpec) -> Target:
         np.array(y, dtype=float).reshape(len(rows), len(names)),
         notes,
     )
-    labelled = ~np.isnan(target.y).all(1)
-    if not labelled.all():
-        notes.append(f"{(~labelled).sum()} of {len(rows)} images have no label")
-    return target.keep(labelled)
+    labeled = ~np.isnan(target.y).all(1)
+    if not labeled.all():
+        notes.append(f"{(~labeled).sum()} of {len(rows)} images have no label")
+    return target.keep(labeled)
 
 
 def _images(study: Study, choice: str) -> list[StudyImage]:
@@ -163,50 +150,60 @@ def _classes(values: list[Any], splits: list[str], notes: list[str]) -> tuple[tu
     return names, [[float(text == name) if text in names else math.nan for name in names] for text in texts]
 
 
-def _check_known(names: Sequence[str], choices: set[str], what: str, filled: set[str] | None = None) -> None:
-    for name in names:
-        if name not in (choices if filled is None else filled):
-            raise RadDraftError(f"No study has the {what} {name!r}. Choices: {', '.join(sorted(choices))}")
+def _check_known(names: Sequence[str], known: set[str], choices: set[str], what: str) -> None:
+    if unknown := [name for name in names if name not in known]:
+        raise RadDraftError(f"No study has the {what} {unknown[0]!r}. Choices: {', '.join(sorted(choices))}")
 
 
-def check_leaks(studies: Sequence[Study], hashes: Path | None = None, features: Path | None = None) -> list[str]:
-    """A sentence for each way in which the test split may be known already; none if all is well.
+def check_leaks(
+    groups: Mapping[str, Sequence[Study]],
+    hashes: Path | None = None,
+    features: Path | None = None,
+    tested: Collection[str] = ("test",),
+) -> list[str]:
+    """A sentence for each way in which test images may be known already; none if all is well.
 
     Args:
-        studies: all splits.
-        hashes: a text file with the SHA-256 of a tower's pre-training images, one a line (`sha256sum` will do).
-        features: folder of feature stores, whose record of digests saves reading the images again.
+        groups: name of a split or fold -> its studies; they should share neither subjects nor images.
+        hashes: a text file with the SHA-256 of a tower's pre-training images, one per line, as `sha256sum` writes it.
+        features: folder of stored features, whose record of digests saves reading the images again.
+        tested: the groups that a tower should not have seen.
 
     Raises:
-        ValueError: a line of `hashes` does not begin with a SHA-256.
+        RadDraftError: a line of `hashes` does not start with a SHA-256 digest.
     """
     found = []
-    in_splits: dict[str, set[str]] = {}
-    for study in studies:
-        in_splits.setdefault(study.subject_id, set()).add(study.split)
-    if several := [subject for subject, splits in in_splits.items() if len(splits) > 1]:
-        where = " and ".join(sorted(in_splits[several[0]]))
+    subjects: dict[str, set[str]] = {}
+    images: dict[Path, set[str]] = {}
+    for group, studies in groups.items():
+        for study in studies:
+            subjects.setdefault(study.subject_id, set()).add(group)
+            for image in study.images:
+                images.setdefault(image.path, set()).add(group)
+    if several := [subject for subject, where in subjects.items() if len(where) > 1]:
+        where = " and ".join(sorted(subjects[several[0]]))
         found.append(f"{len(several)} subjects are in more than one split, e.g. {several[0]!r} in {where}")
-    placed: dict[Path, set[str]] = {}
-    for study in studies:
-        for image in study.images:
-            placed.setdefault(image.path, set()).add(study.split)
     with tempfile.TemporaryDirectory() as temporary:
-        files = digest_files(list(placed), features or Path(temporary))
-    if unread := len(placed) - len(files):
+        files = digest_files(list(images), features or Path(temporary))
+    if unread := len(images) - len(files):
         found.append(f"{unread} images cannot be read, and were not checked")
     contents: dict[str, list[Path]] = {}
     for path, file in files.items():
         contents.setdefault(file.digest, []).append(path)
-    shared = [paths for paths in contents.values() if len(set().union(*(placed[path] for path in paths))) > 1]
-    if shared:
-        example = ", ".join(f"{path} ({' and '.join(sorted(placed[path]))})" for path in shared[0])
+    places = {digest: set().union(*(images[path] for path in paths)) for digest, paths in contents.items()}
+    if shared := [digest for digest, where in places.items() if len(where) > 1]:
+        example = ", ".join(f"{path} ({' and '.join(sorted(images[path]))})" for path in contents[shared[0]])
         found.append(f"{len(shared)} images are in more than one split with the same content, e.g. {example}")
     if hashes:
-        test = {digest for digest, paths in contents.items() if any("test" in placed[path] for path in paths)}
+        test = {digest for digest, where in places.items() if where & set(tested)}
         if met := len(_read_hashes(hashes) & test):
             found.append(f"{met} of {len(test)} test images were in the tower's pre-training, by {hashes.name}")
     return found
+
+
+def split_groups(studies: Sequence[Study]) -> dict[str, list[Study]]:
+    """Studies by split, as `check_leaks` takes them."""
+    return {split: [study for study in studies if study.split == split] for split in SPLITS}
 
 
 def _read_hashes(path: Path) -> set[str]:
@@ -216,7 +213,7 @@ def _read_hashes(path: Path) -> set[str]:
             digest = line.split()[0].lower()
             if not re.fullmatch("[0-9a-f]{64}", digest):
                 raise RadDraftError(
-                    f"{path.name} line {number}: {digest[:80]!r} is no SHA-256 of 64 hexadecimal digits"
+                    f"{path.name} line {number}: {digest[:80]!r} is not a SHA-256 digest (64 hex digits)"
                 )
             found.add(digest)
     return found

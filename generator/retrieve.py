@@ -1,28 +1,32 @@
 """Reports without training: those of the training studies whose image features are nearest.
 
-With one neighbour the nearest study's report is the draft. With more, they vote: the draft is the report among
-theirs that agrees best with the others, each weighted by how near it is.
+With one neighbor, its report is the draft. With several, they vote: the draft is the report among theirs that agrees
+best with the others, each weighted by its similarity.
 
-Or the neighbours' sentences go into a section of the study, from where a prompt takes them like any other context
-(after RA-RRG, arXiv 2504.07415, which retrieves phrases): the model then writes with them before its eyes.
+Or the neighbors' sentences become a section of the study, which a prompt can include like any other context (after
+RA-RRG, arXiv 2504.07415, which retrieves phrases), for a language model to write with.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
 
+from encoder.features import FeatureStore
+from generator.confidence import split_sentences
+from generator.prompts import PromptConfig
+from metrics.text import rouge_l
 from raddraft.errors import RadDraftError
+from raddraft.studies import Study
 
 SIMILAR = "similar"
 """The section that holds sentences of the nearest training reports."""
 
 
-@dataclass
-class Neighbours:
+class Neighbors(NamedTuple):
     """The nearest training studies of each query, nearest first."""
 
     indices: torch.Tensor
@@ -31,54 +35,107 @@ class Neighbours:
     """Cosine [queries, k]."""
 
 
+class Retriever:
+    """The training studies that have a report and stored features.
+
+    Args:
+        store: pooled features of the main images.
+        studies: all; those of other splits are left out.
+        prompt: the sections that make the report.
+        pooling: the features to compare.
+
+    Raises:
+        RadDraftError: there is no such training study.
+    """
+
+    def __init__(
+        self,
+        store: FeatureStore,
+        studies: Sequence[Study],
+        prompt: PromptConfig,
+        pooling: Literal["class", "mean", "both"] = "both",
+    ) -> None:
+        self.store, self.prompt, self.pooling = store, prompt, pooling
+        self.training = [study for study in with_reports(studies, prompt) if study.main_image.path in store]
+        self.reports = [prompt.answer(study) or "" for study in self.training]
+
+    def draft(self, studies: Sequence[Study], k: int = 1) -> Iterator[dict[str, Any]]:
+        """Rows of predictions.jsonl for studies that have features: the report on which k neighbors agree best."""
+        for study, rows, cosines in self._search(studies, k):
+            reports = [self.reports[row] for row in rows]
+            draft, reference = reports[vote(reports, cosines)], self.prompt.answer(study)
+            yield {"study_id": study.study_id, "prediction": draft, "reference": reference, "candidates": reports}
+
+    def add_similar(self, studies: Sequence[Study], k: int, count: int) -> None:
+        """Give studies that have features the section `similar`: sentences that k reports of other subjects share."""
+        for study, rows, cosines in self._search(studies, k, other_subjects=True):
+            study.sections[SIMILAR] = shared_sentences([self.reports[row] for row in rows], cosines, count)
+
+    def _search(
+        self, studies: Sequence[Study], k: int, other_subjects: bool = False
+    ) -> Iterator[tuple[Study, list[int], list[float]]]:
+        parts = (studies, self.training)
+        vectors = [self.store.vectors([study.main_image.path for study in part], self.pooling) for part in parts]
+        owners = [[study.subject_id for study in part] for part in parts]
+        found = nearest(*vectors, k, subjects=(owners[0], owners[1]) if other_subjects else None)
+        yield from zip(studies, found.indices.tolist(), found.similarities.tolist(), strict=True)
+
+
+def with_reports(studies: Sequence[Study], prompt: PromptConfig) -> list[Study]:
+    """The training studies that have a report; raises RadDraftError if there is none."""
+    training = [study for study in studies if study.split == "train" and prompt.answer(study)]
+    if not training:
+        raise RadDraftError(f"No training study has the sections {', '.join(prompt.targets)}")
+    return training
+
+
 def nearest(
     queries: torch.Tensor,
     training: torch.Tensor,
     k: int = 1,
     batch: int = 1024,
     subjects: tuple[Sequence[str], Sequence[str]] | None = None,
-) -> Neighbours:
-    """Nearest training vectors by cosine, after standardising every dimension over the training vectors.
+) -> Neighbors:
+    """Nearest training vectors by cosine, after standardizing every dimension over the training vectors.
 
     Args:
         queries: [m, D].
         training: [n, D], n >= 1.
-        k: at most n neighbours are given.
+        k: at most n neighbors are given.
         batch: queries compared at a time.
-        subjects: of the queries and of the training vectors; those of the same subject are no neighbours, and have a
+        subjects: of the queries and of the training vectors; vectors of the same subject are not neighbors, and have a
             similarity of -inf where there are not enough others.
 
     Raises:
-        ValueError: there is no training vector, or k is less than 1.
+        RadDraftError: there is no training vector, or k is less than 1.
     """
     if len(training) == 0 or k < 1:
-        raise RadDraftError(f"Need at least one training study and one neighbour, got {len(training)} and {k}")
+        raise RadDraftError(f"Need at least one training study and one neighbor, got {len(training)} and {k}")
     mean, scale = training.mean(0), training.std(0, correction=0) + 1e-6
     reference = torch.nn.functional.normalize((training - mean) / scale)
     numbers: dict[str, int] = {}
     ours, theirs = ([numbers.setdefault(name, len(numbers)) for name in part] for part in subjects or ((), ()))
-    found = []
+    k = min(k, len(training))
+    indices, similarities = [torch.empty(0, k, dtype=torch.long)], [torch.empty(0, k)]
     for at in range(0, len(queries), batch):
         part = torch.nn.functional.normalize((queries[at : at + batch] - mean) / scale)
         cosines = part @ reference.T  # [batch, n]
         if subjects:
             same = torch.tensor(ours[at : at + batch])[:, None] == torch.tensor(theirs)
             cosines = cosines.masked_fill(same, -torch.inf)
-        found.append(cosines.topk(min(k, len(training))))
-    if not found:
-        return Neighbours(torch.empty(0, k, dtype=torch.long), torch.empty(0, k))
-    return Neighbours(torch.cat([one.indices for one in found]), torch.cat([one.values for one in found]))
+        found = cosines.topk(k)
+        indices.append(found.indices)
+        similarities.append(found.values)
+    return Neighbors(torch.cat(indices), torch.cat(similarities))
 
 
 def vote(reports: Sequence[str], similarities: Sequence[float]) -> int:
     """Index of the report with the highest mean ROUGE-L to the others, weighted by their similarity; ties: the nearest.
 
     Args:
-        reports: of the neighbours, nearest first.
+        reports: of the neighbors, nearest first.
         similarities: their cosines to the query; negative ones count as 0.
     """
-    from metrics.text import rouge_l
-
     n = len(reports)
     pairs = [(i, j) for i in range(n) for j in range(n) if i != j]
     if not pairs:
@@ -94,12 +151,10 @@ def shared_sentences(reports: Sequence[str], similarities: Sequence[float], coun
     """The `count` sentences with most support among reports, each report's support being its similarity.
 
     Args:
-        reports: of the neighbours, nearest first.
+        reports: of the neighbors, nearest first.
         similarities: their cosines to the query; reports with one of 0 or less are left out.
-        count: at most so many sentences; among equals those of nearer reports come first.
+        count: maximum number of sentences; on ties, those of nearer reports come first.
     """
-    from generator.confidence import split_sentences
-
     support: dict[str, float] = defaultdict(float)
     for report, similarity in zip(reports, similarities, strict=True):
         if similarity > 0:

@@ -13,8 +13,8 @@ import pytest
 import yaml
 from PIL import Image
 
+from generator.compare import Cell, compare_with
 from raddraft.studies import Study, StudyImage, read_studies, write_studies
-from scripts.compare import Cell, compare_with
 from tests.test_cli import run
 
 
@@ -117,7 +117,7 @@ def test_a_finished_cell_is_not_computed_again(tmp_path, studies, monkeypatch) -
     assert run("compare", "--config", config) == (0, "")
     first_cell = cells[0].stat().st_mtime_ns
     assert first_cell != before[0], "other settings, another cell"
-    monkeypatch.setattr("scripts.compare.RULES", 0)
+    monkeypatch.setattr("generator.compare.RULES", 0)
     assert run("compare", "--config", config) == (0, "")
     first_cell, before_rules = cells[0].stat().st_mtime_ns, first_cell
     assert first_cell != before_rules, "other rules of measuring, another cell"
@@ -244,22 +244,22 @@ def test_faults_are_one_sentence(tmp_path, studies, changes, culprit) -> None:
 
 def test_only_the_same_test_images_are_compared(tmp_path, studies, monkeypatch) -> None:
     """Where a tower cannot read one of the test images, its resamples draw other subjects."""
-    from encoder import features
+    from generator import compare
 
     config = write_config(tmp_path, studies, [{"tower": "pixels"}, {"tower": "pixels", "label": "again"}], TASKS[:1])
     assert run("compare", "--config", config) == (0, "")
     result = json.loads((tmp_path / "out" / "compare.json").read_text())
     assert result["differences"]["again"]["Edema"]["value"] == 0
-    store, calls = features.store_features, []
+    opened, calls = compare.open_store, []
 
-    def without_one(*arguments):
-        found, errors = store(*arguments)
-        calls.append(found)
+    def without_one(*arguments, **options):
+        store = opened(*arguments, **options)
+        calls.append(store)
         if len(calls) == 2:
-            del found.rows[str(tmp_path / "50.png")]
-        return found, errors
+            del store.rows[str(tmp_path / "50.png")]
+        return store
 
-    monkeypatch.setattr(features, "store_features", without_one)
+    monkeypatch.setattr(compare, "open_store", without_one)
     for cell in (tmp_path / "out" / "cells").iterdir():
         cell.unlink()
     assert run("compare", "--config", config) == (0, "")

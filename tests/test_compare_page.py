@@ -1,4 +1,4 @@
-"""scripts/_compare_page.py: table, marks, figures and page hold what the comparison found, and no more."""
+"""generator/compare_page.py: table, marks, figures and page hold what the comparison found, and no more."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from scripts._compare_page import format_number, format_p, write_page
-from scripts.compare import Task
+from generator.compare_config import Task
+from generator.compare_page import format_number, format_p, write_page
 from tests.test_report import ATTACK, Node, parse
 
 TASKS = [

@@ -19,7 +19,7 @@ from sklearn.preprocessing import StandardScaler
 
 from encoder.features import FeatureConfig, FeatureStore
 from encoder.finetune import _Head, _train_all, descend, finetune
-from encoder.fitting import ProbeConfig, moments, rows_in
+from encoder.fitting import moments, rows_in
 from encoder.measures import (
     Metric,
     auroc,
@@ -33,7 +33,8 @@ from encoder.measures import (
     recall,
 )
 from encoder.probe import fit_linear, knn_scores, learning_curve, run_probe
-from encoder.targets import Target, TargetSpec, check_leaks, make_target
+from encoder.probe_config import ProbeConfig, TargetSpec
+from encoder.targets import Target, check_leaks, make_target, split_groups
 from encoder.towers import load_tower
 from raddraft.stats import draw
 from raddraft.studies import Study, StudyImage
@@ -136,7 +137,7 @@ def test_intervals_agree_with_scipy(metric: Metric) -> None:
     generator = np.random.default_rng(0)
     truth = (generator.random(250) < 0.3).astype(float)
     scores = generator.normal(size=250) + truth
-    ours = measure(metric, truth, scores, np.arange(250).astype(str), n_resamples=4000).estimate
+    ours = measure(metric, truth, scores, np.arange(250).astype(str), resamples=4000).estimate
     weights = np.ones((1, 250))
     theirs = stats.bootstrap(
         (truth, scores),
@@ -241,7 +242,7 @@ def test_quantities_with_missing_values_equal_scikit_learn() -> None:
     "config",
     [
         ProbeConfig(resamples=50),
-        ProbeConfig(solver="adamw", weight_decays=(1e-2,), epochs=20, learning_rate=1e-2, seeds=(0, 1), resamples=50),
+        ProbeConfig(solver="adamw", weight_decays=(1e-2,), epochs=20, lr=1e-2, seeds=(0, 1), resamples=50),
         ProbeConfig(solver="knn", resamples=50),
     ],
     ids=lambda config: config.solver,
@@ -298,7 +299,7 @@ def test_classes_and_quantities_are_measured_like_scikit_learn(tmp_path) -> None
     expected = sk.balanced_accuracy_score(labels[test], chances.argmax(1))
     assert values["balanced_accuracy"] == pytest.approx(expected, abs=1e-9)
     store, target = plant(tmp_path / "ages", "regression", generator.normal(60, 15, (400, 1)), strength=0.2)
-    for config in (QUICK, replace(QUICK, solver="adamw", learning_rate=1e-2, weight_decays=(1e-4,), seeds=(0,))):
+    for config in (QUICK, replace(QUICK, solver="adamw", lr=1e-2, weight_decays=(1e-4,), seeds=(0,))):
         age = run_probe(store, target, config).measures["a"]
         assert age["r2"].estimate.value > 0.8
         assert 1 < age["mae"].estimate.value < 6
@@ -359,7 +360,7 @@ def test_images_without_features_are_counted(tmp_path) -> None:
     assert result.n["train"] == 39
     assert "1 of 80 images have no features" in result.notes
     assert target.notes == []
-    with pytest.raises(ValueError, match="no train image"):
+    with pytest.raises(ValueError, match="No train image"):
         run_probe(store, target.keep(target.splits != "train"), QUICK)
 
 
@@ -373,14 +374,12 @@ def test_attention_finds_the_patch_that_the_mean_drowns(tmp_path) -> None:
     store, paths = save_store(tmp_path, vectors, grid=(4, 4))
     subjects = np.arange(400).astype(str)
     target = Target("multilabel", ("a",), paths, subjects, split_names(400), y)
-    config = ProbeConfig(
-        "attention", "adamw", (1e-4,), epochs=30, learning_rate=3e-2, batch_size=64, seeds=(0,), resamples=50
-    )
+    config = ProbeConfig("attention", "adamw", (1e-4,), epochs=30, lr=3e-2, batch_size=64, seeds=(0,), resamples=50)
     attention = run_probe(store, target, config).measures["a"]["auroc"].estimate.value
     mean = run_probe(store, target, replace(QUICK, pooling="mean")).measures["a"]["auroc"].estimate.value
     assert attention > 0.95
     assert attention > mean + 0.05
-    with pytest.raises(ValueError, match="takes solver 'adamw', not 'lbfgs'"):
+    with pytest.raises(ValueError, match="needs solver 'adamw', not 'lbfgs'"):
         ProbeConfig("attention")
 
 
@@ -389,7 +388,7 @@ def test_neighbours_equal_a_direct_computation() -> None:
     x, train = generator.normal(size=(5, 6)), generator.normal(size=(40, 6))
     y = coins(40, 2)
     y[:10, 1] = NAN
-    found = knn_scores(*(torch.from_numpy(part) for part in (x, train, y)), neighbours=7, temperature=0.1)
+    found = knn_scores(*(torch.from_numpy(part) for part in (x, train, y)), neighbors=7, temperature=0.1)
     for row in range(5):
         for column in range(2):
             votes = [
@@ -441,18 +440,18 @@ def study(number: int, split: str = "train", views: tuple[str | None, ...] = ("P
 def test_uncertain_and_missing_labels(uncertain, missing, expected) -> None:
     labels = [{"Edema": 1}, {"Edema": 0}, {"Edema": -1}, {"Edema": None}, {}]
     studies = [study(number, labels=row | {"Mass": 0}) for number, row in enumerate(labels)]
-    spec = TargetSpec("multilabel", ("Edema", "Mass"), uncertain, missing)
+    spec = TargetSpec(("Edema", "Mass"), "multilabel", uncertain, missing)
     np.testing.assert_array_equal(make_target(studies, spec).y[:, 0], expected)
-    alone = make_target(studies, replace(spec, kind="binary", names=("Edema",)))
+    alone = make_target(studies, replace(spec, kind="binary", targets=("Edema",)))
     np.testing.assert_array_equal(alone.y[:, 0], [value for value in expected if not math.isnan(value)])
     assert bool(alone.notes) == (len(alone.y) < 5), "images that are left out are counted"
 
 
 def test_images_of_a_study() -> None:
     studies = [study(0, views=("L", "AP", None), labels={"Mass": 1}), study(1, views=("LATERAL",), labels={"Mass": 0})]
-    main = make_target(studies, TargetSpec("binary", ("Mass",)))
+    main = make_target(studies, TargetSpec(("Mass",), "binary"))
     assert [path.name for path in main.paths] == ["0-1.png", "1-0.png"]
-    frontal = make_target(studies, TargetSpec("binary", ("Mass",), images="frontal"))
+    frontal = make_target(studies, TargetSpec(("Mass",), "binary", images="frontal"))
     assert [path.name for path in frontal.paths] == ["0-1.png", "0-2.png"]
     assert frontal.subjects.tolist() == ["p0", "p0"]
 
@@ -470,51 +469,71 @@ def test_classes_are_those_of_train_and_fields_may_lie_deep() -> None:
         study(number, "test" if number == 4 else "train", (view,), patient=patient, extra={"scan": {"kv": 80 + number}})
         for number, (view, patient) in enumerate(zip(views, patients, strict=True))
     ]
-    sex = make_target(studies, TargetSpec("multiclass", ("patient.sex",)))
+    sex = make_target(studies, TargetSpec(("patient.sex",), "multiclass"))
     assert (sex.names, sex.y.tolist()) == (("F", "M"), [[1, 0], [0, 1]])
     assert sex.notes == ["classes left out, since they are not in train: X", "3 of 5 images have no label"]
-    assert make_target(studies, TargetSpec("multiclass", ("image.view",))).names == ("AP", "PA")
-    ages = make_target(studies, TargetSpec("regression", ("patient.age", "scan.kv")))
+    assert make_target(studies, TargetSpec(("image.view",), "multiclass")).names == ("AP", "PA")
+    ages = make_target(studies, TargetSpec(("patient.age", "scan.kv"), "regression"))
     np.testing.assert_array_equal(ages.y, [[40, 80], [61.5, 81], [NAN, 82], [5, 83], [NAN, 84]])
 
 
 def test_faults_are_named() -> None:
     studies = [study(0, labels={"Edema": 1}, patient={"age": "57Y"})]
     cases = [
-        (TargetSpec("binary", ("Edma",)), r"No study has the finding 'Edma'. Choices: Edema"),
-        (TargetSpec("multiclass", ("patient.sex",)), r"No study has the field 'patient.sex'. Choices: .*patient.age"),
-        (TargetSpec("regression", ("patient.age",)), r"Study 's0': patient.age is '57Y', not a number"),
+        (TargetSpec(("Edma",), "binary"), r"No study has the finding 'Edma'. Choices: Edema"),
+        (TargetSpec(("patient.sex",), "multiclass"), r"No study has the field 'patient.sex'. Choices: .*patient.age"),
+        (TargetSpec(("patient.age",), "regression"), r"Study 's0': patient.age is '57Y', not a number"),
     ]
     for spec, message in cases:
         with pytest.raises(ValueError, match=message):
             make_target(studies, spec)
     twice = [*studies, replace(study(1, "test", labels={"Edema": 0}), subject_id="p0")]
     with pytest.raises(ValueError, match="Subject 'p0' is in splits 'train' and 'test'"):
-        make_target(twice, TargetSpec("binary", ("Edema",)))
-    with pytest.raises(ValueError, match="A binary target does not take 2 names"):
-        TargetSpec("binary", ("a", "b"))
+        make_target(twice, TargetSpec(("Edema",), "binary"))
+    with pytest.raises(ValueError, match="A binary probe cannot have 2 targets"):
+        TargetSpec(("a", "b"), "binary")
     with pytest.raises(ValueError, match="takes weight decays above 0, not 0"):
         ProbeConfig(weight_decays=(1.0, 0.0))
 
 
 def test_leaks_are_caught(tmp_path) -> None:
     studies = [make_study(tmp_path, number, split) for number, split in enumerate(["train", "val", "test", "test"])]
-    assert check_leaks(studies) == []
+    assert check_leaks(split_groups(studies)) == []
     digests = [hashlib.sha256(one.images[0].path.read_bytes()).hexdigest() for one in studies]
     (tmp_path / "seen.txt").write_text(f"{digests[0]}  a.png\n{digests[3].upper()}\n{'0' * 64}\n")
     expected = ["1 of 2 test images were in the tower's pre-training, by seen.txt"]
-    assert check_leaks(studies, tmp_path / "seen.txt", tmp_path / "features") == expected
+    assert check_leaks(split_groups(studies), tmp_path / "seen.txt", tmp_path / "features") == expected
+    folds = {"fold 1": studies[:2], "fold 2": studies[2:]}
+    told = ["2 of 4 test images were in the tower's pre-training, by seen.txt"]
+    assert check_leaks(folds, tmp_path / "seen.txt", tested=folds) == told
+    assert {one.split for one in studies} == {"train", "val", "test"}, "groups leave the splits as they are"
     studies[3].subject_id = "p0"
     studies[2].images[0].path.write_bytes(studies[1].images[0].path.read_bytes())
-    subject, content = check_leaks(studies)
+    subject, content = check_leaks(split_groups(studies))
     assert subject == "1 subjects are in more than one split, e.g. 'p0' in test and train"
     assert content.startswith("1 images are in more than one split with the same content")
     assert all(name in content for name in ("1.png (val)", "2.png (test)"))
     same_file = [studies[0], replace(studies[1], images=studies[0].images)]
-    assert "0.png (train and val)" in check_leaks(same_file)[0]
+    assert "0.png (train and val)" in check_leaks(split_groups(same_file))[0]
     (tmp_path / "bad.txt").write_text("x.png\n")
-    with pytest.raises(ValueError, match=r"bad.txt line 1: 'x.png' is no SHA-256"):
-        check_leaks(studies, tmp_path / "bad.txt")
+    with pytest.raises(ValueError, match=r"bad.txt line 1: 'x.png' is not a SHA-256 digest"):
+        check_leaks(split_groups(studies), tmp_path / "bad.txt")
+
+
+def test_a_probe_is_measured_on_val_where_that_is_asked_for(tmp_path) -> None:
+    y = coins(400, 2)
+    store, target = plant(tmp_path, "multilabel", y)
+    swapped = replace(target, splits=np.array([{"val": "test"}.get(one, "") or one for one in target.splits]))
+    swapped = swapped.keep(target.splits != "test")
+    found = run_probe(store, target, replace(QUICK, evaluate="val"))
+    assert (
+        found.measures["macro"]["auroc"].estimate
+        == run_probe(store, swapped, QUICK).measures["macro"]["auroc"].estimate
+    )
+    assert found.measures["a"]["balanced_accuracy"].estimate.reason == "thresholds are chosen on val"
+    assert found.n == {"train": 200, "val": 100, "test": 100}
+    with pytest.raises(ValueError, match=r"the weight decay cannot be chosen from .*; set one"):
+        ProbeConfig(evaluate="val")
 
 
 @pytest.mark.parametrize(("n_blocks", "pooling"), [(1, "class"), (2, "attention")])
@@ -524,10 +543,8 @@ def test_fine_tuning_moves_the_last_blocks_only(tower_folder, tmp_path, n_blocks
     studies = [make_study(tmp_path, number, split) for number, split in enumerate(splits)]
     for number, one in enumerate(studies):
         one.labels = {"Bright": int(number % 6 > 2)}
-    target = make_target(studies, TargetSpec("binary", ("Bright",)))
-    config = ProbeConfig(
-        pooling, "adamw", (0.01,), epochs=10, learning_rate=3e-3, batch_size=6, seeds=(0, 1), resamples=20
-    )
+    target = make_target(studies, TargetSpec(("Bright",), "binary"))
+    config = ProbeConfig(pooling, "adamw", (0.01,), epochs=10, lr=3e-3, batch_size=6, seeds=(0, 1), resamples=20)
     before = {name: value.clone() for name, value in tower.model.state_dict().items()}
     result = finetune(tower, n_blocks, target, config)
     moved = {name for name, value in tower.model.state_dict().items() if not torch.equal(value, before[name])}

@@ -31,7 +31,7 @@ def test_a_probe_of_a_tower_of_its_store_and_of_the_comparison_are_the_same(tmp_
         assert row["measures"]["macro"]["r2"]["value"] == pytest.approx(cell["value"], abs=1e-9)
         assert row["measures"]["macro"]["r2"]["low"] == pytest.approx(cell["low"], abs=1e-9)
     r2 = found[0]["measures"]["patient.age"]["r2"]
-    assert re.search(rf"patient.age +14 +{r2['value']:.3f} \[{r2['low']:.3f}, {r2['high']:.3f}\]", shown)
+    assert re.search(rf"patient.age +14 +{r2['value']:.3f} \[{r2['low']:.3f} {r2['high']:.3f}\]", shown)
     assert [point["n"] for point in found[0]["curve"]["r2"]] == [17, 34]
     assert f"1 of train, 34 subjects: macro r2 {r2['value']:.3f}" in shown
     assert found[1]["tower"] == str(store)
@@ -62,7 +62,7 @@ def test_segmentation_is_that_of_the_comparison(tmp_path, studies, tower_folder,
     config = write_config(tmp_path, studies, [{"tower": str(tower_folder)}], [TASKS[3]])
     assert run("compare", "--config", config) == (0, "")
     cell = json.loads((tmp_path / "out" / "compare.json").read_text())["towers"][str(tower_folder)]["Square"]
-    arguments = ["--studies", studies, "--structures", "square", "--tower", tower_folder, "--grid", "picture"]
+    arguments = ["--studies", studies, "--structures", "square", "--tower", tower_folder, "--grid", "image"]
     arguments += ["--features", tmp_path / "features", "--out", tmp_path / "segment.json", "--resamples", 100]
     assert run("segment", *arguments) == (0, "")
     score = json.loads((tmp_path / "segment.json").read_text())["scores"]["square"]["dice"]
@@ -73,17 +73,19 @@ def test_segmentation_is_that_of_the_comparison(tmp_path, studies, tower_folder,
 @pytest.mark.parametrize(
     ("action", "words", "culprit"),
     [
-        ("probe", ["--targets", "Oedema"], "is no feature store"),
+        ("probe", ["--targets", "Oedema"], "is not a feature store"),
         ("probe", ["--tower", "pixels", "--targets", "Oedema"], "Oedema"),
-        ("probe", ["--targets", "Edema", "--blocks", "1"], "blocks are fine-tuned in a tower that is named"),
+        ("probe", ["--targets", "Edema", "--blocks", "1"], "--blocks needs a --tower"),
         ("segment", ["--tower", "pixels", "--structures", "square"], "pixels has no patches"),
         ("segment", ["--tower", "pixels", "--structures", "ribs"], "No image has masks of ribs. Choices: square"),
     ],
 )
 def test_faults_are_one_sentence(tmp_path, studies, action, words, culprit, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    if culprit == "is no feature store":
+    if culprit == "is not a feature store":
         words = ["--targets", "Edema"]
     status, message = run(action, "--studies", studies, *words)
     assert (status, culprit in message) == (1, True), message
-    assert culprit != "is no feature store" or not (tmp_path / "files.jsonl").exists(), "no picture was read"
+    assert culprit != "is not a feature store" or not (tmp_path / "files.jsonl").exists(), (
+        "no picture was read"
+    )

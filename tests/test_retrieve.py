@@ -1,4 +1,4 @@
-"""generator/retrieve.py and `raddraft retrieve`: the nearest training report, and what neighbours agree on."""
+"""generator/retrieve.py and `raddraft retrieve`: the nearest training report, and what neighbors agree on."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def test_nearest_is_the_highest_cosine_of_standardised_vectors() -> None:
     assert nearest(queries, training[:2], k=5).indices.shape == (7, 2)
     assert nearest(queries[:0], training).indices.shape == (0, 1)
     for broken in ((queries, training[:0], 1), (queries, training, 0)):
-        with pytest.raises(ValueError, match="at least one training study and one neighbour"):
+        with pytest.raises(ValueError, match="at least one training study and one neighbor"):
             nearest(*broken)
 
 
-def test_neighbours_vote_for_the_report_they_agree_on() -> None:
+def test_neighbors_vote_for_the_report_they_agree_on() -> None:
     heart = ["The heart is normal.", "The heart size is normal.", "The heart is normal in size."]
     reports = ["Large left effusion.", *heart]
     assert vote(reports, [0.9, 0.8, 0.8, 0.8]) == 1, "mean ROUGE-L .84 to the two others; .81 and .76"
@@ -69,7 +69,7 @@ def test_command_drafts_a_split(tmp_path, tower_folder, studies_file, capsys) ->
     )
 
 
-def test_neighbours_are_other_subjects() -> None:
+def test_neighbors_are_other_subjects() -> None:
     vectors = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
     subjects = ["a", "a", "b", "b", "c", "c"]
     found = nearest(vectors, vectors, 5, batch=4, subjects=(subjects, subjects))
@@ -85,7 +85,7 @@ def test_sentences_are_ranked_by_the_reports_that_share_them() -> None:
     assert shared_sentences(reports, [-torch.inf] * 4, 9) == ""
 
 
-def test_command_gives_every_study_its_neighbours_sentences(tmp_path, tower_folder, studies_file) -> None:
+def test_command_gives_every_study_its_neighbors_sentences(tmp_path, tower_folder, studies_file) -> None:
     known = {study.study_id: study for study in read_studies(studies_file)}
     out, augmented = tmp_path / "out.jsonl", tmp_path / "elsewhere" / "similar.jsonl"
     augmented.parent.mkdir()

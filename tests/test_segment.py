@@ -20,7 +20,6 @@ from encoder.masks import (
     Runs,
     coco_polygons,
     decode_runs,
-    encode_runs,
     load_mask,
     prepare_mask,
     processor_geometry,
@@ -28,9 +27,9 @@ from encoder.masks import (
     vindr_polygons,
     write_mask,
 )
+from encoder.probe_config import SegmentConfig
 from encoder.segment import (
     Head,
-    SegmentConfig,
     dice_and_iou,
     draw_masks,
     gather,
@@ -43,6 +42,17 @@ from encoder.towers import load_tower
 from raddraft.studies import Study, StudyImage
 
 HEADS = ("linear", "upernet", "vitdet")
+
+
+def encode_runs(mask: np.ndarray, offsets: str) -> str:
+    """The run-length text of a mask, the way back of `decode_runs`."""
+    flat = np.asarray(mask, bool).ravel(order="F").astype(np.int8)
+    borders = np.flatnonzero(np.diff(flat, prepend=0, append=0)).reshape(-1, 2)  # [n, 2]: first, behind the last
+    if not len(borders):
+        return "-1" if offsets == "relative" else ""
+    before = np.concatenate([[0], borders[:-1, 1]]) if offsets == "relative" else -1
+    pairs = np.column_stack([borders[:, 0] - before, borders[:, 1] - borders[:, 0]])
+    return " ".join(map(str, pairs.ravel()))
 
 
 def blob(seed: int, size: tuple[int, int] = (17, 23)) -> np.ndarray:
@@ -95,11 +105,11 @@ def test_several_runs_of_an_image_are_one_mask() -> None:
     ("text", "offsets", "message"),
     [
         ("1 2 3", "relative", "Run lengths come in pairs, got 3 numbers: '1 2 3'"),
-        ("1 2.5", "relative", "Run lengths must be whole numbers, got '1 2.5'"),
-        ("0 1", "absolute", "Run lengths (absolute) leave a picture of 3 x 2 pixels"),
-        ("1 6", "relative", "Run lengths (relative) leave a picture of 3 x 2 pixels"),
+        ("1 2.5", "relative", "Run lengths must be integers, got '1 2.5'"),
+        ("0 1", "absolute", "Run lengths (absolute) leave an image of 3 x 2 pixels"),
+        ("1 6", "relative", "Run lengths (relative) leave an image of 3 x 2 pixels"),
         ("1 0", "relative", "or have a length below 1: '1 0'"),
-        ("1 " * 200, "relative", "leave a picture of 3 x 2 pixels, or have a length below 1: '1 1 1"),
+        ("1 " * 200, "relative", "leave an image of 3 x 2 pixels, or have a length below 1: '1 1 1"),
         ("1 1", "pairs", "Unknown offsets 'pairs'. Choices: relative, absolute"),
     ],
 )
@@ -150,11 +160,11 @@ def test_outlines_are_cut_off_at_the_picture() -> None:
     [
         (lambda: coco_polygons({"counts": [1], "size": [2, 2]}), "by polygons is a list of outlines, got {'counts'"),
         (lambda: coco_polygons([[1, 2, 3]]), "An outline is a list of x and y, got [1, 2, 3]"),
-        (lambda: coco_polygons([[1, 2, 3, 4]]), "An outline has three points or more"),
+        (lambda: coco_polygons([[1, 2, 3, 4]]), "An outline has at least three points"),
         (lambda: coco_polygons([[1, 2, 3, 4, 5, float("nan")]]), "and no NaN"),
         (lambda: vindr_polygons([[1, 2]]), "is a list of points with x and y, got [[1, 2]]"),
-        (lambda: load_mask(Polygons((), "edges")), "Polygons do not tell the size of their picture"),
-        (lambda: load_mask(Polygons((), "corners"), (2, 2)), "Unknown vertices 'corners'. Choices: edges, centres"),
+        (lambda: load_mask(Polygons((), "edges")), "Polygons do not state the size of their image"),
+        (lambda: load_mask(Polygons((), "corners"), (2, 2)), "Unknown vertices 'corners'. Choices: edges, centers"),
     ],
 )
 def test_broken_outlines_are_refused(make, message) -> None:
@@ -206,7 +216,7 @@ def test_labels_are_chosen_from_a_label_image(tmp_path) -> None:
         found = load_mask(LabelImage(tmp_path / name, (2, 3)), (9, 8))
         np.testing.assert_array_equal(found, labels >= 2, err_msg=name)
     Image.new("RGB", (4, 4)).save(tmp_path / "colour.png")
-    with pytest.raises(MaskError, match=r"one value for each pixel, this one has R, G, B"):
+    with pytest.raises(MaskError, match=r"one value per pixel, this one has R, G, B"):
         load_mask(LabelImage(tmp_path / "colour.png", (1,)))
 
 
@@ -215,10 +225,10 @@ def test_pictures_that_are_no_masks_are_refused_in_a_sentence(tmp_path) -> None:
     (tmp_path / "cut.png").write_bytes((tmp_path / "x.png").read_bytes()[:60])
     Image.new("L", (30, 20)).save(tmp_path / "x.jpg")
     cases = {
-        "x.png": r"x\.png: the mask has 30 x 20 pixels, its picture 20 x 30$",
+        "x.png": r"x\.png: the mask has 30 x 20 pixels, its image 20 x 30$",
         "cut.png": r"cut\.png: truncated or broken: ",
-        "x.jpg": r"x\.jpg: not a lossless picture \(PNG, GIF, TIFF, BMP\), as a mask has to be$",
-        "none.png": r"none\.png: there is no such mask$",
+        "x.jpg": r"x\.jpg: a mask must be a lossless image \(PNG, GIF, TIFF, BMP\)$",
+        "none.png": r"none\.png: the mask does not exist$",
     }
     for name, message in cases.items():
         with pytest.raises(MaskError, match=message):
@@ -285,7 +295,7 @@ def test_masks_come_back_to_the_picture() -> None:
 
 def test_masks_of_another_grid_are_refused() -> None:
     geometry = Geometry((10, 12), (10, 12), (0, 0), (8, 8))
-    with pytest.raises(MaskError, match=r"^The mask has 10 x 12 pixels, the picture 12 x 10$"):
+    with pytest.raises(MaskError, match=r"^The mask has 10 x 12 pixels, the image 12 x 10$"):
         prepare_mask(np.zeros((12, 10), bool), geometry)
     with pytest.raises(MaskError, match=r"^The mask has 12 x 10 pixels, the tower's input 8 x 8$"):
         restore_mask(np.zeros((10, 12), bool), geometry)
@@ -404,7 +414,7 @@ def learned(planted):
 @pytest.mark.parametrize("n_layers", [1, 4])
 @pytest.mark.parametrize("head", HEADS)
 def test_heads_learn_what_is_planted(head, n_layers, tmp_path) -> None:
-    training = {"lr": 0.1, "epochs": 60} if head == "linear" else {"lr": 0.01, "epochs": 15, "batch_size": 6}
+    training = {"lr": 0.1, "epochs": 60} if head == "linear" else {"lr": 0.01, "epochs": 15, "head_batch_size": 6}
     result, _ = segment(*plant(tmp_path, n_layers), whole(), quick(head, **training))
     for name in ("a", "b", "mean"):
         assert result.scores[name]["dice"].value > 0.95
@@ -506,7 +516,7 @@ def test_images_that_cannot_be_used_are_counted(tmp_path) -> None:
     result, _ = segment(store, studies, whole(), quick(epochs=1))
     assert result.left_out == {"without mask": 2, "without features": 1, "with an unusable mask": 1}
     assert result.n_images == {"train": 15, "val": 6, "test": 6}
-    assert result.errors == [f"{tmp_path / 'a3.png'}: the mask has 66 x 64 pixels, its picture 64 x 64"]
+    assert result.errors == [f"{tmp_path / 'a3.png'}: the mask has 66 x 64 pixels, its image 64 x 64"]
 
 
 def test_too_few_images_are_an_error_with_the_reasons(planted) -> None:
@@ -524,12 +534,13 @@ def test_too_few_images_are_an_error_with_the_reasons(planted) -> None:
     ("options", "message"),
     [
         ({"head": "unet"}, "Unknown head 'unet'. Choices: linear, upernet, vitdet"),
-        ({"grid": "mask"}, "Unknown grid 'mask'. Choices: input, picture"),
+        ({"grid": "picture"}, "grid 'picture' was renamed to 'image'"),
+        ({"grid": "mask"}, "Unknown grid 'mask'. Choices: input, image"),
         ({"structures": ()}, "structures must be one or more different names, got []"),
         ({"structures": ("a", "a")}, "structures must be one or more different names, got ['a', 'a']"),
-        ({"structures": ("mean",)}, "'mean' names the mean over structures"),
+        ({"structures": ("mean",)}, "cannot be named 'mean'"),
         ({"seeds": ()}, "seeds must be one or more numbers, got none"),
-        ({"batch_size": 2}, "batch_size must be at least 3, got 2"),
+        ({"head_batch_size": 2}, "head_batch_size must be at least 3, got 2"),
     ],
 )
 def test_wrong_settings_are_refused(options, message) -> None:
@@ -538,12 +549,12 @@ def test_wrong_settings_are_refused(options, message) -> None:
 
 
 def test_scores_on_the_pictures_own_grid_count_what_the_crop_cut_off(planted, learned) -> None:
-    own, _ = segment(*planted, whole(), quick(grid="picture", seeds=(0, 1)))
+    own, _ = segment(*planted, whole(), quick(grid="image", seeds=(0, 1)))
     np.testing.assert_array_equal(own.dice, learned[0].dice, err_msg="the input is the whole picture")
     # The same features, as if they were of the middle of the picture: heads learn less, and the rest is lost.
     cropped = processor(size={"shortest_edge": 64}, crop_size={"height": 32, "width": 32})
     seen, _ = segment(*planted, cropped, quick(epochs=3))
-    missed, _ = segment(*planted, cropped, quick(epochs=3, grid="picture"))
+    missed, _ = segment(*planted, cropped, quick(epochs=3, grid="image"))
     assert seen.val_dice == missed.val_dice
     assert missed.scores["mean"]["dice"].value < seen.scores["mean"]["dice"].value
 
@@ -552,7 +563,7 @@ def test_an_odd_image_does_not_break_batch_normalisation(planted) -> None:
     store, studies = planted
     train = [study for study in studies if study.split == "train"][:4]
     rest = [study for study in studies if study.split != "train"]
-    result, _ = segment(store, train + rest, whole(), quick("upernet", batch_size=3, epochs=1))
+    result, _ = segment(store, train + rest, whole(), quick("upernet", head_batch_size=3, epochs=1))
     assert result.n_images["train"] == 4
 
 

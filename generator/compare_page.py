@@ -1,4 +1,4 @@
-"""What `raddraft compare` writes: the numbers, the table as in a paper, a figure of every column, and the page.
+"""What `raddraft compare` writes: numbers, a table as in a paper, a figure of every column, and an HTML page.
 
 write_page(result, tasks, Path("runs/compare"), "Which encoder?")
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,21 +14,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from generator.compare_config import Task
 from metrics.report import LOWER_IS_BETTER, METRICS, render_template
-from raddraft.files import write_whole
+from raddraft.files import write_json, write_text, write_whole
+from raddraft.text import slug
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-    from scripts.compare import Task
 
 SIGNIFICANT = 0.05
 MARK = "†"
 LOWER = LOWER_IS_BETTER | {"mae"}
 MEASURES = {"auroc": "AUROC", "auprc": "AUPRC", "r2": "R²", "mae": "MAE", "dice": "Dice", "iou": "IoU"}
 NO_SKILL = {"auroc": 0.5, "r2": 0.0}
-"""What a probe reaches that ignores the images."""
+"""What a probe that ignores the images reaches."""
 TEXT_MINED = {"nih", "chexpert", "mimic-cxr"}
 """Sources whose findings were read from reports by software (chexpert: those of its train split)."""
 INK, MUTED, ACCENT = "#1c1e20", "#5d6368", "#0a5c99"
@@ -45,7 +44,7 @@ class Shown:
     interval: str
     best: bool
     marked: bool
-    """Differs from the baseline by corrected p."""
+    """Whether it differs from the baseline by corrected p."""
 
 
 @dataclass
@@ -54,7 +53,7 @@ class Column:
 
     task: Task
     measure: str
-    """With an arrow to where it is better."""
+    """With an arrow in the direction of better values."""
     n: str
     cells: dict[str, dict[str, Any]]
     """Tower -> value, low, high, n, notes, details."""
@@ -63,41 +62,62 @@ class Column:
 
 
 def write_page(result: dict[str, Any], tasks: Sequence[Task], out: Path, title: str) -> None:
-    """Write compare.json, table.md, report.html, and figures/*.png, all of which the page holds too.
+    """Write compare.json, table.md, report.html, and figures/*.png, which the page embeds.
 
     Args:
-        result: as `scripts.compare.main` builds it.
+        result: what `generator.compare.compare` returns.
         tasks: the columns.
         out: folder to write to.
         title: heading of the page.
     """
     columns = [_column(result, task) for task in tasks]
-    pictures: dict[str, list[tuple[str, str]]] = {column.task.name: [] for column in columns}  # caption, base64
+    images: dict[str, list[tuple[str, str]]] = {column.task.name: [] for column in columns}  # caption, base64
     for number, column in enumerate(columns, 1):
-        slug = f"{number}-{re.sub('[^a-z0-9]+', '-', column.task.name.lower())[:60].strip('-')}".strip("-")
         figures = {"": _draw_column(column, result["baseline"])}
         if any(cell["details"].get("curve") for cell in column.cells.values()):
             figures["-curve"] = _draw_curves(column)
         for suffix, figure in figures.items():
             file = io.BytesIO()
             figure.savefig(file, format="png", dpi=DPI, facecolor="white")
-            _write(out / "figures" / f"{slug}{suffix}.png", file.getvalue())
-            caption = "learning curve" if suffix else ""
-            pictures[column.task.name].append((caption, base64.b64encode(file.getvalue()).decode("ascii")))
-    _write(out / "compare.json", (json.dumps(result, indent=1, default=str) + "\n").encode())
-    _write(out / "table.md", _markdown(result, columns).encode())
-    _write(out / "report.html", _html(result, columns, pictures, title).encode())
+            with write_whole(out / "figures" / f"{number}-{slug(column.task.name.lower())[:60]}{suffix}.png") as path:
+                path.write_bytes(file.getvalue())
+            encoded = base64.b64encode(file.getvalue()).decode("ascii")
+            images[column.task.name].append(("learning curve" if suffix else "", encoded))
+    write_json(out / "compare.json", result)
+    write_text(out / "table.md", _markdown(result, columns))
+    sizes = [cell["n"] for column in columns for cell in column.cells.values() if cell["n"] is not None]
+    mined = [
+        task.name for task in tasks if TEXT_MINED & set(task.sources or []) and task.kind in ("multilabel", "binary")
+    ]
+    page = render_template(
+        Path(__file__).with_name("compare.html.j2"),
+        title=title,
+        result=result,
+        columns=columns,
+        images=images,
+        parts={column.task.name: _parts(column) for column in columns},
+        explained=_explain(result),
+        notes=_notes(columns),
+        sizes=sizes,
+        mined=mined,
+        lower=LOWER,
+        mark=MARK,
+        significant=SIGNIFICANT,
+        number=format_number,
+        p_text=format_p,
+    )
+    write_text(out / "report.html", page)
 
 
 def format_number(value: float, digits: int = 3, sign: str = "", zero: bool = True) -> str:
-    """A true minus; what rounds to zero has no sign; without `zero` .85 for 0.85."""
+    """With a typographic minus; what rounds to zero has no sign; without `zero`, .85 for 0.85."""
     text = f"{value:{sign}z.{digits}f}".replace("-", "−")
     text = text[1:] if float(f"{value:.{digits}f}") == 0 and text.startswith("+") else text
     return text if zero else re.sub(r"^([−+]?)0\.", r"\1.", text)
 
 
 def format_p(p: float) -> str:
-    """Three digits, and never rounded to the threshold from below."""
+    """Three digits; p below the threshold is never rounded to it."""
     if p < 0.0005:
         return "< .001"
     return "< .05" if p < SIGNIFICANT <= round(p, 3) else format_number(p, zero=False)
@@ -118,7 +138,7 @@ def _label(measure: str) -> str:
 
 
 def _show(cells: Mapping[str, Mapping[str, Any]], measure: str, marked: Iterable[str] = ()) -> dict[str, Shown | None]:
-    """Cells of one column as text: all with as many digits, those that look like the best one bold."""
+    """Cells of one column as text, all with the same number of digits; those that read like the best one are bold."""
     values = {tower: cell["value"] for tower, cell in cells.items() if cell["value"] is not None}
     digits = 3 if all(abs(value) < 10 for value in values.values()) else 2
     texts = {tower: format_number(value, digits) for tower, value in values.items()}
@@ -132,7 +152,7 @@ def _show(cells: Mapping[str, Mapping[str, Any]], measure: str, marked: Iterable
 
 
 def _notes(columns: Sequence[Column]) -> dict[str, str]:
-    """Note -> the cells that it is about, so that what many share is printed once."""
+    """Note -> the cells it applies to, so that a note that many share is printed once."""
     found: dict[str, list[str]] = {}
     for column in columns:
         by_note: dict[str, list[str]] = {}
@@ -149,8 +169,8 @@ def _explain(result: Mapping[str, Any]) -> list[str]:
     """How to read the table."""
     resamples, count = result["resamples"], sum(len(row) for row in result["differences"].values())
     sentences = [
-        f"Brackets: 95 % percentile interval, {resamples} bootstrap resamples of the test subjects. It tells of the "
-        "choice of test images, not of training the probe anew on others.",
+        f"Brackets: 95 % percentile interval, {resamples} bootstrap resamples of the test subjects. They reflect the "
+        "choice of test images, not that of the training images.",
         "↑ higher is better, ↓ lower is better. Bold: the best of the column, however small its lead.",
     ]
     if folds := result.get("folds"):
@@ -193,40 +213,12 @@ def _markdown_cell(shown: Shown | None) -> str:
 
 
 def _plain(text: str) -> str:
-    """One line in which Markdown has no markup to find."""
+    """One line with Markdown markup escaped."""
     return re.sub(r"([\\`*|\[]|<(?=[\w/!?]))", r"\\\1", " ".join(text.split()))
 
 
-def _html(
-    result: Mapping[str, Any],
-    columns: Sequence[Column],
-    pictures: Mapping[str, Sequence[tuple[str, str]]],
-    title: str,
-) -> str:
-    sizes = [cell["n"] for column in columns for cell in column.cells.values() if cell["n"] is not None]
-    mined = [column.task.name for column in columns if TEXT_MINED & set(column.task.sources or [])
-             and column.task.kind in ("multilabel", "binary")]  # fmt: skip
-    return render_template(
-        Path(__file__).with_name("compare.html.j2"),
-        title=title,
-        result=result,
-        columns=columns,
-        pictures=pictures,
-        parts={column.task.name: _parts(column) for column in columns},
-        explained=_explain(result),
-        notes=_notes(columns),
-        sizes=sizes,
-        mined=mined,
-        lower=LOWER,
-        mark=MARK,
-        significant=SIGNIFICANT,
-        number=format_number,
-        p_text=format_p,
-    )
-
-
 def _parts(column: Column) -> dict[str, dict[str, dict[str, Any]]]:
-    """Measure -> finding or structure -> how many images have it, and each tower's cell; the column's measure first.
+    """Measure -> finding or structure -> each tower's cell and its text; the column's measure first.
 
     Empty unless the task has several.
     """
@@ -245,7 +237,7 @@ def _parts(column: Column) -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def _draw_column(column: Column, baseline: str) -> Figure:
-    """Each tower's value with its interval; the baseline's goes on as a line and a band through all rows."""
+    """Each tower's value with its interval; the baseline's is also a line and a band through all rows."""
     names, own = list(column.cells), column.cells[baseline]
     labels = [textwrap.fill(name, 28) + ("\n(baseline)" if name == baseline else "") for name in names]
     figure, axes = _axes(1.0 + sum(0.26 + 0.16 * (label.count("\n") + 1) for label in labels))
@@ -272,7 +264,7 @@ def _draw_column(column: Column, baseline: str) -> Figure:
 
 
 def _draw_curves(column: Column) -> Figure:
-    """Each tower's value by how much of the training data its probe saw."""
+    """Each tower's value by the fraction of training subjects."""
     figure, axes = _axes(4.4)
     counts: dict[float, int] = {}
     for number, (name, cell) in enumerate(column.cells.items()):
@@ -299,7 +291,7 @@ def _draw_curves(column: Column) -> Figure:
 
 
 def _bars(rows: Sequence[Mapping[str, Any]]) -> list[list[float]]:
-    """How far intervals reach below and above their values, which they need not hold; 0 without one."""
+    """Lengths of error bars below and above the values; 0 where there is no interval, or it excludes the value."""
     known = [
         (row["value"], *(row["value"] if row[end] is None else row[end] for end in ("low", "high"))) for row in rows
     ]
@@ -317,8 +309,3 @@ def _axes(height: float) -> tuple[Figure, Axes]:
     axes.grid(axis="x", color="#dcdddb", lw=0.6)
     axes.set_axisbelow(True)
     return figure, axes
-
-
-def _write(path: Path, content: bytes) -> None:
-    with write_whole(path) as temporary:
-        temporary.write_bytes(content)

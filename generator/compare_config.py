@@ -1,0 +1,67 @@
+"""Rows and columns of `raddraft compare`. Imports nothing heavy, so that help is fast."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from raddraft.studies import GrayMapping
+
+
+@dataclass
+class Entry:
+    """One encoder, a row of the table."""
+
+    tower: str
+    """Short name, hub id or folder; "pixels" for 16 x 16 raw pixels; "random:" before a name for the same architecture
+    with random weights."""
+    label: str | None = None
+    """Name in the table; by default the tower's."""
+    image_size: int | None = None
+    """Side of the tower's square input in pixels. By default the size its image processor states."""
+    gray_mapping: GrayMapping = "window"
+    """How gray values become 8 bits: the DICOM window, min-max (as RAD-DINO's authors), or percentiles 0.5 to 99.5."""
+    seen: Path | None = None
+    """List of SHA-256 digests of the images it was trained on, one per line; a warning is printed if test images are
+    among them."""
+
+    @property
+    def name(self) -> str:
+        return self.label or self.tower
+
+
+@dataclass
+class Task:
+    """One task, a column of the table."""
+
+    name: str
+    """Heading of the column."""
+    kind: Literal["multilabel", "binary", "multiclass", "regression", "segmentation", "retrieval"]
+    """A probe of findings, of a categorical field or of numeric fields; a segmentation head; or the report of the
+    nearest train study as the draft."""
+    targets: list[str]
+    """Findings; fields such as patient.sex, patient.age, image.view; names of masks; or sections of the report."""
+    measure: str | None = None
+    """Measure in the table: auroc, auprc, balanced_accuracy; r2, mae; dice, iou; or a metric of `raddraft score`. By
+    default auroc, r2, dice or rouge_l."""
+    sources: list[str] | None = None
+    """Take only studies of these sources; by default all."""
+    pooling: Literal["class", "mean", "both"] = "both"
+    """Features that a probe or retrieval sees: the class token, the mean patch, or both."""
+    uncertain: Literal["drop", "positive", "negative"] = "drop"
+    """What a label of -1 (uncertain) counts as."""
+    missing: Literal["drop", "negative"] = "drop"
+    """What a finding that is not mentioned counts as."""
+    solver: Literal["lbfgs", "adamw", "knn"] = "lbfgs"
+    """How the probe is fitted."""
+    fractions: list[float] | None = None
+    """Learning curve: fractions of the train subjects, e.g. 0.1 0.3 1; three random draws of each."""
+    head: Literal["linear", "upernet", "vitdet"] = "linear"
+    """Segmentation head."""
+
+    @property
+    def shown(self) -> str:
+        """The measure in the table."""
+        default = {"regression": "r2", "segmentation": "dice", "retrieval": "rouge_l"}
+        return self.measure or default.get(self.kind, "auroc")
