@@ -96,7 +96,7 @@ def load_gray(path: str | Path, gray_mapping: GrayMapping = "window", max_pixels
 def _load(path: Path, gray_mapping: GrayMapping, max_pixels: int, deep: bool) -> np.ndarray:
     """Gray values [H, W] on the scale of 0..255: uint8, or where `deep`, unrounded float32 if the file is deeper."""
     if gray_mapping not in get_args(GrayMapping):
-        raise ValueError(f"Unknown mapping {gray_mapping!r}. Choices: {', '.join(get_args(GrayMapping))}")
+        raise RadDraftError(f"Unknown mapping {gray_mapping!r}. Choices: {', '.join(get_args(GrayMapping))}")
     head = _read_head(path)
     opener = next((opener for prefixes, opener in OPENERS if head.startswith(prefixes)), None)
     try:

@@ -85,15 +85,6 @@ def make_accelerator(out: Path, precision: str, trackers: Sequence[str], shard_o
     return accelerator
 
 
-def check_launch(accelerator: Accelerator, field: str) -> None:
-    """Raise RadDraftError if Accelerate was told to shard the model; `field` is this project's option for it."""
-    kind = accelerator.distributed_type.value
-    if kind in ("FSDP", "DEEPSPEED"):
-        raise RadDraftError(
-            f"Launched with {kind}; launch with configs/accelerate/ddp_8.yaml and set {field}: true instead"
-        )
-
-
 def prepare_model(model: nn.Module, accelerator: Accelerator, shard: bool) -> nn.Module:
     """The model on its device, ready to train; with `shard` and several processes it is itself cut into parts.
 

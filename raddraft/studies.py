@@ -131,12 +131,12 @@ def deal_folds(studies: Sequence[Study], n_folds: int) -> list[list[Study]]:
     The subjects of each source are dealt out at random, always in the same way, so that folds are alike.
 
     Raises:
-        ValueError: fewer than 3 folds.
+        RadDraftError: fewer than 3 folds.
     """
     import numpy as np
 
     if n_folds < 3:
-        raise ValueError(f"Need at least 3 folds (test, val, train), got {n_folds}")
+        raise RadDraftError(f"Need at least 3 folds (test, val, train), got {n_folds}")
     subjects: dict[str | None, list[str]] = {}
     for subject, source in sorted({study.subject_id: study.source for study in studies}.items()):
         subjects.setdefault(source, []).append(subject)
