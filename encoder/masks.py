@@ -1,6 +1,6 @@
 """Masks of structures: published formats -> bool [H, W] -> PNG beside the manifest -> the input grid of a tower.
 
-    mask = load_mask(Runs(("387620 23 996 33",), "relative"), (1024, 1024))     # SIIM-ACR, CANDID-PTX
+    mask = decode_runs("387620 23 996 33", (1024, 1024), "relative")     # SIIM-ACR, CANDID-PTX
     write_mask("masks/x.png", mask)
     seen = prepare_mask(mask, processor_geometry(tower.processor, mask.shape))   # as the tower sees the image
 
@@ -10,19 +10,16 @@ Sizes are (height, width) everywhere.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image, ImageDraw, UnidentifiedImageError
 
 from raddraft.errors import RadDraftError
 from raddraft.files import write_whole
-
-Offsets = Literal["relative", "absolute"]
-Vertices = Literal["edges", "centers"]
 
 LOSSLESS = ("PNG", "GIF", "TIFF", "BMP")  # JPEG would leave specks around every border
 SUBPIXELS = 4
@@ -35,61 +32,43 @@ class MaskError(RadDraftError):
     """A mask cannot be read or does not fit its image."""
 
 
-@dataclass(frozen=True)
-class LabelImage:
-    """A file whose pixel values (of a palette: its indices) are labels of structures."""
-
-    path: Path
-    labels: tuple[int, ...]
-    """The labels that make up the mask."""
-
-
-@dataclass(frozen=True)
-class Runs:
-    """Run-length texts of one image, e.g. one for each annotated region; the mask is their union."""
-
-    texts: tuple[str, ...]
-    offsets: Offsets
-    """What the first number of each pair means, see `decode_runs`."""
-
-
-@dataclass(frozen=True)
-class Polygons:
-    """Outlines; the mask is their union. Made by `coco_polygons` and `vindr_polygons`."""
-
-    rings: tuple[np.ndarray, ...]
-    """Each [n, 2]: x from the left and y from the top, in pixels."""
-    vertices: Vertices
-    """edges: 0 is the outer edge of the first pixel, as in COCO; centers: 0 is its center, as in OpenCV."""
-
-
-def load_mask(spec: str | Path | LabelImage | Runs | Polygons, size: tuple[int, int] | None = None) -> np.ndarray:
-    """A mask in any of its published forms.
+def load_mask(
+    path: str | Path, size: tuple[int, int] | None = None, labels: Collection[int] | None = None
+) -> np.ndarray:
+    """A mask from a lossless image file: what is not black belongs to the structure, transparency is ignored.
 
     Args:
-        spec: a lossless image file (what is not black belongs to the structure, transparency is ignored), a label
-            image, run-length texts or polygons.
-        size: of the image that the mask belongs to; image files are not checked without it.
+        path: the file.
+        size: of the image that the mask belongs to; not checked if None.
+        labels: the pixel values (of a palette: its indices) that belong to the structure.
 
     Returns:
         bool [H, W].
 
     Raises:
-        MaskError: no such file, not lossless, another size than its image, broken run lengths or polygons.
+        MaskError: no such file, not lossless, several bands where labels are given, another size than its image.
     """
-    if isinstance(spec, str | Path | LabelImage):
-        path = Path(spec.path if isinstance(spec, LabelImage) else spec)
-        mask = _read_file(path, spec.labels if isinstance(spec, LabelImage) else None)
-        if size is not None and mask.shape != tuple(size):
-            raise MaskError(
-                f"{path}: the mask has {mask.shape[1]} x {mask.shape[0]} pixels, its image {size[1]} x {size[0]}"
-            )
-        return mask
-    if size is None:
-        raise MaskError(f"{type(spec).__name__} do not state the size of their image; it has to be given")
-    if isinstance(spec, Runs):
-        return np.any([np.zeros(size, bool), *(decode_runs(text, size, spec.offsets) for text in spec.texts)], axis=0)
-    return _rasterize(spec, size)
+    try:
+        with Image.open(path, formats=LOSSLESS) as image:
+            # Without labels a palette counts by its colors: the first one need not be black.
+            loaded = image.convert("RGB") if labels is None and image.mode in ("P", "PA") else image
+            values, bands = np.asarray(loaded), loaded.getbands()
+    except FileNotFoundError:
+        raise MaskError(f"{path}: the mask does not exist") from None
+    except UnidentifiedImageError:
+        raise MaskError(f"{path}: a mask must be a lossless image ({', '.join(LOSSLESS)})") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise MaskError(f"{path}: truncated or broken: {error}") from error
+    if labels is not None and len(bands) > 1:
+        raise MaskError(f"{path}: a label image has one value per pixel, this one has {', '.join(bands)}")
+    if len(bands) > 1:
+        values = values[..., : len(bands) - (bands[-1] == "A")].any(-1)
+    mask = np.asarray(values != 0) if labels is None else np.isin(values, list(labels))
+    if size is not None and mask.shape != tuple(size):
+        raise MaskError(
+            f"{path}: the mask has {mask.shape[1]} x {mask.shape[0]} pixels, its image {size[1]} x {size[0]}"
+        )
+    return mask
 
 
 def write_mask(path: str | Path, mask: np.ndarray) -> None:
@@ -98,7 +77,7 @@ def write_mask(path: str | Path, mask: np.ndarray) -> None:
         Image.fromarray(np.where(mask, 255, 0).astype(np.uint8)).save(temporary, format="PNG")
 
 
-def decode_runs(text: str, size: tuple[int, int], offsets: Offsets) -> np.ndarray:
+def decode_runs(text: str, size: tuple[int, int], offsets: Literal["relative", "absolute"]) -> np.ndarray:
     """One run-length text to bool [H, W]. Pixels are counted down the columns, then from left to right.
 
     Args:
@@ -111,7 +90,6 @@ def decode_runs(text: str, size: tuple[int, int], offsets: Offsets) -> np.ndarra
     Raises:
         MaskError: not integers, a start without a length, a length below 1, a run outside of the image.
     """
-    _check(offsets, Offsets, "offsets")
     try:
         numbers = np.array(text.split(), dtype=np.int64)
     except (ValueError, OverflowError):
@@ -133,6 +111,16 @@ def decode_runs(text: str, size: tuple[int, int], offsets: Offsets) -> np.ndarra
     return (np.cumsum(steps)[:-1] > 0).reshape(size, order="F")
 
 
+@dataclass(frozen=True)
+class Polygons:
+    """Outlines; the mask is their union. Made by `coco_polygons` and `vindr_polygons`."""
+
+    rings: tuple[np.ndarray, ...]
+    """Each [n, 2]: x from the left and y from the top, in pixels."""
+    vertices: Literal["edges", "centers"]
+    """edges: 0 is the outer edge of the first pixel, as in COCO; centers: 0 is its center, as in OpenCV."""
+
+
 def coco_polygons(segmentation: Any) -> Polygons:
     """The `segmentation` of a COCO annotation: a list of outlines, each [x1, y1, x2, y2, …] or [[x1, y1], …].
 
@@ -141,13 +129,13 @@ def coco_polygons(segmentation: Any) -> Polygons:
     """
     if not isinstance(segmentation, Sequence) or isinstance(segmentation, str):
         raise MaskError(f"A COCO segmentation by polygons is a list of outlines, got {_short(segmentation)}")
-    return Polygons(tuple(_ring(outline) for outline in segmentation), "edges")
+    return Polygons(tuple(map(_ring, segmentation)), "edges")
 
 
 def vindr_polygons(points: Any) -> Polygons:
     """One rib of VinDr-RibCXR: a list of {"x": …, "y": …}, or the text None where the rib is not annotated.
 
-    Their code truncates coordinates to whole pixels and fills with OpenCV, border included; so does `load_mask`.
+    Their code truncates coordinates to whole pixels and fills with OpenCV, border included; so does `fill_polygons`.
 
     Raises:
         MaskError: another form.
@@ -159,6 +147,27 @@ def vindr_polygons(points: Any) -> Polygons:
     except (TypeError, KeyError, IndexError):
         raise MaskError(f"A rib of VinDr-RibCXR is a list of points with x and y, got {_short(points)}") from None
     return Polygons((_ring(outline),), "centers")
+
+
+def _ring(outline: Any) -> np.ndarray:
+    try:
+        ring = np.array(outline, np.float64).reshape(-1, 2)
+    except (ValueError, TypeError):
+        raise MaskError(f"An outline is a list of x and y, got {_short(outline)}") from None
+    if len(ring) < 3 or not np.isfinite(ring).all():
+        raise MaskError(f"An outline has at least three points and no NaN; got {_short(outline)}")
+    return ring
+
+
+def fill_polygons(polygons: Polygons, size: tuple[int, int]) -> np.ndarray:
+    """Filled outlines, bool [H, W], cropped to the image."""
+    scale = SUBPIXELS if polygons.vertices == "edges" else 1
+    canvas = Image.new("L", (size[1] * scale, size[0] * scale))
+    draw = ImageDraw.Draw(canvas)
+    for ring in polygons.rings:
+        # Pillow fills with the border included, and truncates coordinates to integers.
+        draw.polygon([(int(x), int(y)) for x, y in ring * scale], fill=1, outline=1)
+    return np.asarray(canvas)[scale // 2 :: scale, scale // 2 :: scale] > 0
 
 
 @dataclass(frozen=True)
@@ -181,41 +190,38 @@ def processor_geometry(processor: Any, size: tuple[int, int]) -> Geometry:
     Raises:
         RadDraftError: a processor of another kind, whose steps cannot be run one by one.
     """
+    black = Image.new("RGB", (size[1], size[0]))
     if hasattr(processor, "val_transforms"):
-        return _timm_geometry(processor, size)
-    if not hasattr(processor, "do_resize"):
+        resized, final = _timm_sizes(processor.val_transforms.transforms, black)
+        half: Any = round  # torchvision rounds half pixels to the even number
+    elif hasattr(processor, "do_resize"):
+        options = {"do_rescale": False, "do_normalize": False, "return_tensors": "pt"}
+        resized, final = (
+            tuple(processor([black], **options, **crop)["pixel_values"].shape[-2:])
+            for crop in ({"do_center_crop": False}, {})
+        )
+        # With an odd number of pixels to crop or pad, torchvision processors round towards zero, Pillow ones down.
+        half = math.floor if type(processor).__name__.endswith("Pil") else math.trunc
+    else:
         raise RadDraftError(
             f"Masks cannot follow a {type(processor).__name__}: it does not state how it resizes and crops"
         )
-    black = Image.new("RGB", (size[1], size[0]))
-
-    def processed(**options: bool) -> tuple[int, int]:
-        options |= {"do_rescale": False, "do_normalize": False}
-        height, width = processor([black], return_tensors="pt", **options)["pixel_values"].shape[-2:]
-        return height, width
-
-    resized, final = processed(do_center_crop=False), processed()
-    # With an odd number of pixels to crop or pad, torchvision processors round towards zero, Pillow ones down.
-    half = math.floor if type(processor).__name__.endswith("Pil") else math.trunc
     corner = (half((resized[0] - final[0]) / 2), half((resized[1] - final[1]) / 2))
     return Geometry((size[0], size[1]), resized, corner, final)
 
 
-def _timm_geometry(processor: Any, size: tuple[int, int]) -> Geometry:
-    """timm's eval transforms: a resize and a center crop, then steps that move nothing."""
+def _timm_sizes(steps: Sequence[Any], image: Image.Image) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Size after the resize and after the center crop of timm's eval transforms."""
     from timm.data.transforms import ResizeKeepRatio
     from torchvision.transforms import CenterCrop, Resize
 
-    resize, crop, *rest = processor.val_transforms.transforms
-    moved = [type(step).__name__ for step in rest if type(step).__name__ not in STILL]
-    if not isinstance(resize, Resize | ResizeKeepRatio) or not isinstance(crop, CenterCrop) or moved:
-        steps = ", ".join(type(step).__name__ for step in processor.val_transforms.transforms)
-        raise RadDraftError(f"Masks cannot follow timm's {steps}: only a resize and a CenterCrop can be followed")
-    scaled = resize(Image.new("RGB", (size[1], size[0])))
-    resized, final = scaled.size[::-1], crop(scaled).size[::-1]
-    # torchvision rounds half pixels to the even number.
-    corner = (round((resized[0] - final[0]) / 2), round((resized[1] - final[1]) / 2))
-    return Geometry((size[0], size[1]), resized, corner, final)
+    resize, crop, *rest = steps
+    still = all(type(step).__name__ in STILL for step in rest)
+    if not isinstance(resize, Resize | ResizeKeepRatio) or not isinstance(crop, CenterCrop) or not still:
+        names = ", ".join(type(step).__name__ for step in steps)
+        raise RadDraftError(f"Masks cannot follow timm's {names}: only a resize and a CenterCrop can be followed")
+    resized = resize(image)
+    return resized.size[::-1], crop(resized).size[::-1]
 
 
 def prepare_mask(mask: np.ndarray, geometry: Geometry) -> np.ndarray:
@@ -252,61 +258,11 @@ def _resize(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def _paste(mask: np.ndarray, size: tuple[int, int], corner: tuple[int, int]) -> np.ndarray:
     """The window of a size whose first pixel is `corner` of the mask; empty outside of the mask."""
-    window = np.zeros(size, bool)
-    first = [max(0, start) for start in corner]
-    last = [min(length, start + side) for length, start, side in zip(mask.shape, corner, size, strict=True)]
-    part = mask[first[0] : last[0], first[1] : last[1]]
-    top, left = first[0] - corner[0], first[1] - corner[1]
-    window[top : top + part.shape[0], left : left + part.shape[1]] = part
-    return window
-
-
-def _read_file(path: Path, labels: tuple[int, ...] | None) -> np.ndarray:
-    try:
-        with Image.open(path, formats=LOSSLESS) as image:
-            # Without labels a palette counts by its colors: the first one need not be black.
-            loaded = image.convert("RGB") if labels is None and image.mode in ("P", "PA") else image
-            values, bands = np.asarray(loaded), loaded.getbands()
-    except FileNotFoundError:
-        raise MaskError(f"{path}: the mask does not exist") from None
-    except UnidentifiedImageError:
-        raise MaskError(f"{path}: a mask must be a lossless image ({', '.join(LOSSLESS)})") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise MaskError(f"{path}: truncated or broken: {error}") from error
-    if labels is not None:
-        if len(bands) > 1:
-            raise MaskError(f"{path}: a label image has one value per pixel, this one has {', '.join(bands)}")
-        return np.isin(values, labels)
-    if len(bands) > 1:
-        values = np.asarray(values[..., : len(bands) - (bands[-1] == "A")].any(-1))
-    return np.asarray(values != 0)
-
-
-def _ring(outline: Any) -> np.ndarray:
-    try:
-        ring = np.array(outline, np.float64).reshape(-1, 2)
-    except (ValueError, TypeError):
-        raise MaskError(f"An outline is a list of x and y, got {_short(outline)}") from None
-    if len(ring) < 3 or not np.isfinite(ring).all():
-        raise MaskError(f"An outline has at least three points and no NaN; got {_short(outline)}")
-    return ring
-
-
-def _rasterize(polygons: Polygons, size: tuple[int, int]) -> np.ndarray:
-    """Filled outlines on a grid, cropped to it."""
-    _check(polygons.vertices, Vertices, "vertices")
-    scale = SUBPIXELS if polygons.vertices == "edges" else 1
-    canvas = Image.new("L", (size[1] * scale, size[0] * scale))
-    draw = ImageDraw.Draw(canvas)
-    for ring in polygons.rings:
-        # Pillow fills with the border included, and truncates coordinates to integers.
-        draw.polygon([(int(x), int(y)) for x, y in ring * scale], fill=1, outline=1)
-    return np.asarray(canvas)[scale // 2 :: scale, scale // 2 :: scale] > 0
-
-
-def _check(value: str, choices: Any, what: str) -> None:
-    if value not in get_args(choices):
-        raise MaskError(f"Unknown {what} {value!r}. Choices: {', '.join(get_args(choices))}")
+    sides = zip(mask.shape, corner, size, strict=True)
+    margins = [(max(0, -start), max(0, start + side - length)) for length, start, side in sides]
+    padded = np.pad(mask, margins)
+    top, left = max(0, corner[0]), max(0, corner[1])
+    return padded[top : top + size[0], left : left + size[1]]
 
 
 def _short(value: Any) -> str:

@@ -134,12 +134,12 @@ class Conversion:
         import numpy as np
         from PIL import Image
 
-        from encoder.masks import MaskError, Runs, load_mask, write_mask
+        from encoder.masks import MaskError, decode_runs, fill_polygons, load_mask, write_mask
 
         def load(part: Any, shape: tuple[int, int]) -> np.ndarray:
             if isinstance(part, Path):
                 return np.asarray(Image.fromarray(load_mask(part)).resize(shape[::-1], Image.Resampling.NEAREST))
-            return load_mask(Runs((part,), "relative") if isinstance(part, str) else part, shape)
+            return decode_runs(part, shape, "relative") if isinstance(part, str) else fill_polygons(part, shape)
 
         def shape_of(path: Path) -> tuple[int, int]:
             with Image.open(path) as opened:
