@@ -20,11 +20,11 @@ Benchmarks of vision encoders, as published: labels, patients, masks.
     raddraft prepare vindr-ribcxr --root VinDr-RibCXR --out ribs/studies.jsonl
     raddraft prepare lung-masks --source jsrt --root JSRT --out jsrt/studies.jsonl   # or montgomery, shenzhen
 
-Images decoded and resized once, for pre-training (a manifest in, a manifest out):
+    raddraft prepare resize --studies studies.jsonl --out small --size 518    # images resized once, for pre-training
 
-    raddraft prepare resize --studies studies.jsonl --out small --size 518
-
-Every command prints what it read, what it dropped and why, and what each split holds.
+Every command prints what it read, what it dropped and why (images that are not on disk, for one), and what each split
+holds. Splits by a hash are the same everywhere (`hash_split` in generator/corpora/common.py). Masks are written as PNG
+files, masks/STRUCTURE/STUDY.png beside the manifest.
 """
 
 from __future__ import annotations

@@ -604,6 +604,45 @@ def test_folder_split_by_shares_keeps_subjects_together(tmp_path):
     assert all(a.split == b.split for a, b in zip(studies[::2], studies[1::2], strict=True))
 
 
+@pytest.fixture
+def own_images(tmp_path) -> Path:
+    """Twenty images of ten patients, with reports in a table whose columns have other names than ours."""
+    rows = [{"Image": f"{i}.png", "patient_id": f"p{i // 2}", "Findings": f"Clear {i}."} for i in range(20)]
+    write_csv(tmp_path / "reports.csv", rows)
+    for row in rows:
+        touch(tmp_path / "images" / row["Image"])
+    return tmp_path
+
+
+def test_folder_table_of_a_newcomer(own_images):
+    conversion = folder.convert(own_images / "images", table=own_images / "reports.csv", split="random")
+    subjects = {
+        split: {s.subject_id for s in conversion.studies if s.split == split} for split in ("train", "val", "test")
+    }
+    assert {split: len(names) for split, names in subjects.items()} == {"train": 7, "val": 1, "test": 2}
+    assert conversion.studies[3].sections == {"findings": "Clear 3."}
+    assert "Columns: path from Image, subject from patient_id" in str(conversion)
+    again = folder.convert(own_images / "images", table=own_images / "reports.csv", split="random")
+    assert [study.split for study in again.studies] == [study.split for study in conversion.studies]
+    three = folder.convert(own_images / "images", table=own_images / "reports.csv", split=(0.98, 0.01, 0.01)).studies
+    assert {study.split for study in three} == {"train", "val", "test"}
+
+
+def test_folder_says_that_reports_in_split_test_are_not_for_training(own_images):
+    told = "All of them are in split test. To train on them: --split random"
+    assert told in str(folder.convert(own_images / "images", table=own_images / "reports.csv"))
+    assert told not in str(folder.convert(own_images / "images"))
+
+
+def test_folder_names_the_columns_of_a_table_without_images(own_images):
+    table = own_images / "reports.csv"
+    table.write_text("photo,findings\n1.png,Clear.\n")
+    expected = r"no column for the image's path \(path, image.*\)\. Columns: photo, findings\. .*--path-column"
+    with pytest.raises(CorpusError, match=expected):
+        folder.convert(own_images / "images", table=table)
+    assert len(folder.convert(own_images / "images", table=table, path_column="photo").studies) == 1
+
+
 # --- What they share ---------------------------------------------------------------------------------------------
 
 

@@ -1,10 +1,5 @@
 """CANDID-PTX (Feng et al. 2021) -> studies with reports and masks.
 
-Pneumothorax_reports.csv    SOPInstanceUID, StudyInstanceUID, filename, EncodedPixels, Report; -1: no pneumothorax
-chest_tube.csv              anon_SOPUID, mask_rle; one row per tube
-acute_rib_fracture.csv      anon_SOPUID, mask_rle; one row per fracture
-dataset/SOPInstanceUID      DICOM files without suffix, 1024 x 1024
-
 The column names come from code that reads the set: it agrees on those of the first table, while for the other two both
 spellings (SOPInstanceUID, anon_SOPUID; EncodedPixels, mask_rle) are accepted.
 """
@@ -35,13 +30,12 @@ def convert(
     """CANDID-PTX: Pneumothorax, Chest Tube and Rib Fracture, each 1 or 0, masks (PNG) where 1, reports; image by image.
 
     An image is a study; its StudyInstanceUID is kept as study. No official split: 70, 10 and 20 % of the subjects are
-    train, val and test, by a hash of the subject (`hash_split` in generator/corpora/common.py). The subject is what the
-    column filename begins with (P0001 of P0001_1.jpg), else the StudyInstanceUID, else the image. An image under two
-    subjects is left out and counted. An image that chest_tube.csv or acute_rib_fracture.csv does not name counts as
-    negative. Masks go to masks/STRUCTURE/SOPInstanceUID.png beside the manifest.
+    train, val and test, by a hash. The subject is what the column filename begins with (P0001 of P0001_1.jpg), else the
+    StudyInstanceUID, else the image; an image under two subjects is left out. An image that chest_tube.csv or
+    acute_rib_fracture.csv does not name counts as negative.
 
     Args:
-        root: Folder that holds the three tables and the folder of images.
+        root: Folder that holds Pneumothorax_reports.csv, chest_tube.csv, acute_rib_fracture.csv and the images.
         out: The manifest to write. By default studies.jsonl in root.
         images: Folder of the images, named by SOPInstanceUID: DICOM, with or without suffix, or PNG or JPEG, of
             1024 x 1024 pixels. By default dataset or chest_radiographs in root.

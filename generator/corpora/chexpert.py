@@ -1,11 +1,4 @@
-"""CheXpert (Irvin et al. 2019) -> studies: CheXpert-v1.0 or CheXpert-v1.0-small, without reports.
-
-train.csv, valid.csv                              Path, Sex, Age, Frontal/Lateral, AP/PA, 14 labels; one row per image
-test.csv or test_labels.csv                       the same, or Path and the labels alone
-train/patient00001/study1/view1_frontal.jpg
-
-For the reports see chexpert_plus.
-"""
+"""CheXpert (Irvin et al. 2019) -> studies, without reports; for these see chexpert_plus."""
 
 from __future__ import annotations
 
@@ -30,9 +23,9 @@ _PATH = re.compile(r"(?:.*/)?((?:train|valid|val|test)/(patient\d+)/(study\d+)/v
 def convert(root: Path, out: Path | None = None, views: Literal["frontal", "all"] = "frontal") -> Conversion:
     """CheXpert: its 14 labels as 1, 0, -1 (uncertain) or not mentioned, and its own split.
 
-    The official valid part becomes val, test.csv (or test_labels.csv, published later) becomes test; without such a
-    file there is no test split. A study is named patient00001_study1. Labels of train are text-mined from reports,
-    those of val and test are radiologists' consensus. Images that are not on disk are left out and counted.
+    valid becomes val; test.csv (or test_labels.csv, published later) becomes test, and without it there is no test
+    split. A study is named patient00001_study1. Labels of train are text-mined from reports, those of val and test are
+    radiologists' consensus.
 
     Args:
         root: Folder that holds train.csv, valid.csv, train/ and valid/, e.g. CheXpert-v1.0-small. Whatever the tables

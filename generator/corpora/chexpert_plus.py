@@ -1,9 +1,4 @@
-"""CheXpert Plus (Stanford AIMI) -> studies: the table with the reports, and the PNG, JPEG or DICOM tree.
-
-df_chexpert_plus_240401.csv                       one row per image
-train/patient42142/study5/view1_frontal.jpg       images; .png or .dcm in the other trees
-chexbert_labels/impression_fixed.json             optional labels, JSON lines by path_to_image
-"""
+"""CheXpert Plus (Stanford AIMI) -> studies: the table with the reports, and the PNG, JPEG or DICOM tree."""
 
 from __future__ import annotations
 
@@ -39,17 +34,16 @@ def convert(
 ) -> Conversion:
     """CheXpert Plus: the sections as its table gives them, its own split.
 
-    The official valid split becomes val. There is no test split: the test images of CheXpert came out without reports.
-    A study is named patient42142_study5; where the rows of one study differ in their text, the first row counts. The
-    clinical history, which stands in two columns, becomes the section history. Sex, age and body mass index are
-    included, and the order of a patient's reports as study_order. Images that are not on disk are left out and counted.
+    valid becomes val. There is no test split: the test images of CheXpert came out without reports. A study is named
+    patient42142_study5; where the rows of one study differ in their text, the first row counts. The clinical history,
+    which has two columns, becomes the section history. Sex, age and body mass index are included, and the order of a
+    patient's reports as study_order.
 
     Args:
-        root: Folder that holds df_chexpert_plus_240401.csv, and train/ and valid/ with the images.
+        root: Folder that holds df_chexpert_plus_240401.csv, and train/patient42142/study5/view1_frontal.jpg etc.
         out: The manifest to write. By default studies.jsonl in root.
         table: The table. By default df_chexpert_plus*.csv in root.
-        images: Folder with train/ and valid/, of JPEG, PNG or DICOM files. By default PNG in root if it exists, else
-            root.
+        images: Folder with train/ and valid/, of JPEG, PNG or DICOM files. By default PNG in root, else root.
         views: frontal keeps images whose frontal_lateral is Frontal; all keeps every image.
         sections: Sections that a study must have, e.g. findings impression; [] for none.
         labels: A file of labels in JSON lines, e.g. chexbert_labels/impression_fixed.json; a study has the labels of

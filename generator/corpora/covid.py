@@ -1,8 +1,4 @@
-"""COVID-19 Image Data Collection (Cohen et al. 2020) -> studies: the X-rays, with their clinical notes.
-
-metadata.csv    patientid, offset, sex, age, finding, view, modality, folder, filename, clinical_notes, license …
-images/         JPEG and PNG files
-"""
+"""COVID-19 Image Data Collection (Cohen et al. 2020) -> studies: the X-rays, with their clinical notes."""
 
 from __future__ import annotations
 
@@ -21,12 +17,11 @@ _COLUMNS = ("patientid", "finding", "view", "modality", "folder", "filename")
 def convert(root: Path, out: Path | None = None, table: Path | None = None) -> Conversion:
     """COVID-19 Image Data Collection: the X-rays; the diagnosis as labels, the clinical note as section note.
 
-    No official split: 70, 10 and 20 % of the patients are train, val and test, by a hash of patientid (`hash_split` in
-    generator/corpora/common.py). Images of one patient with the same offset (days) are one study; one without offset
-    is a study of its own. Every level of a finding is a label that is 1 (Pneumonia/Viral/COVID-19: Pneumonia, Viral,
-    COVID-19); anything else is left open, so there are no negatives but through No Finding. The labels are the
-    diagnosis of the case, not what the image shows. Some cases were entered under two patientids; the table does not
-    tell which. The license of each image is kept.
+    No official split: 70, 10 and 20 % of the patients are train, val and test, by a hash. Images of one patient with
+    the same offset (days) are one study; one without offset is a study of its own. Every level of a finding is a label
+    that is 1 (Pneumonia/Viral/COVID-19: Pneumonia, Viral, COVID-19); there are no negatives but through No Finding. The
+    labels are the diagnosis of the case, not what the image shows. Some cases were entered under two patientids; the
+    table does not tell which. The license of each image is kept.
 
     Args:
         root: The repository's folder, which holds metadata.csv and images/.

@@ -36,14 +36,13 @@ COLUMNS = {
 _SECTIONS = ("indication", "history", "comparison", "technique", "findings", "impression")
 
 Shares = tuple[float, float, float]
-Split = Literal["train", "val", "test", "random"] | Shares
 
 
 def convert(
     root: Path,
     out: Path | None = None,
     table: Path | None = None,
-    split: Split = "test",
+    split: Literal["train", "val", "test", "random"] | Shares = "test",
     path_column: str | None = None,
     study_column: str | None = None,
     subject_column: str | None = None,
@@ -72,8 +71,8 @@ def convert(
         out: The manifest to write. By default studies.jsonl in root.
         table: A CSV or TSV with one image a row. Its columns findings, impression, indication, history, comparison
             and technique, where it has them, become sections.
-        split: The split of all studies; random: 70, 10 and 20 % of the subjects are train, val and test, by a hash of
-            the subject; or other shares, e.g. [0.8,0.1,0.1]. A table with a split column has its own.
+        split: The split of all studies; or random: 70, 10 and 20 % of the subjects are train, val and test, by a hash
+            of the subject; or other shares, e.g. [0.8,0.1,0.1]. A table with a split column has its own.
         path_column: Column with the path of the image. By default path, image, image_path, file or filename.
         study_column: Column with the study; rows of one study are its images. By default study_id or study; without
             such a column each row is a study.
@@ -85,15 +84,24 @@ def convert(
         sections: Sections that a study must have, e.g. findings. By default none.
     """
     names = (path_column, study_column, subject_column, view_column, split_column, report_column)
-    studies = _walk(root) if table is None else _read(table, root, dict(zip(COLUMNS, names, strict=True)))
-    _assign_splits(studies, split)
+    columns = dict(zip(COLUMNS, names, strict=True))
+    studies = _walk(root) if table is None else _read(table, root, columns)
+    unknown = {study.subject_id for study in studies if not study.split}
+    shares = (0.7, 0.1, 0.2) if split == "random" else split
+    split_of = dict.fromkeys(unknown, shares) if isinstance(shares, str) else _deal(unknown, shares)
     for study in studies:
+        study.split = study.split or split_of[study.subject_id]
         study.sections = study.sections or _report_beside(study.images[0].path)
     conversion = Conversion("folder", studies, out or root / "studies.jsonl")
     if table is not None:
         conversion.keep_files()
+        read = [f"{what} from {name}" for what, name in columns.items() if name]
+        conversion.notes.append(f"Columns: {', '.join(read)}")
     conversion.require(sections)
-    return conversion.write()
+    conversion.write()
+    if unknown and split == "test" and all(study.sections for study in conversion.studies):
+        conversion.notes.append("All of them are in split test. To train on them: --split random")
+    return conversion
 
 
 def find_image_files(root: Path) -> list[Path]:
@@ -143,9 +151,12 @@ def _study_ids(names: list[str]) -> list[str]:
 
 
 def _read(table: Path, root: Path, columns: dict[str, str | None]) -> list[Study]:
-    """Studies of a table, without split where it has no such column. `columns`: their names where the user gave one."""
+    """Studies of a table, without split where it has no such column.
+
+    `columns`: what a column holds -> its name, where the user gave one; the usual ones that are there are filled in.
+    """
     rows = list(read_table(table, [name for name in columns.values() if name]))
-    header = {name.strip().lower(): name for name in reversed(rows[0][1] if rows else ())}
+    header = {name.strip().lower(): name for name in (rows[0][1] if rows else ())}
     for what, usual in COLUMNS.items():
         columns[what] = columns[what] or next((header[name.lower()] for name in usual if name.lower() in header), None)
     path_column = columns["path"]
@@ -170,23 +181,17 @@ def _read(table: Path, root: Path, columns: dict[str, str | None]) -> list[Study
     return list(studies.values())
 
 
-def _assign_splits(studies: list[Study], split: Split) -> None:
-    """Fill in the splits that are not known. In a small collection every split gets at least one subject."""
-    shares = (0.7, 0.1, 0.2) if split == "random" else split
-    if isinstance(shares, str):
-        split_of = dict.fromkeys((study.subject_id for study in studies), shares)
-    else:
-        split_of = {study.subject_id: hash_split(study.subject_id, shares) for study in studies if not study.split}
-        wanted = [name for name, share in zip(SPLITS, shares, strict=True) if share > 0]
-        if not set(wanted) <= set(split_of.values()) and len(split_of) >= len(wanted):
-            # In the order of the hash, as many of each as its share says, but at least one.
-            ordered = sorted(split_of, key=hash_fraction)
-            for name in reversed(wanted):
-                n = max(1, round(shares[SPLITS.index(name)] * len(split_of))) if name != wanted[0] else len(ordered)
-                split_of |= dict.fromkeys(ordered[len(ordered) - n :], name)
-                del ordered[len(ordered) - n :]
-    for study in studies:
-        study.split = study.split or split_of[study.subject_id]
+def _deal(subjects: set[str], shares: Shares) -> dict[str, str]:
+    """Split of each subject by `hash_split`; of fewer than 100 by exact shares, at least one each."""
+    split_of = {subject: hash_split(subject, shares) for subject in subjects}
+    wanted = [(name, share) for name, share in zip(SPLITS, shares, strict=True) if share]
+    if len(wanted) <= len(subjects) < 100:
+        ordered = sorted(subjects, key=hash_fraction)
+        for name, share in wanted[:0:-1]:  # the first split gets the rest
+            for _ in range(max(1, round(share * len(subjects)))):
+                split_of[ordered.pop()] = name
+        split_of |= dict.fromkeys(ordered, wanted[0][0])
+    return split_of
 
 
 def _report_beside(image: Path) -> dict[str, str]:

@@ -51,8 +51,7 @@ def convert(
             first of these that root holds (the XML has 104 reports more than the table).
         images: Folder to search for images, subfolders included. By default root.
         split_file: R2Gen's annotation.json, to use its split and leave out the studies that it lacks. By default 70,
-            10 and 20 % of the studies are train, val and test, by a hash of the study's name (`hash_split` in
-            generator/corpora/common.py).
+            10 and 20 % of the studies are train, val and test, by a hash of the study's name.
         views: frontal drops images known to be lateral; all keeps every image.
         sections: Sections that a study must have, e.g. findings impression; [] for none.
         missing: What to do with images that are not on disk: drop leaves them out, keep writes their names.

@@ -35,17 +35,16 @@ def convert(
 ) -> Conversion:
     """JSRT (lungs, heart, clavicles), Montgomery or Shenzhen (lungs): every image is a study and a subject of its own.
 
-    Masks are written as PNG on the image's own grid (nearest neighbor) to masks/STRUCTURE/ID.png beside the manifest;
-    lungs is the union of both. An image without mask stays. JSRT: SCR's fold 1 is train, a tenth of it val, fold 2 is
-    test; images in neither are left out and counted; the label is Nodule. Its .IMG files, which other code cannot
-    read, are written as 16-bit PNG files to images/ beside the manifest, inverted so that air is dark. Montgomery and
-    Shenzhen: no official split, so 70, 10 and 20 % are train, val and test; the label is Tuberculosis, from the file's
-    name, and the reading is the section note. Splits go by a hash of the image's name (`hash_split` in
-    generator/corpora/common.py).
+    Masks are brought to the image's own grid (nearest neighbor); lungs is the union of both. An image without mask
+    stays. JSRT: SCR's fold 1 is train, a tenth of it val (by a hash of the image's name), fold 2 is test; images in
+    neither are left out; the label is Nodule. Its .IMG files, which other code cannot read, are written as 16-bit PNG
+    files to images/ beside the manifest, inverted so that air is dark. Montgomery and Shenzhen: no official split, so
+    70, 10 and 20 % are train, val and test, by a hash of the image's name; the label is Tuberculosis, from the file's
+    name, and the reading is the section note.
 
     Args:
         source: Which of the three sets root holds.
-        root: The folder of the set as published, at the depth shown above; for jsrt files may lie deeper.
+        root: The folder of the set as published; for jsrt files may lie deeper.
         out: The manifest to write. By default studies.jsonl in root.
         masks: jsrt: the folder that holds fold1/ and fold2/, by default found in root. shenzhen: the folder of
             masks, by default mask in root. Not for montgomery.

@@ -1,9 +1,4 @@
-"""MIMIC-CXR-JPG 2.x (or the DICOM files of MIMIC-CXR) with the reports of MIMIC-CXR -> studies.
-
-files/p10/p10000032/s50414267/<dicom_id>.jpg      images
-files/p10/p10000032/s50414267.txt                 reports, from mimic-cxr-reports.zip
-mimic-cxr-2.0.0-metadata.csv.gz, -split.csv.gz, -chexpert.csv.gz, -negbio.csv.gz
-"""
+"""MIMIC-CXR-JPG 2.x (or the DICOM files of MIMIC-CXR) with the reports of MIMIC-CXR -> studies."""
 
 from __future__ import annotations
 
@@ -40,11 +35,10 @@ def convert(
     """MIMIC-CXR-JPG: official split, official section parser, AP and PA images, non-empty findings.
 
     Subjects and studies keep the names of their folders, p10000032 and s50414267, and every study its date and time of
-    day (shifted for privacy, in the right order within a subject) as study_date and study_time. Images that are not on
-    disk are left out and counted, so a part of the set is enough.
+    day (shifted for privacy, in the right order within a subject) as study_date and study_time.
 
     Args:
-        root: Folder that holds files/p10/…, of MIMIC-CXR-JPG, or of MIMIC-CXR with its DICOM files.
+        root: Folder that holds files/p10/p10000032/s50414267/<dicom_id>.jpg, or .dcm as MIMIC-CXR has them.
         out: The manifest to write. By default studies.jsonl in root.
         reports: Folder with files/p10/p10000032/s50414267.txt, or mimic-cxr-reports.zip as it is. By default root.
         tables: Folder with the CSV files of MIMIC-CXR-JPG, gzipped or not. By default root.

@@ -1,9 +1,4 @@
-"""NIH ChestX-ray14 -> studies, with the official split.
-
-Data_Entry_2017_v2020.csv          one row per image; the first release is Data_Entry_2017.csv
-train_val_list.txt, test_list.txt  official split, one file name a line
-images_001/images/00000001_000.png
-"""
+"""NIH ChestX-ray14 -> studies, with the official split. The first release's table is Data_Entry_2017.csv."""
 
 from __future__ import annotations
 
@@ -23,9 +18,8 @@ _ORIGIN = "It is part of ChestX-ray14, https://nihcc.app.box.com/v/ChestXray-NIH
 def convert(root: Path, out: Path | None = None, table: Path | None = None, images: Path | None = None) -> Conversion:
     """NIH ChestX-ray14: 14 text-mined findings and No Finding, each 1 or 0; every image is a study.
 
-    Test is the official test_list.txt; val is a tenth of the patients of train_val_list.txt, by a hash of the patient
-    (`hash_split` in generator/corpora/common.py). An age above 120 years is left out, and counted; its image stays.
-    Bounding boxes are not read. Images that no list names, or that are not on disk, are left out and counted.
+    Test is the official test_list.txt; val is a tenth of the patients of train_val_list.txt, by a hash of the patient.
+    Images that no list names are left out. Bounding boxes are not read.
 
     Args:
         root: Folder that holds the table, train_val_list.txt, test_list.txt and the folders of images.

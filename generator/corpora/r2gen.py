@@ -27,8 +27,7 @@ def convert(
 
     The report of an entry becomes the section findings. An entry of the MIMIC-CXR variant is one image, so a study
     with two frontal images appears twice, under the names of its images; the study's own number is kept as study.
-    An entry that names no subject is a subject of its own. Views are not known. Images that are not on disk are left
-    out and counted.
+    An entry that names no subject is a subject of its own. Views are not known.
 
     Args:
         root: Folder that holds annotation.json and images/.

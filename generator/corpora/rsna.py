@@ -1,9 +1,4 @@
-"""RSNA Pneumonia Detection Challenge 2018 -> studies.
-
-stage_2_train_labels.csv           patientId, x, y, width, height, Target; one row per box, or one without box
-stage_2_detailed_class_info.csv    patientId, class
-stage_2_train_images/ID.dcm        names are patientId; view, sex and age are in the headers
-"""
+"""RSNA Pneumonia Detection Challenge 2018 -> studies. A row of the labels is a box, or one image without box."""
 
 from __future__ import annotations
 
@@ -21,13 +16,12 @@ def convert(root: Path, out: Path | None = None, images: Path | None = None, map
     """RSNA Pneumonia: Pneumonia (Target: an opacity that suggests it) and No Finding (class Normal), each 1 or 0.
 
     The labels of the challenge's test images are not public, so its train images are split: 70, 10 and 20 % of the
-    subjects are train, val and test, by a hash of the subject (`hash_split` in generator/corpora/common.py). Of the
-    26,684 images 5,390 are test: about as many as the 5,337 reported for RAD-DINO, but not the same. A patientId is
-    one image. The images come from ChestX-ray14, where a patient may have several: only --mapping keeps every patient
-    in one split.
+    subjects by a hash. Of the 26,684 images 5,390 are test: about as many as the 5,337 reported for RAD-DINO, but not
+    the same. A patientId is one image. The images come from ChestX-ray14, where a patient may have several: only
+    --mapping keeps every patient in one split. View, sex and age come from the headers; boxes are not read.
 
     Args:
-        root: Folder that holds the two tables and stage_2_train_images/.
+        root: Folder that holds stage_2_train_labels.csv, stage_2_detailed_class_info.csv and stage_2_train_images/.
         out: The manifest to write. By default studies.jsonl in root.
         images: Folder of the images, DICOM, or PNG or JPEG of the same name. By default stage_2_train_images in root.
         mapping: The RSNA's pneumonia-challenge-dataset-mappings_2018.json: a list of objects with subset_img_id (the

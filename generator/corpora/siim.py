@@ -1,8 +1,4 @@
-"""SIIM-ACR Pneumothorax Segmentation -> studies with masks.
-
-train-rle.csv                                   ImageId, EncodedPixels; one row per pneumothorax, -1 for none
-dicom-images-train/STUDY/SERIES/IMAGEID.dcm     every image in two folders of its own
-"""
+"""SIIM-ACR Pneumothorax Segmentation -> studies with masks."""
 
 from __future__ import annotations
 
@@ -19,14 +15,13 @@ _ORIGIN = "It is part of https://www.kaggle.com/c/siim-acr-pneumothorax-segmenta
 def convert(root: Path, out: Path | None = None, table: Path | None = None, images: Path | None = None) -> Conversion:
     """SIIM-ACR: Pneumothorax, 1 or 0, and a mask (PNG) for images that have one; every image is a study and a subject.
 
-    The labels of the challenge's test images were not part of its files, so its train images are split: 70, 10 and
-    20 % are train, val and test, by a hash of the image's name (`hash_split` in generator/corpora/common.py). The
-    images come from ChestX-ray14, where a patient may have several; which ones, the files do not tell. Sex, age and
-    view come from the headers. The rows of one image are one mask, masks/pneumothorax/ImageId.png beside the manifest;
-    images without pneumothorax have none. Images that are not on disk are left out and counted.
+    The labels of the challenge's test images are not part of its files, so its train images are split: 70, 10 and 20 %
+    by a hash of the image's name. The images come from ChestX-ray14, where a patient may have several; which ones, the
+    files do not tell. Sex, age and view come from the headers. The rows of one image are one mask.
 
     Args:
-        root: Folder that holds train-rle.csv and dicom-images-train/.
+        root: Folder that holds train-rle.csv (ImageId, EncodedPixels; one row per pneumothorax, -1 for none) and
+            dicom-images-train/STUDY/SERIES/IMAGEID.dcm.
         out: The manifest to write. By default studies.jsonl in root.
         table: The table. By default train-rle.csv, or stage_2_train.csv, in root.
         images: Folder to search for DICOM files of 1024 x 1024 pixels, subfolders included. By default root.

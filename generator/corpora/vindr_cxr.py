@@ -1,9 +1,4 @@
-"""VinDr-CXR 1.0.0 (PhysioNet) -> studies.
-
-annotations/image_labels_train.csv    image_id, rad_id, 28 labels; three rows per image, one per radiologist
-annotations/image_labels_test.csv     image_id, 28 labels; one row per image, the consensus of five
-train/IMAGE_ID.dicom, test/IMAGE_ID.dicom
-"""
+"""VinDr-CXR 1.0.0 (PhysioNet) -> studies. The train table has three rows per image, one per radiologist."""
 
 from __future__ import annotations
 
@@ -20,14 +15,13 @@ _ORIGIN = "It is part of VinDr-CXR, https://physionet.org/content/vindr-cxr (cre
 def convert(root: Path, out: Path | None = None, images: Path | None = None) -> Conversion:
     """VinDr-CXR: 28 labels, each 1 or 0; every image is a study, and a subject, for the set names no patients.
 
-    Train: 1 where more than half of the radiologists who read the image say so (two of three). Test: the consensus,
-    as published; it is the official test split. Val is a tenth of the official train images, by a hash of the image's
-    name (`hash_split` in generator/corpora/common.py). All images are PA, as the authors say. Sex and age come from the
-    headers, where they exist; an age of 0, which these adults cannot have, counts as unknown. Boxes are not read.
-    Images that are not on disk are left out and counted.
+    Train: 1 where more than half of the radiologists who read the image say so (two of three). Test: the published
+    consensus of five. Val is a tenth of the official train images, by a hash of the image's name. All images are PA, as
+    the authors say. Sex and age come from the headers, where they exist; an age of 0, which these adults cannot have,
+    counts as unknown. Boxes are not read.
 
     Args:
-        root: Folder that holds annotations/, train/ and test/.
+        root: Folder that holds annotations/image_labels_train.csv, annotations/image_labels_test.csv, train/ and test/.
         out: The manifest to write. By default studies.jsonl in root.
         images: Folder that holds train/ and test/, of .dicom files, or of DICOM (.dcm), PNG or JPEG files of the same
             name. By default root.

@@ -1,8 +1,6 @@
 """VinDr-RibCXR (Nguyen et al. 2021) -> studies with masks of the ribs.
 
-Annotations/train/Vindr_RibCXR_train_mask.json    {"img": {"0": path}, "R1": {"0": [{"x": …, "y": …}, …]}, … "L10"}
-Annotations/val/Vindr_RibCXR_val_mask.json        the same
-data/train/img/VinDr_RibCXR_train_000.png
+A JSON file reads {"img": {"0": path}, "R1": {"0": [{"x": …, "y": …}, …]}, … "L10"}.
 """
 
 from __future__ import annotations
@@ -22,12 +20,11 @@ def convert(root: Path, out: Path | None = None) -> Conversion:
     """VinDr-RibCXR: a mask for each of 20 ribs (R1 to R10, L1 to L10) and for all of them (ribs), drawn from polygons.
 
     The official val part, on which results are published, becomes test; val is a tenth of the official train images,
-    by a hash of the image's name (`hash_split` in generator/corpora/common.py). Every image is a study and a subject
-    of its own. A rib without polygon has no mask. Masks go to masks/RIB/ID.png beside the manifest.
+    by a hash of the image's name. Every image is a study and a subject of its own. A rib without polygon has no mask.
 
     Args:
-        root: Folder that holds the two JSON files and the images, at any depth. A path of the JSON files starts here;
-            a file that does not exist there is looked for by its name.
+        root: Folder that holds Vindr_RibCXR_train_mask.json, Vindr_RibCXR_val_mask.json and the images, at any depth. A
+            path of the JSON files starts here; a file that does not exist there is looked for by its name.
         out: The manifest to write. By default studies.jsonl in root.
     """
     found = sorted(root.rglob("VinDr_RibCXR_*.png"))

@@ -6,38 +6,18 @@ A subject comes for a reason (the indication), and each reason brings its own si
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
-import numpy as np
+import yaml
 from numpy.random import Generator
 
 ZONES = {"upper lobe": -4.5, "mid lung": 3.0, "lower lobe": 10.0}
 """Name in the report -> y of its middle."""
 OPPOSITE = {"left": "right", "right": "left"}
 
-# What brings people to the X-ray (also the key of the report's indication) and how often.
-SCENARIOS = {
-    "normal": 0.36, "failure": 0.12, "infection": 0.15, "icu": 0.05, "trauma": 0.11, "pain": 0.04, "lesion": 0.06,
-    "pleural": 0.06, "surgery": 0.05,
-}  # fmt: skip
-# Chance of each sign in each scenario; devices by their kind.
-CHANCES: dict[str, dict[str, float]] = {
-    "normal": {},
-    "failure": {"Cardiomegaly": 0.85, "Edema": 0.7, "Pleural Effusion": 0.6, "Atelectasis": 0.12, "pacemaker": 0.1,
-                "dual chamber pacemaker": 0.2, "sternotomy": 0.2, "Enlarged Cardiomediastinum": 0.12},
-    "infection": {"Consolidation": 0.75, "Lung Opacity": 0.5, "Pleural Effusion": 0.25},
-    "icu": {"endotracheal tube": 0.75, "nasogastric tube": 0.6, "jugular line": 0.5, "picc": 0.2,
-            "subclavian line": 0.15, "Atelectasis": 0.5, "Pleural Effusion": 0.4, "Edema": 0.3,
-            "Consolidation": 0.2, "Lung Opacity": 0.25},
-    "trauma": {"Fracture": 0.85, "Pneumothorax": 0.5, "Enlarged Cardiomediastinum": 0.25, "Lung Opacity": 0.2,
-               "Pleural Effusion": 0.15},
-    "pain": {"Pneumothorax": 0.75, "Enlarged Cardiomediastinum": 0.3},
-    "lesion": {"Lung Lesion": 0.95, "Enlarged Cardiomediastinum": 0.35, "Pleural Effusion": 0.15, "Lung Opacity": 0.15,
-               "picc": 0.15},
-    "pleural": {"Pleural Other": 0.95, "Atelectasis": 0.25, "Lung Lesion": 0.15, "Fracture": 0.2},
-    "surgery": {"sternotomy": 0.7, "Atelectasis": 0.7, "Pleural Effusion": 0.4, "Enlarged Cardiomediastinum": 0.35,
-                "Cardiomegaly": 0.4, "jugular line": 0.4, "Pneumothorax": 0.2, "dual chamber pacemaker": 0.15},
-}  # fmt: skip
+TABLES: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("tables.yaml").read_text(encoding="utf-8"))
+"""Scenarios and the words of reports."""
 CENTRAL_LINES = {"jugular line", "subclavian line", "picc"}
 PACEMAKERS = {"pacemaker", "dual chamber pacemaker"}
 LASTING = {"Cardiomegaly", "Enlarged Cardiomediastinum", "Lung Lesion", "Pleural Other", "sternotomy", *PACEMAKERS}
@@ -75,12 +55,14 @@ class Sign:
 
 def plan(rng: Generator, before: list[Sign]) -> tuple[str, list[Sign]]:
     """Choose the indication and the signs of a subject's study, given the signs of the study before it."""
-    scenario = str(rng.choice(list(SCENARIOS), p=np.array(list(SCENARIOS.values()))))
+    scenarios = TABLES["scenarios"]
+    scenario = str(rng.choice(list(scenarios), p=[one["share"] for one in scenarios.values()]))
     signs = [replace(sign, stable=True, truth={}) for sign in before if {sign.name, sign.place} & LASTING]
-    chances = CHANCES[scenario]
     if scenario == "normal":
         chances = {str(rng.choice(sorted(CENTRAL_LINES | PACEMAKERS))): 0.15}
-        scenario = str(rng.choice([name for name in SCENARIOS if name != "normal"]))
+        scenario = str(rng.choice([name for name in scenarios if name != "normal"]))
+    else:
+        chances = scenarios[scenario]["signs"]
     for name, chance in chances.items():
         taken = {word for sign in signs for word in (sign.name, sign.place)}
         rivals = next((group for group in (CENTRAL_LINES, PACEMAKERS) if name in group), {name})

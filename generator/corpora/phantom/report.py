@@ -7,78 +7,18 @@ nothing about the patient's sex, age or build.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from numpy.random import Generator
 
-from generator.corpora.phantom.cases import OPPOSITE, Sign
+from generator.corpora.phantom.cases import OPPOSITE, TABLES, Sign
 
 OBSERVATIONS = (
     "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema", "Consolidation", "Pneumonia",
     "Atelectasis", "Pneumothorax", "Pleural Effusion", "Pleural Other", "Fracture", "Support Devices", "No Finding",
 )  # fmt: skip
-INDICATIONS = {
-    "infection": ("Fever and cough.", "Productive cough and fever, evaluate for pneumonia.", "Leukocytosis and fever."),
-    "failure": ("Shortness of breath.", "Dyspnea and leg swelling.", "Hypoxia and shortness of breath."),
-    "trauma": ("Status post fall.", "Chest wall pain after trauma.", "Motor vehicle collision."),
-    "pain": ("Chest pain.", "Acute chest pain and dyspnea.", "Sudden chest pain."),
-    "lesion": ("Hemoptysis, evaluate for malignancy.", "Smoker with chronic cough.", "Staging of known malignancy."),
-    "pleural": ("Asbestos exposure.", "Chronic dyspnea, asbestos exposure.", "Follow up of pleural disease."),
-    "icu": ("Respiratory failure, check lines and tubes.", "Intubated, check tube position.", "Line placement."),
-    "surgery": ("Postoperative chest radiograph.", "Status post cardiac surgery.", "Postoperative hypoxia."),
-}
-# What a reader denies in so many words, because the indication asks for it.
-ASKED = {
-    "infection": ("Pneumonia", "No evidence of pneumonia."),
-    "failure": ("Lung Opacity", "No focal opacity."),
-    "trauma": ("Fracture", "No displaced rib fracture."),
-    "pain": ("Atelectasis", "No atelectasis."),
-    "lesion": ("Lung Lesion", "No pulmonary nodule or mass."),
-    "pleural": ("Pleural Other", "No pleural thickening."),
-    "icu": ("Support Devices", "No support devices are seen."),
-    "surgery": ("Atelectasis", "No atelectasis."),
-}
-NORMAL_LUNGS = ("The lungs are clear.", "Lungs are clear.", "The lungs are well expanded and clear.")
-NORMAL_HEART = ("Heart size is normal.", "The heart is normal in size.", "Cardiac silhouette is normal in size.")
-NORMAL_MIDDLE = (
-    "The mediastinum is normal.", "Mediastinal contours are normal.", "The mediastinal contours are unremarkable.",
-)  # fmt: skip
-NORMAL_BONES = ("No acute osseous abnormality.", "The bony structures are intact.", "Osseous structures are intact.")
-DENIED = {
-    "Consolidation": "focal consolidation", "Edema": "pulmonary edema", "Pleural Effusion": "pleural effusion",
-    "Pneumothorax": "pneumothorax",
-}  # fmt: skip
-SURE = ("There is {}.", "{} is present.", "{} is seen.")
-SURE_MANY = ("There are {}.", "{} are present.", "{} are seen.")
-DOUBT = ("Possible {}.", "{} cannot be excluded.", "There may be {}.")
-PNEUMONIA_SURE = ("This is consistent with pneumonia.", "Findings are consistent with pneumonia.")
-PNEUMONIA_DOUBT = (
-    "This may represent pneumonia.",
-    "This is suspicious for pneumonia.",
-    "This is concerning for pneumonia.",
-)
 LUNG_SIGNS = ("Edema", "Consolidation", "Lung Opacity", "Pneumonia", "Atelectasis", "Lung Lesion")
 PLEURAL_SIGNS = ("Pneumothorax", "Pleural Effusion", "Pleural Other")
-PHRASES = {
-    "Cardiomegaly": "{grade} cardiomegaly",
-    "Enlarged Cardiomediastinum": "widening of the mediastinum",
-    "Edema": "{grade} pulmonary edema",
-    "Consolidation": "{dense}consolidation in the {side} {place}",
-    "Lung Opacity": "a {texture} opacity in the {side} {place}",
-    "Lung Lesion": "a {diameter_cm:g} cm {mass} in the {side} {place}",
-    "Lung Lesion, both": "multiple pulmonary nodules in both lungs",
-    "Atelectasis, lobar": "{side} lower lobe atelectasis with volume loss",
-    "Atelectasis, linear": "{grade} linear atelectasis at the {side} lung base",
-    "Atelectasis, both": "{grade} bibasilar atelectasis",
-    "Pneumothorax": "a {size} {side} {apical}pneumothorax",
-    "Pleural Effusion": "a {size} {side} pleural effusion",
-    "Pleural Effusion, both": "{size} bilateral pleural effusions",
-    "Pleural Other, apical": "{side} apical pleural thickening",
-    "Pleural Other, lateral": "pleural thickening along the {side} chest wall",
-    "Pleural Other, calcified": "calcified pleural thickening along the {side} chest wall",
-    "Fracture, clavicle": "a {displaced}fracture of the {side} clavicle",
-    "Fracture, ribs": "{displaced}fractures of the {side} lateral ribs",
-}
-"""Of an observation (bilateral or of one kind, where that differs) a noun phrase."""
-PLURAL = ("Lung Lesion, both", "Pleural Effusion, both", "Fracture, ribs")
 
 
 def write_report(
@@ -89,7 +29,7 @@ def write_report(
     Args:
         signs: what the image shows; their `truth` must be filled in.
         view: PA or AP.
-        indication: a key of INDICATIONS.
+        indication: a scenario, whose indication is given.
         prior: whether an earlier study of the subject exists.
         rng: chooses the words.
     """
@@ -97,7 +37,7 @@ def write_report(
     for sign in signs:
         labels[sign.name] = 1 if sign.certain or labels[sign.name] == 1 else -1
     sections = {
-        "indication": _pick(INDICATIONS[indication], rng),
+        "indication": _pick(TABLES["scenarios"][indication]["indications"], rng),
         "technique": "Portable AP view of the chest." if view == "AP" else "PA view of the chest.",
         "comparison": _pick(("Prior chest radiograph.", "Previous chest radiograph."), rng) if prior else "None.",
         "findings": " ".join(_findings(signs, labels, indication, rng)),
@@ -115,26 +55,26 @@ def _findings(signs: list[Sign], labels: dict[str, int | None], indication: str,
     def assertions(*names: str) -> list[str]:
         return [_sentence(sign, rng) for name in names for sign in signs if sign.name == name]
 
-    denied = [name for name in DENIED if name not in present]
-    lungs = assertions(*LUNG_SIGNS) or [_pick(NORMAL_LUNGS, rng)]
+    denied = [name for name in TABLES["denied"] if name not in present]
+    lungs = assertions(*LUNG_SIGNS) or [_pick("normal lungs", rng)]
     pleura = assertions(*PLEURAL_SIGNS)
     if rng.random() < 0.5:  # all denials in one sentence, or those of the lungs and those of the pleura apart
         pleura += _deny(denied, rng)
     else:
         lungs += _deny([name for name in denied if name in LUNG_SIGNS], rng)
         pleura += _deny([name for name in denied if name in PLEURAL_SIGNS], rng)
-    heart = assertions("Cardiomegaly") or [_pick(NORMAL_HEART, rng)]
-    heart += assertions("Enlarged Cardiomediastinum") or [_pick(NORMAL_MIDDLE, rng)]
+    heart = assertions("Cardiomegaly") or [_pick("normal heart", rng)]
+    heart += assertions("Enlarged Cardiomediastinum") or [_pick("normal mediastinum", rng)]
     bones = assertions("Fracture")
     devices: list[str] = []
     for name in (*denied, "Cardiomegaly", "Enlarged Cardiomediastinum"):
         labels[name] = 0 if labels[name] is None else labels[name]
-    asked, sentence = ASKED[indication]
+    asked, sentence = TABLES["scenarios"][indication]["asked"]
     if asked not in present and not (asked == "Pneumonia" and present & {"Consolidation", "Lung Opacity"}):
         labels[asked] = 0
         organ = lungs if asked in LUNG_SIGNS else pleura if asked in PLEURAL_SIGNS else bones
         (devices if asked == "Support Devices" else organ).append(sentence)
-    bones = bones or [_pick(NORMAL_BONES, rng)]
+    bones = bones or [_pick("normal bones", rng)]
     devices = [_device(sign, rng) for sign in signs if sign.name == "Support Devices"] + devices
     organs = [*lungs, *pleura, *heart] if rng.random() < 0.7 else [*heart, *lungs, *pleura]
     return [*devices, *organs, *bones] if rng.random() < 0.4 else [*organs, *bones, *devices]
@@ -142,7 +82,7 @@ def _findings(signs: list[Sign], labels: dict[str, int | None], indication: str,
 
 def _sentence(sign: Sign, rng: Generator) -> str:
     if sign.name == "Pneumonia":
-        return _pick(PNEUMONIA_SURE if sign.certain else PNEUMONIA_DOUBT, rng)
+        return _pick("pneumonia" if sign.certain else "pneumonia, doubt", rng)
     phrase, many = _phrase(sign)
     if sign.name == "Cardiomegaly" and sign.certain and rng.random() < 0.5:
         text = f"The heart is {_degree(sign, 'mildly', 'moderately', 'severely')} enlarged."
@@ -151,7 +91,7 @@ def _sentence(sign: Sign, rng: Generator) -> str:
     elif sign.name == "Pleural Effusion" and not sign.certain and sign.side != "both":
         text = f"Blunting of the {sign.side} costophrenic angle may represent a small pleural effusion."
     else:
-        text = _pick((SURE_MANY if many else SURE) if sign.certain else DOUBT, rng).format(phrase)
+        text = _pick(("sure, plural" if many else "sure") if sign.certain else "doubt", rng).format(phrase)
     if sign.stable and sign.certain:
         text = text[:-1] + ", unchanged."
     if sign.truth.get("tension"):
@@ -162,7 +102,7 @@ def _sentence(sign: Sign, rng: Generator) -> str:
 def _phrase(sign: Sign) -> tuple[str, bool]:
     """Noun phrase of a sign, and whether it is plural."""
     keys = (f"{sign.name}, {sign.side}", f"{sign.name}, {sign.place}", sign.name)
-    key = next(key for key in keys if key in PHRASES)
+    key = next(key for key in keys if key in TABLES["phrases"])
     words = sign.truth | {
         "side": sign.side,
         "place": sign.place,
@@ -173,7 +113,7 @@ def _phrase(sign: Sign) -> tuple[str, bool]:
         "apical": "apical " if sign.severity < 0.35 else "",
         "displaced": "displaced " if sign.certain else "",
     }
-    return PHRASES[key].format(**words), key in PLURAL
+    return TABLES["phrases"][key].format(**words), key in TABLES["plural"]
 
 
 def _device(sign: Sign, rng: Generator) -> str:
@@ -197,9 +137,9 @@ def _deny(names: list[str], rng: Generator) -> list[str]:
     """One sentence that denies all of them."""
     if not names:
         return []
-    *others, last = [DENIED[name] for name in names]
+    *others, last = [TABLES["denied"][name] for name in names]
     listed = f"{', '.join(others)}{',' if len(others) > 1 else ''} or {last}" if others else last
-    return [_pick(("No {}.", "There is no {}.", "No evidence of {}."), rng).format(listed)]
+    return [_pick("deny", rng).format(listed)]
 
 
 def _impression(signs: list[Sign], rng: Generator) -> str:
@@ -213,7 +153,7 @@ def _impression(signs: list[Sign], rng: Generator) -> str:
             texts.append(_capitalize(f"{phrase}." if sign.certain else f"Possible {phrase}."))
     if texts:
         return " ".join(texts)
-    return _pick(("No acute cardiopulmonary process.", "No acute cardiopulmonary abnormality."), rng)
+    return _pick("normal impression", rng)
 
 
 def _degree(sign: Sign, mild: str, moderate: str, severe: str) -> str:
@@ -224,5 +164,7 @@ def _capitalize(text: str) -> str:
     return text[0].upper() + text[1:]
 
 
-def _pick(options: tuple[str, ...], rng: Generator) -> str:
+def _pick(options: str | Sequence[str], rng: Generator) -> str:
+    """One of the options, or of those that the tables hold under this name."""
+    options = TABLES[options] if isinstance(options, str) else options
     return options[int(rng.integers(len(options)))]
