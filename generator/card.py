@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,11 +10,11 @@ from pprint import pformat
 from typing import TYPE_CHECKING, Any
 
 from raddraft.errors import RadDraftError
-from raddraft.files import write_text
+from raddraft.files import read_jsonl, write_text
 from raddraft.studies import Study, StudyImage
 
 if TYPE_CHECKING:
-    from generator.config import ModelConfig, Stage, TrainConfig
+    from generator.config import ModelConfig, TrainConfig
     from generator.prompts import PromptConfig
 
 CARD = "README.md"
@@ -66,11 +65,13 @@ def write_card(
     card = ModelCard.from_template(
         data,
         str(TEMPLATE),
-        reads=_reads(prompt),
-        targets=", ".join(prompt.targets),
+        model=model,
+        prompt=prompt,
+        train=train,
+        images=IMAGES,
+        texts=[*(["the previous study with its report"] if prompt.prior else []), *prompt.context],
+        named=_named,
         synthetic=synthetic,
-        parts=_parts(model, train),
-        stages=[_stage_row(stage) for stage in train.stages],
         validations=_validations(folder.parent / "log.jsonl"),
         manifest="/".join(manifest.absolute().parts[-2:]),
         counts=dict(sorted(counts.items())),
@@ -148,57 +149,13 @@ def _named(name: str) -> str:
     return f"local folder `{Path(name).name}`" if "/" in name else f"`{name}`"
 
 
-def _reads(prompt: PromptConfig) -> str:
-    texts = [*(["the previous study with its report"] if prompt.prior else []), *prompt.context]
-    return IMAGES[prompt.images] + (f" (with {', '.join(texts)}, where present)" if texts else "")
-
-
-def _parts(model: ModelConfig, train: TrainConfig) -> dict[str, str]:
-    """The parts of the model and the settings of the optimizer."""
-    if model.vlm:
-        parts = {"Vision-language model": f"{_named(model.vlm)}, its tower frozen"}
-    else:
-        size = f" at {model.image_size} px" if model.image_size else ""
-        parts = {
-            "Vision tower": f"{_named(model.tower)}{size}, hidden state {model.feature_layer}",
-            "Projector": "two layers, from random weights",
-            "Language model": _named(model.lm),
-        }
-    if any(stage.lm == "lora" for stage in train.stages):
-        lora = train.lora
-        parts["LoRA"] = f"rank {lora.rank}, alpha {lora.alpha}, dropout {lora.dropout:g}; merged into the weights"
-    precision = "" if train.precision == "no" else f", {train.precision} mixed precision"
-    parts["Optimizer"] = (
-        f"AdamW, {train.batch_size} studies a step, gradients clipped to norm {train.max_grad_norm:g}, "
-        f"seed {train.seed}{precision}; frozen weights held in {model.dtype}"
-        f"{'' if model.quantize == 'no' else f', {model.quantize}'}"
-    )
-    return parts
-
-
-def _stage_row(stage: Stage) -> list[str]:
-    tower = f"last {stage.tower} blocks" if isinstance(stage.tower, int) and stage.tower else stage.tower or "frozen"
-    rates = [f"{stage.epochs:g}", f"{stage.lr:g}", f"{stage.schedule}, warm-up {stage.warmup:g}"]
-    return [*rates, f"{stage.weight_decay:g}", "trains" if stage.projector else "frozen", stage.lm, str(tower)]
-
-
-def _validations(log: Path) -> list[str]:
-    """The first and the lowest validation loss of each stage."""
-    if not log.is_file():  # a run of fewer steps than log_every, never validated
-        return []
-    rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+def _validations(log: Path) -> list[tuple[int, dict[str, Any], dict[str, Any]]]:
+    """Each stage with the rows of its first and its lowest validation loss."""
     stages: dict[int, list[dict[str, Any]]] = {}
-    for row in rows:
+    for _, row in read_jsonl(log) if log.is_file() else ():  # a short run may have logged nothing
         if "val_loss" in row:
             stages.setdefault(row["stage"], []).append(row)
-    return [
-        f"stage {number + 1}: {_loss(part[0])}, lowest {_loss(min(part, key=lambda row: row['val_loss']))}"
-        for number, part in stages.items()
-    ]
-
-
-def _loss(row: Mapping[str, Any]) -> str:
-    return f"{row['val_loss']:.4f} at step {row['step']}"
+    return [(stage, rows[0], min(rows, key=lambda row: row["val_loss"])) for stage, rows in stages.items()]
 
 
 def _messages(prompt: PromptConfig) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from raddraft.errors import RadDraftError
 from raddraft.runs import RunFolder
 from raddraft.schedules import cosine
-from raddraft.studies import Study, read_studies
+from raddraft.studies import Study, count_splits, read_studies
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -69,13 +69,19 @@ def split_studies(manifest: Path, sources: list[str] | None = None) -> dict[str,
     """The train and val studies of a manifest, of all sources or of some.
 
     Raises:
-        RadDraftError: as `read_studies`; no study of these sources.
+        RadDraftError: as `read_studies`; no study of these sources, or none in the train split.
     """
     studies = read_studies(manifest)
     wanted = [study for study in studies if sources is None or study.source in sources]
     if not wanted:
         known = ", ".join(sorted({study.source or "none stated" for study in studies}))
         raise RadDraftError(f"{manifest}: no study of source {', '.join(sources or [])}; its sources: {known}")
+    counts = count_splits(wanted)
+    if not counts["train"]:
+        raise RadDraftError(
+            f"{manifest}: no study in split 'train' (val {counts['val']}, test {counts['test']}); for images of your "
+            "own, `raddraft prepare folder … --split random` makes the splits"
+        )
     return {split: [study for study in wanted if study.split == split] for split in ("train", "val")}
 
 

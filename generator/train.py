@@ -87,7 +87,7 @@ def run_training(
         raise RadDraftError(f"features folder {features} given, but train.cached is false; set train.cached: true")
     parts = split_studies(manifest, sources)
     recipe = {"model": asdict(model), "prompt": asdict(prompt), "train": asdict(config)}
-    recipe |= {"studies": manifest.absolute(), "gray_mapping": gray_mapping, "sources": sources}
+    recipe |= {"studies": manifest.absolute(), "gray_mapping": gray_mapping, "features": features, "sources": sources}
     keep_config(out / "config.yaml", recipe | {"control": "shuffled-images" if shuffled else None})
     if shuffled:
         parts = {split: shuffle_images(part) if part else part for split, part in parts.items()}

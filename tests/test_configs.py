@@ -123,8 +123,9 @@ def test_numbers_without_a_point_are_numbers(tmp_path, capsys) -> None:
 def finished_run(studies_file: Path, tower_folder: Path, lm_folder: Path, tmp_path: Path) -> Path:
     """A run of one step that was started from the command line alone."""
     model = ("--model.tower", tower_folder, "--model.lm", lm_folder)
-    stages = '[{"lr": 2e-4, "lm": "lora", "tower": 1}]'
-    train = ("--train.stages", stages, "--train.batch_size", 24, "--train.workers", 0, "--train.cache", tmp_path / "c")
+    stages = '[{"lr": 2e-4, "lm": "lora", "tower": 0}]'
+    train = ("--train.stages", stages, "--train.batch_size", 24, "--train.workers", 0, "--train.cached")
+    train = (*train, "--features", tmp_path / "c")
     arguments = (*model, *train, "--prompt.context", "[indication]", "--gray_mapping", "minmax")
     assert run("train", "--studies", studies_file, "--out", tmp_path / "run", *arguments) == (0, "")
     return tmp_path / "run"
@@ -138,8 +139,8 @@ def test_the_runs_own_config_starts_it_again_and_changes_are_refused_by_name(fin
     config = finished_run / "config.yaml"
     stated = flat(yaml.safe_load(config.read_text(encoding="utf-8")))
     assert stated[".train.stages.0.lr"] == 2e-4
-    assert stated[".train.stages.0.tower"] == 1
-    assert stated[".train.cache"] == str(tmp_path / "c")
+    assert stated[".train.stages.0.tower"] == 0
+    assert stated[".features"] == str(tmp_path / "c")
     resolved = resolve(capsys, "train", "--config", config, "--out", tmp_path / "another")
     assert resolved.pop(".out") == str(tmp_path / "another")
     assert {key: value for key, value in resolved.items() if key in stated} == stated
@@ -158,7 +159,7 @@ def test_the_runs_own_config_starts_it_again_and_changes_are_refused_by_name(fin
     for change, words in [
         (("--train.batch_size", 8), r"train\.batch_size was 24, now 8"),
         (
-            ("--train.stages", '[{"lr": 3e-4, "lm": "lora", "tower": 1}]'),
+            ("--train.stages.0.lr", "3e-4"),
             r"train\.stages\.0\.lr was 0\.0002, now 0\.0003",
         ),
         (("--prompt.context", "[]"), r"prompt\.context\.0 was 'indication', now None"),
