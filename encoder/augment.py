@@ -20,6 +20,8 @@ from torch import Tensor
 from encoder.recipe import CropConfig
 from raddraft.errors import RadDraftError
 
+Range = tuple[float, float]
+Random = np.random.Generator
 TRIES = 10
 """Draws of a crop's box, or of a mask's next block, before giving up."""
 MIN_BLOCK = 4
@@ -29,15 +31,11 @@ LOG_ASPECT = (math.log(0.3), math.log(1 / 0.3))
 
 
 class MultiCrop:
-    """Cuts random crops out of an image.
+    """Cuts random crops out of an image, and normalizes them.
 
     Args:
         config: what to cut.
-        mean, std: of the tower's image processor, on the scale 0..1. A gray image is normalized once, in one channel,
-            so the mean over the channels is used (they are equal in RAD-DINO and nearly so for ImageNet).
-
-    Raises:
-        RadDraftError: a standard deviation that is not positive.
+        mean, std: of the tower's image processor, on the scale 0..1; the channels' mean is used, since images are gray.
     """
 
     def __init__(self, config: CropConfig, mean: float | Sequence[float], std: float | Sequence[float]) -> None:
@@ -72,10 +70,10 @@ class MultiCrop:
         self,
         image: Tensor,
         size: int,
-        scale: tuple[float, float],
+        scale: Range,
         blur: Sequence[float],
         solarize: Sequence[float],
-        generator: np.random.Generator,
+        generator: Random,
     ) -> Tensor:
         """As many crops [n, 1, size, size] as there are probabilities of blurring and solarizing them."""
         from scipy.ndimage import gaussian_filter
@@ -105,11 +103,7 @@ class MultiCrop:
 
 
 def draw_box(
-    height: int,
-    width: int,
-    scale: tuple[float, float],
-    aspect_ratio: tuple[float, float],
-    generator: np.random.Generator,
+    height: int, width: int, scale: Range, aspect_ratio: Range, generator: Random
 ) -> tuple[int, int, int, int]:
     """A random box in an image: top, left, height and width in pixels.
 
@@ -137,19 +131,14 @@ def change_intensity(crops: Tensor, brightness: Tensor, contrast: Tensor, gamma:
 
 
 def block_masks(
-    n_crops: int,
-    grid: tuple[int, int],
-    probability: float = 0.5,
-    ratio: tuple[float, float] = (0.1, 0.5),
-    seed: int = 0,
+    n_crops: int, grid: tuple[int, int], probability: float = 0.5, ratio: Range = (0.1, 0.5), seed: int = 0
 ) -> Tensor:
     """Which patches of a batch of crops to hide, in blocks.
 
-    As in DINOv2 (arXiv 2304.07193), n * probability of n crops are masked; a fraction is rounded up with its own
-    probability, since n is a few crops here and a whole batch there. `ratio` is divided into as many equal strata, each
-    giving the share of one of these crops, so every batch holds light and heavy masks; which crop gets which is random.
-    Blocks are laid as in BEiT (arXiv 2106.08254), at least 4 patches each, until the crop has exactly
-    int(H * W * share) masked patches; where no further block fits, single patches make up the number.
+    As in DINOv2 (arXiv 2304.07193), n * probability of n crops are masked, a fraction being rounded up with its own
+    probability. `ratio` is divided into as many equal strata, one for the share of each of them, so every batch holds
+    light and heavy masks. Blocks are laid as in BEiT (arXiv 2106.08254), until the crop has exactly int(H * W * share)
+    masked patches; where no further block fits, single patches make up the number.
 
     Args:
         n_crops: number of crops.
@@ -180,7 +169,7 @@ def block_masks(
     return torch.from_numpy(masks)
 
 
-def _lay_blocks(mask: np.ndarray, missing: int, generator: np.random.Generator) -> None:
+def _lay_blocks(mask: np.ndarray, missing: int, generator: Random) -> None:
     """Set exactly `missing` patches of an empty mask [H, W], in blocks as far as they fit."""
     height, width = mask.shape
     failures = 0

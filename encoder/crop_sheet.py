@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,32 +22,20 @@ HIDDEN = (59, 151, 163)
 """Color of masked patches."""
 
 
-@dataclass
-class CropRow:
+class CropRow(NamedTuple):
     """An image and its crops, all gray values in 0..1."""
 
     name: str
-    image: torch.Tensor
-    """[1, H, W]"""
-    global_crops: torch.Tensor
-    """[2, 1, S, S]"""
-    local_crops: torch.Tensor
-    """[n, 1, s, s]"""
-    masks: torch.Tensor
-    """bool [2, S / patch, S / patch]: which patches of the global crops are hidden from the student."""
+    image: torch.Tensor  # [1, H, W]
+    global_crops: torch.Tensor  # [2, 1, S, S]
+    local_crops: torch.Tensor  # [n, 1, s, s]
+    masks: torch.Tensor  # bool [2, S / patch, S / patch], true where a patch is hidden from the student
 
 
 def cut_rows(
     paths: Sequence[Path], config: PretrainConfig, count: int, patch_size: int | None = None, seed: int = 0
 ) -> tuple[list[CropRow], list[str]]:
-    """Cut and mask `count` images, spread evenly over `paths`, as the recipe does.
-
-    Args:
-        paths: images to choose from.
-        config: the recipe.
-        count: number of images; all of them if there are fewer.
-        patch_size: side of the tower's patches in pixels; by default that of the recipe's architecture, else 14.
-        seed: another seed draws other crops of the same images.
+    """Cut and mask `count` images, spread evenly over `paths`, as the recipe does; all of them if there are fewer.
 
     Returns:
         The rows, and a sentence for each image that cannot be read.

@@ -12,6 +12,7 @@ several processes compute what one would on the whole batch. (The original looks
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from typing import Any
@@ -26,10 +27,7 @@ from raddraft.processes import local
 
 
 class Head(nn.Module):
-    """Three linear layers, then cosines with prototypes: [N, D] -> logits [N, K].
-
-    Names and shapes are those of the original DINOHead, so a published `dino_head.safetensors` loads strictly.
-    """
+    """Three linear layers, then cosines with prototypes: [N, D] -> logits [N, K]. Names are the original DINOHead's."""
 
     def __init__(self, width: int, config: DinoConfig) -> None:
         super().__init__()
@@ -52,9 +50,9 @@ class Head(nn.Module):
     def calibrate(self, x: Tensor, generator: torch.Generator) -> None:
         """Initialize the weights from features [N, D], so that what tells images apart reaches the prototypes.
 
-        Each layer's outputs get mean 0 and deviation 1 (Salimans & Kingma, arXiv 1602.07868, section 3), and the
-        prototypes are the projections of random features. With random weights nearly all of the logits is common to
-        all images: the center removes it, answers start uniform, and a short run never gets away from that.
+        Each layer's outputs get mean 0 and deviation 1 (Salimans & Kingma, arXiv 1602.07868, section 3); prototypes are
+        projections of random features. With random weights logits hardly differ between images, and a short run never
+        gets away from uniform answers.
         """
         x = x.float()
         for layer in self.mlp:
@@ -71,10 +69,7 @@ class Head(nn.Module):
 
 
 class Prototypes(nn.Module):
-    """A linear layer with weight normalization, [N, D] -> [N, K]: rows of length `weight_g`, which starts at 1.
-
-    torch's own weight norm can be neither deep-copied nor loaded under these names.
-    """
+    """A linear layer with weight normalization, [N, D] -> [N, K]. torch's own cannot be loaded under these names."""
 
     def __init__(self, width: int, count: int) -> None:
         super().__init__()
@@ -214,9 +209,8 @@ class Dino(nn.Module):
         classes, patches = tokens(self.backbone, global_crops, masks)
         local_classes = tokens(self.backbone, local_crops)[0] if n_local else classes[:0]
         logits = self._project(self.student, classes, local_classes, patches.flatten(0, 1)[hidden])
-        answers, local_answers, patch_answers = (
-            (part.float() / self.config.student_temperature).log_softmax(-1) for part in logits
-        )
+        temper = self.config.student_temperature
+        answers, local_answers, patch_answers = ((part.float() / temper).log_softmax(-1) for part in logits)
 
         taught = teacher_classes.unflatten(0, (2, -1))  # [2, B, K]
         n_pairs = 2 * n_local + 2
@@ -259,18 +253,17 @@ class Dino(nn.Module):
     def calibrate(self, batches: Iterable[Tensor], seed: int) -> None:
         """Initialize the heads of student and teacher from the features of global crops [N, 1 or 3, S, S]."""
         generator = torch.Generator().manual_seed(seed)
-        classes, patches = [], []
+        features: dict[str, list[Tensor]] = {"head": [], "ibot_head": []}
         for crops in batches:
-            of_classes, of_patches = tokens(self.teacher["backbone"], crops)
-            classes.append(of_classes)
-            chosen = torch.randint(of_patches.shape[1], (len(crops),), generator=generator).to(crops.device)
-            patches.append(of_patches[torch.arange(len(crops), device=crops.device), chosen])
-        features = {"head": torch.cat(classes), "ibot_head": torch.cat(patches)}
+            classes, patches = tokens(self.teacher["backbone"], crops)
+            features["head"].append(classes)
+            chosen = torch.randint(patches.shape[1], (len(crops),), generator=generator).to(crops.device)
+            features["ibot_head"].append(patches[torch.arange(len(crops), device=crops.device), chosen])
         if not self.config.separate_ibot_head:
-            features = {"head": torch.cat([*classes, *patches])}
-        for name, x in features.items():
+            features["head"] += features.pop("ibot_head")
+        for name, parts in features.items():
             head: Any = self.student[name]
-            head.calibrate(x, generator)
+            head.calibrate(torch.cat(parts), generator)
             self.teacher[name].load_state_dict(head.state_dict())
 
     @torch.no_grad()
@@ -308,18 +301,12 @@ def parameter_groups(model: Dino, layer_decay: float, patch_embed_lr: float) -> 
     depth = model.backbone.config.num_hidden_layers
     groups: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.student.named_parameters():
-        lr_scale = layer_decay ** (depth + 1 - _layer(name, depth))
+        block = re.search(r"\.layer\.(\d+)\.", name)  # before the blocks are the embeddings, after them norm and heads
+        before = 0 if name.startswith("backbone.embeddings.") else int(block[1]) + 1 if block else depth + 1
+        lr_scale = layer_decay ** (depth + 1 - before)
         if "patch_embeddings" in name:
             lr_scale *= patch_embed_lr
         decays = not (name.endswith("bias") or "norm" in name or "layer_scale" in name)
         groups.setdefault((lr_scale, decays, "last_layer" in name), []).append(parameter)
     for (lr_scale, decays, prototypes), parameters in groups.items():
         yield {"params": parameters, "lr_scale": lr_scale, "decays": decays, "prototypes": prototypes}
-
-
-def _layer(name: str, depth: int) -> int:
-    """0 for the embeddings, i + 1 for block i, depth + 1 for the last LayerNorm and the heads."""
-    if name.startswith("backbone.embeddings."):
-        return 0
-    parts = name.split(".")
-    return int(parts[parts.index("layer") + 1]) + 1 if "layer" in parts else depth + 1

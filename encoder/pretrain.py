@@ -1,7 +1,7 @@
 """Pre-training a vision tower on chest X-rays without text: DINOv2 continued, or from scratch, as RAD-DINO was made.
 
-The loop reads from top to bottom in `pretrain`. What it leaves is OUT/model, the teacher as an ordinary folder of
-transformers' Dinov2Model with its image processor, chosen by probes on the val split if any are watched.
+OUT/model is the teacher as a folder of transformers' Dinov2Model with its image processor: the one with the best probes
+on the val split, if any are watched.
 """
 
 from __future__ import annotations
@@ -14,14 +14,16 @@ from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from encoder.config import ComputeConfig, FeatureConfig
+from encoder.digests import digest_files
 from encoder.dino import Dino, parameter_groups
-from encoder.features import FeatureConfig, digest_files, store_features
+from encoder.features import open_store
 from encoder.figures import draw, look
 from encoder.probe import run_probe
 from encoder.probe_config import ProbeConfig, TargetSpec
@@ -77,7 +79,7 @@ def pretrain(sources: Sequence[Sequence[Study]], labeled: Sequence[Study], out: 
     if config.calibrate and not run.newest:
         model.to(accelerator.device)
         n_steps = min(16, math.ceil(config.objective.prototypes / (2 * config.batch_size)))
-        parts = load_batches(dataset, order, (0, n_steps), config.micro_batch_size, workers=config.workers)
+        parts = load_batches(dataset, order, range(n_steps), config.micro_batch_size, workers=config.workers)
         model.calibrate((part.global_crops.to(accelerator.device) for part in parts), config.seed)
     if config.activation_checkpointing:
         model.backbone.activation_checkpointing_enable()
@@ -90,7 +92,7 @@ def pretrain(sources: Sequence[Sequence[Study]], labeled: Sequence[Study], out: 
     run.restore(model)
     run.restore(model, optimizer)
     share = process_share(accelerator)
-    batches = load_batches(dataset, order, (step, config.steps), config.micro_batch_size, share, config.workers)
+    batches = load_batches(dataset, order, range(step, config.steps), config.micro_batch_size, share, config.workers)
     if step == 0 and config.watch:  # also finds what cannot be measured before the run
         run.evaluate(0, model)
     unreadable: set[str] = set()
@@ -180,26 +182,27 @@ class Run(RunFolder):
         self.mapped = [study.main_image.path for study in labeled if study.split == "val"][: config.map_images]
 
     def evaluate(self, step: int, model: Dino) -> None:
-        """Measure the teacher, and after step 0 draw its maps and keep it as model/ unless an earlier one is better.
+        """Probe the teacher; after step 0 also draw its maps, and keep it unless an earlier one is better.
 
         Every process has to take part.
         """
         weights = {name: gather(part.state_dict().items(), self.accelerator) for name, part in model.teacher.items()}
         if self.accelerator.is_main_process:
             tower = self._teacher(weights["backbone"])
-            found = watch_tower(tower, self.watches, self.config, self.folder / "watch")
+            found = self._probe(tower)
             if step:
-                draw_tower(tower, self.mapped, self.folder / "maps" / f"step-{step:07d}.png", self.config.gray_mapping)
+                self._draw_maps(tower, step)
             score = float(np.mean(list(found.values()))) if found else None
             if found:
                 self.log({"step": step, "probes": found, "probe_mean": score})
-            if step and self._is_best(step, score):
+            record = self.folder / "best.json"
+            best = json.loads(record.read_text()) if record.is_file() else None
+            if step and (not best or best["step"] >= step or score is None or score > best["score"]):
                 with whole_folder(self.folder / "model") as temporary:
                     tower.model.save_pretrained(temporary)
                     tower.processor.save_pretrained(temporary)
                     save_file(weights["head"], temporary / "dino_head.safetensors")
-                best = {"step": step, "score": score, "probes": found}
-                write_text(self.folder / "best.json", json.dumps(best) + "\n")
+                write_text(record, json.dumps({"step": step, "score": score, "probes": found}) + "\n")
         self.accelerator.wait_for_everyone()
 
     def _teacher(self, weights: dict[str, torch.Tensor]) -> Tower:
@@ -211,11 +214,38 @@ class Run(RunFolder):
         backbone.config.drop_path_rate = 0.0
         return Tower("teacher", backbone.to(self.accelerator.device), self.start.processor)
 
-    def _is_best(self, step: int, score: float | None) -> bool:
-        """Whether no earlier teacher did better; without probes the last one counts as best."""
-        record = self.folder / "best.json"
-        best = json.loads(record.read_text()) if record.is_file() else None
-        return not best or best["step"] >= step or score is None or score > best["score"]
+    def _probe(self, tower: Tower) -> dict[str, float]:
+        """Macro AUROC (regression: R²) of each probe on val, from the class token and the mean patch."""
+        found: dict[str, float] = {}
+        paths = list(dict.fromkeys(path for _, target in self.watches for path in target.paths))
+        if not paths:
+            return found
+        compute = ComputeConfig(workers=self.config.workers, features=self.folder / "watch")
+        kept = FeatureConfig(gray_mapping=self.config.gray_mapping)
+        store = open_store(tower, paths, kept, compute, quiet=True)
+        for watch, target in self.watches:
+            decays = (watch.weight_decay,) if watch.solver == "lbfgs" else None
+            settings = ProbeConfig("both", watch.solver, decays, resamples=1, evaluate="val")
+            measured = run_probe(store, target, settings).measures["macro"]
+            estimate = measured["r2" if watch.kind == "regression" else "auroc"].estimate
+            if estimate.value is None:
+                raise RadDraftError(f"watch {watch.name}: val cannot be measured, since {estimate.reason}")
+            found[watch.name] = estimate.value
+        shutil.rmtree(store.folder)  # digests of the images beside it stay
+        return found
+
+    def _draw_maps(self, tower: Tower, step: int) -> None:
+        """Feature maps of the val images that can be read, as one PNG."""
+        names, images = [], []
+        for path in self.mapped:
+            with suppress(ImageError, OSError):
+                images.append(load_image(path, self.config.gray_mapping))
+                names.append(path.name)
+        if images:
+            point = (0.32, 0.45)
+            xrays, maps = look(tower, images, point)
+            with write_whole(self.folder / "maps" / f"step-{step:07d}.png") as temporary:
+                temporary.write_bytes(draw(names, xrays, [maps], point))
 
 
 def _val_target(studies: Sequence[Study], watch: Watch) -> Target:
@@ -225,43 +255,3 @@ def _val_target(studies: Sequence[Study], watch: Watch) -> Target:
     if missing := {"train", "val"} - set(target.splits.tolist()):
         raise RadDraftError(f"watch {watch.name}: there is no labeled image in {', '.join(sorted(missing))}")
     return target.keep(target.splits != "test")
-
-
-def watch_tower(
-    tower: Tower, watches: Sequence[tuple[Watch, Target]], config: PretrainConfig, folder: Path
-) -> dict[str, float]:
-    """Macro AUROC (of numbers R²) of each watched probe on val, from the class token and the mean patch.
-
-    In the folder digests of the images are kept; features only as long as they are needed.
-    """
-    paths = list(dict.fromkeys(path for _, target in watches for path in target.paths))
-    found: dict[str, float] = {}
-    if not paths:
-        return found
-    store, _ = store_features(
-        tower, paths, folder, FeatureConfig(gray_mapping=config.gray_mapping), workers=config.workers
-    )
-    for watch, target in watches:
-        decays = (watch.weight_decay,) if watch.solver == "lbfgs" else None
-        settings = ProbeConfig("both", watch.solver, decays, resamples=1, evaluate="val")
-        measured = run_probe(store, target, settings).measures["macro"]
-        estimate = measured["r2" if watch.kind == "regression" else "auroc"].estimate
-        if estimate.value is None:
-            raise RadDraftError(f"watch {watch.name}: val cannot be measured, since {estimate.reason}")
-        found[watch.name] = estimate.value
-    shutil.rmtree(store.folder)
-    return found
-
-
-def draw_tower(tower: Tower, paths: Sequence[Path], out: Path, gray_mapping: Any) -> None:
-    """Feature maps of some images as one PNG; nothing where no image can be read."""
-    names, images = [], []
-    for path in paths:
-        with suppress(ImageError, OSError):
-            images.append(load_image(path, gray_mapping))
-            names.append(path.name)
-    if images:
-        point = (0.32, 0.45)
-        xrays, maps = look(tower, images, point)
-        with write_whole(out) as temporary:
-            temporary.write_bytes(draw(names, xrays, [maps], point))

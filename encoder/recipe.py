@@ -41,13 +41,11 @@ class CropConfig:
     local_crops: int = 8
     """Number of local crops per image."""
     local_size: int = 196
-    """Side of a local crop in pixels, a multiple of the patch size. DINOv2's 96 to 224 would be 222 to 518; 196 costs a
-    fifth less and magnifies no less than the global crops do."""
+    """Side of a local crop in pixels, a multiple of the patch size. DINOv2's proportion, 96 : 224, would be 222."""
     global_scale: tuple[float, float] = (0.5, 1.0)
     """Range of a global crop's share of the image area. DINOv2 starts at 0.32, where one lung can be missing."""
     local_scale: tuple[float, float] = (0.1, 0.4)
-    """Range of a local crop's share of the image area. DINOv2 has 0.05 to 0.32; below 0.1 a chest X-ray often shows no
-    landmark."""
+    """Range of a local crop's share of the image area. DINOv2's 0.05 to 0.32 often shows no landmark of the chest."""
     aspect_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Range of width : height of the box that is cut out and then made square; log-uniform."""
     flip: float = 0.5
@@ -61,15 +59,13 @@ class CropConfig:
     gamma: tuple[float, float] = (0.6, 1.6)
     """Range of the exponent, like another detector's characteristic curve. Replaces DINOv2's saturation and hue."""
     blur_global: tuple[float, float] = (0.5, 0.1)
-    """Probability of blurring the first and the second global crop. DINOv2 always blurs the first; here fine texture
-    stays, since nodules and interstitial patterns consist of it."""
+    """Probability of blurring the first and the second global crop; 1 and 0.1 in DINOv2, which costs fine texture."""
     blur_local: float = 0.5
     """Probability of blurring a local crop."""
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     """Range of the blur's standard deviation in pixels; lower it for crops much smaller than DINOv2's 224 and 96."""
     solarize: float = 0.0
-    """Probability of inverting the brighter half of the gray scale of the second global crop. DINOv2 has 0.2; in a
-    radiograph it would turn bone into air."""
+    """Probability of solarizing the second global crop. DINOv2 has 0.2; in a radiograph it turns bone into air."""
 
     def __post_init__(self) -> None:
         for name, least in {"global_size": 1, "local_size": 1, "local_crops": 0}.items():
@@ -106,8 +102,7 @@ class DinoConfig:
     separate_ibot_head: bool = False
     """Give patches a head of their own instead of sharing that of the class tokens."""
     centering: Literal["center", "sinkhorn"] = "center"
-    """How the teacher is kept from answering alike for all images: subtracting a running mean (DINO), or three rounds
-    of Sinkhorn-Knopp (SwAV, arXiv 2006.09882)."""
+    """How collapse is prevented: a running mean (DINO) or Sinkhorn-Knopp (SwAV, arXiv 2006.09882), three rounds."""
     student_temperature: float = 0.1
     """Temperature of the student's softmax; the teacher's is `temperature`."""
     mask_probability: float = 0.5
@@ -157,8 +152,7 @@ class PretrainConfig:
     head: Path | None = None
     """Weights of the DINO head to start from, e.g. RAD-DINO's dino_head.safetensors."""
     calibrate: bool = False
-    """Initialize new heads from the backbone's features instead of at random (not in DINOv2): for short runs from a
-    pre-trained backbone."""
+    """Initialize new heads from the backbone's features, not at random as in DINOv2: for short runs from a tower."""
     drop_path: float = 0.3
     """Probability of dropping a residual branch of the student (stochastic depth)."""
     objective: DinoConfig = field(default_factory=DinoConfig)
@@ -198,8 +192,7 @@ class PretrainConfig:
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     shard: bool = False
-    """Shard weights, gradients and optimizer states over the processes (FSDP 2). Results and checkpoints are the same
-    either way."""
+    """Shard weights, gradients and optimizer states over the processes (FSDP 2); results and checkpoints stay equal."""
     fraction: float = 1.0
     """Share of the subjects to train on, chosen by the seed."""
     weights: list[float] | None = None

@@ -17,6 +17,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -58,16 +59,13 @@ class ResizeConfig:
             )
 
 
-@dataclass
-class Resized:
+class Resized(NamedTuple):
     """What `resize_studies` did."""
 
     manifest: Path
     written: int
-    kept: int
-    """Images that were there already."""
-    errors: list[str]
-    """A sentence for each image or mask that could not be read."""
+    kept: int  # images that were there already
+    errors: list[str]  # a sentence for each image or mask that could not be read
 
 
 @dataclass
@@ -76,12 +74,9 @@ class _Job:
 
     source: Path
     target: Path
-    masks: dict[Path, Path] = field(default_factory=dict)
-    """Source -> target; without those that could not be read."""
-    digest: str | None = None
-    """SHA-256 of the source."""
-    state: str = "broken"
-    """written, kept or broken"""
+    masks: dict[Path, Path] = field(default_factory=dict)  # source -> target; without those that could not be read
+    digest: str | None = None  # SHA-256 of the source
+    state: str = "broken"  # or written, or kept
     errors: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 

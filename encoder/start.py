@@ -49,18 +49,19 @@ def new_backbone(config: PretrainConfig) -> Any:
     from transformers import AutoModel, Dinov2Config, Dinov2WithRegistersConfig
 
     wanted = config.architecture or Architecture()
-    sizes: dict[str, Any] = {
-        "hidden_size": wanted.width,
-        "num_hidden_layers": wanted.depth,
-        "num_attention_heads": max(1, wanted.width // 64),
-        "patch_size": wanted.patch_size,
-        "image_size": config.crops.global_size,
-        "layerscale_value": wanted.layer_scale,
-        "drop_path_rate": config.drop_path,
-    }
-    if wanted.registers:
-        return AutoModel.from_config(Dinov2WithRegistersConfig(**sizes, num_register_tokens=wanted.registers))
-    return AutoModel.from_config(Dinov2Config(**sizes))
+    registers = {"num_register_tokens": wanted.registers} if wanted.registers else {}
+    kind: Any = Dinov2WithRegistersConfig if registers else Dinov2Config
+    settings = kind(
+        hidden_size=wanted.width,
+        num_hidden_layers=wanted.depth,
+        num_attention_heads=max(1, wanted.width // 64),
+        patch_size=wanted.patch_size,
+        image_size=config.crops.global_size,
+        layerscale_value=wanted.layer_scale,
+        drop_path_rate=config.drop_path,
+        **registers,
+    )
+    return AutoModel.from_config(settings)
 
 
 def _with_drop_path(model: Any, config: PretrainConfig) -> Any:

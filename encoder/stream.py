@@ -1,7 +1,7 @@
 """Images -> batches of crops and masks for pre-training, the same however a run was interrupted or spread out.
 
-What a step sees follows from the seed, the number of the step and the place in the global batch alone: a run that is
-resumed, also on another number of processes, gets the same crops.
+What a step sees depends on the seed, the number of the step and the place in the global batch alone: a resumed run,
+also one on another number of processes, gets the same crops.
 """
 
 from __future__ import annotations
@@ -31,14 +31,10 @@ MASK_GROUP = 4
 class Batch(NamedTuple):
     """One micro-batch of B images."""
 
-    global_crops: Tensor
-    """[2 B, 1, S, S], the first crops of all images, then the second ones."""
-    local_crops: Tensor
-    """[n B, 1, s, s], in the same order."""
-    masks: Tensor
-    """bool [2 B, S / patch, S / patch]."""
-    errors: list[str]
-    """A sentence for each image that could not be read and was replaced by its neighbor."""
+    global_crops: Tensor  # [2 B, 1, S, S], the first crops of all images, then the second ones
+    local_crops: Tensor  # [n B, 1, s, s], in the same order
+    masks: Tensor  # bool [2 B, S / patch, S / patch]
+    errors: list[str]  # a sentence for each image that could not be read and was replaced by its neighbor
 
 
 class Order:
@@ -144,24 +140,16 @@ class CropDataset(Dataset):
 def load_batches(
     dataset: CropDataset,
     order: Order,
-    steps: tuple[int, int],
+    steps: range,
     micro_batch_size: int,
     process: tuple[int, int] = (0, 1),
     workers: int = 0,
 ) -> Iterator[Batch]:
-    """One process's micro-batches of the steps from the first to before the last, in order.
-
-    Args:
-        dataset, order: where the images come from.
-        steps: first step, and the one after the last.
-        micro_batch_size: images per micro-batch.
-        process: index of this process, and the number of processes.
-        workers: processes that read and crop.
-    """
+    """The micro-batches of these steps for one process, given by its index and the number of processes."""
     rank, world = process
 
     def plan() -> Iterator[list[Item]]:
-        for step, positions in zip(range(*steps), order(steps[0]), strict=False):
+        for step, positions in zip(steps, order(steps.start), strict=False):
             items = [(position, _seed(order.seed, step, place)) for place, position in enumerate(positions)]
             mine = items[rank * len(items) // world : (rank + 1) * len(items) // world]
             for start in range(0, len(mine), micro_batch_size):
