@@ -19,12 +19,13 @@ from typing import Any
 
 from generator.config import Control, DecodeConfig
 from generator.controls import copy_reports, shuffle_images
+from generator.drafter import Drafter
 from generator.generate import Draft, decode, generate, write_drafts
-from generator.model import Drafter
+from generator.model import SIDECAR, load, read_sidecar
 from generator.priors import find_priors
 from generator.prompts import PromptConfig
 from generator.speculate import Speculator, index_reports
-from generator.vlm import ChatDrafter, load_any
+from generator.vlm import ChatDrafter, load_chat
 from raddraft.errors import RadDraftError
 from raddraft.processes import WAIT, is_main_process, pick_device
 from raddraft.studies import Study, StudyImage, read_studies
@@ -56,8 +57,25 @@ def load_model(
         device = str(Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT)]).device)
     default = asdict(PromptConfig())
     changes = {key: value for key, value in asdict(prompt or PromptConfig()).items() if value != default[key]}
-    drafter = load_any(str(name), "auto", pick_device(device), prompt if changes else None, remote_code)
+    drafter = _load(str(name), pick_device(device), prompt if changes else None, remote_code)
     return Model(drafter, " ".join([str(Path(name)), *(f"{key}={value!r}" for key, value in changes.items())]))
+
+
+def _load(name: str, device: str, prompt: PromptConfig | None, remote_code: bool) -> Drafter:
+    sidecar = read_sidecar(name)
+    kept = PromptConfig(**sidecar["prompt"]) if sidecar else None
+    if kept and prompt not in (None, kept):
+        raise RadDraftError(
+            f"{name} was trained with its own prompt, kept in {SIDECAR} there: {kept}; leave out the options of prompt"
+        )
+    no_config = Path(name).is_dir() and not (Path(name) / "config.json").is_file()  # `load` has the message
+    if no_config or (sidecar and sidecar.get("kind") != ChatDrafter.kind):
+        return load(name, device=device)
+    gray_mapping = sidecar["gray_mapping"] if sidecar else "window"
+    drafter = load_chat(name, kept or prompt or PromptConfig(), gray_mapping, device=device, remote_code=remote_code)
+    if not kept and not prompt:
+        warnings.warn(f"{name} has no {SIDECAR}: the default prompt is used", stacklevel=3)
+    return drafter
 
 
 class Model:

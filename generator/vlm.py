@@ -1,18 +1,14 @@
-"""Any vision-language model of transformers: Gemma 3, Qwen-VL, SmolVLM, InternVL, PaliGemma, LLaVA …
+"""Vision-language models of transformers that RadDraft did not build: Gemma 3, Qwen-VL, SmolVLM, InternVL, PaliGemma …
 
-    drafter = load_any("google/gemma-3-4b-it", prompt=PromptConfig(context=["indication"]))
-
-Such a model is asked through its processor's own chat template. Where the processor has none (PaliGemma), the prompt is
-the processor's placeholders for all pictures and then the text, without any words of a template around them.
+Such a model is prompted through its processor's chat template. Where there is none (PaliGemma), the prompt is an image
+placeholder for each image, followed by the plain text.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,7 +22,7 @@ from generator.config import ModelConfig
 from generator.data import IGNORE, Example, Item, labels_of
 from generator.drafter import Drafter
 from generator.generate import end_tokens
-from generator.model import SIDECAR, build, load, read_sidecar
+from generator.model import build
 from generator.priors import find_priors
 from generator.prompts import PromptConfig
 from raddraft.errors import RadDraftError
@@ -40,13 +36,13 @@ DECODING = ("do_sample", "temperature", "top_p", "top_k", "num_beams", "repetiti
 
 
 class ChatDrafter(Drafter):
-    """A vision-language model that was not built here, asked through its processor."""
+    """A vision-language model that RadDraft did not build, prompted through its processor."""
 
     kind = "chat"
 
     @property
     def tower(self) -> Tower:
-        raise RadDraftError(f"{self._name} was not built here, so its tower gives no features to store or to compare")
+        raise RadDraftError(f"{self._name} was not built by RadDraft, so its tower gives no features")
 
     @property
     def context_length(self) -> int | None:
@@ -56,12 +52,13 @@ class ChatDrafter(Drafter):
         """Studies as chat messages, and with `answers` the report's tokens as the chat template ends them.
 
         Raises:
-            ValueError: a prompt in two turns; with `answers`, where there is no chat template, or it does not tell
-                where an answer begins and ends; a text longer than the language model's context.
+            RadDraftError: a prompt in two turns, a text that exceeds the language model's context, or with `answers` a
+                chat template that does not tell where an answer begins and ends.
         """
         if self.prompt.findings_first:
             raise RadDraftError(
-                f"{self._name} was not built here, so it cannot be asked in two turns; leave out prompt.findings_first"
+                f"{self._name} was not built by RadDraft and cannot be asked in two turns; leave out "
+                "prompt.findings_first"
             )
         priors = find_priors(studies) if self.prompt.prior else {}
         examples = []
@@ -94,38 +91,39 @@ class ChatDrafter(Drafter):
         return f"A model of type {self.model.config.model_type!r}"
 
     def _tokens(self, text: str) -> list[int]:
-        """Token ids of a rendered text, in which a picture is a single placeholder."""
+        """Token ids of a rendered text, with a single placeholder for each image."""
         return self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def _reply(self, study: Study, messages: Messages, prompt: list[int]) -> list[int]:
         """Token ids of the answer at the end of messages, after those of the prompt."""
+        fault, ends = f"{self._name} cannot be trained:", end_tokens(self.model)
         if not self.processor.chat_template:
-            raise RadDraftError(f"{self._name} cannot train here: its processor has no chat template")
+            raise RadDraftError(f"{fault} its processor has no chat template")
         whole = self._tokens(render(self.processor, messages, answered=True))
-        if whole[: len(prompt)] != prompt:
-            raise RadDraftError(
-                f"{self._name} cannot train here: study {study.study_id!r} with its answer does not begin with the "
-                "prompt alone, so the chat template does not tell which tokens are to be learnt"
-            )
         reply = whole[len(prompt) :]
-        if not end_tokens(self.model) & set(reply):
+        if whole != [*prompt, *reply]:
             raise RadDraftError(
-                f"{self._name} cannot train here: its chat template ends the answer of study {study.study_id!r} "
-                f"without any of the model's end tokens {sorted(end_tokens(self.model))}, so a draft would not end"
+                f"{fault} by its chat template study {study.study_id!r} with its answer does not begin with the prompt "
+                "alone, so the tokens to learn are unknown"
+            )
+        if not ends & set(reply):
+            raise RadDraftError(
+                f"{fault} its chat template ends the answer of study {study.study_id!r} without any of the model's end "
+                f"tokens {sorted(ends)}, so a draft would not end"
             )
         return reply
 
 
 @dataclass
 class ChatExample(Example):
-    """One study as messages. Its `prompt` and `answer` are token ids with a single placeholder for each picture."""
+    """One study as messages; `prompt` and `answer` are token ids with a single placeholder for each image."""
 
     messages: Messages = field(default_factory=list)
-    """The prompt, and for training the answer; pictures stand as {"type": "image"}."""
+    """The prompt and for training the answer, with {"type": "image"} for each image."""
 
 
 class ChatDataset(Dataset):
-    """Examples with their pictures; the processor makes tokens and pixels of a whole batch."""
+    """Examples with their images; the processor makes tokens and pixels of a whole batch."""
 
     def __init__(self, examples: Sequence[ChatExample], drafter: ChatDrafter) -> None:
         self.examples, self.processor, self.gray_mapping = examples, drafter.processor, drafter.gray_mapping
@@ -143,42 +141,42 @@ class ChatDataset(Dataset):
             return Item(example, blank, f"{example.study_id}: {error}")
 
     def collate(self, items: Sequence[Item]) -> dict[str, Any]:
-        """What the processor makes of the messages, padded on the left; `labels` and `errors` as of `data.collate`.
+        """What the processor makes of the messages, padded on the left, with `labels` and `errors` as `data.collate`.
 
         Raises:
-            ValueError: text and pictures of a study are longer than the language model's context, or the processor
-                writes an answer's tokens otherwise than the tokenizer by itself.
+            RadDraftError: text and images exceed the language model's context, or the processor tokenizes an answer
+                otherwise than the tokenizer alone.
         """
         conversations = [_insert(item.example.messages, item.pixels) for item in items]  # type: ignore[attr-defined]
         inputs = process(self.processor, conversations, answered=bool(items[0].example.answer))
         lengths = inputs["attention_mask"].sum(1)
         if self.context_length is not None and lengths.max() > self.context_length:
             raise RadDraftError(
-                f"Study {items[lengths.argmax()].example.study_id!r}: {lengths.max()} tokens of text and pictures "
-                f"exceed the context of {self.context_length} tokens of the language model"
+                f"Study {items[lengths.argmax()].example.study_id!r}: {lengths.max()} tokens of text and images exceed "
+                f"the context of {self.context_length} tokens of the language model"
             )
         labels = labels_of(items)
-        learnt = labels != IGNORE
-        if not torch.equal(labels[learnt], inputs["input_ids"][:, -labels.shape[1] :][learnt]):
+        learned = labels != IGNORE
+        if not torch.equal(labels[learned], inputs["input_ids"][:, -labels.shape[1] :][learned]):
             raise RadDraftError(
-                f"A model with a {type(self.processor).__name__} cannot train here: beside pictures it writes other "
-                "tokens for the answer than without"
+                f"A model with a {type(self.processor).__name__} cannot be trained: after images it tokenizes an answer "
+                "otherwise than alone"
             )
         tensors = {name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)}
         return tensors | {"labels": labels, "errors": [item.error for item in items if item.error]}
 
 
 def render(processor: Any, messages: Messages, answered: bool = False) -> str:
-    """Messages as text with a placeholder for each picture; without an answer, up to where the model is to go on."""
+    """Messages as text with a placeholder for each image; without an answer, up to where the model continues."""
     if processor.chat_template:
         return processor.apply_chat_template(messages, add_generation_prompt=not answered, tokenize=False)
     parts = [part for message in messages for part in message["content"]]
-    n_images = sum(part["type"] == "image" for part in parts)
-    return processor.image_token * n_images + "".join(part["text"] for part in parts if part["type"] == "text")
+    placeholders = processor.image_token * sum(part["type"] == "image" for part in parts)
+    return placeholders + "".join(part["text"] for part in parts if part["type"] == "text")
 
 
 def process(processor: Any, conversations: Sequence[Messages], answered: bool = False) -> dict[str, Any]:
-    """The model's inputs for conversations with pictures in them, as the processor makes them, padded to one length."""
+    """The processor's inputs for conversations with images in them, padded to one length."""
     if processor.chat_template:
         return processor.apply_chat_template(
             list(conversations),
@@ -195,7 +193,7 @@ def process(processor: Any, conversations: Sequence[Messages], answered: bool = 
 
 
 def _insert(messages: Messages, images: Sequence[Image.Image]) -> Messages:
-    """Messages with a picture at each of its placeholders, in order."""
+    """A copy of messages, with the images in place of their placeholders."""
     remaining = iter(images)
     filled = deepcopy(messages)
     for message in filled:
@@ -205,84 +203,57 @@ def _insert(messages: Messages, images: Sequence[Image.Image]) -> Messages:
     return filled
 
 
-def load_any(
+def make_drafter(config: ModelConfig, prompt: PromptConfig, gray_mapping: GrayMapping) -> Drafter:
+    """The model that a training run starts from. Raises as `generator.model.build` and `load_chat`."""
+    if not config.vlm:
+        return Drafter(*build(config), prompt, gray_mapping)
+    return load_chat(config.vlm, prompt, gray_mapping, config.dtype)
+
+
+def load_chat(
     name: str,
+    prompt: PromptConfig,
+    gray_mapping: GrayMapping = "window",
     dtype: str = "auto",
     device: str = "cpu",
-    prompt: PromptConfig | None = None,
     remote_code: bool = False,
-) -> Drafter:
-    """Load a model that was trained here, or any vision-language model that transformers knows.
+) -> ChatDrafter:
+    """Load any vision-language model that transformers knows.
 
     Args:
         name: folder or hub id.
+        prompt: what the model is asked.
+        gray_mapping: how gray values of image files become 8 bits.
         dtype: type of the weights; auto is the one they were saved in.
         device: where the model goes.
-        prompt: what a model that was not trained here is asked.
         remote_code: whether code that comes with the model may run.
 
     Raises:
-        ValueError: a model of another kind, one that needs code of its own, or a prompt for a model that has its own.
-        OSError: there is no such model, or it cannot be read.
+        RadDraftError: no such model, one of another kind, or one that needs code of its own.
     """
-    sidecar = read_sidecar(name)
-    if sidecar is not None and prompt is not None and prompt != PromptConfig(**sidecar["prompt"]):
-        raise RadDraftError(f"{name} was trained with its own prompt, which {SIDECAR} there keeps; leave out --prompt")
-    if (sidecar is not None and sidecar.get("kind") != ChatDrafter.kind) or (Path(name).is_dir() and _broken(name)):
-        return load(name, dtype, device)
-    drafter = _load_chat(name, dtype, remote_code)
-    model: Any = drafter.model
-    model.to(device)
-    if sidecar is not None:
-        prompt = PromptConfig(**sidecar["prompt"])
-        drafter.gray_mapping = sidecar["gray_mapping"]
-    if prompt is None:
-        warnings.warn(f"{name} has no {SIDECAR}: the default prompt is used", stacklevel=2)
-    drafter.prompt = prompt or PromptConfig()
-    return drafter
-
-
-def make_drafter(config: ModelConfig, prompt: PromptConfig, gray_mapping: GrayMapping) -> Drafter:
-    """The model that a training run starts from: joined of two parts, or a whole one. Raises as `build`, `load_any`."""
-    if not config.vlm:
-        return Drafter(*build(config), prompt, gray_mapping)
-    drafter = _load_chat(config.vlm, config.dtype, remote_code=False)
-    drafter.prompt, drafter.gray_mapping = prompt, gray_mapping
-    return drafter
-
-
-def _broken(folder: str) -> bool:
-    """Whether a folder lacks a config; `generator.model.load` says so."""
-    return not (Path(folder) / "config.json").is_file()
-
-
-def _load_chat(name: str, dtype: str, remote_code: bool) -> ChatDrafter:
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
     try:
-        AutoConfig.from_pretrained(name, trust_remote_code=remote_code)  # says best what is wrong with a name
+        AutoConfig.from_pretrained(name, trust_remote_code=remote_code)  # has the best messages for a wrong name
         processor: Any = AutoProcessor.from_pretrained(name, trust_remote_code=remote_code)
         model: Any = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, trust_remote_code=remote_code)
     except (ValueError, OSError, ImportError) as error:
         if "trust_remote_code" in str(error):
-            raise RadDraftError(
-                f"{name} comes with code of its own; --remote_code true runs it, if you trust it"
-            ) from None
+            raise RadDraftError(f"{name} comes with its own code; if you trust it, --remote-code runs it") from None
         if "Unrecognized configuration class" in str(error):
             kind = str(error).split("for this kind")[0].strip()
-            raise RadDraftError(f"{name} is no vision-language model that transformers knows: {kind}") from None
+            raise RadDraftError(f"{name} is not a vision-language model that transformers knows: {kind}") from None
         raise checkpoint_error(f"The model {name!r} cannot be loaded", name, error) from error
-    if not all(hasattr(processor, part) for part in ("image_processor", "tokenizer")):
+    tokenizer = getattr(processor, "tokenizer", None)
+    if tokenizer is None or not hasattr(processor, "image_processor"):
         raise RadDraftError(f"{name} has no processor for images and text, only a {type(processor).__name__}")
     if model.config.is_encoder_decoder:
-        raise RadDraftError(
-            f"{name} is an encoder-decoder model ({model.config.model_type}), which cannot be asked here"
-        )
-    processor.tokenizer.padding_side = "left"
-    if processor.tokenizer.pad_token is None:  # padding is masked everywhere, so sharing a token does no harm
-        processor.tokenizer.pad_token = processor.tokenizer.eos_token
+        raise RadDraftError(f"{name} is an encoder-decoder model ({model.config.model_type}), which is not supported")
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token is None:  # padding is masked, so sharing a token is safe
+        tokenizer.pad_token = tokenizer.eos_token
     for setting in DECODING:
         setattr(model.generation_config, setting, None)
-    model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
-    model.generation_config.eos_token_id = sorted(end_tokens(model) or {processor.tokenizer.eos_token_id})
-    return ChatDrafter(model.eval(), processor)
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.generation_config.eos_token_id = sorted(end_tokens(model) or {tokenizer.eos_token_id})
+    return ChatDrafter(model.to(device).eval(), processor, prompt, gray_mapping)

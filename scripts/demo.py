@@ -1,31 +1,30 @@
 """The whole way on a laptop, on synthetic chest phantoms: train, draft, score, with controls. No download, no GPU.
 
     raddraft demo
-    raddraft demo --out runs/demo2 --count 500 --train.stages '[{"epochs": 2, "lm": "full", "tower": "full"}]'
+    raddraft demo --out runs/demo2 --count 500 --train.stages.0.epochs 2
 
 Makes phantoms with matching reports, a tiny Dinov2 tower and a tiny Llama (random weights, a tokenizer trained on the
-training reports), trains them together, drafts the test split, and scores the drafts beside three controls. What it
-shows is that the machinery works; scores on phantoms say nothing about radiographs.
+training reports), trains them together, drafts the test split, and scores the drafts beside three controls. It shows
+that everything works; scores on phantoms say nothing about radiographs.
 """
 
 from __future__ import annotations
 
 import shlex
 import time
+from dataclasses import asdict
 from pathlib import Path
 
-from generator.config import ModelConfig, TrainConfig
-from generator.generate import DecodeConfig
+from generator.config import DecodeConfig, ModelConfig, TrainConfig
 from generator.prompts import PromptConfig
 from raddraft.cli import run
-from raddraft.grammar import CONFIGS
 from raddraft.errors import RadDraftError
-from raddraft.studies import read_studies
-from scripts import generate, score
-from scripts import train as train_action
+from raddraft.grammar import CONFIGS
 
 DEFAULT_CONFIG = CONFIGS / "demo.yaml"
 CONTROLS = ("shuffled-images", "most-frequent", "nearest-report")
+METRICS = ["rouge", "bleu", "rule"]  # these need no weights, so the table is the same everywhere
+DEFAULTS = asdict(DecodeConfig())
 
 
 def main(
@@ -44,50 +43,61 @@ def main(
     """Make phantoms, train a tiny model on them, draft the test split, and score it beside the controls.
 
     Args:
-        train: How the loop runs.
-        out: Folder for everything; started again, it goes on where it stopped.
+        train: Training.
+        out: Folder for everything; the same command again resumes.
         count: Number of synthetic studies.
-        size: Side of their pictures in pixels.
-        seed: Of the phantoms and of the random weights.
+        size: Side of their images in pixels.
+        seed: Seed of the phantoms and of the random weights.
         tower_width: Hidden size of the tower, a multiple of 32.
         tower_layers: Blocks of the tower.
         lm_width: Hidden size of the language model, a multiple of 32.
         lm_layers: Blocks of the language model.
-        prompt: What the model is told, and what it is to write.
-        decode: How drafts are decoded.
+        prompt: Prompt.
+        decode: Decoding.
     """
+    from generator.api import load_model, report_failures
+    from generator.card import add_scores
     from generator.corpora import phantom
     from generator.tiny import make_lm, make_tower
+    from generator.train import run_training
+    from metrics.read import read_systems
+    from metrics.systems import score_systems
+    from raddraft.runs import keep_config
+    from raddraft.studies import read_studies
 
     if tower_width % 32 or lm_width % 32 or min(tower_width, lm_width) < 32:
         raise RadDraftError(f"tower_width {tower_width} and lm_width {lm_width} must be multiples of 32")
-    started = time.monotonic()
+    started, folder, manifest = time.monotonic(), out / "model", out / "phantom" / "studies.jsonl"
     widths = {"tower_width": tower_width, "tower_layers": tower_layers, "lm_width": lm_width, "lm_layers": lm_layers}
-    train_action.keep_config(out / "demo.yaml", {"count": count, "size": size, "seed": seed, **widths})
-    manifest = out / "phantom" / "studies.jsonl"
+    keep_config(out / "demo.yaml", {"count": count, "size": size, "seed": seed, **widths})
     if not manifest.is_file():
         _say("prepare", "phantom", root=out / "phantom", count=count, size=size, seed=seed)
-        phantom.generate(out / "phantom", count, size, seed)
+        phantom.convert(out / "phantom", count=count, size=size, seed=seed)
+    studies = read_studies(manifest)
+    training, wanted = ([study for study in studies if study.split == split] for split in ("train", "test"))
     if not (out / "lm" / "model.safetensors").is_file():
-        training = read_studies(manifest, "train")
         texts = [prompt.answer(study) or "" for study in training]
         contents = [prompt.messages(study)[0]["content"] for study in training]
-        questions = [part["text"] for content in contents for part in content if part["type"] == "text"]
+        texts += [part["text"] for content in contents for part in content if part["type"] == "text"]
         make_tower(out / "tower", hidden=tower_width, layers=tower_layers, seed=seed)
-        make_lm(out / "lm", texts + questions, hidden=lm_width, layers=lm_layers, seed=seed)
-    if not (out / "model" / "raddraft.json").is_file():
+        make_lm(out / "lm", texts, hidden=lm_width, layers=lm_layers, seed=seed)
+    if not (folder / "raddraft.json").is_file():
         _say("train", config=out / "config.yaml", out=out)
         model = ModelConfig(str(out / "tower"), str(out / "lm"))
-        train_action.main(manifest, out, model, prompt, train)
-    files = []
-    for control in ("none", *CONTROLS):
-        files.append(out / f"{'model' if control == 'none' else control}.jsonl")
-        _say("generate", model=out / "model", studies=manifest, control=control, out=files[-1])
-        generate.main(str(out / "model"), manifest, files[-1], control=control, decode=decode)  # type: ignore[arg-type]
-    # These need no weights, so that the demo prints the same table everywhere.
-    metrics = ["rouge", "bleu", "rule"]
-    _say("score", *files, metrics=metrics, studies=manifest, model_card=out / "model")
-    score.main(files, studies=manifest, metrics=metrics, model_card=out / "model")
+        print(f"model: {run_training(manifest, out, model, prompt, train)}")
+    drafter, files = load_model(folder), {name: out / f"{name}.jsonl" for name in ("model", *CONTROLS)}
+    for control, file in zip(("none", *CONTROLS), files.values(), strict=True):
+        decoding = decode if control in ("none", "shuffled-images") else DecodeConfig()
+        changes = {f"decode.{key}": value for key, value in asdict(decoding).items() if value != DEFAULTS[key]}
+        _say("generate", model=folder, studies=manifest, control=control, out=file, **changes)
+        errors = drafter.generate(wanted, file, control, training, decode=decoding)  # type: ignore[arg-type]
+        print(report_failures(errors, len(wanted), file))
+    _say("score", *files.values(), metrics=METRICS, studies=manifest, model_card=folder)
+    systems, notes = read_systems([*files.values()])
+    scored = score_systems(systems, METRICS, studies=studies)
+    written = scored.write(out / "scores", scored.title(), cases=36)
+    add_scores(folder, scored.title(), scored.by_system())
+    print("\n".join([*notes, scored.tables(), "", *(f"{what}: {path}" for what, path in written.items())]))
     print(f"\nThe demo took {(time.monotonic() - started) / 60:.1f} minutes. The data are synthetic.")
 
 

@@ -244,7 +244,7 @@ def test_model_folders_that_cannot_draft_are_refused(model_folder, tmp_path) -> 
     ):
         load(broken)
     (broken / "processor_config.json").unlink()
-    with pytest.raises(ValueError, match=r"has no processor: processor_config\.json is missing"):
+    with pytest.raises(ValueError, match=r"has no processor_config\.json; save the processor"):
         load(broken)
 
 
@@ -325,8 +325,12 @@ def run_action(action: str, *arguments: str) -> int:
 def test_generate_action_writes_controls(model_folder, studies_file, tmp_path, capsys) -> None:
     for control in ("none", "shuffled-images", "most-frequent", "nearest-report"):
         arguments = ["--model", str(model_folder), "--studies", str(studies_file), "--control", control]
-        arguments += ["--out", str(tmp_path / f"{control}.jsonl"), "--decode.max_new_tokens", "30"]
-        assert run_action("generate", *arguments) == 0
+        arguments += ["--out", str(tmp_path / f"{control}.jsonl")]
+        decode = ["--decode.max_new_tokens", "30"]
+        if control in ("most-frequent", "nearest-report"):
+            assert "decodes nothing: leave out decode" in str(run_action("generate", *arguments, *decode))
+            decode = []
+        assert run_action("generate", *arguments, *decode) == 0
     rows = {path.stem: read(path) for path in tmp_path.glob("*.jsonl") if path.stem != "studies"}
     assert all(len(part) == 8 for part in rows.values())
     assert [row["reference"] for row in rows["none"]] == [row["reference"] for row in rows["nearest-report"]]

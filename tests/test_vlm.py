@@ -12,17 +12,24 @@ import pytest
 import torch
 from PIL import Image
 
+from generator.api import load_model
 from generator.config import DecodeConfig, LoraConfig, ModelConfig, Stage, TrainConfig
 from generator.data import IGNORE
+from generator.drafter import Drafter
 from generator.generate import generate
 from generator.model import PROJECTOR
 from generator.prompts import PromptConfig
 from generator.train import train
-from generator.vlm import ChatDrafter, load_any
+from generator.vlm import ChatDrafter
 from raddraft.images import load_image
 from raddraft.studies import read_studies
 from tests.test_cli import run
 from tests.vlm_families import FAMILIES, save_vlm
+
+
+def load_any(name: str, **options: Any) -> Drafter:
+    return load_model(name, "cpu", **options).drafter
+
 
 CHATTING = [family for family in FAMILIES if family != "paligemma"]
 PROMPT = PromptConfig(context=["view", "indication"])
@@ -130,7 +137,7 @@ def test_candidates_are_those_that_plain_transformers_samples(folders, studies, 
         tokens = model.generate(**inputs, max_new_tokens=12, **options)[:, inputs["input_ids"].shape[1] :]
         plain = processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         assert row["candidates"] == [text.strip() for text in plain]
-    with pytest.raises(ValueError, match="confidence are for models that were built here"):
+    with pytest.raises(ValueError, match=r"decode\.confidence need a model that was built by RadDraft"):
         generate(drafter, studies, tmp_path / "x.jsonl", replace(CONFIG, confidence=True), "model")
 
 
@@ -157,7 +164,7 @@ def test_text_and_pictures_longer_than_the_context_are_named(folders, studies) -
     ):
         drafter.encode(studies, answers=False, reserve=40)
     dataset = drafter.dataset(drafter.encode(studies, answers=False))
-    with pytest.raises(ValueError, match=r"Study 's1': \d+ tokens of text and pictures exceed the context of 512"):
+    with pytest.raises(ValueError, match=r"Study 's1': \d+ tokens of text and images exceed the context of 512"):
         dataset.collate([dataset[0], dataset[1]])
 
 
@@ -181,7 +188,7 @@ def test_without_a_chat_template_pictures_stand_before_the_text(folders, studies
     dataset = drafter.dataset(drafter.encode(studies[:1], answers=False))
     tokens = dataset.collate([dataset[0]])["input_ids"][0]
     assert drafter.processor.tokenizer.decode(tokens) == "<image>" * 16 + "<s>caption en\n"
-    with pytest.raises(ValueError, match="type 'paligemma' cannot train here: its processor has no chat template"):
+    with pytest.raises(ValueError, match="type 'paligemma' cannot be trained: its processor has no chat template"):
         drafter.encode(studies, answers=True)
 
 
@@ -202,7 +209,7 @@ def test_actions_take_such_a_model(folders, studies_file, tmp_path, capsys) -> N
     assert "DRAFT for a radiologist" in capsys.readouterr().out
     status, sentence = run("generate", *arguments[:4], "--out", tmp_path / "n.jsonl", "--control", "nearest-report")
     assert status == 1
-    assert "type 'qwen3_vl' was not built here, so its tower gives no features to store or to compare" in sentence
+    assert "type 'qwen3_vl' was not built by RadDraft, so its tower gives no features" in sentence
 
 
 def test_models_that_cannot_be_asked_are_refused_in_one_sentence(folders, lm_folder, tmp_path) -> None:
@@ -212,7 +219,7 @@ def test_models_that_cannot_be_asked_are_refused_in_one_sentence(folders, lm_fol
         assert "\n" not in str(error.value)
         return str(error.value)
 
-    assert fault(str(lm_folder)).startswith(f"{lm_folder} is no vision-language model that transformers knows: ")
+    assert fault(str(lm_folder)).startswith(f"{lm_folder} is not a vision-language model that transformers knows: ")
     assert fault(str(tmp_path)) == f"{tmp_path} is not a model folder: it has no config.json"
     assert fault("./nowhere") == "The model './nowhere' cannot be loaded: there is no folder ./nowhere"
     assert "is not on this machine, and the Hugging Face hub" in fault("nobody/vlm")
@@ -221,12 +228,12 @@ def test_models_that_cannot_be_asked_are_refused_in_one_sentence(folders, lm_fol
     config = {"model_type": "own", "auto_map": {"AutoConfig": "own.Own", "AutoModelForImageTextToText": "own.Model"}}
     (coded / "config.json").write_text(json.dumps(config))
     (coded / "own.py").write_text("raise SystemExit('this code must not run')")
-    assert fault(str(coded)) == f"{coded} comes with code of its own; --remote_code true runs it, if you trust it"
+    assert fault(str(coded)) == f"{coded} comes with its own code; if you trust it, --remote-code runs it"
 
 
 def test_a_model_that_was_trained_here_keeps_its_prompt(tmp_path, tower_folder, lm_folder) -> None:
     from generator.config import ModelConfig
-    from generator.model import Drafter, build, save
+    from generator.model import build, save
 
     save(Drafter(*build(ModelConfig(str(tower_folder), str(lm_folder))), PROMPT), tmp_path)
     assert type(load_any(str(tmp_path))) is Drafter
@@ -334,7 +341,7 @@ def test_an_unreadable_image_is_not_trained_on(folders, studies, tmp_path, capsy
 
 def test_what_cannot_train_is_refused(folders, studies, tmp_path) -> None:
     config, parts = ModelConfig(vlm=str(folders["gemma3"])), {"train": studies, "val": studies}
-    with pytest.raises(ValueError, match="type 'gemma3' was not built here, so its tower gives no features"):
+    with pytest.raises(ValueError, match="type 'gemma3' was not built by RadDraft, so its tower gives no features"):
         train(parts, tmp_path / "a", config, PROMPT, recipe(cached=True))
     with pytest.raises(ValueError, match="tower of a model of type 'gemma3' cannot train; use tower: frozen"):
         train(parts, tmp_path / "b", config, PROMPT, recipe(stages=[Stage(tower=1)]))
