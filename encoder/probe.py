@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -127,38 +127,39 @@ def _logistic(
     share = y.nanmean(0)
     curvature = share * (1 - share) * (~y.isnan()).double().mean(0)  # [C]
     weight, bias = torch.zeros(y.shape[1], x.shape[1], dtype=x.dtype), share.log() if softmax else share.logit()
+    bias_scale = curvature.rsqrt()
     for decay in decays:
         scale = (curvature[:, None] * values.clamp_min(0) + decay / n).rsqrt()  # [C, D]
-        bias_scale = curvature.rsqrt()
-        free = [(weight / scale).requires_grad_(), (bias / bias_scale).requires_grad_()]
-        optimizer = torch.optim.LBFGS(
-            free,
-            max_iter=max_iterations,
-            max_eval=2 * max_iterations,
-            tolerance_grad=1e-6,
-            tolerance_change=1e-12,
-            history_size=10,
-            line_search_fn="strong_wolfe",
-        )
 
-        def loss(
-            decay: float = decay,
-            free: list[Tensor] = free,
-            scales: tuple[Tensor, Tensor] = (scale, bias_scale),
-            optimizer: torch.optim.Optimizer = optimizer,
-        ) -> Tensor:
-            optimizer.zero_grad()
-            weight, bias = free[0] * scales[0], free[1] * scales[1]
-            total = sum_losses(turned @ weight.T + bias, y, "multiclass" if softmax else "multilabel")
-            value = (total + decay / 2 * weight.square().sum()) / n
-            value.backward()
-            return value
+        def objective(weight: Tensor, bias: Tensor, scale: Tensor = scale, decay: float = decay) -> Tensor:
+            weight = weight * scale
+            total = sum_losses(turned @ weight.T + bias * bias_scale, y, "multiclass" if softmax else "multilabel")
+            return (total + decay / 2 * weight.square().sum()) / n
 
-        optimizer.step(loss)  # type: ignore[arg-type]
-        loss()
-        steepest = max(float(part.grad.abs().max()) for part in free if part.grad is not None)
-        weight, bias = free[0].detach() * scale, free[1].detach() * bias_scale
+        (weight, bias), steepest = _minimize(objective, [weight / scale, bias / bias_scale], max_iterations)
+        weight, bias = weight * scale, bias * bias_scale
         yield decay, (weight @ vectors.T, bias, steepest < 1e-4)
+
+
+def _minimize(
+    objective: Callable[..., Tensor], start: Sequence[Tensor], max_iterations: int
+) -> tuple[list[Tensor], float]:
+    """Where L-BFGS ends, and the largest absolute gradient there."""
+    free = [part.requires_grad_() for part in start]
+    optimizer = torch.optim.LBFGS(
+        free, 1, max_iterations, 2 * max_iterations, 1e-6, 1e-12, history_size=10, line_search_fn="strong_wolfe"
+    )
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        value = objective(*free)
+        value.backward()
+        return value
+
+    optimizer.step(loss)  # type: ignore[arg-type]
+    loss()
+    steepest = max(float(part.grad.abs().max()) for part in free if part.grad is not None)
+    return [part.detach() for part in free], steepest
 
 
 def _ridge(x: Tensor, y: Tensor, decays: Sequence[float]) -> dict[float, tuple[Tensor, Tensor]]:

@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from encoder.features import FeatureStore
 from encoder.masks import Geometry, MaskError, load_mask, prepare_mask, processor_geometry, restore_mask
-from encoder.probe_config import Grid, HeadName, SegmentConfig
+from encoder.probe_config import Grid, SegmentConfig
 from raddraft import stats
 from raddraft.errors import RadDraftError
 from raddraft.images import ImageError, ImageWarning, load_image
@@ -37,8 +37,10 @@ SCALES = (4, 2, 1, 0.5)
 
 @dataclass
 class Examples:
-    """Images of one split, with their masks on the tower's input grid."""
+    """Images of one split, with their features and their masks on the tower's input grid."""
 
+    store: FeatureStore
+    structures: Sequence[str]
     images: list[StudyImage] = field(default_factory=list)
     subjects: list[str] = field(default_factory=list)
     geometries: list[Geometry] = field(default_factory=list)
@@ -48,12 +50,15 @@ class Examples:
     def __len__(self) -> int:
         return len(self.images)
 
-    def masks(self, index: Sequence[int], n_structures: int) -> torch.Tensor:
+    def grids(self, index: Sequence[int]) -> torch.Tensor:
+        """Patch grids of some images: [B, H, W, D]."""
+        return torch.stack([self.store.patches(self.images[i].path) for i in index]).float()
+
+    def masks(self, index: Sequence[int]) -> torch.Tensor:
         """Masks of some images: bool [B, S, h, w]."""
-        height, width = self.geometries[0].size
-        rows = np.stack([self.packed[i] for i in index])
-        flat = np.unpackbits(rows, axis=1, count=n_structures * height * width)
-        return torch.from_numpy(flat.reshape(-1, n_structures, height, width)).bool()
+        shape = (len(self.structures), *self.geometries[0].size)
+        flat = np.unpackbits(np.stack([self.packed[i] for i in index]), axis=1, count=math.prod(shape))
+        return torch.from_numpy(flat.reshape(-1, *shape)).bool()
 
 
 @dataclass(frozen=True)
@@ -132,10 +137,10 @@ def segment(
                 f"Split {split!r} has {len(examples[split])} images with features and masks of "
                 f"{', '.join(config.structures)}, and needs {least}; left out in all: {reasons}"
             )
-    trained = [train_head(store, examples["train"], examples["val"], config, seed, device) for seed in config.seeds]
+    trained = [train_head(examples["train"], examples["val"], config, seed, device) for seed in config.seeds]
     heads, best_epochs, val_dice = map(list, zip(*trained, strict=True))
     test = examples["test"]
-    by_seed = np.array([_score(head, store, test, config, config.grid) for head in heads])  # [seeds, 2, n, S]
+    by_seed = np.array([_score(head, test, config, config.grid) for head in heads])  # [seeds, 2, n, S]
     scores: dict[str, dict[str, Score]] = {name: {} for name in (*config.structures, "mean")}
     resampled = {}
     for measure, values in zip(("dice", "iou"), by_seed.mean(0), strict=True):
@@ -164,11 +169,7 @@ def segment(
 
 
 def masked_paths(studies: Sequence[Study], structures: Sequence[str]) -> list[Path]:
-    """Images that have a mask of each structure.
-
-    Raises:
-        RadDraftError: there is none.
-    """
+    """Images that have a mask of each structure; raises RadDraftError if there is none."""
     images = [image for study in studies for image in study.images]
     paths = [image.path for image in images if set(structures) <= image.masks.keys()]
     if not paths:
@@ -185,7 +186,7 @@ def gather(
     Raises:
         RadDraftError: masks cannot follow the processor.
     """
-    examples = {split: Examples() for split in SPLITS}
+    examples = {split: Examples(store, structures) for split in SPLITS}
     left_out: Counter[str] = Counter()
     errors: list[str] = []
     geometries: dict[tuple[int, int], Geometry] = {}
@@ -213,12 +214,7 @@ def gather(
 
 
 def load_masks(image: StudyImage, structures: Sequence[str]) -> np.ndarray:
-    """Masks of an image on its own grid: bool [S, H, W].
-
-    Raises:
-        MaskError: a mask is broken or of another size than the image.
-        ImageError: the image cannot be read.
-    """
+    """Masks of an image on its own grid: bool [S, H, W]; raises MaskError or ImageError if one cannot be used."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ImageWarning)  # given when the features were made
         width, height = load_image(image.path).size
@@ -226,7 +222,7 @@ def load_masks(image: StudyImage, structures: Sequence[str]) -> np.ndarray:
 
 
 def train_head(
-    store: FeatureStore, train: Examples, val: Examples, config: SegmentConfig, seed: int, device: str = "cpu"
+    train: Examples, val: Examples, config: SegmentConfig, seed: int, device: str = "cpu"
 ) -> tuple[Head, int, float]:
     """Train a head on `segmentation_loss` at the resolution of the tower's input; global random numbers are untouched.
 
@@ -238,8 +234,9 @@ def train_head(
     n_batches = math.ceil(len(train) / config.head_batch_size)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        layers = store.config.layers if store.config.layers and not store.config.average else (-1,)  # side by side
-        head = Head(config, store.shape[1], len(layers)).to(device)
+        kept = train.store.config
+        n_layers = len(kept.layers) if kept.layers and not kept.average else 1  # side by side in the features
+        head = Head(config, train.store.shape[1], n_layers).to(device)
         lr = config.lr or (1e-2 if config.head == "linear" else 1e-3)
         optimizer = torch.optim.AdamW(head.parameters(), lr, weight_decay=config.weight_decay)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.epochs * n_batches)
@@ -247,13 +244,13 @@ def train_head(
         for epoch in trange(1, config.epochs + 1, desc=f"{config.head} head, seed {seed}"):
             head.train()
             for index in torch.randperm(len(train)).tensor_split(n_batches):
-                masks = train.masks(index.tolist(), len(config.structures)).to(device).float()
-                logits = head(_grids(store, train, index.tolist()).to(device), masks.shape[-2:])
+                masks = train.masks(index.tolist()).to(device).float()
+                logits = head(train.grids(index.tolist()).to(device), masks.shape[-2:])
                 optimizer.zero_grad()
                 segmentation_loss(logits, masks).backward()
                 optimizer.step()
                 schedule.step()
-            value = float(_score(head.eval(), store, val, config, "input")[0].mean())
+            value = float(_score(head.eval(), val, config, "input")[0].mean())
             if value > best[0]:
                 best = (value, epoch, {key: tensor.clone() for key, tensor in head.state_dict().items()})
     head.load_state_dict(best[2])
@@ -302,12 +299,8 @@ class Head(nn.Module):
     def __init__(self, config: SegmentConfig, width: int, n_layers: int = 1) -> None:
         super().__init__()
         self.norm = nn.BatchNorm2d(width, affine=False)
-        n_structures = len(config.structures)
-        self.body: nn.Module
-        if config.head == "linear":
-            self.body = nn.Conv2d(width, n_structures, 1)
-        else:
-            self.body = _Pyramid(config.head, width, n_layers, config.channels, n_structures)
+        linear = config.head == "linear"
+        self.body = nn.Conv2d(width, len(config.structures), 1) if linear else _Pyramid(config, width, n_layers)
 
     def forward(self, grids: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
         logits = self.body(self.norm(grids.permute(0, 3, 1, 2)))
@@ -317,18 +310,18 @@ class Head(nn.Module):
 class _Pyramid(nn.Module):
     """Maps at four scales, then UPerNet's head, or a sum at the finest scale as in Panoptic FPN (arXiv 1901.02446)."""
 
-    def __init__(self, name: HeadName, width: int, n_layers: int, channels: int, n_structures: int) -> None:
+    def __init__(self, config: SegmentConfig, width: int, n_layers: int) -> None:
         super().__init__()
+        channels, n_structures = config.channels, len(config.structures)
         self.width = width // n_layers
         self.sources = [n_layers - 1] * len(SCALES)  # layer of each map
-        if name == "upernet":
-            self.sources = [round(i * (n_layers - 1) / (len(SCALES) - 1)) for i in range(len(SCALES))]
         self.levels = nn.ModuleList(_level(self.width, channels, scale) for scale in SCALES)
         self.top: nn.Module | None = None
-        if name == "upernet":
+        if config.head == "upernet":
             from transformers import UperNetConfig
             from transformers.models.upernet.modeling_upernet import UperNetHead
 
+            self.sources = [round(i * (n_layers - 1) / (len(SCALES) - 1)) for i in range(len(SCALES))]
             shape = UperNetConfig(hidden_size=channels, num_labels=n_structures)  # type: ignore[call-arg]
             self.top = UperNetHead(shape, [channels] * len(SCALES))
         else:
@@ -357,21 +350,16 @@ def _block(channels: int, convolution: nn.Module) -> nn.Sequential:
     return nn.Sequential(convolution, nn.GroupNorm(1, channels), nn.GELU())
 
 
-def _grids(store: FeatureStore, examples: Examples, index: Sequence[int]) -> torch.Tensor:
-    return torch.stack([store.patches(examples.images[i].path) for i in index]).float()  # [B, H, W, D]
-
-
-def _score(head: Head, store: FeatureStore, examples: Examples, config: SegmentConfig, grid: Grid) -> np.ndarray:
+def _score(head: Head, examples: Examples, config: SegmentConfig, grid: Grid) -> np.ndarray:
     """Dice and IoU of every image and structure: [2, n, S]."""
     found = []
     for index in torch.arange(len(examples)).split(config.head_batch_size):
-        rows = index.tolist()
-        true = examples.masks(rows, len(config.structures))
-        drawn = draw_masks(head, _grids(store, examples, rows), (true.shape[-2], true.shape[-1]))
+        true = examples.masks(index.tolist())
+        drawn = draw_masks(head, examples.grids(index.tolist()), (true.shape[-2], true.shape[-1]))
         if grid == "input":
             found.append(torch.stack(dice_and_iou(drawn, true)))
             continue
-        for i, masks in zip(rows, drawn.numpy(), strict=True):
+        for i, masks in zip(index.tolist(), drawn.numpy(), strict=True):
             restored = np.stack([restore_mask(mask, examples.geometries[i]) for mask in masks])
             own = load_masks(examples.images[i], config.structures)
             found.append(torch.stack(dice_and_iou(torch.from_numpy(restored), torch.from_numpy(own)))[:, None])

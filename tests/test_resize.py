@@ -213,7 +213,7 @@ def test_broken_pictures_and_masks_are_named_and_the_rest_goes_on(studies_file, 
     said = capsys.readouterr().out
     assert "38 images written, 0 kept" in said
     assert said.count("left out: ") == 3
-    for culprit in ("/3.png: not an image", "/5.png: cannot be read", "missing.png: there is no such mask"):
+    for culprit in ("/3.png: not an image", "/5.png: cannot be read", "missing.png: the mask does not exist"):
         assert culprit in said
     kept = read_studies(tmp_path / "small/studies.jsonl", check_images=True)
     assert [study.study_id for study in kept] == [study.study_id for study in studies if study not in studies[3:6:2]]
