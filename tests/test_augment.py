@@ -28,19 +28,19 @@ def small(**options: object) -> CropConfig:
     return CropConfig(**{"global_size": 28, "local_crops": 3, "local_size": 14} | options)
 
 
-def picture(height: int = 64, width: int = 64) -> Tensor:
+def random_image(height: int = 64, width: int = 64) -> Tensor:
     return torch.rand(1, height, width, generator=torch.Generator().manual_seed(0))
 
 
-# ---- views
+# ---- crops
 
 
 @pytest.mark.parametrize("sides", [(64, 64), (40, 90), (90, 40), (300, 9), (8, 8), (1, 1)])
 @pytest.mark.parametrize("local_crops", [0, 3])
-def test_sizes_and_range_whatever_the_picture(sides, local_crops) -> None:
-    views = MultiCrop(small(local_crops=local_crops, solarize=0.5), mean=0.5, std=0.25)
+def test_sizes_and_range_whatever_the_image(sides, local_crops) -> None:
+    crops = MultiCrop(small(local_crops=local_crops, solarize=0.5), mean=0.5, std=0.25)
     for seed in range(10):
-        large, local = views(picture(*sides), seed)
+        large, local = crops(random_image(*sides), seed)
         assert large.shape == (2, 1, 28, 28)
         assert local.shape == (local_crops, 1, 14, 14)
         for tensor in (large, local):
@@ -49,45 +49,45 @@ def test_sizes_and_range_whatever_the_picture(sides, local_crops) -> None:
             assert ((tensor >= -2 - 1e-5) & (tensor <= 2 + 1e-5)).all()
 
 
-@pytest.mark.parametrize("grey", [0.0, 0.3, 1.0])
-def test_constant_pictures_stay_constant(grey) -> None:
+@pytest.mark.parametrize("gray", [0.0, 0.3, 1.0])
+def test_constant_images_stay_constant(gray) -> None:
     for seed in range(20):
-        for views in MultiCrop(small(), 0.0, 1.0)(torch.full((1, 30, 50), grey), seed):
-            assert views.isfinite().all()
-            assert (views.amax((1, 2, 3)) - views.amin((1, 2, 3)) < 1e-5).all()
+        for crops in MultiCrop(small(), 0.0, 1.0)(torch.full((1, 30, 50), gray), seed):
+            assert crops.isfinite().all()
+            assert (crops.amax((1, 2, 3)) - crops.amin((1, 2, 3)) < 1e-5).all()
 
 
 def test_the_seed_alone_decides_and_global_random_states_stay() -> None:
-    views = MultiCrop(small(), 0.5, 0.25)
+    crops = MultiCrop(small(), 0.5, 0.25)
     torch.manual_seed(1)
     np.random.seed(1)
     before = torch.get_rng_state(), np.random.get_state()[1].copy()
-    image, copy = picture(), picture()
-    first = views(image, 7)
+    image, copy = random_image(), random_image()
+    first = crops(image, 7)
     assert torch.equal(torch.get_rng_state(), before[0])
     assert np.array_equal(np.random.get_state()[1], before[1])
     assert torch.equal(image, copy)
     torch.manual_seed(2)
-    views(image, 8)
-    again = views(image, 7)
+    crops(image, 8)
+    again = crops(image, 7)
     assert all(map(torch.equal, first, again))
-    assert not torch.equal(first[0], views(image, 8)[0])
-    flat = [view for group in first for view in group]
-    assert len({view.sum().item() for view in flat}) == len(flat), "every view has its own draw"
+    assert not torch.equal(first[0], crops(image, 8)[0])
+    flat = [crop for group in first for crop in group]
+    assert len({crop.sum().item() for crop in flat}) == len(flat), "every crop has its own draw"
 
 
-def test_without_changes_the_whole_picture_is_a_bicubic_resize_normalised_by_the_mean_of_the_channels() -> None:
-    image = picture()
-    views, _ = MultiCrop(small(**NOTHING, **WHOLE), [0.4, 0.5, 0.6], (0.2, 0.2, 0.3))(image, 0)
+def test_without_changes_the_whole_image_is_a_bicubic_resize_normalized_by_the_mean_of_the_channels() -> None:
+    image = random_image()
+    crops, _ = MultiCrop(small(**NOTHING, **WHOLE), [0.4, 0.5, 0.6], (0.2, 0.2, 0.3))(image, 0)
     expected = resize(image, [28, 28], InterpolationMode.BICUBIC, antialias=True).clamp(0, 1)
-    for view in views:
-        torch.testing.assert_close(view, (expected - 0.5) / (0.7 / 3))
+    for crop in crops:
+        torch.testing.assert_close(crop, (expected - 0.5) / (0.7 / 3))
 
 
 def test_flip_mirrors_left_and_right_as_often_as_asked() -> None:
     rising = torch.linspace(0, 1, 32).expand(1, 32, 32)
-    views = MultiCrop(small(**NOTHING | {"flip": 0.3}, local_crops=20), 0, 1)
-    groups = zip(*(views(rising, seed) for seed in range(200)), strict=True)
+    crops = MultiCrop(small(**NOTHING | {"flip": 0.3}, local_crops=20), 0, 1)
+    groups = zip(*(crops(rising, seed) for seed in range(200)), strict=True)
     for cut, tolerance in zip(map(torch.cat, groups), (0.07, 0.03), strict=True):
         falling = cut[:, 0, 0, 0] > cut[:, 0, 0, -1]
         assert falling.float().mean().item() == pytest.approx(0.3, abs=tolerance)
@@ -101,31 +101,31 @@ def test_twelve_bits_reach_the_view() -> None:
 
 
 def test_intensities_follow_their_formula_one_factor_a_view() -> None:
-    views = picture(9, 9)[None].repeat(2, 1, 1, 1)
+    crops = random_image(9, 9)[None].repeat(2, 1, 1, 1)
     factors = torch.tensor([[1.0, 1.0, 1.0], [1.1, 0.8, 1.5]]).T.reshape(3, 2, 1, 1, 1)
-    untouched, changed = change_intensity(views, *factors)
-    torch.testing.assert_close(untouched, views[0])
-    bright = views[1] * 1.1
+    untouched, changed = change_intensity(crops, *factors)
+    torch.testing.assert_close(untouched, crops[0])
+    bright = crops[1] * 1.1
     torch.testing.assert_close(changed, (bright.mean() + 0.8 * (bright - bright.mean())).clamp(0, 1) ** 1.5)
 
 
 @pytest.mark.parametrize(("which", "share"), [("brightness", 1.05), ("contrast", 1.2), ("gamma", 0.7)])
 def test_jitter_draws_from_its_ranges_as_often_as_asked(which, share) -> None:
     fixed = {"brightness": (1.0, 1.0), "contrast": (1.0, 1.0), "gamma": (1.0, 1.0)} | {which: (share, share)}
-    image = picture()
+    image = random_image()
     plain = MultiCrop(small(**NOTHING, **WHOLE), 0, 1)(image, 0)[0][0]
     jittered = MultiCrop(small(**NOTHING | {"jitter": 0.25}, **WHOLE, **fixed, local_crops=0), 0, 1)
     factors = [torch.tensor(fixed[name][0]) for name in ("brightness", "contrast", "gamma")]
     expected, n_changed = change_intensity(plain[None], *factors)[0], 0
-    for view in torch.cat([jittered(image, seed)[0] for seed in range(150)]):
-        changed = not torch.allclose(view, plain, atol=1e-6)
+    for crop in torch.cat([jittered(image, seed)[0] for seed in range(150)]):
+        changed = not torch.allclose(crop, plain, atol=1e-6)
         n_changed += changed
-        torch.testing.assert_close(view, expected if changed else plain)
+        torch.testing.assert_close(crop, expected if changed else plain)
     assert n_changed / 300 == pytest.approx(0.25, abs=0.08)
 
 
 def test_each_branch_has_its_own_blur_and_only_the_second_global_view_is_solarized() -> None:
-    image = picture()
+    image = random_image()
     config = small(**NOTHING | {"blur_global": (1.0, 0.0)}, **WHOLE, blur_sigma=(1.5, 1.5), solarize=1.0)
     plain = MultiCrop(small(**NOTHING, **WHOLE), 0, 1)(image, 3)[0][0, 0]
     first, second = MultiCrop(config, 0, 1)(image, 3)[0][:, 0]
@@ -175,11 +175,11 @@ def test_impossible_values_are_refused_by_name(options, sentence) -> None:
         CropConfig(**options)
 
 
-def test_pictures_of_another_kind_are_refused() -> None:
-    views = MultiCrop(small(), 0.5, 0.25)
+def test_images_of_another_kind_are_refused() -> None:
+    crops = MultiCrop(small(), 0.5, 0.25)
     for image in (torch.zeros(3, 30, 30), torch.zeros(30, 30), torch.zeros(1, 30, 30, dtype=torch.uint8)):
         with pytest.raises(ValueError, match=r"floats \[1, H, W\] in 0\.\.1, got torch\."):
-            views(image, 0)
+            crops(image, 0)
     with pytest.raises(ValueError, match="std must be above 0, got 0"):
         MultiCrop(small(), 0.5, 0)
 
@@ -262,13 +262,13 @@ def test_impossible_masks_are_refused(options) -> None:
 # ---- the sheet
 
 
-def test_hidden_patches_are_tinted_and_the_others_are_grey() -> None:
+def test_hidden_patches_are_tinted_and_the_others_are_gray() -> None:
     masks = torch.zeros(2, 2, 2, dtype=torch.bool)
     masks[1, 0, 1] = True
-    row = CropRow("a.png", picture(), torch.full((2, 1, PANEL, PANEL), 0.5), torch.zeros(3, 1, 14, 14), masks)
+    row = CropRow("a.png", random_image(), torch.full((2, 1, PANEL, PANEL), 0.5), torch.zeros(3, 1, 14, 14), masks)
     pixels = np.asarray(draw_crops([row])).astype(int)
-    coloured = np.argwhere(np.ptp(pixels, axis=2) > 50)
-    (top, left), (bottom, right) = coloured.min(0), coloured.max(0)
+    colored = np.argwhere(np.ptp(pixels, axis=2) > 50)
+    (top, left), (bottom, right) = colored.min(0), colored.max(0)
     assert bottom - top == pytest.approx(PANEL / 2, abs=1)
     assert right - left == pytest.approx(PANEL / 2, abs=1)
     assert (np.ptp(pixels[top : top + PANEL // 2, left - 40 : left], axis=2) == 0).all()
@@ -276,7 +276,7 @@ def test_hidden_patches_are_tinted_and_the_others_are_grey() -> None:
 
 @pytest.mark.parametrize("local_crops", [0, 3])
 def test_the_action_draws_what_can_be_read_and_names_what_cannot(tmp_path, studies_file, capsys, local_crops) -> None:
-    (tmp_path / "0.png").write_bytes(b"no picture")
+    (tmp_path / "0.png").write_bytes(b"no image")
     sizes = (
         "--pretrain.crops.global-size",
         28,
@@ -302,7 +302,7 @@ def test_the_sheet_is_of_what_the_recipe_trains_on(tmp_path, studies_file, monke
     command = ("crops", "--studies", studies_file, "--split", "val", "--out", "crops.png", "--config", recipe)
     assert run(*command, "--count", 20) == (0, "")
     [rows] = drawn
-    assert len({row.name for row in rows}) == len(rows) == 8, "each picture once"
+    assert len({row.name for row in rows}) == len(rows) == 8, "each image once"
     assert rows[0].masks.shape == (2, 4, 4), "112 pixels in patches of 28"
     assert torch.stack([row.masks for row in rows]).any()
     assert run(*command, "--pretrain.objective.ibot_weight", 0) == (0, "")
@@ -317,15 +317,15 @@ def test_the_action_refuses_sizes_that_are_no_whole_patches(tmp_path, studies_fi
     assert "A crop of 100 pixels is not a multiple of patch_size = 14" in sentence
 
 
-def test_real_pictures_keep_most_of_their_contrast(cxr) -> None:
+def test_real_images_keep_most_of_their_contrast(cxr) -> None:
     from raddraft.images import load_gray
     from raddraft.studies import read_studies
 
-    views = MultiCrop(CropConfig(global_size=112, local_crops=0, local_size=56), 0, 1)
+    crops = MultiCrop(CropConfig(global_size=112, local_crops=0, local_size=56), 0, 1)
     kept, burnt = [], []
     for seed, study in enumerate(read_studies(cxr / "studies.jsonl", "train")[::100]):
         image = torch.from_numpy(load_gray(study.main_image.path))[None]
-        large, _ = views(image, seed)
+        large, _ = crops(image, seed)
         kept += (large.std((1, 2, 3)) / image.std()).tolist()
         burnt += (large > 0.999).float().mean((1, 2, 3)).tolist()
     assert 0.7 < np.median(kept) < 1.1
@@ -333,9 +333,9 @@ def test_real_pictures_keep_most_of_their_contrast(cxr) -> None:
 
 
 def test_chest_is_not_torn() -> None:
-    """A smooth picture gives smooth views: nothing wraps around, no seams."""
+    """A smooth image gives smooth crops: nothing wraps around, no seams."""
     image = torch.from_numpy(gaussian_filter(chest(128).astype(np.float32) / 255, 3))[None]
     large, local = MultiCrop(small(local_crops=8, **NOTHING), 0, 1)(image, 0)
-    for views in (large, local):
-        assert views.diff(dim=-1).abs().max() < 0.15
-        assert views.diff(dim=-2).abs().max() < 0.15
+    for crops in (large, local):
+        assert crops.diff(dim=-1).abs().max() < 0.15
+        assert crops.diff(dim=-2).abs().max() < 0.15

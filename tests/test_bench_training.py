@@ -22,18 +22,18 @@ def test_all_ways_of_the_bench_have_equal_losses(lm_folder, tmp_path, capsys) ->
     assert capsys.readouterr().out.count("times as fast") == 3
 
 
-def bench_here(pictures: list[Path], printed: Path) -> None:
+def bench_here(images: list[Path], printed: Path) -> None:
     small = DinoConfig(prototypes=16, head_hidden=16, bottleneck=8, separate_ibot_head=True)
     config = replace(LAPTOP, architecture=Architecture(64, 1, 14), objective=small, batch_size=4, micro_batch_size=4)
     with redirect_stdout(io.StringIO()) as text:
-        bench_pretraining(pictures, 4, replace(config, workers=0))
+        bench_pretraining(images, 4, replace(config, workers=0))
     printed.write_text(text.getvalue())
 
 
 def test_pretraining_is_timed_beside_the_bare_network(tmp_path) -> None:
     """In a process of its own: what precision Accelerate has is settled once in a process."""
-    pictures = [make_study(tmp_path, i, "train").main_image.path for i in range(8)]
-    process = SERVER.Process(target=bench_here, args=(pictures, tmp_path / "printed.txt"))
+    images = [make_study(tmp_path, i, "train").main_image.path for i in range(8)]
+    process = SERVER.Process(target=bench_here, args=(images, tmp_path / "printed.txt"))
     process.start()
     process.join()
     assert process.exitcode == 0

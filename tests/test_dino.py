@@ -47,7 +47,7 @@ def crops() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def entropy_terms(model: Dino, center: bool) -> dict[str, float]:
-    """The losses by loops over views, crops and patches, as the papers write them."""
+    """The losses by loops over crops and patches, as the papers write them."""
     global_crops, local_crops, masks = crops()
     flat = masks.flatten(1)
     with torch.no_grad():
@@ -73,10 +73,10 @@ def entropy_terms(model: Dino, center: bool) -> dict[str, float]:
         }
     n_pairs = 2 * N_LOCAL + 2
     dino_global = dino_local = 0.0
-    for view in range(2):
+    for half in range(2):
         for image in range(B):
-            target = q["class"][view * B + image]
-            dino_global -= float(target @ log_p["class"][(1 - view) * B + image]) / B / n_pairs
+            target = q["class"][half * B + image]
+            dino_global -= float(target @ log_p["class"][(1 - half) * B + image]) / B / n_pairs
             for crop in range(N_LOCAL):
                 dino_local -= float(target @ log_p["local"][crop * B + image]) / B / n_pairs
     ibot, row = 0.0, 0
@@ -86,8 +86,8 @@ def entropy_terms(model: Dino, center: bool) -> dict[str, float]:
             ibot -= float(q["patch"][row] @ log_p["patch"][row]) / n_masked / (2 * B)
             row += 1
     spread = 0.0
-    for view in range(2):
-        unit = [row / row.norm() for row in seen[view * B : (view + 1) * B]]
+    for half in range(2):
+        unit = [row / row.norm() for row in seen[half * B : (half + 1) * B]]
         for i in range(B):
             nearest = min(float((unit[i] - unit[j]).norm()) for j in range(B) if j != i)
             spread -= math.log(nearest) / B

@@ -51,7 +51,7 @@ TINY = PretrainConfig(
 
 
 def make_study(folder: Path, number: int, split: str) -> Study:
-    """A picture with a bright or a dark square, which its label tells."""
+    """An image with a bright or a dark square, which its label tells."""
     random = np.random.default_rng(number)
     pixels = random.integers(60, 120, (40, 36), dtype=np.uint8)
     pixels[8:28, 8:28] += np.uint8(100 * (number % 2))
@@ -100,8 +100,8 @@ def test_what_a_run_leaves(manifest, tmp_path):
         name.removeprefix("teacher.head.") for name in checkpoint if name.startswith("teacher.head.")
     }
     assert len((tmp_path / "run" / "images.sha256").read_text().split()) == 24
-    with Image.open(tmp_path / "run" / "maps" / "step-0000003.png") as picture:
-        assert picture.width > 300
+    with Image.open(tmp_path / "run" / "maps" / "step-0000003.png") as sheet:
+        assert sheet.width > 300
     assert {"dino_local", "dino_global", "ibot", "koleo", "teacher_entropy", "spread", "lr"} <= rows[1].keys()
 
 
@@ -132,7 +132,7 @@ def test_continuing_starts_from_the_towers_own_features(manifest, tmp_path, towe
     start.model.train()
     torch.manual_seed(0)
     assert not torch.equal(start.model(pixels).last_hidden_state, original.model(pixels).last_hidden_state)
-    assert list(start.processor.image_mean) == [pytest.approx(np.mean(original.processor.image_mean))] * 3, "grey"
+    assert list(start.processor.image_mean) == [pytest.approx(np.mean(original.processor.image_mean))] * 3, "gray"
 
 
 def test_registers_and_a_published_head(manifest, tmp_path):

@@ -1,4 +1,4 @@
-"""encoder.resize: a manifest's pictures made small once; nothing else in it changes, and nothing stops the rest."""
+"""encoder.resize: a manifest's images made small once; nothing else in it changes, and nothing stops the rest."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ def resize(manifest: Path, out: Path, **options):
     return resize_studies(manifest, out, ResizeConfig(**{"size": 40} | options), processes=1)
 
 
-# ---- one picture
+# ---- one image
 
 
 @pytest.mark.parametrize(("sides", "size", "expected"), [((80, 120), 40, (40, 60)), ((9, 31), 27, (27, 93))])
 def test_the_shorter_side_gets_the_size_and_edges_stay_in_place(sides, size, expected) -> None:
-    """A linear ramp over the picture's area stays that ramp, read at the new pixels' centres."""
+    """A linear ramp over the image's area stays that ramp, read at the new pixels' centers."""
     rows, columns = ((np.arange(n) + 0.5) / n for n in sides)
     small = resize_gray((rows[:, None] * 0.6 + columns * 0.4).astype(np.float32), size)
     assert small.shape == expected
@@ -69,12 +69,12 @@ def test_the_shorter_side_gets_the_size_and_edges_stay_in_place(sides, size, exp
     assert np.abs(small - (rows[:, None] * 0.6 + columns * 0.4))[inner].max() < 2e-3
 
 
-def test_a_picture_of_the_right_size_keeps_its_values() -> None:
+def test_a_image_of_the_right_size_keeps_its_values() -> None:
     values = chest(40).astype(np.float32) / 255
     np.testing.assert_allclose(resize_gray(values, 40), values, atol=1e-5)
 
 
-def test_smooth_pictures_are_read_by_cubic_splines_exactly_enough() -> None:
+def test_smooth_images_are_read_by_cubic_splines_exactly_enough() -> None:
     def wave(n: int) -> np.ndarray:
         return np.outer(*[np.cos(2 * np.pi * (np.arange(n) + 0.5) / n)] * 2).astype(np.float32)
 
@@ -90,7 +90,7 @@ def test_fine_grids_do_not_turn_into_patterns() -> None:
 # ---- a manifest
 
 
-def test_pictures_and_masks_are_small_and_all_else_is_kept(manifest, tmp_path) -> None:
+def test_images_and_masks_are_small_and_all_else_is_kept(manifest, tmp_path) -> None:
     done = resize(manifest, tmp_path / "small")
     assert (done.written, done.kept, done.errors) == (2, 0, [])
     before, after = read_studies(manifest), read_studies(done.manifest, check_images=True)
@@ -112,7 +112,7 @@ def test_pictures_and_masks_are_small_and_all_else_is_kept(manifest, tmp_path) -
     assert mask.sum() == 20 * 30
 
 
-def test_grey_values_are_those_of_the_picture(manifest, tmp_path) -> None:
+def test_gray_values_are_those_of_the_image(manifest, tmp_path) -> None:
     small = load_image(resize(manifest, tmp_path / "small").manifest.parent / "images/files/a/x.jpg.png")
     box = load_image(manifest.parent / "files/a/x.jpg", "minmax").resize((60, 40), Image.Resampling.BOX)
     assert np.corrcoef(np.asarray(small).ravel(), np.asarray(box).ravel())[0, 1] > 0.99
@@ -140,13 +140,13 @@ def test_another_mapping_keeps_its_own_scale(tmp_path) -> None:
 def test_a_second_run_keeps_whole_files_and_mends_cut_and_missing_ones(manifest, tmp_path) -> None:
     small = tmp_path / "small"
     resize(manifest, small)
-    picture, mask, other = (
+    film, mask, other = (
         small / name for name in ("images/files/a/x.jpg.png", "masks/masks/x.png", "images/files/1.2.34.png")
     )
-    whole = {path: path.read_bytes() for path in (picture, mask, other)}
+    whole = {path: path.read_bytes() for path in (film, mask, other)}
     untouched = other.stat().st_mtime_ns
     assert resize(manifest, small).kept == 2
-    for broken in (picture, mask):
+    for broken in (film, mask):
         for content in (None, b"", whole[broken][:-15]):
             broken.write_bytes(content) if content is not None else broken.unlink()
             done = resize(manifest, small)
@@ -189,7 +189,7 @@ def test_other_settings_are_refused_and_named(manifest, tmp_path) -> None:
         ResizeConfig(size=0)
 
 
-def test_pictures_outside_of_the_manifests_folder_stay_inside_of_the_new_one(manifest, tmp_path) -> None:
+def test_images_outside_of_the_manifests_folder_stay_inside_of_the_new_one(manifest, tmp_path) -> None:
     (tmp_path / "lists").mkdir()
     write_studies(tmp_path / "lists/studies.jsonl", read_studies(manifest))
     resize(tmp_path / "lists/studies.jsonl", tmp_path / "small")
@@ -200,9 +200,9 @@ def test_pictures_outside_of_the_manifests_folder_stay_inside_of_the_new_one(man
     }
 
 
-def test_broken_pictures_and_masks_are_named_and_the_rest_goes_on(studies_file, tmp_path, capsys) -> None:
+def test_broken_images_and_masks_are_named_and_the_rest_goes_on(studies_file, tmp_path, capsys) -> None:
     studies = read_studies(studies_file)
-    studies[3].images[0].path.write_bytes(b"no picture")
+    studies[3].images[0].path.write_bytes(b"no image")
     studies[5].images[0].path.unlink()
     studies[7].images[0].masks["lungs"] = tmp_path / "missing.png"
     studies[8].images.append(StudyImage(studies[3].images[0].path))
@@ -222,7 +222,7 @@ def test_broken_pictures_and_masks_are_named_and_the_rest_goes_on(studies_file, 
     assert len(by_id["s8"].images) == 1
 
 
-def test_no_picture_at_all_is_an_error_and_leaves_no_manifest(tmp_path) -> None:
+def test_no_image_at_all_is_an_error_and_leaves_no_manifest(tmp_path) -> None:
     write_studies(tmp_path / "studies.jsonl", [Study("s", "p", "train", [StudyImage(tmp_path / "x.png")])])
     status, sentence = run("prepare", "resize", "--studies", tmp_path / "studies.jsonl", "--out", tmp_path / "small")
     assert status == 1

@@ -86,7 +86,7 @@ def test_shapes_and_order_of_crops(images):
 
 
 def test_a_crop_stands_beside_the_second_crop_of_its_image(images):
-    """MultiCrop of one picture of a single gray value are nearly alike, those of two images are not."""
+    """Crops of one image of a single gray value are nearly alike, those of two images are not."""
     for number, path in enumerate(images):
         pixels = np.full((40, 36), 20 * number, dtype=np.uint8)
         pixels[0, 0] = 255
