@@ -1,52 +1,58 @@
-"""Annotate reports with a learned model, once: in batches of like length, and kept on disk by model and text.
+"""Annotate reports with a learned model, once: in batches of similar length, and kept on disk by model and text.
 
     cache = AnnotationCache(cache_folder() / "annotations.sqlite")
     for labels in annotate(CheXbert(checkpoint, tokenizer), reports, cache): ...
 
-References are annotated once for all systems that are ever scored against them. The cache holds no report, but what
-a model read out of it (labels; the words of RadGraph's entities): treat it like the reports themselves.
+References are annotated once for all systems ever scored against them. The cache holds no report, but what a model
+found in it (labels; the words of RadGraph's entities): protect it like the reports themselves.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from raddraft.errors import RadDraftError
 
-T = TypeVar("T")
+PART = 500
+"""Texts looked up in one query."""
 
 
 class Annotator(Protocol):
     """A model that reads reports."""
 
     key: str
-    """Names everything that changes an annotation: the model's sha256, its tokenizer's, versions, settings."""
+    """Names everything that changes an annotation: SHA-256 of model and tokenizer, versions, settings."""
     signature: str
-    """The same for people, as part of a score's signature."""
+    """The same, shorter, as part of a score's signature."""
     batch_size: int
 
     def annotate(self, texts: list[str]) -> list[Any]:
         """What JSON can hold, for each text of one batch."""
 
 
+def cache_folder() -> Path:
+    """$RADDRAFT_CACHE, by default `raddraft` in $XDG_CACHE_HOME or ~/.cache. It may not exist yet."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "raddraft"
+    return Path(os.environ.get("RADDRAFT_CACHE") or default).expanduser()
+
+
 class AnnotationCache:
-    """Annotations in one SQLite file, which several processes may use at once and which survives a kill.
+    """Annotations in one SQLite file, which several processes may use at once and which survives a crash.
 
     Args:
-        path: the file, made readable to its owner only; None keeps annotations in memory.
+        path: the file, made readable by its owner only; None keeps annotations in memory.
 
     Raises:
-        ValueError: the file cannot be opened or is no such cache; named, with what to do.
+        RadDraftError: the file cannot be opened or is not such a cache.
     """
 
     def __init__(self, path: Path | None = None):
-        self.path = path
         try:
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,10 +71,9 @@ class AnnotationCache:
     def read(self, key: str, texts: Iterable[str]) -> dict[str, Any]:
         """The annotations that are there: text -> annotation."""
         found = {}
-        for part in _batches(dict.fromkeys(texts), 500):
+        for part in _batches(list(dict.fromkeys(texts)), PART):
             text_of = {_digest(key, text): text for text in part}
-            marks = ",".join("?" * len(text_of))
-            query = f"SELECT digest, annotation FROM annotations WHERE digest IN ({marks})"
+            query = f"SELECT digest, annotation FROM annotations WHERE digest IN ({','.join('?' * len(part))})"
             for digest, annotation in self.connection.execute(query, list(text_of)):
                 found[text_of[digest]] = json.loads(annotation)
         return found
@@ -81,51 +86,31 @@ class AnnotationCache:
 
 
 def annotate(annotator: Annotator, texts: Sequence[str], cache: AnnotationCache | None = None) -> Iterator[Any]:
-    """Yield the annotation of each text, in order; only texts that the cache lacks are read by the model.
+    """Yield the annotation of each text, in order; the model reads only texts that the cache lacks, each once.
 
-    A text is read once however often it stands in `texts`. Memory stays flat: annotations wait in the cache.
+    Memory stays flat: annotations wait in the cache.
     """
-    cache = cache or AnnotationCache()
-    texts = [text.encode("utf-8", "replace").decode() for text in texts]  # JSON can hold half a surrogate pair
-    _fill(annotator, texts, cache)
-    for part in _batches(texts, 1000):
-        found = cache.read(annotator.key, part)
-        yield from (found[text] for text in part)
-
-
-def alike(lengths: list[int], waste: float = 0.1) -> list[list[int]]:
-    """Indices in groups of like lengths, so that less than `waste` of the length in a padded group is padding."""
-    groups: list[list[int]] = []
-    filled = 0
-    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
-        filled += lengths[i]
-        if groups and filled > (1 - waste) * lengths[i] * (len(groups[-1]) + 1):
-            groups[-1].append(i)
-        else:
-            groups.append([i])
-            filled = lengths[i]
-    return groups
-
-
-def _fill(annotator: Annotator, texts: Sequence[str], cache: AnnotationCache) -> None:
     from tqdm import tqdm
 
+    cache = cache or AnnotationCache()
+    texts = [text.encode("utf-8", "replace").decode() for text in texts]  # JSON can hold half a surrogate pair
     missing: set[str] = set()
-    for part in _batches(texts, 1000):
+    for part in _batches(texts, PART):
         missing |= set(part) - cache.read(annotator.key, part).keys()
-    # Like lengths share a batch, so that little is padding; longest first, so that memory fails at once or never.
+    # Similar lengths share a batch, so that little is padding; longest first, so that memory fails at once or never.
     ordered = sorted(missing, key=lambda text: (-len(text), text))
     with tqdm(total=len(ordered), desc=annotator.signature.split()[0], unit="report", disable=None) as bar:
         for batch in _batches(ordered, annotator.batch_size):
             cache.write(annotator.key, dict(zip(batch, annotator.annotate(batch), strict=True)))
             bar.update(len(batch))
+    for part in _batches(texts, PART):
+        found = cache.read(annotator.key, part)
+        yield from (found[text] for text in part)
 
 
 def _digest(key: str, text: str) -> bytes:
     return hashlib.sha256(f"{key}\0{text}".encode()).digest()
 
 
-def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch
+def _batches(items: Sequence[str], size: int) -> Iterator[list[str]]:
+    return (list(items[start : start + size]) for start in range(0, len(items), size))

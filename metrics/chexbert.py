@@ -14,40 +14,38 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metrics.annotate import alike
 from metrics.rules import NEGATIVE, OBSERVATIONS, POSITIVE, UNCERTAIN
-from metrics.weights import digest
 from raddraft.errors import RadDraftError
+from raddraft.files import digest_file
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import BertModel, PreTrainedTokenizerBase
 
-# Classes of a head in the checkpoint's order; No Finding knows the first two only.
+# Classes of a head in the checkpoint's order; No Finding has the first two only.
 CLASSES = (None, POSITIVE, NEGATIVE, UNCERTAIN)
 N_CLASSES = {name: 2 if name == "No Finding" else 4 for name in OBSERVATIONS}
 
 
 class CheXbert:
-    """The labeler and its sentence embedding. Every method takes the texts of one batch."""
+    """The labeler and its sentence embedding. Every method takes the texts of one batch.
+
+    Args:
+        checkpoint: the authors' chexbert.pth.
+        tokenizer: folder with the tokenizer of bert-base-uncased.
+        batch_size: texts that fit into memory together; for the caller, who makes the batches.
+        device: by default a GPU, if there is one.
+
+    Raises:
+        RadDraftError: not a CheXbert checkpoint (the parameters at fault are named), or not its tokenizer.
+    """
 
     key: str
-    """Names all that a label depends on: labels may be stored under (key, text)."""
+    """Names everything that a label depends on: labels may be stored under (key, text)."""
     signature: str
     batch_size: int
 
     def __init__(self, checkpoint: Path, tokenizer: Path, batch_size: int = 16, device: str | None = None) -> None:
-        """Load the labeler.
-
-        Args:
-            checkpoint: the authors' chexbert.pth.
-            tokenizer: folder with the tokenizer of bert-base-uncased.
-            batch_size: texts that fit into memory together; for the caller, who makes the batches.
-            device: by default a GPU, if there is one.
-
-        Raises:
-            ValueError: not a CheXbert checkpoint (the parameters at fault are named), or not its tokenizer.
-        """
         import torch
 
         self.batch_size = batch_size
@@ -62,7 +60,7 @@ class CheXbert:
                 f"{config.vocab_size}: it is not the one that the checkpoint was trained with"
             )
         self._max_length = config.max_position_embeddings
-        sha256 = digest(checkpoint)
+        sha256 = digest_file(checkpoint) or ""
         self.key = f"chexbert:{sha256}:{_vocabulary_digest(self._tokenizer)}"
         self.signature = f"chexbert sha256:{sha256[:12]}"
 
@@ -100,38 +98,46 @@ class CheXbert:
         return embedded
 
 
-def load_network(checkpoint: Path) -> tuple[BertModel, nn.ModuleList]:
-    """BERT and the 14 linear heads of a checkpoint, in fp32 and eval mode.
+def alike(lengths: list[int], waste: float = 0.1) -> list[list[int]]:
+    """Indices in groups of similar lengths, so that less than `waste` of the length in a padded group is padding."""
+    groups: list[list[int]] = []
+    filled = 0
+    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
+        filled += lengths[i]
+        if groups and filled > (1 - waste) * lengths[i] * (len(groups[-1]) + 1):
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+            filled = lengths[i]
+    return groups
 
-    The sizes of BERT are those of the checkpoint's own tensors.
+
+def load_network(checkpoint: Path) -> tuple[BertModel, nn.ModuleList]:
+    """BERT, of the sizes that the checkpoint's own tensors have, and the 14 linear heads, in fp32 and eval mode.
 
     Raises:
-        ValueError: not a checkpoint, or parameters are missing, unexpected or of a wrong shape.
+        RadDraftError: not a checkpoint, or parameters are missing, unexpected or of a wrong shape.
     """
     from torch import nn
     from transformers import BertConfig, BertModel
 
     state = _read_state(checkpoint)
-    config = BertConfig(**_sizes(state, checkpoint))
-    bert = BertModel(config, add_pooling_layer=False)
-    heads = nn.ModuleList(nn.Linear(config.hidden_size, N_CLASSES[name]) for name in OBSERVATIONS)
-    network = nn.ModuleDict({"bert": bert, "linear_heads": heads})
-    expected = network.state_dict()
-    faults = [f"{key} is missing" for key in expected.keys() - state.keys()]
-    faults += [f"{key} is not expected" for key in state.keys() - expected.keys()]
-    faults += [
-        f"{key} has the shape {tuple(state[key].shape)}, not {tuple(expected[key].shape)}"
-        for key in expected.keys() & state.keys()
-        if state[key].shape != expected[key].shape
-    ]
-    _refuse(checkpoint, sorted(faults))
-    network.load_state_dict(state)
+    try:
+        bert = BertModel(BertConfig(**_sizes(state)), add_pooling_layer=False)
+        heads = nn.ModuleList(nn.Linear(bert.config.hidden_size, count) for count in N_CLASSES.values())
+        network = nn.ModuleDict({"bert": bert, "linear_heads": heads})
+        network.load_state_dict(state)
+    except KeyError as error:
+        raise RadDraftError(f"{checkpoint} is not a CheXbert checkpoint: {error} is missing") from None
+    except (ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:500]
+        raise RadDraftError(f"{checkpoint} is not a CheXbert checkpoint: {reason}") from None
     network.eval()
     return bert, heads
 
 
 def _read_state(checkpoint: Path) -> dict[str, Tensor]:
-    """Parameters by name, without DataParallel's prefix, the pooler and the position numbers: none of them is used."""
+    """Parameters by name, without DataParallel's prefix, the pooler and the position numbers, which are not used."""
     import torch
 
     try:
@@ -143,42 +149,36 @@ def _read_state(checkpoint: Path) -> dict[str, Tensor]:
         raise RadDraftError(f"{checkpoint} is not a whole PyTorch checkpoint of plain tensors: {reason}") from error
     state = content.get("model_state_dict") if isinstance(content, dict) else None
     if not isinstance(state, dict):
-        raise RadDraftError(f"{checkpoint} is no CheXbert checkpoint: it has no model_state_dict")
+        raise RadDraftError(f"{checkpoint} is not a CheXbert checkpoint: it has no model_state_dict")
     named = {key.removeprefix("module."): value for key, value in state.items()}
-    return {
-        key: value
-        for key, value in named.items()
-        if not key.startswith("bert.pooler.") and key != "bert.embeddings.position_ids"
-    }
+    unused = r"bert\.(pooler\..*|embeddings\.position_ids)"
+    return {key: value for key, value in named.items() if not re.fullmatch(unused, key)}
 
 
-def _sizes(state: dict[str, Tensor], checkpoint: Path) -> dict[str, Any]:
-    """Arguments of BertConfig, as the parameters' shapes tell. Attention heads are 64 wide, as in every BERT."""
-    word, position, kind = (f"bert.embeddings.{name}_embeddings.weight" for name in ("word", "position", "token_type"))
-    inner = "bert.encoder.layer.0.intermediate.dense.weight"
-    _refuse(checkpoint, [f"{key} is missing" for key in (word, position, kind, inner) if key not in state])
-    _refuse(
-        checkpoint,
-        [f"{key} is no matrix" for key in (word, position, kind, inner) if getattr(state[key], "ndim", 0) != 2],
-    )
-    hidden = state[word].shape[1]
+def _sizes(state: dict[str, Tensor]) -> dict[str, Any]:
+    """Arguments of BertConfig from the parameters' shapes. Attention heads are 64 wide, as in every BERT.
+
+    Raises:
+        KeyError: one of these parameters is missing.
+        ValueError: one of them is not a matrix.
+    """
+    names = ("word_embeddings", "position_embeddings", "token_type_embeddings")
+    keys = [f"bert.embeddings.{name}.weight" for name in names] + ["bert.encoder.layer.0.intermediate.dense.weight"]
+    for key in keys:
+        if state[key].ndim != 2:
+            raise ValueError(f"{key} is not a matrix")
+    (words, hidden), (positions, _), (types, _), (inner, _) = (state[key].shape for key in keys)
     layers = [int(match[1]) for key in state if (match := re.match(r"bert\.encoder\.layer\.(\d+)\.", key))]
     return {
-        "vocab_size": state[word].shape[0],
+        "vocab_size": words,
         "hidden_size": hidden,
         "num_hidden_layers": max(layers) + 1,
         "num_attention_heads": max(1, hidden // 64),
-        "intermediate_size": state[inner].shape[0],
-        "max_position_embeddings": state[position].shape[0],
-        "type_vocab_size": state[kind].shape[0],
+        "intermediate_size": inner,
+        "max_position_embeddings": positions,
+        "type_vocab_size": types,
         "attn_implementation": "sdpa",
     }
-
-
-def _refuse(checkpoint: Path, faults: list[str]) -> None:
-    if faults:
-        more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
-        raise RadDraftError(f"{checkpoint} is no CheXbert checkpoint: {'; '.join(faults[:5])}{more}")
 
 
 def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -187,11 +187,10 @@ def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
-        raise RadDraftError(
-            f"No tokenizer can be loaded from {folder}: {str(error).strip().splitlines()[0]}"
-        ) from error
+        reason = str(error).strip().splitlines()[0]
+        raise RadDraftError(f"No tokenizer can be loaded from {folder}: {reason}") from error
     if tokenizer.tokenize("HEART") != tokenizer.tokenize("heart"):
-        raise RadDraftError(f"The tokenizer in {folder} tells capitals from small letters, that of CheXbert does not")
+        raise RadDraftError(f"The tokenizer in {folder} is case-sensitive, CheXbert's is not")
     return tokenizer
 
 

@@ -7,8 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from metrics.annotate import AnnotationCache
-from metrics.weights import cache_folder, locate
+from metrics.annotate import AnnotationCache, cache_folder
+from metrics.weights import locate
 
 if TYPE_CHECKING:
     from metrics.chexbert import CheXbert
@@ -17,22 +17,25 @@ if TYPE_CHECKING:
 
 @dataclass
 class Models:
-    """Where the weights are, if not where `raddraft weights` shows them, and how the models run."""
+    """Learned metrics: their weights, if not where `raddraft weights` shows them, and how they run.
+
+    What needs weights that are missing raises MissingWeights when it is first used.
+    """
 
     chexbert: Path | None = None
     """CheXbert's checkpoint, chexbert.pth."""
     chexbert_tokenizer: Path | None = None
     """Folder of the tokenizer of bert-base-uncased."""
     radgraph: Path | None = None
-    """RadGraph, version 1: radgraph.tar.gz or the folder it unpacks to."""
+    """RadGraph, version 1: radgraph.tar.gz or the folder unpacked from it."""
     radgraph_xl: Path | None = None
-    """RadGraph-XL: radgraph-xl.tar.gz or the folder it unpacks to."""
+    """RadGraph-XL: radgraph-xl.tar.gz or the folder unpacked from it."""
     radgraph_tokenizer: Path | None = None
     """Folder of the tokenizer and config that RadGraph's config.json names."""
     bertscore: Path | None = None
     """Folder of distilroberta-base, for BERTScore and RadCliQ."""
     batch_size: int = 16
-    """Reports of like length that a model reads at a time; changes the speed, not the labels."""
+    """Reports of similar length that a model reads at a time; changes the speed, not the labels."""
     device: str | None = None
     """cpu, cuda, cuda:1 …; by default a GPU if there is one."""
     keep: bool = True
@@ -44,7 +47,6 @@ class Models:
 
     @cached_property
     def chexbert_model(self) -> CheXbert:
-        """Raises MissingWeights."""
         from metrics.chexbert import CheXbert
 
         checkpoint = locate("chexbert", self.chexbert)
@@ -53,22 +55,18 @@ class Models:
 
     @cached_property
     def radgraph_model(self) -> RadGraph:
-        """Raises MissingWeights."""
         return self._radgraph("radgraph", self.radgraph)
 
     @cached_property
     def radgraph_xl_model(self) -> RadGraph:
-        """Raises MissingWeights."""
         return self._radgraph("radgraph-xl", self.radgraph_xl)
 
     def _radgraph(self, name: Literal["radgraph", "radgraph-xl"], path: Path | None) -> RadGraph:
         from metrics.radgraph import RadGraph
 
-        model = locate(name, path)
-        tokenizer = locate("radgraph-tokenizer", self.radgraph_tokenizer)
+        model, tokenizer = locate(name, path), locate("radgraph-tokenizer", self.radgraph_tokenizer)
         return RadGraph(model, tokenizer, name, self.batch_size, self.device)
 
     @property
     def bertscore_folder(self) -> Path:
-        """Raises MissingWeights."""
         return locate("bertscore", self.bertscore)

@@ -5,17 +5,15 @@
     radgraph_e, radgraph_er, radgraph_bar_er = radgraph_f1(prediction, reference)
 
 Model, weights and word splitting are those of the `radgraph` package (Jain et al., 2021; Delbrouck et al., 2022), a
-DyGIE++ (Wadden et al., 2019). The package reads one report at a time and stumbles over transformers 5; here its
-network is fed in batches, and the annotations are the same.
+DyGIE++ (Wadden et al., 2019). The package reads one report at a time and fails on transformers 5; here its network is
+fed in batches, with the same annotations.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import tarfile
-import tempfile
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -23,40 +21,38 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from metrics.weights import cache_folder, digest
+from metrics.annotate import cache_folder
 from raddraft.errors import RadDraftError, UnavailableError
+from raddraft.files import digest_file, whole_folder
 
 if TYPE_CHECKING:
     import torch
 
 ModelType = Literal["radgraph", "radgraph-xl"]
-Span = tuple[int, int]
 
 PAIR_VALUES = 2**24
-"""How many values of span pairs are held at once: 64 MB."""
+"""Values of span pairs held at once: 64 MB."""
 
 
 class RadGraph:
     """Annotates reports with the entities and relations of RadGraph.
 
-    Reports of any length work. BERT reads a long one in stretches of 512 word pieces, as in the package; the package
-    then holds all pairs of spans at once (100 GB at 5,000 words), here memory stays within some hundred MB of the
-    weights, and time grows with the square of the number of entities. A report without a word has no entities.
+    Reports of any length work: BERT reads a long one in stretches of 512 word pieces, as in the package, and pairs of
+    spans are scored in parts (the package needs 100 GB for 5,000 words). A report without a word has no entities.
 
     Args:
         model: `radgraph.tar.gz` or `radgraph-xl.tar.gz` of the Hub's StanfordAIMI/RRG_scorers, or the folder unpacked
-            from it: config.json, weights.th, vocabulary/. A folder that lacks some of it gives way to the archive
-            beside it.
-        tokenizer: folder (or name in the local Hub cache) of the BERT config and tokenizer; None takes the names in
+            from it: config.json, weights.th, vocabulary/. If a folder is incomplete, the archive beside it is used.
+        tokenizer: folder (or name in the local Hub cache) of the BERT config and tokenizer; by default those named in
             config.json. Nothing is downloaded.
         model_type: which of the two models this is: they split words differently.
-        batch_size: reports that one batch should hold, and stretches of text that BERT reads at a time.
-        device: e.g. "cuda:1"; None takes a GPU if there is one.
-        cache: where an archive is unpacked; None is this project's cache folder.
+        batch_size: reports in one batch, and stretches of text that BERT reads at a time.
+        device: e.g. "cuda:1"; by default a GPU if there is one.
+        cache: where an archive is unpacked; by default `cache_folder()`.
 
     Raises:
-        FileNotFoundError: no such model, or no tokenizer on this machine; the message says where it was sought.
-        ValueError: folder incomplete, archive cut or harmful, weights and config that do not go together.
+        RadDraftError: folder incomplete, archive truncated or harmful, weights and config that do not match; as
+            UnavailableError if the model or the tokenizer is not on this machine.
     """
 
     def __init__(
@@ -80,19 +76,25 @@ class RadGraph:
             self._network, self._bert = _build_network(config["model"], bert_config, folder / "vocabulary")
         except (KeyError, TypeError) as error:
             raise RadDraftError(f"{folder / 'config.json'} does not describe a RadGraph model: {error!r}") from error
-        _load_weights(self._network, folder / "weights.th")
+        try:
+            state = torch.load(folder / "weights.th", map_location="cpu", weights_only=True)
+            self._network.load_state_dict(state)
+        except Exception as error:  # torch raises many kinds for a truncated file
+            reason = " ".join(str(error).split())[:500]
+            raise RadDraftError(
+                f"{folder / 'weights.th'} is truncated or does not match config.json, vocabulary or tokenizer: {reason}"
+            ) from error
         self._network.to(self.device).eval()
         self._widths = self._network._endpoint_span_extractor._span_width_embedding.weight  # [widths, F]
         self._max_width: int = config["model"]["max_span_width"]
         max_length = config["dataset_reader"]["token_indexers"]["bert"].get("max_length")
         self._max_length: int = max_length or bert_config.max_position_embeddings
 
-        weights = digest(folder / "weights.th")
+        weights = digest_file(folder / "weights.th") or ""
         others = [folder / "config.json", *sorted((folder / "vocabulary").glob("*.txt"))]
-        settings = {
-            k: v for k, v in bert_config.to_dict().items() if k not in ("_name_or_path", "transformers_version")
-        }
-        parts = [weights, *(f"{file.name} {digest(file)}" for file in others), version("radgraph")]
+        volatile = ("_name_or_path", "transformers_version")
+        settings = {key: value for key, value in bert_config.to_dict().items() if key not in volatile}
+        parts = [weights, *(f"{file.name} {digest_file(file)}" for file in others), version("radgraph")]
         parts += [self._tokenizer.backend_tokenizer.to_str(), json.dumps(settings, sort_keys=True, default=str)]
         self.key = f"radgraph:{model_type}:{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()}"
         self.signature = f"radgraph {version('radgraph')} model {model_type} sha256:{weights[:12]}"
@@ -244,9 +246,9 @@ def radgraph_f1(
     radgraph package; Delbrouck et al., 2022). Annotations without entities score 0, also against each other.
 
     Args:
-        prediction, reference: as `RadGraph.annotate` gives them.
-        lower: ignore case. False is the released package 0.1.18: it minds case, but for RG_bar{ER} not in the words of
-            an entity that has a relation.
+        prediction, reference: as `RadGraph.annotate` returns them.
+        lower: ignore case. False is the released package 0.1.18: case counts, except in RG_bar{ER} for the words of an
+            entity that has a relation.
     """
     scores = [_f1(*sets) for sets in zip(_facts(prediction, lower), _facts(reference, lower), strict=True)]
     return scores[0], scores[1], scores[2]
@@ -277,51 +279,57 @@ def _f1(prediction: set[Any], reference: set[Any]) -> float:
     return 2 * precision * recall / (precision + recall)
 
 
+def check_model(source: Path, model_type: str) -> None:
+    """Raise RadDraftError unless a folder or an archive has the files of this model."""
+    lacking = set(_needed(model_type))
+    if source.is_dir():
+        lacking -= {file.relative_to(source).as_posix() for file in source.rglob("*") if file.is_file()}
+    else:
+        try:
+            with tarfile.open(source) as archive:
+                lacking -= {Path(member.name).as_posix() for member in archive if member.isfile()}
+        except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+            raise RadDraftError(f"{source} is not a complete archive: {error}") from error
+    if lacking:
+        raise RadDraftError(f"{source} is not a {model_type} model: it lacks {', '.join(sorted(lacking))}")
+
+
+def _needed(model_type: str) -> list[str]:
+    labels = [f"vocabulary/{model_type}__{task}_labels.txt" for task in ("ner", "relation")]
+    return ["config.json", "weights.th", "vocabulary/non_padded_namespaces.txt", *labels]
+
+
+def _is_complete(folder: Path, model_type: str) -> bool:
+    return all((folder / name).is_file() for name in _needed(model_type))
+
+
 def _unpacked(model: Path, model_type: str, cache: Path | None) -> Path:
     """The folder of the model, unpacked into the cache if need be."""
     if not model.exists():
-        raise FileNotFoundError(
+        raise UnavailableError(
             f"No RadGraph model at {model}. Give {model_type}.tar.gz of https://huggingface.co/StanfordAIMI/RRG_scorers"
         )
     if model.is_dir():
-        lacking = _lacking(model, model_type)
-        if not lacking:
+        if _is_complete(model, model_type):
             return model
-        archive = model.with_name(f"{model_type}.tar.gz")
-        if not archive.is_file():
-            raise RadDraftError(
-                f"The {model_type} model in {model} lacks {', '.join(lacking)}, and there is no {archive} to unpack"
-            )
+        if not (archive := model.with_name(f"{model_type}.tar.gz")).is_file():
+            check_model(model, model_type)
         model = archive
-    target = (cache or cache_folder()) / f"radgraph-{digest(model)[:12]}"
-    if _lacking(target, model_type):
-        _unpack(model, target, model_type)
+    target = (cache or cache_folder()) / f"radgraph-{(digest_file(model) or '')[:12]}"
+    if not _is_complete(target, model_type):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with whole_folder(target) as fresh:
+            try:
+                with tarfile.open(model) as tar:
+                    tar.extractall(fresh, filter="data")
+                    while tar.fileobj and tar.fileobj.read(2**20):
+                        pass  # on to gzip's checksum: tar itself stops at a damaged header, as at the end
+            except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+                raise RadDraftError(
+                    f"{model} cannot be unpacked: truncated, damaged or not a tar.gz ({error})"
+                ) from error
+            check_model(fresh, model_type)
     return target
-
-
-def _unpack(archive: Path, target: Path, model_type: str) -> None:
-    """Unpack beside `target`, then rename: a killed run leaves no half folder under that name."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
-        fresh = Path(temporary) / target.name
-        try:
-            with tarfile.open(archive) as tar:
-                tar.extractall(fresh, filter="data")
-                while tar.fileobj and tar.fileobj.read(2**20):
-                    pass  # on to gzip's checksum: tar itself stops at a damaged header, as at the end
-        except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
-            raise RadDraftError(f"{archive} cannot be unpacked: cut off, damaged or no tar.gz ({error})") from error
-        if lacking := _lacking(fresh, model_type):
-            raise RadDraftError(f"{archive} holds no {model_type} model: it lacks {', '.join(lacking)}")
-        if target.exists():
-            shutil.rmtree(target)
-        fresh.rename(target)
-
-
-def _lacking(folder: Path, model_type: str) -> list[str]:
-    labels = [f"vocabulary/{model_type}__{task}_labels.txt" for task in ("ner", "relation")]
-    needed = ["config.json", "weights.th", "vocabulary/non_padded_namespaces.txt", *labels]
-    return [name for name in needed if not (folder / name).is_file()]
 
 
 def _read_config(file: Path) -> dict[str, Any]:
@@ -344,13 +352,13 @@ def _load_tokenizer(config: dict[str, Any], tokenizer: str | Path | None, folder
         words = AutoTokenizer.from_pretrained(of_words, local_files_only=True)
         bert = AutoConfig.from_pretrained(of_network, local_files_only=True)
         if len(words) <= len(words.all_special_tokens):
-            raise UnavailableError(f"{of_words} holds no vocabulary")
+            raise UnavailableError(f"{of_words} has no vocabulary")
     except (OSError, ValueError) as error:
         named = " and ".join(f"{name!r} ({key}.model_name)" for key, name in names.items())
-        raise FileNotFoundError(
-            f"RadGraph's tokenizer is not on this machine"
-            f"{f' at {tokenizer}' if tokenizer else ''}: {folder / 'config.json'} names {named}. Download the "
-            f"tokenizer and config.json of that model and give their folder as `tokenizer`"
+        raise UnavailableError(
+            f"RadGraph's tokenizer is not {f'at {tokenizer}' if tokenizer else 'on this machine'}: "
+            f"{folder / 'config.json'} names {named}. Download the tokenizer and config.json of that model and give "
+            "their folder as `tokenizer`"
         ) from error
     return words, bert
 
@@ -382,17 +390,6 @@ def _build_network(settings: dict[str, Any], bert_config: Any, vocabulary: Path)
     if network._coref.coref_prop > 0:
         raise RadDraftError("RadGraph models with coref_prop > 0 are not supported: it changes the span vectors")
     return network, bert
-
-
-def _load_weights(network: torch.nn.Module, file: Path) -> None:
-    import torch
-
-    try:
-        network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True), strict=True)
-    except Exception as error:  # torch raises many kinds for a cut file
-        raise RadDraftError(
-            f"{file} is cut off or does not go with config.json, vocabulary and tokenizer: {error}"
-        ) from error
 
 
 def _after_first_layer(feedforward: Any, hidden: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What the learned metrics need: where it is looked for, and how it gets there. Only `fetch` ever downloads anything.
+"""Weights of the learned metrics: where they are looked for, and how to get them. Only `fetch` downloads anything.
 
 Places, in this order: a path given by the caller; the weights folder ($RADDRAFT_WEIGHTS, by default `weights` in
 `cache_folder()`); the Hugging Face hub's cache, as far as it is filled already.
@@ -9,42 +9,44 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import tarfile
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
+from metrics.annotate import cache_folder
 from raddraft.errors import RadDraftError, UnavailableError
+from raddraft.files import digest_file, whole_folder, write_whole
 
 
 @dataclass(frozen=True)
 class Weights:
-    """One thing to have: a single file, or a folder of files, of a hub repository."""
+    """A file, or a folder of files, of a hub repository."""
 
     what: str
     used_by: str
     repo: str
     files: tuple[str, ...]
     """One file; for a folder, those that make it complete."""
-    size: str | None
-    """Of the download, as the repository shows it."""
+    size: str
+    """Size of the download, as the repository shows it."""
     terms: str
-    """What the repository says; no advice on what is allowed."""
+    """License, as the repository states it; not legal advice."""
     folder: bool = False
     unpacked: str | None = None
-    """Name of the unpacked folder that may stand for the file."""
+    """Name of the unpacked folder that may replace the file."""
     sha256: str | None = None
-    """Of the single file, as the repository shows it."""
+    """SHA-256 of the single file, as the repository shows it."""
 
-    def places(self, name: str) -> tuple[str, ...]:
-        """Names in the weights folder, the first that is there counts."""
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Names in the weights folder; the first that exists is used."""
         if self.folder:
-            return (name,)
+            return (next(name for name, entry in WEIGHTS.items() if entry is self),)
         return (self.unpacked, self.files[0]) if self.unpacked else self.files
 
 
 _SCORERS = "StanfordAIMI/RRG_scorers"
 
-# Sizes, licences and checksums as the hub's pages of these repositories show them.
+# Sizes, licenses and checksums as the hub's pages of these repositories show them.
 WEIGHTS = {
     "chexbert": Weights(
         what="CheXbert, the labeler of 14 observations (Smit et al., EMNLP 2020)",
@@ -60,7 +62,7 @@ WEIGHTS = {
         used_by="chexbert_*, radcliq_v1",
         repo="google-bert/bert-base-uncased",
         files=("config.json", "tokenizer_config.json", "tokenizer.json"),
-        size="below 1 MB",
+        size="< 1 MB",
         terms="Apache-2.0",
         folder=True,
     ),
@@ -106,34 +108,25 @@ WEIGHTS = {
 
 
 class CannotRun(RadDraftError):
-    """A metric lacks what it needs: weights, data or a package; says what, and how to get it."""
+    """A metric lacks weights, data or a package; the message says how to get it."""
 
 
 class MissingWeights(CannotRun):
-    """Weights are nowhere on this machine; says where they were looked for and how to get them."""
-
-
-def cache_folder() -> Path:
-    """$RADDRAFT_CACHE, by default `raddraft` in $XDG_CACHE_HOME or ~/.cache. It may not exist yet."""
-    if own := os.environ.get("RADDRAFT_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "raddraft"
+    """Weights are not on this machine; the message says where they were looked for and how to get them."""
 
 
 def weights_folder() -> Path:
     """$RADDRAFT_WEIGHTS, by default `weights` in `cache_folder()`. It may not exist yet."""
-    if own := os.environ.get("RADDRAFT_WEIGHTS"):
-        return Path(own).expanduser()
-    return cache_folder() / "weights"
+    return Path(os.environ.get("RADDRAFT_WEIGHTS") or cache_folder() / "weights").expanduser()
 
 
 def places_looked_in(name: str) -> list[Path]:
-    """Every path at which `locate` looks without one given: those in the weights folder, then the hub's cache."""
+    """Where `locate` looks by default: paths in the weights folder, then the hub's cache of the repository."""
     from huggingface_hub import constants
 
     entry = _entry(name)
     repository = Path(constants.HF_HUB_CACHE) / f"models--{entry.repo.replace('/', '--')}"
-    return [*(weights_folder() / place for place in entry.places(name)), repository]
+    return [*(weights_folder() / place for place in entry.places), repository]
 
 
 def locate(name: str, path: Path | None = None) -> Path:
@@ -141,23 +134,23 @@ def locate(name: str, path: Path | None = None) -> Path:
 
     Args:
         name: a key of `WEIGHTS`.
-        path: where the caller has them; nowhere else is looked then.
+        path: where the caller has them; no other place is searched then.
 
     Raises:
-        ValueError: unknown name, or `path` does not exist.
-        MissingWeights: they are nowhere.
+        RadDraftError: unknown name, or `path` does not exist.
+        MissingWeights: they are not found.
     """
     entry = _entry(name)
     if path is not None:
         if not path.expanduser().exists():
-            raise RadDraftError(f"{name}: there is nothing at {path}")
+            raise RadDraftError(f"{name}: the path {path} does not exist")
         return path.expanduser()
-    for place in entry.places(name):
+    for place in entry.places:
         if (weights_folder() / place).exists():
             return weights_folder() / place
     if cached := _in_hub_cache(entry):
         return cached
-    looked = ", ".join(str(place) for place in places_looked_in(name))
+    looked = ", ".join(map(str, places_looked_in(name)))
     raise MissingWeights(
         f"{name} is missing ({entry.what}): looked for {looked}; get it by `raddraft weights --fetch {name}`, or, if "
         f"you have it, `raddraft weights --add {name} --file PATH`"
@@ -168,21 +161,18 @@ def fetch(name: str) -> Path:
     """Download weights from the Hugging Face hub into its cache, unless they are there already.
 
     Raises:
-        ValueError: unknown name.
-        OSError: the hub cannot be reached or does not give them; one sentence says why.
+        RadDraftError: unknown name; as UnavailableError if the hub cannot be reached or does not provide them.
     """
     entry = _entry(name)
-    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub import hf_hub_download
 
     try:
-        if entry.folder:
-            snapshot_download(entry.repo, allow_patterns=list(entry.files))
-        else:
-            hf_hub_download(entry.repo, entry.files[0])
-    except Exception as error:  # of the hub's HTTP library, which is another one in other releases
+        for file in entry.files:
+            hf_hub_download(entry.repo, file)
+    except Exception as error:  # of the hub's HTTP library, which differs between releases
         raise UnavailableError(
-            f"{name} could not be fetched from huggingface.co/{entry.repo}: {_reason(error)}; with a copy from "
-            f"elsewhere, use `raddraft weights --add {name} --file PATH`"
+            f"{name} could not be fetched from huggingface.co/{entry.repo}: {_reason(error)}; add a copy from "
+            f"elsewhere with `raddraft weights --add {name} --file PATH`"
         ) from error
     if cached := _in_hub_cache(entry):
         return cached
@@ -190,53 +180,38 @@ def fetch(name: str) -> Path:
 
 
 def add(name: str, source: Path) -> Path:
-    """Copy a local file or folder into the weights folder, once it has been looked into; replaces an older copy.
-
-    Returns:
-        Where it is now.
+    """Check a local file or folder, copy it into the weights folder in place of an older copy, and return its path.
 
     Raises:
-        ValueError: unknown name, or `source` is not what it should be, or something else would be found before it.
-        OSError: it cannot be read or written; nothing is left half-written then.
+        RadDraftError: unknown name, `source` is not what it should be, or other weights would be found before it; as
+            UnavailableError if it cannot be copied. Nothing half-written is left.
     """
-    entry = _entry(name)
-    source = source.expanduser()
+    entry, source = _entry(name), source.expanduser()
     check(name, source)
-    place = (name if entry.folder else entry.unpacked or "") if source.is_dir() else entry.files[0]
-    for other in entry.places(name)[: entry.places(name).index(place)]:
+    place = (entry.unpacked or name) if source.is_dir() else entry.files[0]
+    for other in entry.places[: entry.places.index(place)]:
         if (weights_folder() / other).exists():
             raise RadDraftError(f"{weights_folder() / other} would be found before {place}; remove it first")
     target = weights_folder() / place
     if target.exists() and source.samefile(target):
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    new, old = (target.with_name(f".{place}.{os.getpid()}.{state}") for state in ("new", "old"))
     try:
         if source.is_dir():
-            shutil.copytree(source, new)
-            if target.exists():
-                os.replace(target, old)  # a folder that holds files cannot be replaced in one step
+            with whole_folder(target) as folder:
+                shutil.copytree(source, folder, dirs_exist_ok=True)
         else:
-            shutil.copyfile(source, new)
-        os.replace(new, target)
-    finally:
-        for rest in (new, old):
-            if rest.is_dir():
-                shutil.rmtree(rest)
-            else:
-                rest.unlink(missing_ok=True)
+            with write_whole(target) as file:
+                shutil.copyfile(source, file)
+    except OSError as error:
+        raise UnavailableError(f"{source} cannot be copied to {target}: {error}") from error
     return target
 
 
 def check(name: str, source: Path) -> None:
-    """Look into a file or folder: is it what `name` stands for?
-
-    Raises:
-        ValueError: it is not; says what is wrong with it.
-    """
+    """Raise RadDraftError, which says what is wrong, if a file or folder is not what `name` stands for."""
     entry = _entry(name)
     if not source.exists():
-        raise RadDraftError(f"{name}: there is nothing at {source}")
+        raise RadDraftError(f"{name}: {source} does not exist")
     if source.is_dir() and not (entry.folder or entry.unpacked):
         raise RadDraftError(f"{name} is one file, {entry.files[0]}, but {source} is a folder")
     if entry.folder and not source.is_dir():
@@ -246,19 +221,55 @@ def check(name: str, source: Path) -> None:
 
         load_network(source)
     elif entry.unpacked:
-        _check_radgraph(source)
+        from metrics.radgraph import check_model
+
+        check_model(source, entry.unpacked)
     else:
         _check_transformers_folder(source, with_model=name == "bertscore")
 
 
 def digest(path: Path) -> str:
     """SHA-256 (hex) of a file; of a folder, that of the names and digests of its files in sorted order."""
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file())
-        lines = "".join(f"{digest(file)}  {file.relative_to(path).as_posix()}\n" for file in files)
-        return hashlib.sha256(lines.encode()).hexdigest()
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    if not path.is_dir():
+        return digest_file(path) or ""
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    lines = "".join(f"{digest_file(file)}  {file.relative_to(path).as_posix()}\n" for file in files)
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def compare_digest(name: str, path: Path, sha256: str) -> str:
+    """Whether a file is the published one, in brackets; nothing where no digest is published."""
+    published = WEIGHTS[name].sha256
+    if published is None or path.is_dir():
+        return ""
+    if sha256 == published:
+        return " (the published file)"
+    return f" (not the published file, {published[:12]}…: scores may differ from those of others)"
+
+
+def format_list() -> str:
+    """Every entry of `WEIGHTS` as text: state, size, digest, use, place and terms."""
+    width = max(map(len, WEIGHTS))
+    lines = [f"{'name':{width}}  state    size     sha256        used by"]
+    for name, entry in WEIGHTS.items():
+        try:
+            path = locate(name)
+            sha256 = digest(path)
+            state, where = "found", f"at {path}{compare_digest(name, path, sha256)}"
+        except MissingWeights:
+            state, sha256, where = "missing", "-", f"looked for {', '.join(map(str, places_looked_in(name)))}"
+        lines += [
+            f"\n{name:{width}}  {state:7}  {entry.size:7}  {sha256[:12]:12}  {entry.used_by}",
+            f"  {entry.what}",
+            f"  {where}",
+            f"  terms: {entry.terms}; see huggingface.co/{entry.repo}",
+        ]
+    lines += [
+        f"\nWeights folder: {weights_folder()} ($RADDRAFT_WEIGHTS). To get what is missing:",
+        "  raddraft weights --fetch NAME …           download from the Hugging Face hub",
+        "  raddraft weights --add NAME --file PATH   copy from this machine",
+    ]
+    return "\n".join(lines)
 
 
 def _entry(name: str) -> Weights:
@@ -268,7 +279,7 @@ def _entry(name: str) -> Weights:
 
 
 def _in_hub_cache(entry: Weights) -> Path | None:
-    """The file, or the snapshot folder if it is complete, as the hub's cache has it."""
+    """The file, or the complete snapshot folder, in the hub's cache."""
     from huggingface_hub import try_to_load_from_cache
 
     found = [try_to_load_from_cache(entry.repo, file) for file in entry.files]
@@ -279,7 +290,7 @@ def _in_hub_cache(entry: Weights) -> Path | None:
 
 
 def _reason(error: Exception) -> str:
-    """Why the hub did not give something, in a few words."""
+    """Why a download failed, in a few words."""
     from huggingface_hub import constants, errors
 
     if constants.HF_HUB_OFFLINE:
@@ -295,20 +306,6 @@ def _reason(error: Exception) -> str:
     return f"is there a network? ({first})"
 
 
-def _check_radgraph(source: Path) -> None:
-    """An archive or folder with config.json, weights.th and vocabulary/ at its top."""
-    if source.is_dir():
-        names = {file.relative_to(source).parts[0] for file in source.rglob("*") if file.is_file()}
-    else:
-        try:
-            with tarfile.open(source) as archive:
-                names = {PurePosixPath(member.name).parts[0] for member in archive if member.isfile()}
-        except (tarfile.TarError, EOFError, OSError) as error:
-            raise RadDraftError(f"{source} is not a whole archive: {error}") from error
-    if absent := sorted({"config.json", "weights.th", "vocabulary"} - names):
-        raise RadDraftError(f"{source} is no RadGraph model: it lacks {', '.join(absent)}")
-
-
 def _check_transformers_folder(source: Path, with_model: bool) -> None:
     from transformers import AutoConfig, AutoTokenizer
 
@@ -319,5 +316,5 @@ def _check_transformers_folder(source: Path, with_model: bool) -> None:
     try:
         AutoConfig.from_pretrained(source, local_files_only=True)
         AutoTokenizer.from_pretrained(source, local_files_only=True)
-    except Exception as error:  # damaged files fail in as many ways as there are tokenizers
-        raise RadDraftError(f"{source} holds no tokenizer that loads: {str(error).strip().splitlines()[0]}") from error
+    except Exception as error:  # damaged files fail in many ways
+        raise RadDraftError(f"{source} has no tokenizer that loads: {str(error).strip().splitlines()[0]}") from error

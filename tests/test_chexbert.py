@@ -215,18 +215,18 @@ def test_forms_of_the_checkpoint_are_one_labeler(labeler, state, bert_folder, tm
 QUERY = "bert.encoder.layer.1.attention.self.query.weight"
 WORDS = "bert.embeddings.word_embeddings.weight"
 FAULTS = {
-    "missing in BERT": (lambda s: s.pop(QUERY), f"{QUERY} is missing"),
-    "missing head": (lambda s: s.pop("linear_heads.13.bias"), "linear_heads.13.bias is missing"),
-    "missing words": (lambda s: s.pop(WORDS), f"{WORDS} is missing"),
+    "missing in BERT": (lambda s: s.pop(QUERY), f'Missing key(s) in state_dict: "{QUERY}"'),
+    "missing head": (lambda s: s.pop("linear_heads.13.bias"), 'Missing key(s) in state_dict: "linear_heads.13.bias"'),
+    "missing words": (lambda s: s.pop(WORDS), f"'{WORDS}' is missing"),
     "extra head": (
         lambda s: s.update({"linear_heads.14.bias": torch.zeros(4)}),
-        "linear_heads.14.bias is not expected",
+        'Unexpected key(s) in state_dict: "linear_heads.14.bias"',
     ),
     "wide head": (
         lambda s: s.update({"linear_heads.13.weight": torch.zeros(4, HIDDEN)}),
-        f"linear_heads.13.weight has the shape (4, {HIDDEN}), not (2, {HIDDEN})",
+        f"size mismatch for linear_heads.13.weight: copying a param with shape torch.Size([4, {HIDDEN}])",
     ),
-    "flat words": (lambda s: s.update({WORDS: torch.zeros(9)}), f"{WORDS} is no matrix"),
+    "flat words": (lambda s: s.update({WORDS: torch.zeros(9)}), f"{WORDS} is not a matrix"),
     "another model": (lambda s: s.clear(), "is missing"),
 }
 
@@ -237,7 +237,9 @@ def test_faulty_parameters_are_named(state, bert_folder, tmp_path, fault) -> Non
     spoiled = dict(state)
     spoil(spoiled)
     path = write_checkpoint(tmp_path / "chexbert.pth", spoiled)
-    with pytest.raises(ValueError, match=re.escape(f"{path} is no CheXbert checkpoint: ") + f".*{re.escape(message)}"):
+    with pytest.raises(
+        ValueError, match=re.escape(f"{path} is not a CheXbert checkpoint: ") + f".*{re.escape(message)}"
+    ):
         CheXbert(path, bert_folder)
 
 
@@ -269,7 +271,7 @@ def test_the_tokenizer_must_fit(state, vocabulary, bert_folder, tmp_path) -> Non
         CheXbert(path, bert_folder)
     path = write_checkpoint(path, state)
     BertTokenizer(vocab=vocabulary, do_lower_case=False).save_pretrained(tmp_path / "cased")
-    with pytest.raises(ValueError, match="cased tells capitals from small letters"):
+    with pytest.raises(ValueError, match="cased is case-sensitive"):
         CheXbert(path, tmp_path / "cased")
     with pytest.raises(ValueError, match=r"No tokenizer can be loaded from .*nowhere"):
         CheXbert(path, tmp_path / "nowhere")

@@ -18,6 +18,7 @@ import transformers
 import metrics.radgraph
 from benchmarks.random_models import ENTITIES, RELATIONS, radgraph_package, save_radgraph
 from metrics.radgraph import RadGraph, radgraph_f1
+from raddraft.errors import UnavailableError
 from tests.conftest import SENTENCES
 from tests.launch import SERVER
 
@@ -230,16 +231,16 @@ def test_archive_is_unpacked_once_into_the_cache(model: Path, tmp_path: Path, mo
 @pytest.mark.parametrize("without", ["weights.th", "vocabulary", "config.json"])
 def test_half_a_folder_gives_way_to_the_archive_beside_it(model: Path, tmp_path: Path, without: str) -> None:
     folder = copy_model(model, tmp_path, without)
-    with pytest.raises(ValueError, match=f"{folder} lacks {without}.*{tmp_path / 'radgraph.tar.gz'}"):
+    with pytest.raises(ValueError, match=f"{folder} is not a radgraph model: it lacks {without}"):
         RadGraph(folder, device="cpu", cache=tmp_path / "cache")
     pack(model, tmp_path / "radgraph.tar.gz")
     assert RadGraph(folder, device="cpu", cache=tmp_path / "cache").annotate(SENTENCES)[0]["entities"]
 
 
 def test_empty_folder_missing_model_and_other_model_type(model: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"lacks config.json, weights.th, vocabulary/"):
+    with pytest.raises(ValueError, match=r"lacks config.json, vocabulary/.*, weights.th"):
         RadGraph(tmp_path, cache=tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"No RadGraph model at .*nowhere.*StanfordAIMI"):
+    with pytest.raises(UnavailableError, match=r"No RadGraph model at .*nowhere.*StanfordAIMI"):
         RadGraph(tmp_path / "nowhere", cache=tmp_path)
     with pytest.raises(ValueError, match=r"lacks vocabulary/radgraph-xl__ner_labels.txt"):
         RadGraph(model, model_type="radgraph-xl", cache=tmp_path)
@@ -254,7 +255,7 @@ def test_broken_archives_leave_nothing_behind(model: Path, tmp_path: Path) -> No
         archive.write_bytes(content)
         with pytest.raises(ValueError, match=r"radgraph.tar.gz cannot be unpacked"):
             RadGraph(archive, cache=cache)
-    with pytest.raises(ValueError, match=r"holds no radgraph model: it lacks weights.th"):
+    with pytest.raises(ValueError, match=r"is not a radgraph model: it lacks weights.th"):
         RadGraph(pack(copy_model(model, tmp_path, "weights.th"), tmp_path / "less.tar.gz"), cache=cache)
     assert list(cache.iterdir()) == []
 
@@ -273,12 +274,12 @@ def test_weights_cut_off_or_of_another_shape(model: Path, tmp_path: Path) -> Non
     weights = copy_model(model, tmp_path) / "weights.th"
     content = weights.read_bytes()
     weights.write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match=r"weights.th is cut off"):
+    with pytest.raises(ValueError, match=r"weights.th is truncated"):
         RadGraph(weights.parent, device="cpu")
     weights.write_bytes(content)
     state = torch.load(weights, weights_only=True)
     torch.save({name: state[name] for name in list(state)[1:]}, weights)
-    with pytest.raises(ValueError, match=r"(?s)does not go with config.json.*Missing key"):
+    with pytest.raises(ValueError, match=r"(?s)does not match config.json.*Missing key"):
         RadGraph(weights.parent, device="cpu")
 
 
@@ -300,7 +301,7 @@ def test_missing_tokenizer_is_named(model: Path, bert_folder: Path, tmp_path: Pa
     (tmp_path / "half").mkdir()
     (tmp_path / "half" / "config.json").write_bytes((bert_folder / "config.json").read_bytes())
     for tokenizer in (None, tmp_path / "nowhere", tmp_path / "half"):
-        with pytest.raises(FileNotFoundError, match=message):
+        with pytest.raises(UnavailableError, match=message):
             RadGraph(folder, tokenizer, device="cpu")
     assert RadGraph(folder, bert_folder, device="cpu").annotate(SENTENCES)[0]["entities"]
 

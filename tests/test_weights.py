@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 import raddraft.cli
-from metrics.weights import WEIGHTS, MissingWeights, add, cache_folder, digest, fetch, locate, weights_folder
+from metrics.annotate import cache_folder
+from metrics.weights import WEIGHTS, MissingWeights, add, digest, fetch, locate, weights_folder
 from tests.test_chexbert import random_state, write_checkpoint
 
 
@@ -48,7 +49,11 @@ def put_in_hub_cache(hub: Path, name: str, files: tuple[str, ...] | None = None)
     return snapshot
 
 
-def radgraph_archive(path: Path, names: tuple[str, ...] = ("config.json", "weights.th", "vocabulary/x.txt")) -> Path:
+LABELS = ("non_padded_namespaces.txt", "radgraph__ner_labels.txt", "radgraph__relation_labels.txt")
+RADGRAPH = ("config.json", "weights.th", *(f"vocabulary/{name}" for name in LABELS))
+
+
+def radgraph_archive(path: Path, names: tuple[str, ...] = RADGRAPH) -> Path:
     with tarfile.open(path, "w:gz") as archive:
         for name in names:
             archive.addfile(tarfile.TarInfo(f"./{name}"), io.BytesIO())
@@ -80,7 +85,7 @@ def test_a_given_path_comes_before_the_weights_folder_and_that_before_the_hub(pl
     assert locate("chexbert") == weights / "chexbert.pth"
     (tmp_path / "mine.pth").touch()
     assert locate("chexbert", tmp_path / "mine.pth") == tmp_path / "mine.pth"
-    with pytest.raises(ValueError, match=r"chexbert: there is nothing at .*other\.pth"):
+    with pytest.raises(ValueError, match=r"chexbert: the path .*other\.pth does not exist"):
         locate("chexbert", tmp_path / "other.pth")
 
 
@@ -176,7 +181,7 @@ def test_add_refuses_what_it_is_not(places, bert_folder, tmp_path) -> None:
     page.write_text("<html>Not found</html>")
     cut = tmp_path / "cut.tar.gz"
     cut.write_bytes(radgraph_archive(tmp_path / "whole.tar.gz").read_bytes()[:60])
-    poor = radgraph_archive(tmp_path / "poor.tar.gz", ("config.json", "vocabulary/x.txt"))
+    poor = radgraph_archive(tmp_path / "poor.tar.gz", tuple(name for name in RADGRAPH if name != "weights.th"))
     empty = tmp_path / "empty"
     empty.mkdir()
     headless = {key: value for key, value in random_state(40).items() if key != "linear_heads.3.weight"}
@@ -184,17 +189,21 @@ def test_add_refuses_what_it_is_not(places, bert_folder, tmp_path) -> None:
     shutil.copytree(bert_folder, broken)
     (broken / "tokenizer.json").write_text("{")
     for name, source, message in [
-        ("chexbert", tmp_path / "nowhere", "there is nothing at"),
+        ("chexbert", tmp_path / "nowhere", "nowhere does not exist"),
         ("chexbert", page, "not a whole PyTorch checkpoint"),
         ("chexbert", bert_folder, "is a folder"),
-        ("chexbert", write_checkpoint(tmp_path / "headless.pth", headless), r"linear_heads\.3\.weight is missing"),
-        ("radgraph", page, "not a whole archive"),
-        ("radgraph", cut, "not a whole archive"),
+        (
+            "chexbert",
+            write_checkpoint(tmp_path / "headless.pth", headless),
+            r"Missing key\(s\) in state_dict: .linear_heads\.3\.weight",
+        ),
+        ("radgraph", page, "not a complete archive"),
+        ("radgraph", cut, "not a complete archive"),
         ("radgraph", poor, r"it lacks weights\.th"),
-        ("radgraph-xl", empty, r"it lacks config\.json, vocabulary, weights\.th"),
+        ("radgraph-xl", empty, r"it lacks config\.json, vocabulary/.*, weights\.th"),
         ("radgraph-tokenizer", page, "is a file"),
         ("radgraph-tokenizer", empty, r"lacks config\.json"),
-        ("chexbert-tokenizer", broken, "holds no tokenizer that loads"),
+        ("chexbert-tokenizer", broken, "has no tokenizer that loads"),
         ("bertscore", bert_folder, r"lacks model\.safetensors"),
         ("chexpert", page, "Unknown weights"),
     ]:
@@ -253,7 +262,7 @@ def test_the_table_names_everything_and_tells_what_is_missing(places, capsys) ->
         assert row.split()[1] == "missing"
         assert entry.used_by in row
         assert entry.terms in text
-        assert all(str(weights / place) in text for place in entry.places(name))
+        assert all(str(weights / place) in text for place in entry.places)
     assert str(hub) in text
     assert not weights.exists()
 
