@@ -4,7 +4,7 @@
     python docs/make_figure.py runs/demo
 
 The film is a phantom of the demo's test split, computed at 512 px and drafted by the demo's model. Observations are
-those of the rule-based labeler, sentence by sentence.
+those of the rule-based labeler, sentence by sentence; it does not compare sides or severities.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SIDE = 512
 INK, MUTED, LINE, PAPER = "#1c1e20", "#5d6368", "#d6d8d8", "#ffffff"
 COLORS = {"correct": ("#14703a", "#e6f4ea"), "missed": ("#a63f00", "#fdeee4"), "invented": ("#0a5c99", "#e6f1fa")}
 LEGEND = {
-    "correct": "✓ Correct: positive in both",
+    "correct": "✓ Correct: observed in both",
     "missed": "− Missed: in the reference only",
     "invented": "+ Invented: in the draft only",
 }
@@ -107,7 +107,7 @@ def write(pen: ImageDraw.ImageDraw, sentences: list[tuple[str, str | None]], lef
             pen.rectangle((x - blank / 2, y - 2, x + width + blank / 2, y + height - 8), tint)
             pen.text((x, y), word, ink, face)
             x += width + blank
-        x += blank / 2  # two marked sentences in a row stay apart
+        x += blank if kind else 0  # two marked sentences in a row stay apart
 
 
 def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:

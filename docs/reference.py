@@ -84,7 +84,7 @@ def options(command: Command, prog: str, level: str) -> Iterator[str]:
         members = [option for option in others if option.group == group]
         if members:
             yield f"{level} {escape(command.groups.get(group, 'Options').partition('. ')[0].rstrip('.'))}"
-            members.sort(key=lambda option: option.default is not REQUIRED)
+            members.sort(key=lambda option: option.default is not REQUIRED or ".N." in option.name)
             yield from (entry(option) for option in members)
 
 
