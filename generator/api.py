@@ -184,15 +184,12 @@ class Model:
         return generate(self.drafter, studies, out, decode or DecodeConfig(), name, workers, speculator)
 
     def _check_used(self, option: str, value: str | None, used: bool) -> None:
-        """Raise RadDraftError if an option was given that the prompt has no place for."""
+        """Raise RadDraftError if an option was given that has no place in the prompt."""
         if value and not used:
             prompt = self.drafter.prompt
-            reads = ", ".join([*(["the prior study"] if prompt.prior else []), *prompt.context]) or "nothing else"
-            advice = f" or add prompt.context {option}" if isinstance(self.drafter, ChatDrafter) else ""
-            raise RadDraftError(
-                f"{self.name} does not read the {option}: beside images ({prompt.images}) it reads {reads}; leave out "
-                f"{option}{advice}"
-            )
+            reads = ", ".join([f"{prompt.images} images", *(["prior study"] if prompt.prior else []), *prompt.context])
+            advice = f", or add prompt.context {option}" if isinstance(self.drafter, ChatDrafter) else ""
+            raise RadDraftError(f"{self.name} does not read the {option} (it reads: {reads}); leave it out{advice}")
 
     def _warn_without_priors(self, studies: Sequence[Study]) -> None:
         if self.drafter.prompt.prior and not find_priors(studies):

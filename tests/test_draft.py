@@ -231,7 +231,7 @@ def test_a_draft_is_printed_as_soon_as_it_is_decoded(model_folder, tmp_path, cap
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--indication", "Fever."], "does not read the indication: of images (frontal) and nothing else"),
+        (["--indication", "Fever."], "does not read the indication (it reads: frontal images); leave it out"),
         (["--view", "PA"], "does not read the view"),
         (["--prompt.context", "view"], "was trained with its own prompt"),
         (["--decode.temperature", "0.7"], "decode: temperature, top_p and seed need sampling"),
