@@ -22,9 +22,8 @@ Benchmarks of vision encoders, as published: labels, patients, masks.
 
     raddraft prepare resize --studies studies.jsonl --out small --size 518    # images resized once, for pre-training
 
-Every command prints what it read, what it dropped and why (images that are not on disk, for one), and what each split
-holds. Splits by a hash are the same everywhere (`hash_split` in generator/corpora/common.py). Masks are written as PNG
-files, masks/STRUCTURE/STUDY.png beside the manifest.
+Every command prints what it read, what it dropped and why (e.g. images not on disk), and what each split holds. Splits
+by a hash are the same everywhere. Masks are written as PNG, masks/STRUCTURE/STUDY.png beside the manifest.
 """
 
 from __future__ import annotations
@@ -48,8 +47,7 @@ def resize(
 ) -> int:
     """Resize every image of a manifest once, as RAD-DINO's were: B-spline, min-max to 0-255, PNG.
 
-    Masks are resized with their images; everything else in the manifest is kept. The same command resumes an
-    interrupted run.
+    Masks are resized too, and all else in the manifest is kept. The same command resumes an interrupted run.
 
     Args:
         studies: The manifest.
@@ -64,7 +62,8 @@ def resize(
 
     done = resize_studies(studies, out, ResizeConfig(size, bits, gray_mapping), processes)
     print(f"{done.manifest}: {done.written} images written, {done.kept} kept as they were")
-    print("".join(f"left out: {sentence}\n" for sentence in done.errors), end="")
+    for sentence in done.errors:
+        print(f"left out: {sentence}")
     return 1 if done.errors else 0
 
 
@@ -74,7 +73,6 @@ def _printed(convert: Callable[..., Any]) -> Callable[..., None]:
 
 
 COMMANDS = {name: _printed(converter(name)) for name in CORPORA} | {"resize": resize}
-
 
 if __name__ == "__main__":
     from raddraft.cli import run

@@ -11,16 +11,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Literal
 
-from generator.corpora.common import (
-    Conversion,
-    CorpusError,
-    MissingFileError,
-    add_image,
-    hash_fraction,
-    hash_split,
-    parse_split,
-    read_table,
-)
+from generator.corpora import common
+from generator.corpora.common import Conversion, CorpusError, MissingFileError
 from generator.sections import clean_sections, parse_plain
 from raddraft.studies import SPLITS, Study, StudyImage
 
@@ -155,7 +147,7 @@ def _read(table: Path, root: Path, columns: dict[str, str | None]) -> list[Study
 
     `columns`: what a column holds -> its name, where the user gave one; the usual ones that are there are filled in.
     """
-    rows = list(read_table(table, [name for name in columns.values() if name]))
+    rows = list(common.read_table(table, [name for name in columns.values() if name]))
     header = {name.strip().lower(): name for name in (rows[0][1] if rows else ())}
     for what, usual in COLUMNS.items():
         columns[what] = columns[what] or next((header[name.lower()] for name in usual if name.lower() in header), None)
@@ -173,20 +165,20 @@ def _read(table: Path, root: Path, columns: dict[str, str | None]) -> list[Study
         subject_id = study_id if found["subject"] is None else found["subject"]
         if not study_id or not subject_id or not row[path_column]:
             raise CorpusError(f"{where}: path, study and subject must not be blank, got {row}")
-        split = "" if found["split"] is None else parse_split(found["split"], where)
+        split = "" if found["split"] is None else common.parse_split(found["split"], where)
         whole = parse_plain(found["report"]) if found["report"] else {}
         parts = {name: row[header[name]] for name in _SECTIONS if name in header and row[header[name]]}
         image = StudyImage(root / row[path_column], found["view"] or None)
-        add_image(studies, Study(study_id, subject_id, split, [image], clean_sections(whole | parts)), where)
+        common.add_image(studies, Study(study_id, subject_id, split, [image], clean_sections(whole | parts)), where)
     return list(studies.values())
 
 
 def _deal(subjects: set[str], shares: Shares) -> dict[str, str]:
     """Split of each subject by `hash_split`; of fewer than 100 by exact shares, at least one each."""
-    split_of = {subject: hash_split(subject, shares) for subject in subjects}
+    split_of = {subject: common.hash_split(subject, shares) for subject in subjects}
     wanted = [(name, share) for name, share in zip(SPLITS, shares, strict=True) if share]
     if len(wanted) <= len(subjects) < 100:
-        ordered = sorted(subjects, key=hash_fraction)
+        ordered = sorted(subjects, key=common.hash_fraction)
         for name, share in wanted[:0:-1]:  # the first split gets the rest
             for _ in range(max(1, round(share * len(subjects)))):
                 split_of[ordered.pop()] = name

@@ -140,8 +140,5 @@ def _read_reading(path: Path, head_lines: int) -> tuple[dict[str, Any], dict[str
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
     head = "\n".join(lines[:head_lines])
     sex, age = _SEX.search(head), _AGE.search(head)
-    patient = {
-        "sex": sex[1][0].upper() if sex else None,
-        "age": common.parse_age(age[1] + age[2][0], path.name) if age else None,
-    }
+    patient = common.parse_patient(sex[1][0] if sex else "", age[1] + age[2][0] if age else "", path.name)
     return patient, clean_sections({"note": "\n".join(lines[head_lines:])})

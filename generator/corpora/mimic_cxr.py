@@ -22,6 +22,9 @@ _REPORTS_ORIGIN = (
     "access). Name the zip, or the folder it was unpacked to, with --reports; or do without, with --sections []."
 )
 
+Reader = Callable[[Study], bytes | None]
+"""Gives the text of a study's report, None if there is none."""
+
 
 def convert(
     root: Path,
@@ -86,13 +89,14 @@ def _read_studies(root: Path, tables: Path) -> list[Study]:
 
 def _add_reports(conversion: Conversion, source: Path, required: bool) -> None:
     """Fill in the sections; with `required`, drop the studies without report."""
-    read = _open_reports(source)
+    read = _zip_reader(source) if source.is_file() else _folder_reader(source)
     missing = set()
     for study in progress(conversion.studies, "reports"):
-        text = read(study)
-        if text is None:
+        content = read(study)
+        if content is None:
             missing.add(study.study_id)
         else:
+            text = content.decode("utf-8", errors="replace").replace("\r\n", "\n")
             study.sections = clean_sections(parse_mimic(text, study.study_id))
     conversion.count_sections()
     if required:
@@ -102,26 +106,19 @@ def _add_reports(conversion: Conversion, source: Path, required: bool) -> None:
         conversion.keep_studies("no report file", lambda study: study.study_id not in missing)
 
 
-def _open_reports(source: Path) -> Callable[[Study], str | None]:
-    """A function that gives the text of a study's report, None if there is none."""
-    if source.is_file():
-        try:
-            archive = zipfile.ZipFile(source)
-        except zipfile.BadZipFile as error:
-            raise CorpusError(f"{source}: not a whole zip file: {error}") from None
-        members = {PurePosixPath(name).name: name for name in archive.namelist()}
+def _zip_reader(source: Path) -> Reader:
+    try:
+        archive = zipfile.ZipFile(source)
+    except zipfile.BadZipFile as error:
+        raise CorpusError(f"{source}: not a whole zip file: {error}") from None
+    members = {PurePosixPath(name).stem: name for name in archive.namelist() if name.endswith(".txt")}
+    return lambda study: archive.read(members[study.study_id]) if study.study_id in members else None
 
-        def from_zip(study: Study) -> str | None:
-            member = members.get(f"{study.study_id}.txt")
-            if member is None:
-                return None
-            return archive.read(member).decode("utf-8", errors="replace").replace("\r\n", "\n")
 
-        return from_zip
-    files = source / "files" if (source / "files").is_dir() else source
-
-    def from_folder(study: Study) -> str | None:
+def _folder_reader(source: Path) -> Reader:
+    def read(study: Study) -> bytes | None:
         path = files / study.subject_id[:3] / study.subject_id / f"{study.study_id}.txt"
-        return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
+        return path.read_bytes() if path.is_file() else None
 
-    return from_folder
+    files = source / "files" if (source / "files").is_dir() else source
+    return read

@@ -270,12 +270,12 @@ def _central_line(body: Body, sign: Sign, rng: Generator) -> Truth:
     """Three ways to the superior vena cava."""
     side = SIGN[sign.side]
     depth, tip = [(0.5, "mid SVC"), (3.0, "lower SVC"), (7.5, "right atrium")][int(rng.integers(3))]
-    way = {
+    ways: dict[str, list[tuple[float, float, float]]] = {
         "jugular line": [(4.6, -18, -2), (3.8, -11, -3)],
         "subclavian line": [(12, -8.6, -6), (8, -8.8, -5), (4.5, -7.6, -4)],
         "picc": [(20.5, 4, 0), (17, -4, -1), (12, -7.0, -3), (7, -7.8, -4), (4, -7.0, -4)],
-    }[sign.place]
-    start = [(side * x, y, z) for x, y, z in way] + ([(0.8, -5.8, -3.5)] if side > 0 else [])
+    }
+    start = [(side * x, y, z) for x, y, z in ways[sign.place]] + ([(0.8, -5.8, -3.5)] if side > 0 else [])
     end = [(-2.0 + body.shift, -3.5, -3), (-2.2 + body.shift, depth - 1.5, -2), (-2.2 + body.shift, depth, -2)]
     radius, wall = (0.12, METAL * 1.4) if sign.place == "picc" else (0.17, METAL)
     return {"tip": tip, "at": body.beam.place(_tube(body, start + end, radius, wall)[-1])}
