@@ -1,6 +1,6 @@
-"""Towers to stand beside real ones: raw pixels, the floor that every encoder has to beat.
+"""Raw pixels as a tower: the floor that every encoder has to beat.
 
-A model with random weights is the other one; `load_tower("random:NAME")` makes it from the config of any tower.
+The other baseline, a model with random weights, is `load_tower("random:NAME")`.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 @dataclass
 class PixelsConfig:
-    """What there is to choose of raw pixels."""
+    """Sizes of the raw-pixel baseline."""
 
     image_size: int = 224
-    """Side of the pictures that the processor makes."""
+    """Side in pixels of the images that the processor makes."""
     side: int = 16
-    """Side of the grid of mean grey values."""
+    """Side of the grid of mean gray values."""
 
 
 class Pixels(nn.Module):
-    """The centre square as side x side mean grey values: one vector, and no patches but the picture as a whole."""
+    """The center square as side x side mean gray values: one vector, and one patch, the whole image."""
 
     def __init__(self, config: PixelsConfig | None = None) -> None:
         super().__init__()
@@ -35,13 +35,13 @@ class Pixels(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """pixel_values [B, 3, H, W] -> vector [B, side * side], patches [B, 1, 1, side * side]."""
-        grey = pixel_values.mean(1, keepdim=True) * self.scale
-        vector = nn.functional.adaptive_avg_pool2d(grey, self.config.side).flatten(1)
+        gray = pixel_values.mean(1, keepdim=True) * self.scale
+        vector = nn.functional.adaptive_avg_pool2d(gray, self.config.side).flatten(1)
         return vector, vector[:, None, None]
 
 
 def pixels_processor(config: PixelsConfig) -> BaseImageProcessor:
-    """Shorter side to image_size, centre square, grey values in 0 to 1."""
+    """Shorter side to image_size, center square, gray values in 0 to 1."""
     from transformers import BitImageProcessor
 
     return BitImageProcessor(

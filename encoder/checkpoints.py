@@ -4,9 +4,9 @@ Layouts, told apart by their keys: original DINOv2 (github.com/facebookresearch/
 without registers, and training checkpoints), an open_clip model whose visual half is a timm vision transformer, MRM
 (a masked autoencoder with a text half), a plain timm vision transformer, a masked autoencoder.
 
-Every key of the checkpoint is used, or counted as dropped, or the checkpoint is refused. What keys and shapes cannot
-tell is the same in all these sources, and taken for granted: LayerNorm eps 1e-6, exact GELU, heads 64 wide (see
-`SHARED_WIDTHS`).
+Every key of the checkpoint is used, or counted as dropped, or the checkpoint is refused; timm's checkpoint_filter_fn,
+which reads these layouts too, silently skips what it does not know. Taken for granted, since keys and shapes cannot
+tell: LayerNorm eps 1e-6, exact GELU, heads 64 wide (except `SHARED_WIDTHS`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isqrt
 from pathlib import Path
@@ -31,22 +31,10 @@ SHARED_WIDTHS = (1280, 1408, 1664)
 # Where the backbone is inside a state dict, the most specific first.
 ROOTS = ("visual.trunk.", "teacher.backbone.", "backbone.", "")
 
-# Parts that are no part of the backbone: heads, decoders, the text half, the student and the losses of a training run.
+# Parts beside the backbone: heads, decoders, the text half, the student and the losses of a training run.
 DROPPABLE = (
-    "head.",
-    "decoder_",
-    "bert_",
-    "text.",
-    "visual.head.",
-    "logit_scale",
-    "logit_bias",
-    "student.",
-    "teacher.dino_head.",
-    "teacher.ibot_head.",
-    "dino_head.",
-    "ibot_head.",
-    "dino_loss.",
-    "ibot_patch_loss.",
+    *("head.", "decoder_", "bert_", "text.", "visual.head.", "logit_scale", "logit_bias", "student."),
+    *("teacher.dino_head.", "teacher.ibot_head.", "dino_head.", "ibot_head.", "dino_loss.", "ibot_patch_loss."),
 )
 
 LAYER_SCALE = "blocks.0.ls1.gamma"
@@ -61,7 +49,7 @@ class Backbone:
     """What its names begin with in the checkpoint."""
     weights: dict[str, torch.Tensor]
     dropped: Counter[str]
-    """Part of the checkpoint -> how many of its entries are left out."""
+    """Part of the checkpoint -> number of its entries that are left out."""
     width: int
     depth: int
     heads: int
@@ -77,22 +65,23 @@ class Backbone:
 
     @property
     def n_registers(self) -> int:
+        """Number of register tokens."""
         return self.weights["register_tokens"].shape[1] if "register_tokens" in self.weights else 0
 
     @property
     def scaled(self) -> bool:
-        """Whether blocks scale what they add (LayerScale), as DINOv2's do."""
+        """Whether blocks scale their residual branches (LayerScale), as DINOv2's do."""
         return LAYER_SCALE in self.weights
 
 
 def read_state(path: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """Tensors of a checkpoint by name, and notes on what lay beside them.
+    """Tensors of a checkpoint by name, and notes on what was beside them.
 
     Of a training checkpoint the state dict under `teacher`, `model` or `state_dict` is taken, in this order. Nothing
     but tensors, plain values and argparse's Namespace (of MAE's checkpoints) is ever unpickled.
 
     Raises:
-        ValueError: the file holds no state dict, or more than tensors and plain values.
+        RadDraftError: the file has no state dict, or more than tensors and plain values.
         OSError: it cannot be read.
     """
     import pickle
@@ -111,23 +100,24 @@ def read_state(path: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError) as error:
         unsafe = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
-        reason = (
-            f"it holds {unsafe[1]}, which is no tensor; save its state dict alone"
-            if unsafe
-            else str(error).strip().split("\n")[0]
-        )
-        raise RadDraftError(f"{path} is no checkpoint that can be loaded as tensors only: {reason}") from error
+        reason = (str(error).strip() or type(error).__name__).split("\n")[0]
+        if unsafe:
+            reason = f"it holds {unsafe[1]}, which is not a tensor; save its state dict alone"
+        raise RadDraftError(f"{path} is not a checkpoint that can be loaded as tensors only: {reason}") from error
     notes = []
     while not _is_state(content):
-        inner = next((name for name in ("teacher", "model", "state_dict") if _has_dict(content, name)), None)
+        found = content if isinstance(content, Mapping) else {}
+        inner = next(
+            (name for name in ("teacher", "model", "state_dict") if isinstance(found.get(name), Mapping)), None
+        )
         if inner is None:
-            found = f"the keys {', '.join(map(str, list(content)[:5]))}" if isinstance(content, Mapping) else "no dict"
+            what = f"the keys {', '.join(map(str, list(found)[:5]))}" if found else "no dict"
             raise RadDraftError(
-                f"{path} has {found}; expected tensors by name, or those under teacher, model, state_dict"
+                f"{path} has {what}; expected tensors by name, or those under teacher, model, state_dict"
             )
-        beside = ", ".join(sorted(str(name) for name in content if name != inner))
-        notes.append(f"taken from {inner!r}" + (f"; beside it, left out: {beside}" if beside else ""))
-        content = content[inner]
+        beside = ", ".join(sorted(str(name) for name in found if name != inner))
+        notes.append(f"taken from {inner!r}" + (f"; left out: {beside}" if beside else ""))
+        content = found[inner]
     return dict(content), notes
 
 
@@ -141,15 +131,26 @@ def _is_state(content: Any) -> bool:
     )
 
 
-def _has_dict(content: Any, name: str) -> bool:
-    return isinstance(content, Mapping) and isinstance(content.get(name), Mapping)
+def check_state(state: Mapping[str, torch.Tensor], wanted: Mapping[str, Sequence[int]], what: str) -> None:
+    """Raise RadDraftError, beginning with `what`, unless a state dict has just the wanted names and shapes."""
+    shapes = {name: list(shape) for name, shape in wanted.items()}
+    faults = []
+    if unknown := [name for name in state if name not in shapes]:
+        faults.append(f"no place for {len(unknown)} of its entries: {_some(unknown)}")
+    if missing := [name for name in shapes if name not in state]:
+        faults.append(f"{len(missing)} are missing: {_some(missing)}")
+    if misfits := [name for name in shapes if name in state and list(state[name].shape) != shapes[name]]:
+        examples = [f"{name} is {list(state[name].shape)}, not {shapes[name]}" for name in misfits]
+        faults.append(f"{len(misfits)} shapes do not fit: {_some(examples)}")
+    if faults:
+        raise RadDraftError(f"{what}: {'; '.join(faults)}")
 
 
 def find_backbone(path: Path, state: Mapping[str, torch.Tensor], heads: int | None) -> Backbone:
     """Take the backbone's tensors out of the state dict of file `path`, and read its sizes off their shapes.
 
     Raises:
-        ValueError: there is no vision transformer in it, or something beside it that is not known, or `heads` (by
+        RadDraftError: there is no vision transformer in it, or something beside it that is not known, or `heads` (by
             default width / 64) do not fit.
     """
     plain = _rename(path, state, lambda name: re.sub(r"^(module\.)+", "", name))
@@ -174,7 +175,7 @@ def find_backbone(path: Path, state: Mapping[str, torch.Tensor], heads: int | No
     # FSDP training groups blocks into chunks; the second number counts on from chunk to chunk.
     weights = _rename(path, kept, lambda name: re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", name))
     if LAYER_SCALE not in weights and weights.pop("mask_token", None) is not None:
-        dropped["mask_token"] += 1  # a masked autoencoder's, which its decoder takes in
+        dropped["mask_token"] += 1  # a masked autoencoder's, an input of its decoder
     return _measure(path, root, weights, dropped, heads)
 
 
@@ -190,26 +191,26 @@ def _rename(path: Path, tensors: Mapping[str, torch.Tensor], new_name: Callable[
 def _measure(
     path: Path, root: str, weights: dict[str, torch.Tensor], dropped: Counter[str], heads: int | None
 ) -> Backbone:
-    projection = weights["patch_embed.proj.weight"]
-    if projection.ndim != 4 or projection.shape[1] != 3 or projection.shape[2] != projection.shape[3]:
-        raise RadDraftError(
-            f"{path}: patch_embed.proj.weight has shape {list(projection.shape)}; expected width x 3 x patch x patch"
-        )
-    width, patch_size = projection.shape[0], projection.shape[2]
+    shape = list(weights["patch_embed.proj.weight"].shape)
+    if len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3]:
+        raise RadDraftError(f"{path}: patch_embed.proj.weight has shape {shape}; expected width x 3 x patch x patch")
+    width, patch_size = shape[0], shape[2]
     blocks = {int(match[1]) for name in weights if (match := re.match(r"blocks\.(\d+)\.", name))}
     if not blocks:
         raise RadDraftError(f"{path} has no blocks.0. It has {_some(weights)}")
     if "pos_embed" not in weights:
-        raise RadDraftError(f"{path} has no pos_embed: towers without learned position embeddings are not known here")
-    try:
-        grid = _grid_of(weights["pos_embed"])
-    except ValueError as error:
-        raise RadDraftError(f"{path}: pos_embed: {error}") from None
+        raise RadDraftError(f"{path} has no pos_embed; only towers with learned position embeddings can be converted")
+    positions = list(weights["pos_embed"].shape)
+    grid = isqrt(max(positions[1] - 1, 0)) if len(positions) == 3 else 0
+    if not grid or positions[0] != 1 or positions[1] != 1 + grid * grid:
+        raise RadDraftError(
+            f"{path}: pos_embed: shape {positions} is not that of one class token and a square grid of patches"
+        )
     if heads is None:
         if width in SHARED_WIDTHS or width % 64:
             raise RadDraftError(
                 f"{path} does not tell how many heads its {width} channels make: transformers of this width have "
-                f"heads of other sizes than 64. Say it by --heads"
+                "heads of other sizes than 64. Give --heads"
             )
         heads = width // 64
     if heads < 1 or width % heads:
@@ -217,53 +218,24 @@ def _measure(
     return Backbone(path, root, weights, dropped, width, max(blocks) + 1, heads, patch_size, grid)
 
 
-def _grid_of(positions: torch.Tensor) -> int:
-    shape = list(positions.shape)
-    if len(shape) != 3 or shape[0] != 1 or shape[1] < 2 or isqrt(shape[1] - 1) ** 2 != shape[1] - 1:
-        raise RadDraftError(f"shape {shape} is not that of one class token and a square grid of patches")
-    return isqrt(shape[1] - 1)
-
-
-def resize_position_embeddings(positions: torch.Tensor, grid: int, antialias: bool) -> torch.Tensor:
-    """Bicubic interpolation of learned position embeddings to another square grid of patches.
-
-    ViTModel needs it for any other image size, for LlavaForConditionalGeneration does not ask it to interpolate.
-    Sources differ: timm antialiases, and so does DINOv2 for its files with registers; MAE and DINOv2's other files do
-    not. (Those others also shift the grid by a tenth of a patch, which transformers' Dinov2Model leaves out, and so
-    does this function.)
-
-    Args:
-        positions: [1, 1 + N, D], the class token's first; N is the square of the old grid.
-        grid: patches along each side.
-        antialias: whether to smooth before sampling where the new grid is coarser.
-
-    Returns:
-        [1, 1 + grid * grid, D], in the type of `positions`.
-
-    Raises:
-        ValueError: `positions` are not one class token and a square grid.
-    """
-    import torch
-    from torch.nn.functional import interpolate
-
-    old = _grid_of(positions)
-    patches = positions[:, 1:].float().unflatten(1, (old, old)).permute(0, 3, 1, 2)  # [1, D, old, old]
-    resized = interpolate(patches, size=(grid, grid), mode="bicubic", align_corners=False, antialias=antialias)
-    return torch.cat([positions[:, :1], resized.flatten(2).transpose(1, 2).to(positions.dtype)], 1)
-
-
 def resize(backbone: Backbone, image_size: int, antialias: bool) -> tuple[Backbone, list[str]]:
     """The backbone with position embeddings for another image size, and a note if they had to change.
 
+    ViTModel needs it, since LlavaForConditionalGeneration does not ask it to interpolate. timm antialiases, and so does
+    DINOv2 for its files with registers; MAE and DINOv2's other files do not. (Those others also shift the grid by a
+    tenth of a patch, which transformers' Dinov2Model leaves out, and so does this function.)
+
     Raises:
-        ValueError: `image_size` is not a positive multiple of the patch size.
+        RadDraftError: `image_size` is not a positive multiple of the patch size.
     """
+    from timm.layers import resample_abs_pos_embed
+
     grid, rest = divmod(image_size, backbone.patch_size)
     if image_size < 1 or rest:
         raise RadDraftError(f"image_size {image_size} is not a multiple of the patch size {backbone.patch_size}")
     if grid == backbone.grid:
         return backbone, []
-    resized = resize_position_embeddings(backbone.weights["pos_embed"], grid, antialias)
+    resized = resample_abs_pos_embed(backbone.weights["pos_embed"], [grid, grid], antialias=antialias)
     how = "bicubic, antialiased" if antialias else "bicubic"
     note = f"position embeddings interpolated ({how}) from {backbone.grid} x {backbone.grid} to {grid} x {grid} patches"
     return replace(backbone, weights=backbone.weights | {"pos_embed": resized}, grid=grid), [note]
@@ -272,12 +244,7 @@ def resize(backbone: Backbone, image_size: int, antialias: bool) -> tuple[Backbo
 def model_names(backbone: Backbone, wanted: Collection[str]) -> dict[str, list[str]]:
     """Name in the checkpoint -> names in transformers' model, of which there are several for fused projections.
 
-    Args:
-        backbone: uses every name that is returned, and has no others.
-        wanted: all names of the Dinov2Model, Dinov2WithRegistersModel or ViTModel.
-
-    Raises:
-        ValueError: naming weights of the backbone that have no place in the model, and those that it lacks.
+    `wanted` are all names of that Dinov2Model, Dinov2WithRegistersModel or ViTModel.
     """
     table = {
         "cls_token": ["embeddings.cls_token"],
@@ -305,14 +272,6 @@ def model_names(backbone: Backbone, wanted: Collection[str]) -> dict[str, list[s
     names = {name: targets for name, targets in table.items() if targets[0] in wanted}
     if backbone.n_registers and "mask_token" not in backbone.weights:
         names.pop("mask_token", None)  # Dinov2WithRegistersModel always has one
-    faults = []
-    if unused := [name for name in backbone.weights if name not in names]:
-        model = "DINOv2" if backbone.scaled else "ViTModel"
-        faults.append(f"{model} has no place for {len(unused)} of its entries: {_some(unused)}")
-    if missing := [name for name in names if name not in backbone.weights]:
-        faults.append(f"{len(missing)} are missing: {_some(missing)}")
-    if faults:
-        raise RadDraftError(f"{backbone.path}: {'; '.join(faults)}")
     return names
 
 

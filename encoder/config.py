@@ -31,7 +31,7 @@ class ComputeConfig:
 
 @dataclass
 class EncoderConfig(ComputeConfig):
-    """The encoder, its input, and how it runs."""
+    """Encoder."""
 
     tower: str = ""
     """Short name (`raddraft towers` lists them), hub id or folder; "pixels" for 16 x 16 raw pixels; "random:" before
@@ -48,6 +48,8 @@ class EncoderConfig(ComputeConfig):
         from encoder.towers import load_tower
         from raddraft.processes import pick_device
 
+        if not self.tower:
+            raise RadDraftError("No tower is named; give --tower, e.g. --tower rad-dino")
         tower = load_tower(self.tower, self.image_size, backend)
         tower.model.to(pick_device(self.device), getattr(torch, self.precision))
         return tower

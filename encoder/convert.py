@@ -1,29 +1,26 @@
 """Checkpoints in other layouts -> folders to load as towers, once.
 
-Kinds of vision transformers, whose layouts `encoder.checkpoints` reads, as ordinary Hugging Face folders:
+Vision transformers, whose layouts `encoder.checkpoints` reads, become ordinary Hugging Face folders:
 
 - DINOv2, and RAD-DINO's `backbone_compatible.safetensors` -> Dinov2Model or Dinov2WithRegistersModel;
 - BiomedCLIP, MRM (Zhou et al., ICLR 2023), plain vision transformers and masked autoencoders -> ViTModel.
 
-BioViL-T's image model, a ResNet-50 -> a folder of `encoder.biovil`.
+BioViL-T's image model, a ResNet-50, becomes a folder of `encoder.biovil`; others go through `encoder.timm_folder`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import shutil
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from encoder.checkpoints import Backbone, find_backbone, model_names, read_state, resize
+from encoder.checkpoints import Backbone, check_state, find_backbone, model_names, read_state, resize
 from raddraft.errors import RadDraftError
+from raddraft.files import digest_file, whole_folder
 
 if TYPE_CHECKING:
     import torch
@@ -35,22 +32,22 @@ OPENAI_CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2
 
 @dataclass(frozen=True)
 class Kind:
-    """What the keys of a layout do not say: how its images were prepared, and where its terms of use are."""
+    """What the keys of a layout do not tell: how its images were prepared, and where its terms of use are."""
 
     mean: Sequence[float]
     """Mean of each channel, of values between 0 and 1."""
     std: Sequence[float]
     """Standard deviation of each channel."""
     terms: str
-    """Where the terms of use of the published weights stand."""
+    """Where the terms of use of the published weights are."""
     resize: int | None = None
     """Length in pixels to which the shorter side is resized; None: the size of the position embeddings."""
     crop: int | None = None
-    """Side in pixels of the centre square that is kept; None: the size of the position embeddings."""
+    """Side in pixels of the center square that is kept; None: the size of the position embeddings."""
     antialias: bool = True
     """Whether the source resizes its position embeddings with antialiasing."""
     gray_mapping: str = "window"
-    """How the source makes 8-bit pictures: `gray_mapping` of `raddraft.images.load_image`."""
+    """How the source makes 8-bit images, see `raddraft.images`."""
 
 
 KINDS = {
@@ -59,7 +56,7 @@ KINDS = {
         (0.5307,) * 3, (0.2583,) * 3, "huggingface.co/microsoft/rad-dino", antialias=False, gray_mapping="minmax"
     ),
     "biomedclip": Kind(*OPENAI_CLIP, "huggingface.co/microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224"),
-    # Both figures: main_pretrain.py and NIH_ChestX-ray/utils/data_utils.py of the repository. It starts from MAE's
+    # Both numbers: main_pretrain.py and NIH_ChestX-ray/utils/data_utils.py of the repository. It starts from MAE's
     # weights, whose position embeddings are resized without antialiasing (util/pos_embed.py of facebookresearch/mae).
     "mrm": Kind((0.4978,) * 3, (0.2449,) * 3, "github.com/RL4M/MRM-pytorch", antialias=False),
     "vit": Kind(*IMAGENET, "those of its source"),
@@ -72,23 +69,39 @@ class Conversion:
 
     kind: str
     model: str
+    """Class of the model."""
     architecture: str
     n_parameters: int
     image_size: int
-    """Side in pixels of the square that the model is for."""
+    """Side in pixels of the square input."""
     patch_size: int
+    """In pixels."""
     n_prefix: int
     """Tokens before the patches: class and registers."""
     images: str
     """How the folder's image processor prepares images."""
     gray_mapping: str
-    """How 8-bit pictures are to be made before that: `gray_mapping` of `raddraft.images.load_image`."""
+    """How 8-bit images are to be made before that, see `raddraft.images`."""
     dropped: dict[str, int]
-    """Part of the checkpoint -> how many of its entries were left out."""
+    """Part of the checkpoint -> number of its entries that were left out."""
     notes: list[str]
-    """Whatever else the folder has otherwise than the checkpoint, and the terms of use."""
+    """Other differences between the folder and the checkpoint, and the terms of use."""
     sha256: str
     """Digest of the checkpoint file."""
+
+    def describe(self) -> str:
+        """Lines to print."""
+        size, patch = f"{self.image_size} x {self.image_size}", f"{self.patch_size} x {self.patch_size}"
+        n_patches = (self.image_size // self.patch_size) ** 2
+        dropped = ", ".join(f"{part} ({count})" for part, count in self.dropped.items())
+        lines = [
+            self.architecture,
+            f"{size} pixels are {n_patches} patches of {patch}; prefix tokens: {self.n_prefix}",
+            f"images: {self.images}",
+            f"dropped: {dropped or 'nothing'}",
+            *self.notes,
+        ]
+        return "\n".join(f"  {line}" for line in lines)
 
 
 def convert(
@@ -105,99 +118,103 @@ def convert(
 
     Args:
         checkpoint: file of tensors: .safetensors, or whatever torch.load reads with weights_only=True.
-        out: folder to make; it may be there already if it is empty.
-        kind: one of `KINDS`, where the keys fit several of them; by default the first that fits. This and the other
-            arguments are for vision transformers; BioViL-T takes none of them.
-        image_size: side in pixels of the square that the folder shall take; its position embeddings are interpolated
-            to it. By default that of the checkpoint.
-        mean: of each channel, one value or three, instead of the kind's.
-        std: likewise.
+        out: folder to make; it may exist if it is empty.
+        kind: one of `KINDS`; by default the first that the keys fit. This and the other arguments are for vision
+            transformers; BioViL-T takes none of them.
+        image_size: side in pixels of the folder's square input; position embeddings are interpolated to it. By default
+            that of the checkpoint.
+        mean: of each channel, 0 to 1, one value or three, instead of the kind's.
+        std: standard deviation of each channel, as `mean`.
         heads: attention heads in each block; by default width / 64.
-        timm: name of a timm architecture, whose state dict the checkpoint is; alone, without the other arguments.
+        timm: name of a timm architecture, whose state dict the checkpoint is; without the other arguments.
 
     Raises:
-        ValueError: the file is no checkpoint of a known layout, some key or shape does not fit, or an argument is
+        RadDraftError: the file is not a checkpoint of a known layout, a key or shape does not fit, or an argument is
             wrong; nothing is written.
         OSError: a file cannot be read or written.
     """
     checkpoint, out = Path(checkpoint), Path(out).resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RadDraftError(f"{out} is there already, and not an empty folder; name a new one by --out")
+        raise RadDraftError(f"{out} exists and is not an empty folder; choose another --out")
     state, notes = read_state(checkpoint)
-    with open(checkpoint, "rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     is_biovil = "encoder.backbone_to_vit.weight" in state
     if is_biovil or timm:
         given = {"kind": kind, "image_size": image_size, "mean": mean, "std": std, "heads": heads}
         what = "is BioViL-T's image model" if is_biovil else f"is read as timm's {timm}"
-        if names := [f"--{name}" for name, value in given.items() if value is not None]:
-            raise RadDraftError(f"{checkpoint} {what}, for which there is no {', '.join(names)}")
-        return _convert_biovil(checkpoint, out, sha256) if is_biovil else _convert_timm(state, timm or "", out, sha256)
-    backbone = find_backbone(checkpoint, state, heads)
-    kind = _choose_kind(backbone, kind)
-    preparation = _preparation(backbone, kind, image_size, mean, std)
-    if image_size is not None:
-        backbone, resizing = resize(backbone, image_size, preparation.antialias or backbone.n_registers > 0)
-        notes += resizing
+        if names := [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]:
+            raise RadDraftError(f"{checkpoint} {what}, which does not take {', '.join(names)}")
+    with whole_folder(out) as folder:
+        if is_biovil:
+            done = _write_biovil(checkpoint, state, folder)
+        elif timm:
+            done = _write_timm(state, timm, folder)
+        else:
+            backbone = find_backbone(checkpoint, state, heads)
+            kind = _choose_kind(backbone, kind)
+            preparation = _preparation(backbone, kind, image_size, mean, std)
+            if image_size is not None:
+                backbone, resizing = resize(backbone, image_size, preparation.antialias or backbone.n_registers > 0)
+                notes += resizing
+            done = _write_transformer(backbone, kind, preparation, folder)
+    return replace(done, notes=[*notes, *done.notes], sha256=digest_file(checkpoint) or "")
+
+
+def _write_transformer(backbone: Backbone, kind: str, preparation: Kind, folder: Path) -> Conversion:
     model, changes = _build(backbone)
     side = backbone.image_size
     resized, crop = preparation.resize or side, preparation.crop or side
-    with _whole_folder(out) as temporary:
-        model.save_pretrained(temporary)
-        _processor(preparation, resized, crop).save_pretrained(temporary)
+    model.save_pretrained(folder)
+    _processor(preparation, resized, crop).save_pretrained(folder)
     return Conversion(
         kind=kind,
         model=type(model).__name__,
         architecture=f"{backbone.depth} blocks, {backbone.width} wide, {backbone.heads} heads; "
         f"position embeddings for {side} x {side} pixels",
-        n_parameters=_count(model),
+        n_parameters=model.num_parameters(),
         image_size=side,
         patch_size=backbone.patch_size,
         n_prefix=1 + backbone.n_registers,
-        images=f"shorter side resized to {resized} (bicubic), centre {crop} x {crop} kept, "
+        images=f"shorter side resized to {resized} (bicubic), center {crop} x {crop} kept, "
         f"mean {list(preparation.mean)}, std {list(preparation.std)}",
         gray_mapping=preparation.gray_mapping,
         dropped=dict(sorted(backbone.dropped.items())),
-        notes=[*notes, *changes, f"terms of use: {preparation.terms}"],
-        sha256=sha256,
+        notes=[*changes, f"terms of use: {preparation.terms}"],
+        sha256="",
     )
 
 
-def _convert_biovil(checkpoint: Path, out: Path, sha256: str) -> Conversion:
+def _write_biovil(checkpoint: Path, state: dict[str, torch.Tensor], folder: Path) -> Conversion:
     from encoder import biovil
 
-    with _whole_folder(out) as temporary:
-        dropped = biovil.convert(checkpoint, temporary)
-        model = biovil.BioViLT.from_pretrained(temporary)
+    model, dropped = biovil.from_official(state, checkpoint)
     config = model.config
-    side = config.image_size
+    model.save_pretrained(folder)
+    side, half = config.image_size, config.hidden_size // 2
     parts = Counter(next(part for part in biovil.DROPPED if name.startswith(part)).rstrip(".") for name in dropped)
-    half = config.hidden_size // 2
     return Conversion(
         kind="biovil-t",
         model=type(model).__name__,
-        architecture=f"ResNet-50, {config.hidden_size} wide: {half} of the picture, {half} in place of a prior one",
-        n_parameters=_count(model),
+        architecture=f"ResNet-50, {config.hidden_size} wide: {half} of the image, {half} in place of a prior image",
+        n_parameters=model.num_parameters(),
         image_size=side,
         patch_size=config.patch_size,
         n_prefix=0,
-        images=f"shorter side resized to {config.shortest_edge} (bilinear), centre {side} x {side} kept",
+        images=f"shorter side resized to {config.shortest_edge} (bilinear), center {side} x {side} kept",
         gray_mapping="minmax",
         dropped=dict(sorted(parts.items())),
         notes=["terms of use: huggingface.co/microsoft/BiomedVLP-BioViL-T"],
-        sha256=sha256,
+        sha256="",
     )
 
 
-def _convert_timm(state: dict[str, torch.Tensor], architecture: str, out: Path, sha256: str) -> Conversion:
+def _write_timm(state: dict[str, torch.Tensor], architecture: str, folder: Path) -> Conversion:
     from encoder.timm_folder import save_timm
     from encoder.towers import load_tower
 
-    with _whole_folder(out) as temporary:
-        n_parameters, notes = save_timm(state, architecture, temporary)
-        tower = load_tower(str(temporary))
-        rows, _, width = tower.shape
-        side = tower.black_pixels.shape[-1]
+    n_parameters, notes = save_timm(state, architecture, folder)
+    tower = load_tower(str(folder))
+    rows, _, width = tower.shape
+    side = tower.black_pixels.shape[-1]
     return Conversion(
         kind="timm",
         model=type(tower.model).__name__,
@@ -210,12 +227,8 @@ def _convert_timm(state: dict[str, torch.Tensor], architecture: str, out: Path, 
         gray_mapping="window",
         dropped={},
         notes=[*notes, "terms of use: those of its source"],
-        sha256=sha256,
+        sha256="",
     )
-
-
-def _count(model: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _choose_kind(backbone: Backbone, kind: str | None) -> str:
@@ -231,7 +244,7 @@ def _choose_kind(backbone: Backbone, kind: str | None) -> str:
     if kind is None:
         return fitting[0]
     if kind not in fitting:
-        raise RadDraftError(f"{backbone.path} has not the keys of kind {kind!r}. Choices: {', '.join(fitting)}")
+        raise RadDraftError(f"{backbone.path} does not have the keys of kind {kind!r}. Choices: {', '.join(fitting)}")
     if kind == "rad-dino" and (backbone.grid, backbone.patch_size, backbone.n_registers) != (37, 14, 0):
         raise RadDraftError(
             f"{backbone.path} is not RAD-DINO, which has 37 x 37 patches of 14 x 14 pixels and no registers: it has "
@@ -254,21 +267,19 @@ def _preparation(
     if kind == "biomedclip" and beside.is_file():
         preparation = _read_open_clip(beside, preparation)
     if (mean is None) != (std is None):
-        raise RadDraftError("--mean and --std belong together")
+        raise RadDraftError("--mean and --std go together; give both or neither")
     if mean is not None and std is not None:
         for name, values, low in (("mean", mean, 0.0), ("std", std, 1e-3)):
             if len(values) not in (1, 3) or not all(low <= value <= 1 for value in values):
-                raise RadDraftError(f"{name} is {list(values)}; expected one value or three, of a scale from 0 to 1")
+                raise RadDraftError(f"{name} is {list(values)}; expected one value or three, on a scale from 0 to 1")
         preparation = replace(preparation, mean=(*mean,) * (3 // len(mean)), std=(*std,) * (3 // len(std)))
     elif kind == "vit":
         warnings.warn(
-            "Keys do not tell how images were normalised; ImageNet's mean and standard deviation are written. Give "
-            "--mean and --std if the source has others",
+            "The checkpoint does not tell how images were normalized; ImageNet's mean and standard deviation are "
+            "written. Give --mean and --std if the source has others",
             stacklevel=3,
         )
-    if image_size is not None:
-        preparation = replace(preparation, resize=image_size, crop=image_size)
-    return preparation
+    return replace(preparation, resize=image_size, crop=image_size) if image_size is not None else preparation
 
 
 def _read_open_clip(path: Path, preparation: Kind) -> Kind:
@@ -276,7 +287,7 @@ def _read_open_clip(path: Path, preparation: Kind) -> Kind:
     try:
         found = json.loads(path.read_text(encoding="utf-8")).get("preprocess_cfg") or {}
     except (ValueError, AttributeError) as error:
-        raise RadDraftError(f"{path} is not open_clip's: {error}") from error
+        raise RadDraftError(f"{path} is not an open_clip config: {error}") from error
     for name, usual in (("interpolation", "bicubic"), ("resize_mode", "shortest"), ("mode", "RGB")):
         if found.get(name, usual) != usual:
             raise RadDraftError(f"{path}: preprocess_cfg.{name} is {found[name]!r}. Choices here: {usual}")
@@ -284,7 +295,7 @@ def _read_open_clip(path: Path, preparation: Kind) -> Kind:
 
 
 def _processor(preparation: Kind, resize: int, crop: int) -> BaseImageProcessor:
-    """Shorter side resized (bicubic), centre square, values from 0 to 1 normalised."""
+    """Shorter side resized (bicubic), center square, values from 0 to 1 normalized."""
     from transformers import BitImageProcessor
 
     return BitImageProcessor(
@@ -303,29 +314,22 @@ def _build(backbone: Backbone) -> tuple[PreTrainedModel, list[str]]:
         model = _empty_model(backbone)
     wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
     names = model_names(backbone, wanted)
+    rows = {name: [wanted[target][0] for target in targets] for name, targets in names.items()}
+    shapes = {name: [sum(rows[name]), *wanted[targets[0]][1:]] for name, targets in names.items()}
+    check_state(backbone.weights, shapes, f"{backbone.path} does not fit {type(model).__name__}")
     weights: dict[str, torch.Tensor] = {}
-    misfits = []
-    for name, targets in names.items():
-        tensor = backbone.weights[name]
-        rows = [wanted[target][0] for target in targets]  # more than one target: parts of one fused projection
-        shape = [sum(rows), *wanted[targets[0]][1:]]
-        if list(tensor.shape) != shape:
-            misfits.append(f"{name} is {list(tensor.shape)}, not {shape}")
-            continue
+    for name, targets in names.items():  # more than one target: parts of one fused projection
+        parts = zip(targets, backbone.weights[name].split(rows[name]), strict=True)
         # Copies: parts of one tensor would look like tied weights when they are saved.
-        weights |= {
-            target: part.to(torch.float32, copy=True) for target, part in zip(targets, tensor.split(rows), strict=True)
-        }
-    if misfits:
-        raise RadDraftError(f"{backbone.path}: {len(misfits)} shapes do not fit, e.g. {'; '.join(misfits[:3])}")
+        weights |= {target: part.to(torch.float32, copy=True) for target, part in parts}
     notes = []
     for name in sorted(set(wanted) - set(weights)):  # model_names leaves only these: a mask token, a pooler
         weights[name] = torch.zeros(wanted[name])
-        notes.append(f"{name} is not in the checkpoint: zeros, as no random numbers may stand for it")
+        notes.append(f"{name} is not in the checkpoint: set to zeros, not to random numbers")
     if others := {str(backbone.weights[name].dtype).removeprefix("torch.") for name in names} - {"float32"}:
         notes.append(f"{', '.join(sorted(others))} weights cast to float32")
     if backbone.width // backbone.heads != 64:
-        notes.append(f"{backbone.heads} heads, as told")
+        notes.append(f"{backbone.heads} heads, as given")
     model.load_state_dict(weights, strict=True, assign=True)
     return model, notes
 
@@ -362,17 +366,3 @@ def _empty_model(backbone: Backbone) -> PreTrainedModel:
         config = hf.Dinov2WithRegistersConfig(**settings, num_register_tokens=backbone.n_registers)
         return hf.Dinov2WithRegistersModel(config)
     return hf.Dinov2Model(hf.Dinov2Config(**settings, use_mask_token="mask_token" in weights))
-
-
-@contextmanager
-def _whole_folder(out: Path) -> Iterator[Path]:
-    """Give a temporary folder beside `out` to write to; rename it to `out` only if nothing failed."""
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        if out.exists():
-            out.rmdir()
-        os.replace(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

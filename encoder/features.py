@@ -108,6 +108,16 @@ class FeatureStore:
         stacked = torch.stack(found) if found else torch.empty(0, 2, self.shape[1])  # [n, 2, D]
         return {"class": stacked[:, 0], "mean": stacked[:, 1], "both": stacked.flatten(1)}[pooling]
 
+    def describe(self) -> str:
+        """Shape and size of the store, and how fast this process added to it."""
+        size = sum(file.stat().st_size for file in self.folder.glob("part-*.bin"))
+        text = f"{self.shape[0]} vectors of {self.shape[1]} each, {size / 1e6:.1f} MB"
+        done = self.computed
+        if not done or not done.n_images:
+            return f"{text}\nnothing to compute"
+        busy = done.tower_seconds / done.seconds
+        return f"{text}\n{done.n_images / done.seconds:.1f} images/s, tower at work {busy:.0%} of the time"
+
     @property
     def blank(self) -> torch.Tensor:
         """Zeros in the shape of one image's features, [T, D]."""

@@ -1,17 +1,18 @@
-"""What an encoder sees: patch features as colours, attention of the class token, similarity to a point, on one sheet.
+"""What an encoder sees: patch features as colors, attention of the class token, similarity to a point, on one sheet.
 
-    tower_maps = TowerMaps("dinov2-small", pca_map(patches), class_attention(model, pixels, 1), similarity)
-    png = draw(["a.png", "b.png"], xrays, [tower_maps], point=(0.32, 0.45))
+    errors = draw_figures([Path("a.png"), Path("b.dcm")], ["dinov2-small", "rad-dino"], Path("figures.png"))
 
-The maps show where features differ, not why: an untrained tower also follows grey values, so compare with one.
+The maps show where features differ, not why: an untrained tower also follows gray values, so compare with one.
 """
 
 from __future__ import annotations
 
 import io
+import os
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,8 @@ from torch.nn.functional import normalize
 
 from encoder.timm_folder import plain_processor
 from raddraft.errors import RadDraftError
+from raddraft.files import write_whole
+from raddraft.images import ImageError, load_image
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,6 +39,9 @@ DPI = 100
 PAPER, FAINT, TEXT, MARK = "#101214", "#8d949c", "#e4e7ea", "#ffb340"
 COLUMNS = ("Features", "Attention", "Similarity")
 
+POINT = (0.32, 0.45)
+"""In most frontal images the patient's right lung."""
+
 
 @dataclass
 class TowerMaps:
@@ -43,20 +49,74 @@ class TowerMaps:
 
     name: str
     features: np.ndarray
-    """Colours of the patches, uint8 [B, h, w, 3], see `pca_map`."""
+    """Colors of the patches, uint8 [B, h, w, 3], see `pca_map`."""
     attention: torch.Tensor | None
     """Attention of the class token [B, h, w], see `class_attention`; None without a class token."""
     similarity: torch.Tensor
     """Cosine similarity to the patch at the point [B, h, w], see `similarity_map`."""
 
 
-def look(tower: Tower, images: Sequence[Image], point: Sequence[float]) -> tuple[list[np.ndarray], TowerMaps]:
-    """The centre squares of pictures as a tower gets them, uint8 [H, W] each, and its maps of them.
+def draw_figures(
+    paths: Sequence[Path],
+    towers: Sequence[str],
+    out: Path,
+    point: Sequence[float] = POINT,
+    image_size: int | None = None,
+    device: str = "auto",
+) -> list[str]:
+    """Draw a sheet (PNG) of image files, a row each, as several towers see them.
 
     Args:
-        tower: on the device that is to compute.
-        images: of any size.
-        point: see `similarity_map`.
+        paths: image files; of each the towers get the center square.
+        towers: short names, hub ids or folders.
+        out: the PNG file to write.
+        point: where similarity is measured from, see `similarity_map`.
+        image_size: side in pixels of the towers' input, instead of their own.
+        device: as in `ComputeConfig`.
+
+    Returns:
+        A sentence for each file that could not be read.
+
+    Raises:
+        RadDraftError: a point outside the image, another suffix than .png, no readable image, an unknown tower.
+    """
+    from tqdm import tqdm
+
+    from encoder.config import EncoderConfig
+
+    check_point(point)
+    if out.suffix.lower() != ".png":
+        raise RadDraftError(f"{out}: figures are PNG files, so the name must end in .png")
+    images: dict[Path, Image] = {}
+    errors = []
+    for path in dict.fromkeys(paths):
+        try:
+            images[path] = load_image(path)
+        except (ImageError, OSError) as error:
+            errors.append(str(error))
+    if not images:
+        raise RadDraftError(f"No image to draw: {'; '.join(errors)}")
+    xrays, maps = [], []
+    for name in tqdm(towers, unit="tower"):
+        tower = EncoderConfig(tower=name, image_size=image_size, device=device).load()
+        tower.name = _last_two_parts(name)
+        found, of_tower = look(tower, list(images.values()), point)
+        xrays.append(found)
+        maps.append(of_tower)
+    captions = [_last_two_parts(os.fsencode(path).decode(errors="replace")) for path in images]
+    with write_whole(out) as temporary:
+        temporary.write_bytes(draw(captions, xrays[0], maps, point))
+    return errors
+
+
+def _last_two_parts(path: str) -> str:
+    return "/".join(Path(path).parts[-2:])
+
+
+def look(tower: Tower, images: Sequence[Image], point: Sequence[float]) -> tuple[list[np.ndarray], TowerMaps]:
+    """The center squares of images of any size as a tower gets them, uint8 [H, W] each, and its maps of them.
+
+    `point` is as in `similarity_map`.
     """
     from PIL import ImageOps
 
@@ -73,16 +133,16 @@ def look(tower: Tower, images: Sequence[Image], point: Sequence[float]) -> tuple
         class_attention(tower.model, pixels, tower.n_prefix) if tower.is_plain else None,
         torch.stack([similarity_map(features, point) for features in patches]),
     )
-    return [grey_picture(image, processor) for image in pixels], maps
+    return [gray_image(image, processor) for image in pixels], maps
 
 
 def pca_map(patches: torch.Tensor) -> np.ndarray:
-    """Patch features as colours: their first three principal components in the perceptual colour space Oklab.
+    """Patch features as colors: their first three principal components in the perceptual color space Oklab.
 
-    Components are found over all images together, so equal features have equal colours in every image; those of two
-    towers cannot be compared. Features are brought to unit length first, as for cosine similarity: a few patches of
-    extreme norm, which large towers have, would take up the components otherwise. Each component runs from its 2nd to
-    its 98th percentile, the first as lightness, the others as hue. The largest entry of each is positive.
+    Components are found over all images together, so equal features have equal colors in every image; colors of two
+    towers cannot be compared. Features are scaled to unit length first: the few patches of extreme norm that large
+    towers have would dominate the components otherwise. Each component runs from its 2nd to its 98th percentile, the
+    first as lightness, the others as hue. The largest entry of each is positive.
 
     Args:
         patches: [B, h, w, D] of one tower, D >= 3.
@@ -91,10 +151,10 @@ def pca_map(patches: torch.Tensor) -> np.ndarray:
         uint8 [B, h, w, 3], sRGB.
     """
     unit = normalize(patches.double().flatten(0, 2), dim=-1)  # [B h w, D]
-    centred = unit - unit.mean(0)
-    axes = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -3:].flip(1)  # [D, 3], greatest variance first
+    centered = unit - unit.mean(0)
+    axes = torch.linalg.eigh(centered.T @ centered).eigenvectors[:, -3:].flip(1)  # [D, 3], greatest variance first
     largest = axes.gather(0, axes.abs().argmax(0, keepdim=True))
-    components = (centred @ (axes * largest.sign())).numpy()
+    components = (centered @ (axes * largest.sign())).numpy()
     low, high = np.percentile(components, (2, 98), axis=0)
     scaled = ((components - low) / np.maximum(high - low, 1e-9)).clip(0, 1)
     return _oklab_to_srgb(scaled * [0.45, 0.24, 0.24] + [0.41, -0.12, -0.12]).reshape(*patches.shape[:3], 3)
@@ -105,10 +165,10 @@ def similarity_map(patches: torch.Tensor, point: Sequence[float]) -> torch.Tenso
 
     Args:
         patches: features of one image.
-        point: where from the left and from the top, as fractions of width and height.
+        point: (x, y) as fractions of the width from the left and of the height from the top.
 
     Raises:
-        ValueError: the point lies outside the picture.
+        RadDraftError: the point is outside the image.
     """
     check_point(point)
     height, width = patches.shape[:2]
@@ -117,11 +177,11 @@ def similarity_map(patches: torch.Tensor, point: Sequence[float]) -> torch.Tenso
 
 
 def check_point(point: Sequence[float]) -> None:
-    """Raise ValueError unless `point` is two fractions of a picture's width and height."""
+    """Raise RadDraftError unless `point` is two fractions of an image's width and height."""
     if len(point) != 2 or not all(0 <= value <= 1 for value in point):
         raise RadDraftError(
-            f"Point {' '.join(map(str, point))} is not in the picture: it takes two numbers from 0 to 1, the fractions "
-            f"of its width (from the left) and height (from the top)"
+            f"Point {' '.join(map(str, point))} is not in the image; give two numbers from 0 to 1, the fractions of "
+            "its width (from the left) and height (from the top)"
         )
 
 
@@ -130,7 +190,7 @@ def class_attention(model: PreTrainedModel, pixels: torch.Tensor, n_prefix: int)
     """Attention of the class token to the patches in the last layer, mean over heads.
 
     Args:
-        model: a vision transformer of transformers, in eval mode. Its weights and its way to attend stay as they are.
+        model: a vision transformer of transformers, in eval mode; it is left as it was.
         pixels: [B, 3, H, W]; one image goes through at a time, since the attentions of all layers are kept.
         n_prefix: tokens before the patches, the class token first.
 
@@ -152,8 +212,8 @@ def class_attention(model: PreTrainedModel, pixels: torch.Tensor, n_prefix: int)
     return rows.reshape(-1, pixels.shape[-2] // side, pixels.shape[-1] // side)
 
 
-def grey_picture(pixels: torch.Tensor, processor: Any) -> np.ndarray:
-    """The greyscale picture, uint8 [H, W], in the pixels [3, H, W] that a processor made: normalisation undone."""
+def gray_image(pixels: torch.Tensor, processor: Any) -> np.ndarray:
+    """The image, uint8 [H, W], in the pixels [3, H, W] that a processor made: normalization undone."""
     if processor.do_normalize:
         mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (processor.image_mean, processor.image_std))
         pixels = pixels * std + mean
@@ -168,13 +228,10 @@ def draw(
     Attention has one scale for the whole sheet, in multiples of uniform attention; similarity always runs from 0 to 1.
 
     Args:
-        captions: what stands over each row.
+        captions: title of each row.
         xrays: uint8 [H, W], one for each row.
         towers: their maps, in the order of the rows.
-        point: the one that similarity refers to, see `similarity_map`.
-
-    Returns:
-        The bytes of the file.
+        point: the one of `similarity_map`.
     """
     from matplotlib.figure import Figure
 
@@ -216,55 +273,55 @@ def sheet_size(n_images: int, n_towers: int) -> tuple[int, int]:
 
 
 def _attention_top(towers: Sequence[TowerMaps]) -> float:
-    """Upper end of the attention scale: a robust maximum of all maps in multiples of uniform attention, at least 2."""
+    """Upper end of the attention scale: a robust maximum in multiples of uniform attention, at least 2."""
     maps = [tower.attention * tower.attention[0].numel() for tower in towers if tower.attention is not None]
     return max([2.0, *(float(np.percentile(values, 99.5)) for values in maps)])
 
 
 def _attention_shades(values: np.ndarray, top: float) -> np.ndarray:
-    """Colours [..., 4] of attention from 0 to `top`."""
+    """Colors [..., 4] of attention from 0 to `top`."""
     from matplotlib import colormaps
 
     return colormaps["magma"](values / top)
 
 
 def _similarity_shades(values: np.ndarray) -> np.ndarray:
-    """Colours [..., 4] of cosines from 0 to 1; cubed, since those within one picture crowd near 1."""
+    """Colors [..., 4] of cosines from 0 to 1; cubed, since those within one image crowd near 1."""
     from matplotlib.colors import LinearSegmentedColormap
 
-    colours = LinearSegmentedColormap.from_list("teal", ["#080c10", "#123f4e", "#3b98a3", "#dff5f0"])
-    return colours(values.clip(0, 1) ** 3)
+    colors = LinearSegmentedColormap.from_list("teal", ["#080c10", "#123f4e", "#3b98a3", "#dff5f0"])
+    return colors(values.clip(0, 1) ** 3)
 
 
-def _panel(figure: Figure, row: int, column: int, picture: Any, **options: Any):
-    """Axes that fill the panel's box, with a picture if there is one."""
+def _panel(figure: Figure, row: int, column: int, image: Any, **options: Any) -> Any:
+    """Axes that fill the panel's box, with an image if there is one."""
     left, upper, right, lower = panel_box(row, column)
     width, height = figure.get_size_inches() * DPI
     box = (left / width, 1 - lower / height, (right - left) / width, (lower - upper) / height)
     axes = figure.add_axes(box, xticks=[], yticks=[], facecolor="#181b1f")
     for spine in axes.spines.values():
         spine.set_visible(False)
-    if picture is not None:
-        axes.imshow(picture, aspect="auto", extent=(0, 1, 1, 0), **options)
+    if image is not None:
+        axes.imshow(image, aspect="auto", extent=(0, 1, 1, 0), **options)
     return axes
 
 
 def _mark(axes: Any, point: Sequence[float]) -> None:
     """A ring around the point, legible on dark and bright."""
-    for colour, line in (("black", 3.2), (MARK, 1.5)):
-        axes.plot(*point, "o", markersize=9, markerfacecolor="none", markeredgecolor=colour, markeredgewidth=line)
+    for color, line in (("black", 3.2), (MARK, 1.5)):
+        axes.plot(*point, "o", markersize=9, markerfacecolor="none", markeredgecolor=color, markeredgewidth=line)
     axes.set(xlim=(0, 1), ylim=(1, 0))
 
 
-def _style(colour: str, size: float = 8, **options: Any) -> dict[str, Any]:
-    return {"color": colour, "fontsize": size, "family": "DejaVu Sans", **options}
+def _style(color: str, size: float = 8, **options: Any) -> dict[str, Any]:
+    return {"color": color, "fontsize": size, "family": "DejaVu Sans", **options}
 
 
-def _write(figure: Figure, x: float, y: float, text: str, colour: str, size: float = 8, **options: Any) -> None:
+def _write(figure: Figure, x: float, y: float, text: str, color: str, size: float = 8, **options: Any) -> None:
     """Text with its baseline at x, y in pixels from the sheet's upper left corner."""
     width, height = figure.get_size_inches() * DPI
     # File names may hold $, which would begin a formula.
-    figure.text(x / width, 1 - y / height, text, parse_math=False, **_style(colour, size, **options))
+    figure.text(x / width, 1 - y / height, text, parse_math=False, **_style(color, size, **options))
 
 
 def _write_frame(figure: Figure, towers: Sequence[TowerMaps], n_rows: int, top: float, point: Sequence[float]) -> None:
@@ -277,13 +334,8 @@ def _write_frame(figure: Figure, towers: Sequence[TowerMaps], n_rows: int, top: 
         for column, title in enumerate(COLUMNS, 1 + 3 * number):
             _write(figure, panel_box(0, column)[0], HEADER - 10, title, FAINT)
         if tower.attention is not None:
-            _scale(
-                figure,
-                n_rows,
-                2 + 3 * number,
-                _attention_shades(np.linspace(0, top, PANEL), top),
-                ("0", f"{top:.1f} ×"),
-            )
+            shades = _attention_shades(np.linspace(0, top, PANEL), top)
+            _scale(figure, n_rows, 2 + 3 * number, shades, ("0", f"{top:.1f} ×"))
         _scale(figure, n_rows, 3 + 3 * number, _similarity_shades(np.linspace(0, 1, PANEL)), ("≤ 0", "1"))
     lower = panel_box(n_rows - 1, 0)[3] + SCALE_BAR
     for number, line in enumerate(_footer(round(figure.get_size_inches()[0] * DPI), point), 1):
@@ -291,7 +343,7 @@ def _write_frame(figure: Figure, towers: Sequence[TowerMaps], n_rows: int, top: 
 
 
 def _scale(figure: Figure, n_rows: int, column: int, shades: np.ndarray, ends: tuple[str, str]) -> None:
-    """A thin colour bar under a column, its ends named."""
+    """A thin color bar under a column, its ends named."""
     left, _, right, lower = panel_box(n_rows - 1, column)
     width, height = figure.get_size_inches() * DPI
     axes = figure.add_axes((left / width, 1 - (lower + 14) / height, PANEL / width, 5 / height))
@@ -304,12 +356,12 @@ def _scale(figure: Figure, n_rows: int, column: int, shades: np.ndarray, ends: t
 def _footer(width: int, point: Sequence[float]) -> list[str]:
     """What the columns are, in lines that fit the sheet."""
     sentences = (
-        f"X-ray: the picture as the first tower gets it; the ring marks the point {point[0]:.2f}, {point[1]:.2f}.",
-        "Features: first three principal components of the patch features over all pictures of a tower; like colours, "
-        "like features. Colours of two towers cannot be compared.",
+        f"X-ray: the image as the first tower gets it; the ring marks the point {point[0]:.2f}, {point[1]:.2f}.",
+        "Features: first three principal components of the patch features over all images of a tower; similar colors, "
+        "similar features. Colors of two towers cannot be compared.",
         "Attention: from the class token to the patches in the last layer, mean over heads; 1 × is uniform.",
         "Similarity: cosine of each patch's features with those at the point.",
-        "An untrained tower follows grey values too. Not for diagnosis.",
+        "An untrained tower follows gray values too. Not for diagnosis.",
     )
     n_letters = int((width - 2 * MARGIN) / 6.6)  # the mean width of a letter in pixels, with some to spare
     return [line for sentence in sentences for line in textwrap.wrap(sentence, n_letters)]

@@ -33,7 +33,7 @@ POOLED_BY_MODEL = (
 
 @dataclass(frozen=True)
 class Encoded:
-    """Features of a batch of pictures."""
+    """Features of a batch of images."""
 
     pooled: torch.Tensor
     """The class token, or what the model pools (the mean patch, where that has another width): [B, D]."""
@@ -69,12 +69,12 @@ class Tower:
 
     @cached_property
     def shape(self) -> tuple[int, int, int]:
-        """Rows and columns of patches, and width: (H, W, D). Raises ValueError where pictures do not fit the model."""
+        """Rows and columns of patches, and width: (H, W, D). Raises ValueError where images do not fit the model."""
         return tuple(self.encode(self.black_pixels).patches.shape[1:])  # type: ignore[return-value]
 
     @cached_property
     def black_pixels(self) -> torch.Tensor:
-        """A black picture as the model gets it: [1, 3, height, width]."""
+        """A black image as the model gets it: [1, 3, height, width]."""
         return self.prepare([_black()])
 
     @cached_property
@@ -91,7 +91,7 @@ class Tower:
         return count_prefix_tokens(self.model, self.processor)
 
     def prepare(self, images: Sequence[Image]) -> torch.Tensor:
-        """Pictures as the model gets them: [B, 3, height, width]."""
+        """Images as the model gets them: [B, 3, height, width]."""
         return self.processor([image.convert("RGB") for image in images], return_tensors="pt")["pixel_values"]
 
     def encode(
@@ -111,7 +111,7 @@ class Tower:
             grad: keep gradients, for training; inside `torch.no_grad()` there are none all the same.
 
         Raises:
-            ValueError: no such layer, layers that are no token sequences, or pictures of a size the model cannot take.
+            ValueError: no such layer, layers that are no token sequences, or images of a size the model cannot take.
         """
         import torch
 
@@ -146,7 +146,7 @@ class Tower:
         except (ValueError, RuntimeError, AssertionError) as error:
             height, width = pixels.shape[-2:]
             raise RadDraftError(
-                f"{self.name} does not take pictures of {height} x {width} pixels; its own size is "
+                f"{self.name} does not take images of {height} x {width} pixels; its own size is "
                 f"{getattr(self.model.config, 'image_size', 'unknown')}: {error}"
             ) from error
 
@@ -223,11 +223,11 @@ def patch_size(model: Any) -> int | None:
 
 
 def count_prefix_tokens(model: Any, processor: BaseImageProcessor) -> int:
-    """Tokens before the patches (class, registers) of a tower that a LLaVA model can hold, by a black picture.
+    """Tokens before the patches (class, registers) of a tower that a LLaVA model can hold, by a black image.
 
     Raises:
         NotPlainError: it is no plain vision transformer.
-        ValueError: it does not take by itself the pictures the processor makes.
+        ValueError: it does not take by itself the images the processor makes.
     """
     import torch
 
@@ -245,7 +245,7 @@ def count_prefix_tokens(model: Any, processor: BaseImageProcessor) -> int:
             tokens = model(pixels.to(model.device, model.dtype)).last_hidden_state  # [1, T, D]
     except (ValueError, RuntimeError) as error:
         raise RadDraftError(
-            f"The {kind!r} tower does not take pictures of {height} x {width} pixels, its own size is "
+            f"The {kind!r} tower does not take images of {height} x {width} pixels, its own size is "
             f"{model.config.image_size}: {error}"
         ) from error
     n_patches = (height // patch) * (width // patch)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from encoder.tower import Tower, patch_size
-from raddraft.errors import RadDraftError
+from raddraft.errors import RadDraftError, UnavailableError
 
 if TYPE_CHECKING:
     from transformers import BaseImageProcessor
@@ -23,21 +23,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Card:
-    """What is behind a short name."""
+    """What a short name stands for."""
 
     source: str
-    """Hub id; where `converted` is set, of a checkpoint that `raddraft convert` turns into a folder first."""
+    """Hub id or repository."""
     what: str
-    """Architecture and, in px, the size of the pictures it takes."""
-    licence: str
-    """As far as known here; what its page says decides."""
+    """Architecture, and side of its input in px."""
+    license: str
+    """As far as known here; the terms on its page apply."""
     converted: bool = False
+    """Whether `source` is a checkpoint that `raddraft convert` turns into a folder first."""
     in_llava: bool = True
     """Whether a LLaVA model can hold it; otherwise it runs beside one, frozen."""
 
 
 DINOV2 = "Apache-2.0"
-DINOV3 = "DINOv3 licence, gated"
+DINOV3 = "DINOv3 license, gated"
 
 TOWERS = {
     "rad-dino": Card(
@@ -73,14 +74,14 @@ def resolve_tower(name: str) -> str:
     """Local folder or hub id of a tower.
 
     Raises:
-        ValueError: `name` is neither a short name, nor a folder, nor of the form owner/model; or it stands for a
-            checkpoint that has to be converted first.
+        RadDraftError: `name` is not a short name, a folder, or of the form owner/model; or it stands for a checkpoint
+            that has to be converted first.
     """
     if card := TOWERS.get(name):
         if card.converted:
             raise RadDraftError(
-                f"Tower {name!r} is no transformers checkpoint: download it from {card.source}, run `raddraft convert "
-                "CHECKPOINT --out FOLDER` once, and name that FOLDER"
+                f"Tower {name!r} is not a transformers checkpoint: download it from {card.source}, run `raddraft "
+                "convert CHECKPOINT --out FOLDER` once, and name that FOLDER"
             )
         return card.source
     if Path(name).is_dir():
@@ -95,31 +96,34 @@ def resolve_tower(name: str) -> str:
 def load_tower(
     name: str, image_size: int | None = None, backend: Literal["torchvision", "pil"] = "torchvision"
 ) -> Tower:
-    """Load a vision tower (fp32, eval mode) and its image processor.
+    """Load a vision tower (float32, eval mode, on the CPU) and its image processor.
 
     Of a two-tower checkpoint (CLIP, SigLIP), or of a trained report model, only the vision half is loaded. A report
     model that could not hold its tower has it in a folder of its own, which its raddraft.json names.
 
     Args:
-        name: short name, hub id or local folder; "pixels" for raw pixels, 16 x 16; "random:" before the name of a tower
-            for the same architecture with random weights (seed 0).
-        image_size: side in pixels of the square that the processor makes, instead of the checkpoint's own: the
-            shorter side is resized to it and the centre square is kept. Position embeddings are interpolated.
-        backend: what resizes pictures. A saved report model uses torchvision, as transformers does by default; the
-            package rad-dino uses Pillow, whose pixels differ by up to 1 of 255 and features in the third decimal.
+        name: short name (`raddraft towers` lists them), hub id or local folder; "pixels" for 16 x 16 raw pixels;
+            "random:" before the name of a tower for the same architecture with random weights (seed 0).
+        image_size: side in pixels of the tower's square input, instead of the checkpoint's own: the shorter side is
+            resized to it and the center square is kept. Position embeddings are interpolated.
+        backend: library that resizes images. A saved report model uses torchvision, as transformers does by default;
+            the package rad-dino uses Pillow, whose pixels differ by up to 1 of 255, and features in the third decimal.
+
+    Returns:
+        The tower: `tower.prepare(images)` gives pixels [B, 3, height, width], `tower.encode(pixels)` a pooled vector
+        [B, D] and patches [B, H, W, D] of each image; `tower.shape` is (H, W, D).
 
     Raises:
-        ValueError: unknown name, no vision model under it, or one that takes no pictures of `image_size`.
-        OSError: the checkpoint cannot be reached or read.
+        RadDraftError: unknown name, not a vision model, or one that does not take images of `image_size`.
+        UnavailableError: the checkpoint cannot be reached or read.
     """
     model, processor = _load(name, backend)
-    path = name
     if image_size is not None:
         patch = patch_size(model)
         if patch and image_size % patch:
-            raise RadDraftError(f"image_size {image_size} is not a multiple of the patch size {patch} of {path}")
+            raise RadDraftError(f"image_size {image_size} is not a multiple of the patch size {patch} of {name}")
         if not hasattr(processor, "crop_size"):
-            raise RadDraftError(f"The image processor of {path} cannot be set to image_size {image_size}")
+            raise RadDraftError(f"The image processor of {name} cannot be set to image_size {image_size}")
         vars(processor).update(
             size={"shortest_edge": image_size},
             crop_size={"height": image_size, "width": image_size},
@@ -128,22 +132,62 @@ def load_tower(
         )
     tower = Tower(name, model, processor)
     if image_size is not None:
-        _ = tower.shape  # it must take such pictures
+        _ = tower.shape  # it must take such images
     return tower
 
 
 def _load(name: str, backend: str) -> tuple[Any, BaseImageProcessor]:
-    if name == "pixels":
-        from encoder.baselines import Pixels, PixelsConfig, pixels_processor
+    """Model and image processor of a tower by any of its names."""
+    import torch
+    from safetensors import SafetensorError
+    from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
-        return Pixels(), pixels_processor(PixelsConfig())
+    import encoder.biovil  # noqa: F401  # a model that transformers does not know by itself
+
+    if name == "pixels":
+        from encoder.baselines import Pixels, pixels_processor
+
+        model = Pixels()
+        return model, pixels_processor(model.config)
     path = resolve_tower(name.removeprefix("random:"))
-    if beside := _beside_report_model(path):
-        model, _ = _load(name.removesuffix(path) + beside, backend)
-        return model, _image_processor(path, backend)
-    if name.startswith("random:"):
-        return _load_random(path, backend)
-    return _load_biovil(path, backend) if _is_biovil(path) else _load_transformers(name, path, backend)
+    # torchvision is the default anyway; asking for it would draw a warning where a processor has Pillow only.
+    options = {} if backend == "torchvision" else {"backend": backend}
+    try:
+        if beside := _beside_report_model(path):
+            model, _ = _load(name.removesuffix(path) + beside, backend)
+        elif name.startswith("random:"):
+            config = AutoConfig.from_pretrained(path)
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                model = AutoModel.from_config(getattr(config, "vision_config", config))
+        else:
+            model = _load_pretrained(path)
+        return model, AutoImageProcessor.from_pretrained(path, **options)
+    except RadDraftError:
+        raise
+    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
+        raise checkpoint_error(f"Tower {name!r} cannot be loaded", path, error) from error
+
+
+def _load_pretrained(path: str) -> Any:
+    """The vision half of a checkpoint, without the heads of another task. Raises RadDraftError if parts are missing."""
+    from transformers import AutoConfig, AutoModel, LlavaForConditionalGeneration
+
+    config = AutoConfig.from_pretrained(path)
+    if config.model_type == "llava":
+        return LlavaForConditionalGeneration.from_pretrained(path, dtype="float32").model.vision_tower
+    config = getattr(config, "vision_config", config)
+    options: Any = {"dtype": "float32", "output_loading_info": True, "ignore_mismatched_sizes": True}
+    model, report = AutoModel.from_pretrained(path, config=config, **options)
+    for name, found, expected in report["mismatched_keys"]:
+        raise RadDraftError(f"{path}: {name} has shape {list(found)}, its config.json asks for {list(expected)}")
+    # Poolers and heads are behind the hidden states; a checkpoint of another task may lack them.
+    missing = [key for key in sorted(report["missing_keys"]) if not key.startswith(("pooler.", "head."))]
+    if missing:
+        raise RadDraftError(
+            f"{path} has no weights for {len(missing)} parts of its {config.model_type!r} tower, e.g. {missing[0]}"
+        )
+    return model
 
 
 def _beside_report_model(path: str) -> str | None:
@@ -155,81 +199,14 @@ def _beside_report_model(path: str) -> str | None:
     return str(Path(path) / tower) if tower and (Path(path) / tower).is_dir() else tower
 
 
-def _image_processor(path: str, backend: str) -> BaseImageProcessor:
-    from transformers import AutoImageProcessor
-
-    return AutoImageProcessor.from_pretrained(path, **_backend(backend))
-
-
-def _load_random(path: str, backend: str) -> tuple[Any, BaseImageProcessor]:
-    """The architecture of a tower with weights as its class draws them, always the same."""
-    import torch
-    from transformers import AutoConfig, AutoModel
-
-    try:
-        config = AutoConfig.from_pretrained(path)
-        processor = _image_processor(path, backend)
-    except OSError as error:
-        raise checkpoint_error(f"Tower {path!r} cannot be read", path, error) from error
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return AutoModel.from_config(getattr(config, "vision_config", config)), processor
-
-
-def _load_transformers(name: str, path: str, backend: str) -> tuple[Any, BaseImageProcessor]:
-    """The vision half of a checkpoint, without the heads of another task."""
-    from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoModel, LlavaForConditionalGeneration
-
-    try:
-        config = AutoConfig.from_pretrained(path)
-        if config.model_type == "llava":
-            whole = LlavaForConditionalGeneration.from_pretrained(path, dtype="float32")
-            return whole.model.vision_tower, _image_processor(path, backend)
-        config = getattr(config, "vision_config", config)
-        model, report = AutoModel.from_pretrained(path, config=config, dtype="float32", output_loading_info=True)
-        processor = _image_processor(path, backend)
-    except (OSError, SafetensorError) as error:
-        raise checkpoint_error(f"Tower {name!r} cannot be loaded", path, error) from error
-    # Poolers and heads lie behind the hidden states; a checkpoint of another task may lack them.
-    missing = [key for key in sorted(report["missing_keys"]) if not key.startswith(("pooler.", "head."))]
-    if missing:
-        raise RadDraftError(
-            f"{path} has no weights for {len(missing)} parts of its {config.model_type!r} tower, e.g. {missing[0]}"
-        )
-    return model, processor
-
-
-def _backend(name: str) -> dict[str, str]:
-    """torchvision is the default anyway, and asking for it would draw a warning where a processor has Pillow only."""
-    return {} if name == "torchvision" else {"backend": name}
-
-
-def _is_biovil(path: str) -> bool:
-    config = Path(path) / "config.json"
-    try:
-        return json.loads(config.read_text(encoding="utf-8"))["model_type"] == "raddraft-biovil-t"
-    except (OSError, ValueError, KeyError, TypeError):
-        return False  # a hub id, or a folder whose faults transformers will name
-
-
-def _load_biovil(path: str, backend: str) -> tuple[Any, BaseImageProcessor]:
-    from encoder.biovil import BioViLT, image_processor
-
-    if backend != "torchvision":
-        raise RadDraftError(f"{path}: BioViL-T's pictures are prepared by torchvision only, not by {backend}")
-    model = BioViLT.from_pretrained(path)
-    return model, image_processor(model.config)
-
-
-def checkpoint_error(what: str, path: str, error: Exception) -> OSError:
+def checkpoint_error(what: str, path: str, error: Exception) -> UnavailableError:
     """One sentence: what fails, why, and what to do about it, for a folder or hub id that transformers cannot load."""
-    if Path(path).is_dir():
-        return OSError(f"{what}: {' '.join(str(error).split())}")
+    if Path(path).is_dir() or not isinstance(error, OSError):
+        return UnavailableError(f"{what}: {' '.join(str(error).split())}")
     if path.startswith((".", "/", "~")):
-        return OSError(f"{what}: there is no folder {path}")
+        return UnavailableError(f"{what}: folder {path} does not exist")
     reason = str(error).strip().split("\n")[0].rstrip(".")
-    return OSError(
-        f"{what}: {path} is not on this machine, and the Hugging Face hub did not give it ({reason}); where there is "
-        f"a network, run `hf download {path} --local-dir FOLDER`, then name that FOLDER instead"
+    return UnavailableError(
+        f"{what}: {path} is not on this machine and could not be downloaded from the Hugging Face hub ({reason}). On a "
+        f"machine with network access, run `hf download {path} --local-dir FOLDER`, then name that FOLDER instead"
     )

@@ -2,7 +2,7 @@
 
     raddraft convert open_clip_pytorch_model.bin --out towers/biomedclip
     raddraft convert biovil_t_image_model_proj_size_128.pt --out towers/biovil-t
-    raddraft convert MRM.pth --out towers/mrm --image_size 448
+    raddraft convert MRM.pth --out towers/mrm --image-size 448
     raddraft convert dinov2_vitb14_reg4_pretrain.pth --out towers/dinov2-reg
     raddraft convert backbone_compatible.safetensors --out towers/rad-dino --kind rad-dino
     raddraft convert vit.pth --out towers/vit --mean 0.5 --std 0.5
@@ -15,10 +15,10 @@ Three of the short names of towers stand for such checkpoints:
     biovil-t    biovil_t_image_model_proj_size_128.pt of huggingface.co/microsoft/BiomedVLP-BioViL-T
     mrm         MRM.pth, linked from github.com/RL4M/MRM-pytorch
 
-Then `--tower towers/mrm` stores its features, and `--model.tower towers/mrm` trains a report model on it. A vision
-transformer is an ordinary Hugging Face folder, which AutoModel loads where this project is not installed. The layout is
-told by the keys; weights are only ever loaded as tensors. Every entry of the checkpoint is used, or counted as dropped,
-or the checkpoint is refused.
+Then `--tower towers/mrm` stores its features, and `--model.tower towers/mrm` trains a report model on it. Vision
+transformers become ordinary Hugging Face folders, which AutoModel loads without this project. The layout is told by the
+keys; weights are only ever loaded as tensors. Every entry of the checkpoint is used, or counted as dropped, or the
+checkpoint is refused.
 """
 
 from __future__ import annotations
@@ -46,30 +46,22 @@ def main(
 
     Args:
         checkpoint: File of weights: .safetensors, .pth, .bin …
-        out: Folder to make; it must not hold anything yet.
-        kind: What the weights are, where keys cannot tell: it sets how images are normalised. RAD-DINO has the keys of
-            dinov2, and MRM without its text half has those of a plain vit.
-        image_size: Side in pixels of the square that the tower shall take; its position embeddings are interpolated to
-            it. By default the checkpoint's own.
+        out: Folder to make; it must not exist, or be empty.
+        kind: What the weights are, where the keys fit several kinds; it sets how images are normalized. RAD-DINO has
+            the keys of dinov2, and MRM without its text half has those of a plain vit.
+        image_size: Side in pixels of the tower's square input; position embeddings are interpolated to it. By default
+            the checkpoint's own.
         mean: Mean of the channels on a scale from 0 to 1, one value or three, instead of the kind's.
-        std: Standard deviation of the channels, likewise.
+        std: Standard deviation of the channels on a scale from 0 to 1, one value or three, instead of the kind's.
         heads: Attention heads of a block; by default one for every 64 channels.
-        timm: Name of a timm architecture, where the weights are its state dict; a LLaVA model cannot hold such a
-            tower, but runs it frozen.
+        timm: Name of a timm architecture, where the weights are its state dict; such a tower runs frozen beside a
+            report model, not inside it.
     """
     from encoder.convert import convert
 
     done = convert(checkpoint, out, kind, image_size, mean, std, heads, timm)
     print(f"{out}: {done.model}, kind {done.kind}, {done.n_parameters / 1e6:.1f} M parameters")
-    print(f"  {done.architecture}")
-    n_patches = (done.image_size // done.patch_size) ** 2
-    size, patch = f"{done.image_size} x {done.image_size}", f"{done.patch_size} x {done.patch_size}"
-    print(f"  {size} pixels are {n_patches} patches of {patch}; prefix tokens: {done.n_prefix}")
-    print(f"  images: {done.images}")
-    dropped = ", ".join(f"{part} ({count})" for part, count in done.dropped.items())
-    print(f"  dropped: {dropped or 'nothing'}")
-    for note in done.notes:
-        print(f"  {note}")
+    print(done.describe())
     print(f"  sha256 of {checkpoint.name}: {done.sha256}")
     gray_mapping = "" if done.gray_mapping == "window" else f" --gray-mapping {done.gray_mapping}"
     print(f"next: raddraft features --tower {shlex.quote(str(out))} --studies studies.jsonl{gray_mapping}")

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from encoder.biovil import BioViLT, BioViLTConfig, convert, image_processor
+from encoder.biovil import BioViLT, BioViLTConfig, from_official, image_processor
+from encoder.convert import convert
 from encoder.towers import load_tower
 
 POOLER_BLOCK = {
@@ -112,12 +113,11 @@ def hollow(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key: torch.zeros((), dtype=value.dtype).expand(value.shape) for key, value in state.items()}
 
 
-def test_convert_names_what_it_drops(official: dict[str, Tensor], tmp_path: Path) -> None:
-    torch.save(hollow(official) | {"classifier.fc_0.model.weight": torch.zeros(2, 512)}, tmp_path / "weights.pt")
-    dropped = convert(tmp_path / "weights.pt", tmp_path / "out")
+def test_what_is_dropped_is_named(official: dict[str, Tensor], tmp_path: Path) -> None:
+    state = hollow(official) | {"classifier.fc_0.model.weight": torch.zeros(2, 512)}
+    model, dropped = from_official(state, tmp_path)
     assert dropped == [*NOT_NEEDED, "classifier.fc_0.model.weight"]
-    kept = {f"encoder.{key}" for key in BioViLT.from_pretrained(tmp_path / "out").state_dict()}
-    assert kept == official.keys() - set(dropped)
+    assert {f"encoder.{key}" for key in model.state_dict()} == official.keys() - set(dropped)
 
 
 def test_shapes_at_its_own_size(features: tuple[Tensor, Tensor]) -> None:
@@ -126,7 +126,7 @@ def test_shapes_at_its_own_size(features: tuple[Tensor, Tensor]) -> None:
     assert patches.shape == (2, 14, 14, 512)
 
 
-def test_rows_of_patches_are_rows_of_the_picture(model: BioViLT) -> None:
+def test_rows_of_patches_are_rows_of_the_image(model: BioViLT) -> None:
     with torch.no_grad():
         pooled, patches = model(torch.rand(1, 3, 64, 160))
     assert pooled.shape == (1, 512)
@@ -150,11 +150,22 @@ def test_features_by_hand(official: dict[str, Tensor], features: tuple[Tensor, T
 
     pooled, patches = features
     assert current.std() > 0.1
-    assert (current[0] - current[1]).abs().max() > 0.01  # of the two pictures
+    assert (current[0] - current[1]).abs().max() > 0.01  # of the two images
     torch.testing.assert_close(patches[..., :256], current, rtol=1e-4, atol=1e-4)
     assert torch.equal(patches[..., 256:], previous.expand(2, 14, 14, 256))
     torch.testing.assert_close(pooled[:, :256], current.mean(dim=(1, 2)), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(pooled[:, 256:], previous.expand(2, 256), rtol=1e-5, atol=1e-5)
+
+
+def test_folders_of_earlier_versions_load(folder: Path, model: BioViLT, tmp_path: Path) -> None:
+    """Their config.json has the sizes only."""
+    sizes = {"shortest_edge": 512, "image_size": 448, "patch_size": 32, "hidden_size": 512}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "raddraft-biovil-t"} | sizes))
+    for name in ("model.safetensors", "preprocessor_config.json"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    again = load_tower(str(tmp_path))
+    assert all(torch.equal(value, again.model.state_dict()[key]) for key, value in model.state_dict().items())
+    assert again.shape == (14, 14, 512)
 
 
 @torch.no_grad()
@@ -174,7 +185,7 @@ def test_features_of_the_authors_code(checkpoint: Path, features: tuple[Tensor, 
 def test_saved_and_loaded_again(model: BioViLT, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     again = BioViLT.from_pretrained(tmp_path)
-    assert again.config == model.config
+    assert again.config.to_diff_dict() == model.config.to_diff_dict()
     assert not again.training
     assert all(torch.equal(value, again.state_dict()[key]) for key, value in model.state_dict().items())
     names = ["config.json", "model.safetensors", "preprocessor_config.json"]
@@ -183,36 +194,41 @@ def test_saved_and_loaded_again(model: BioViLT, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("width", "height"), [(600, 812), (500, 400)])
-def test_pictures_as_the_authors_prepare_them(folder: Path, width: int, height: int) -> None:
+def test_images_as_the_authors_prepare_them(folder: Path, width: int, height: int) -> None:
     """torchvision's transforms by the authors' settings; the processor's bilinear filter rounds a little otherwise."""
     from torchvision.transforms import CenterCrop, Compose, Resize, ToTensor
     from transformers import AutoImageProcessor
 
     noise = np.random.default_rng(0).integers(0, 256, (height // 8, width // 8), dtype=np.uint8)
-    picture = Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
-    theirs = Compose([Resize(512), CenterCrop(448), ToTensor()])(picture).expand(3, -1, -1)
+    image = Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
+    theirs = Compose([Resize(512), CenterCrop(448), ToTensor()])(image).expand(3, -1, -1)
     processor = AutoImageProcessor.from_pretrained(folder)
-    ours = processor([picture.convert("RGB")], return_tensors="pt")["pixel_values"][0]
+    ours = processor([image.convert("RGB")], return_tensors="pt")["pixel_values"][0]
     assert ours.shape == (3, 448, 448)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1.01 / 255)
 
 
-def test_pillow_is_not_offered(folder: Path) -> None:
-    with pytest.raises(ValueError, match="by torchvision only, not by pil"):
-        load_tower(str(folder), backend="pil")
+def test_by_pillow_images_are_the_authors_to_the_last_bit(folder: Path) -> None:
+    from torchvision.transforms import CenterCrop, Compose, Resize, ToTensor
+
+    noise = np.random.default_rng(0).integers(0, 256, (100, 75), dtype=np.uint8)
+    image = Image.fromarray(noise).resize((600, 812), Image.Resampling.BICUBIC)
+    theirs = Compose([Resize(512), CenterCrop(448), ToTensor()])(image).expand(3, -1, -1)
+    ours = load_tower(str(folder), backend="pil").prepare([image])[0]
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
 
 
 def test_processor_follows_the_sizes_of_the_config() -> None:
     processor = image_processor(BioViLTConfig(shortest_edge=300, image_size=256))
-    picture = Image.fromarray(np.tile(np.linspace(0, 255, 400, dtype=np.uint8), (350, 1))).convert("RGB")
-    pixels = processor([picture], return_tensors="pt")["pixel_values"]
+    image = Image.fromarray(np.tile(np.linspace(0, 255, 400, dtype=np.uint8), (350, 1))).convert("RGB")
+    pixels = processor([image], return_tensors="pt")["pixel_values"]
     assert pixels.shape == (1, 3, 256, 256)
     # 300 pixels high it is 342 wide, of which 43 are cut off at each side.
     assert pixels[0, 0, 0, 0].item() == pytest.approx(43 / 342, abs=0.01)
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 450, 448), (1, 3, 448, 240), (1, 1, 64, 64), (3, 64, 64), (1, 3, 0, 64)])
-def test_pictures_of_other_shapes_are_refused(model: BioViLT, shape: tuple[int, ...]) -> None:
+def test_images_of_other_shapes_are_refused(model: BioViLT, shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=re.escape(f"shape {shape}, not [B, 3, H, W] with H, W multiples of 32")):
         model(torch.zeros(shape))
 
@@ -223,21 +239,24 @@ WEIGHT = "encoder.backbone_to_vit.weight"
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s: {k: v for k, v in s.items() if k != WEIGHT}, f"{WEIGHT} is missing"),
-        (lambda s: s | {"encoder.extra": torch.zeros(1)}, "encoder.extra is unknown"),
-        (lambda s: s | {"backbone_to_vit.weight": s[WEIGHT]}, "backbone_to_vit.weight is unknown"),
-        (lambda s: s | {WEIGHT: torch.zeros(1, 1)}, f"{WEIGHT} has shape (1, 1), not (256, 2048, 1, 1)"),
-        (lambda s: {f"module.{k}": v for k, v in s.items()}, "encoder.missing_previous_emb is missing"),
-        (lambda s: {"state_dict": s}, "no plain dictionary of tensors"),
+        (lambda s: {k: v for k, v in s.items() if k != WEIGHT}, f"1 are missing: {WEIGHT}"),
+        (lambda s: s | {"encoder.extra": torch.zeros(1)}, "no place for 1 of its entries: encoder.extra"),
+        (lambda s: s | {"backbone_to_vit.weight": s[WEIGHT]}, "no place for 1 of its entries: backbone_to_vit.weight"),
+        (lambda s: s | {WEIGHT: torch.zeros(1, 1)}, f"{WEIGHT} is [1, 1], not [256, 2048, 1, 1]"),
+        (lambda s: {f"module.{k}": v for k, v in s.items()}, "are missing: encoder.missing_previous_emb"),
     ],
-    ids=["missing", "unknown", "without-prefix", "shape", "parallel", "nested"],
+    ids=["missing", "unknown", "without-prefix", "shape", "parallel"],
 )
 def test_other_checkpoints_are_refused(official: dict[str, Tensor], tmp_path: Path, change, message: str) -> None:
-    torch.save(change(hollow(official)), tmp_path / "weights.pt")
     with pytest.raises(ValueError, match=r"weights\.pt is not BioViL-T's image model: ") as error:
-        convert(tmp_path / "weights.pt", tmp_path / "out")
+        from_official(change(hollow(official)), tmp_path / "weights.pt")
     assert message in str(error.value)
-    assert not (tmp_path / "out").exists()
+
+
+def test_a_state_dict_inside_a_checkpoint_is_taken(official: dict[str, Tensor], tmp_path: Path) -> None:
+    torch.save({"state_dict": hollow(official), "epoch": 3}, tmp_path / "weights.pt")
+    done = convert(tmp_path / "weights.pt", tmp_path / "out")
+    assert (done.kind, done.notes[0]) == ("biovil-t", "taken from 'state_dict'; left out: epoch")
 
 
 def test_broken_checkpoints_are_refused(official: dict[str, Tensor], tmp_path: Path) -> None:
@@ -246,41 +265,45 @@ def test_broken_checkpoints_are_refused(official: dict[str, Tensor], tmp_path: P
     path.write_bytes(path.read_bytes()[:-1000])
     for content in (path.read_bytes(), b"", b"<html>"):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match="is not a whole PyTorch checkpoint of plain tensors"):
+        with pytest.raises(ValueError, match="is not a checkpoint that can be loaded as tensors only: "):
             convert(path, tmp_path / "out")
     with pytest.raises(FileNotFoundError):
         convert(tmp_path / "nowhere.pt", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "dinov2"}, "does not have model_type 'raddraft-biovil-t'"),
-        ({"depth": 50}, "unknown key 'depth'. Choices: model_type, shortest_edge, image_size, patch_size, hidden_size"),
+        ({"depth": 50}, "unknown key 'depth'. Choices: shortest_edge, image_size, patch_size, hidden_size"),
         ({"patch_size": 16}, "patch_size is 16, BioViL-T's is 32"),
         ({"image_size": 450}, "image_size 450 is not a multiple of the patch size 32"),
         ({"shortest_edge": 224}, "shortest_edge 224 is less than image_size 448"),
     ],
 )
 def test_other_configs_are_refused(tmp_path: Path, change: dict, message: str) -> None:
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps({"model_type": "raddraft-biovil-t"} | change))
-    with pytest.raises(ValueError, match=re.escape(str(path)) + ".*" + re.escape(message)):
-        BioViLT.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "raddraft-biovil-t"} | change))
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path)) + ".*" + re.escape(message)):
+        load_tower(str(tmp_path))
 
 
 def test_folders_without_whole_weights_are_refused(folder: Path, tmp_path: Path) -> None:
-    from safetensors.torch import save_file
+    from safetensors.torch import load_file, save_file
 
-    with pytest.raises(FileNotFoundError):
-        BioViLT.from_pretrained(tmp_path)
-    (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
-    with pytest.raises(FileNotFoundError):
-        BioViLT.from_pretrained(tmp_path)
-    weights = tmp_path / "model.safetensors"
-    save_file({"backbone_to_vit.weight": torch.zeros(256, 2048, 1, 1)}, weights)
-    with pytest.raises(ValueError, match=r"missing_previous_emb is missing; encoder\.conv1\.weight is missing"):
-        BioViLT.from_pretrained(tmp_path)
+    with pytest.raises(OSError, match=r"cannot be loaded: Unrecognized model in .* in its config\.json"):
+        load_tower(str(tmp_path))
+    for name in ("config.json", "preprocessor_config.json"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    with pytest.raises(OSError, match=r"no file named model\.safetensors"):
+        load_tower(str(tmp_path))
+    weights, whole = tmp_path / "model.safetensors", load_file(folder / "model.safetensors")
+    for name, value in (("backbone_to_vit.weight", None), ("backbone_to_vit.weight", torch.zeros(1, 1))):
+        changed = {key: tensor for key, tensor in whole.items() if key != name} | (
+            {name: value} if value is not None else {}
+        )
+        save_file(changed, weights, {"format": "pt"})
+        with pytest.raises(ValueError, match=re.escape(f"{tmp_path}") + f".*{re.escape(name)}"):
+            load_tower(str(tmp_path))
     weights.write_bytes(weights.read_bytes()[:-4])
-    with pytest.raises(ValueError, match="is not a whole safetensors file"):
-        BioViLT.from_pretrained(tmp_path)
+    with pytest.raises(OSError, match="Error while deserializing header: "):
+        load_tower(str(tmp_path))

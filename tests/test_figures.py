@@ -1,4 +1,4 @@
-"""What encoders see: colours, attention and similarity of planted features; the sheet; raddraft figures."""
+"""What encoders see: colors, attention and similarity of planted features; the sheet; raddraft figures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from encoder.figures import (
     check_point,
     class_attention,
     draw,
-    grey_picture,
+    gray_image,
     look,
     panel_box,
     pca_map,
@@ -31,7 +31,7 @@ from scripts.figures import main
 from tests.test_images import chest
 from tests.test_towers import model_and_processor, save_tower
 
-CENTRE = (0.5, 0.5)
+CENTER = (0.5, 0.5)
 
 
 def planted(noise: float = 0.05) -> tuple[torch.Tensor, torch.Tensor]:
@@ -48,44 +48,44 @@ def save_chest(path: Path, width: int = 80, height: int = 64) -> Path:
     return path
 
 
-# ---- colours
+# ---- colors
 
 
-def test_colours_tell_planted_regions_apart_in_every_image() -> None:
+def test_colors_tell_planted_regions_apart_in_every_image() -> None:
     patches, second = planted()
-    colours = pca_map(patches)
-    assert colours.shape == (2, 8, 8, 3)
-    assert colours.dtype == np.uint8
-    first_colours, second_colours = (colours[kind.numpy()].astype(float) for kind in (~second, second))
-    distance = np.linalg.norm(first_colours.mean(0) - second_colours.mean(0))
-    lightness = [group @ [0.2126, 0.7152, 0.0722] for group in (first_colours, second_colours)]
+    colors = pca_map(patches)
+    assert colors.shape == (2, 8, 8, 3)
+    assert colors.dtype == np.uint8
+    first_colors, second_colors = (colors[kind.numpy()].astype(float) for kind in (~second, second))
+    distance = np.linalg.norm(first_colors.mean(0) - second_colors.mean(0))
+    lightness = [group @ [0.2126, 0.7152, 0.0722] for group in (first_colors, second_colors)]
     assert distance > 80
     assert min(lightness[0]) > max(lightness[1]) or min(lightness[1]) > max(lightness[0])
 
 
-def test_equal_features_have_equal_colours_in_two_images_whatever_their_length() -> None:
+def test_equal_features_have_equal_colors_in_two_images_whatever_their_length() -> None:
     patches, _ = planted()
     patches[1, 2, 3] = 7 * patches[0, 5, 6]
-    colours = pca_map(patches)
-    np.testing.assert_array_equal(colours[1, 2, 3], colours[0, 5, 6])
-    assert len(np.unique(colours.reshape(-1, 3), axis=0)) > 50, "other patches have colours of their own"
+    colors = pca_map(patches)
+    np.testing.assert_array_equal(colors[1, 2, 3], colors[0, 5, 6])
+    assert len(np.unique(colors.reshape(-1, 3), axis=0)) > 50, "other patches have colors of their own"
 
 
-def test_colours_do_not_depend_on_the_order_of_images() -> None:
+def test_colors_do_not_depend_on_the_order_of_images() -> None:
     patches, _ = planted()
     difference = pca_map(patches.flip(0))[::-1].astype(int) - pca_map(patches)
     assert abs(difference).max() <= 1
 
 
-def test_one_outlier_does_not_take_up_the_colours() -> None:
+def test_one_outlier_does_not_take_up_the_colors() -> None:
     patches, second = planted()
     patches[0, 0, 7] = -200 * patches[0, 0, 7]
-    colours = pca_map(patches).astype(float)
-    groups = [colours[1][kind[1].numpy()].mean(0) for kind in (~second, second)]
+    colors = pca_map(patches).astype(float)
+    groups = [colors[1][kind[1].numpy()].mean(0) for kind in (~second, second)]
     assert np.linalg.norm(groups[0] - groups[1]) > 80
 
 
-def test_features_without_differences_get_one_colour() -> None:
+def test_features_without_differences_get_one_color() -> None:
     assert len(np.unique(pca_map(torch.ones(1, 4, 4, 8)).reshape(-1, 3), axis=0)) == 1
 
 
@@ -114,8 +114,8 @@ def test_point_counts_from_the_left_and_from_the_top(point, row: int, column: in
 
 
 @pytest.mark.parametrize("point", [(1.01, 0.5), (0.5, -0.1), (float("nan"), 0.5), (32, 45), (0.5,), (0.1, 0.2, 0.3)])
-def test_points_outside_the_picture_are_refused(point) -> None:
-    message = f"Point {' '.join(map(str, point))} is not in the picture: it takes two numbers from 0 to 1"
+def test_points_outside_the_image_are_refused(point) -> None:
+    message = f"Point {' '.join(map(str, point))} is not in the image; give two numbers from 0 to 1"
     with pytest.raises(ValueError, match=re.escape(message)):
         check_point(point)
     with pytest.raises(ValueError, match=re.escape(message)):
@@ -170,11 +170,11 @@ def test_attention_of_every_family(family: str, n_prefix: int, tmp_path) -> None
     torch.testing.assert_close(attention.sum((1, 2)), 1 - expected[:, :n_prefix].sum(1))
 
 
-# ---- pictures
+# ---- images
 
 
 @pytest.mark.parametrize("family", ["dinov2", "clip", "siglip"])
-def test_what_the_tower_got_is_the_centre_square_of_the_picture(family: str, tmp_path) -> None:
+def test_what_the_tower_got_is_the_center_square_of_the_image(family: str, tmp_path) -> None:
     folder = save_tower(family, tmp_path)
     if family == "dinov2":  # as its published processors do, cut a margin off
         text = (folder / "preprocessor_config.json").read_text()
@@ -190,12 +190,12 @@ def test_what_the_tower_got_is_the_centre_square_of_the_picture(family: str, tmp
     assert (maps.attention is None) == (family == "siglip")
 
 
-def test_grey_picture_undoes_normalisation(tower_folder) -> None:
+def test_gray_image_undoes_normalization(tower_folder) -> None:
     _, processor = model_and_processor(str(tower_folder))
-    picture = np.random.default_rng(0).integers(0, 256, (28, 28)).astype(np.uint8)
-    pixels = processor([Image.fromarray(picture).convert("RGB")], return_tensors="pt")["pixel_values"]
+    image = np.random.default_rng(0).integers(0, 256, (28, 28)).astype(np.uint8)
+    pixels = processor([Image.fromarray(image).convert("RGB")], return_tensors="pt")["pixel_values"]
     assert pixels.min() < 0
-    np.testing.assert_array_equal(grey_picture(pixels[0], processor), picture)
+    np.testing.assert_array_equal(gray_image(pixels[0], processor), image)
 
 
 # ---- the sheet
@@ -215,7 +215,7 @@ def test_sheet_has_its_panels_where_they_belong() -> None:
     similarity[0, 1, 1] = 1
     towers = [TowerMaps("a", features, attention, similarity), TowerMaps("b $x", 255 - features, None, similarity)]
     xrays = [np.full((5, 5), 40, np.uint8), np.full((7, 7), 200, np.uint8)]
-    png = Image.open(io.BytesIO(draw(["one.png", "$two_$.png"], xrays, towers, CENTRE))).convert("RGB")
+    png = Image.open(io.BytesIO(draw(["one.png", "$two_$.png"], xrays, towers, CENTER))).convert("RGB")
     assert png.size == sheet_size(2, 2)
 
     assert shade(png, 0, 0, 0.1, 0.9) == (40, 40, 40)
@@ -242,7 +242,7 @@ def test_sheet_is_the_same_every_time_and_leaves_matplotlib_alone() -> None:
 
     before = dict(matplotlib.rcParams)
     maps = TowerMaps("a", np.zeros((1, 2, 2, 3), np.uint8), torch.full((1, 2, 2), 0.25), torch.ones(1, 2, 2))
-    sheets = {draw(["x"], [np.zeros((4, 4), np.uint8)], [maps], CENTRE) for _ in range(2)}
+    sheets = {draw(["x"], [np.zeros((4, 4), np.uint8)], [maps], CENTER) for _ in range(2)}
     assert len(sheets) == 1
     assert dict(matplotlib.rcParams) == before
 
@@ -252,14 +252,14 @@ def test_sheet_is_the_same_every_time_and_leaves_matplotlib_alone() -> None:
 
 def test_an_unreadable_image_is_named_and_the_others_are_drawn(tower_folder, tmp_path, capsys) -> None:
     images = [save_chest(tmp_path / "a.png"), tmp_path / "broken.png", save_chest(tmp_path / "b.png", 64, 90)]
-    images[1].write_bytes(b"no picture")
+    images[1].write_bytes(b"no image")
     towers = [str(tower_folder), str(save_tower("siglip", tmp_path / "siglip"))]
     out = tmp_path / "new" / "figures.png"
     assert main(images, towers, out) == 1
     with Image.open(out) as png:
         assert png.size == sheet_size(2, 2)
     printed = capsys.readouterr().out.splitlines()
-    assert printed[0] == f"2 of 3 pictures are drawn in {out}"
+    assert printed[0] == f"2 of 3 images are drawn in {out}"
     assert len(printed) == 2
     assert printed[1].startswith(f"not drawn: {images[1]}")
     assert main(images[:1], towers[:1], out, [1.0, 0.0]) == 0
@@ -268,11 +268,11 @@ def test_an_unreadable_image_is_named_and_the_others_are_drawn(tower_folder, tmp
 def test_what_cannot_be_drawn_is_said_in_a_sentence(tower_folder, tmp_path) -> None:
     image = save_chest(tmp_path / "a.png")
     out = tmp_path / "figures.png"
-    with pytest.raises(ValueError, match=r"Point 1\.2 0\.5 is not in the picture"):
+    with pytest.raises(ValueError, match=r"Point 1\.2 0\.5 is not in the image"):
         main([image], [str(tower_folder)], out, [1.2, 0.5])
     with pytest.raises(ValueError, match=r"figures are PNG files, so the name must end in \.png"):
         main([image], [str(tower_folder)], out.with_suffix(".pdf"))
-    with pytest.raises(ValueError, match=r"No picture to draw: .*missing\.png"):
+    with pytest.raises(ValueError, match=r"No image to draw: .*missing\.png"):
         main([tmp_path / "missing.png"], [str(tower_folder)], out)
     with pytest.raises(ValueError, match="Unknown tower 'rad-din'"):
         main([image], ["rad-din"], out)

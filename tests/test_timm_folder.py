@@ -83,4 +83,4 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written(tmp_path, network) 
     status, sentence = run(
         "convert", tmp_path / "weights.pth", "--timm", "resnet10t", "--heads", 3, "--out", tmp_path / "out"
     )
-    assert (status, "for which there is no --heads" in sentence) == (1, True)
+    assert (status, "which does not take --heads" in sentence) == (1, True)

@@ -64,8 +64,8 @@ def model_and_processor(name: str, image_size: int | None = None):
 
 
 def pixels_of(processor, width: int = 90, height: int = 64) -> torch.Tensor:
-    picture = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return processor([Image.fromarray(picture)], return_tensors="pt")["pixel_values"]
+    image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return processor([Image.fromarray(image)], return_tensors="pt")["pixel_values"]
 
 
 def test_short_names_stand_for_hub_ids() -> None:
@@ -76,7 +76,7 @@ def test_short_names_stand_for_hub_ids() -> None:
 
 @pytest.mark.parametrize("name", [name for name, card in TOWERS.items() if card.converted])
 def test_checkpoints_that_have_to_be_converted_first_say_so(name: str) -> None:
-    with pytest.raises(ValueError, match=rf"Tower '{name}' is no transformers checkpoint: .* `raddraft convert"):
+    with pytest.raises(ValueError, match=rf"Tower '{name}' is not a transformers checkpoint: .* `raddraft convert"):
         load_tower(name)
 
 
@@ -130,7 +130,7 @@ def test_image_size_is_what_the_processor_makes_and_the_tower_takes(towers, fami
 
 
 @pytest.mark.parametrize(("family", "image_size"), [("dinov2", 56), ("clip", 28), ("siglip", 28)])
-def test_with_an_image_size_the_centre_square_is_kept(towers, family: str, image_size: int) -> None:
+def test_with_an_image_size_the_center_square_is_kept(towers, family: str, image_size: int) -> None:
     _, processor = model_and_processor(str(towers[family]), image_size)
     framed = np.zeros((100, 300, 3), np.uint8)
     framed[:, 100:200] = 255
@@ -144,9 +144,9 @@ def test_other_sizes_by_interpolated_position_embeddings(towers, family: str) ->
     native, larger = load_tower(str(towers[family])), load_tower(str(towers[family]), image_size=56)
     assert native.shape == (2, 2, 32)
     assert larger.shape == (4, 4, 32)
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (56, 56, 3), dtype=np.uint8))
-    features = larger.encode(larger.prepare([picture])).patches
-    assert not torch.allclose(features[0, :2, :2], native.encode(native.prepare([picture])).patches[0])
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (56, 56, 3), dtype=np.uint8))
+    features = larger.encode(larger.prepare([image])).patches
+    assert not torch.allclose(features[0, :2, :2], native.encode(native.prepare([image])).patches[0])
 
 
 @pytest.mark.parametrize("family", ["clip", "siglip", "vit"])
@@ -155,7 +155,7 @@ def test_a_llava_model_cannot_hold_a_tower_of_another_size_than_its_own(towers, 
     assert load_tower(str(towers[family])).is_plain
     larger = load_tower(str(towers[family]), image_size=56)
     assert not larger.is_plain
-    with pytest.raises(ValueError, match="tower does not take pictures of 56 x 56 pixels, its own size is 28: "):
+    with pytest.raises(ValueError, match="tower does not take images of 56 x 56 pixels, its own size is 28: "):
         _ = larger.n_prefix
 
 
@@ -323,10 +323,10 @@ def test_a_tower_that_is_not_there_says_what_to_do(monkeypatch: pytest.MonkeyPat
         TOWERS, "rad-dino", Card("nobody/rad-dino", "", "")
     )  # the real one may be in this machine's cache
     assert fault("rad-dino") == (
-        "Tower 'rad-dino' cannot be loaded: nobody/rad-dino is not on this machine, and the Hugging Face hub did not "
-        "give it (We couldn't connect to 'https://huggingface.co' to load the files, and couldn't find them in the "
-        "cached files); where there is a network, run `hf download nobody/rad-dino --local-dir FOLDER`, then name "
-        "that FOLDER instead"
+        "Tower 'rad-dino' cannot be loaded: nobody/rad-dino is not on this machine and could not be downloaded "
+        "from the Hugging Face hub (We couldn't connect to 'https://huggingface.co' to load the files, and couldn't "
+        "find them in the cached files). On a machine with network access, run `hf download nobody/rad-dino --local-dir FOLDER`, then "
+        "name that FOLDER instead"
     )
 
 
