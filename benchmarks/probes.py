@@ -1,4 +1,4 @@
-"""The probes' part of `raddraft bench`: from stored features against encoding again, and a large probe in full."""
+"""Probes: from stored features against encoding the images again, and a large probe in full."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from encoder.features import FeatureStore, prepare_pixels
 from encoder.fitting import ProbeResult, Scores, as_scores, choose_and_measure, moments, rows_in, sum_losses
-from encoder.probe_config import Pooling, ProbeConfig
+from encoder.probe_config import ProbeConfig
 from encoder.targets import Target
 from encoder.tower import Tower
 from raddraft.errors import RadDraftError
@@ -111,21 +111,27 @@ def finetune(
     before = [parameter.detach().clone() for parameter in chosen]
     asked = [(parameter, parameter.requires_grad) for parameter in tower.model.parameters()]
 
-    def pixels(rows: Tensor) -> Tensor:
-        return torch.stack([prepare_pixels(tower.processor, target.paths[row], gray_mapping) for row in rows])
+    def encode(rows: Tensor) -> Tensor:
+        """Features through which gradients flow: vectors [B, D] or, for attention, patches [B, P, D]."""
+        pixels = [prepare_pixels(tower.processor, target.paths[row], gray_mapping) for row in rows]
+        encoded = tower.encode(torch.stack(pixels), grad=True)
+        patches = encoded.patches.flatten(1, 2).float()
+        if config.pooling == "attention":
+            return patches
+        pooled, mean = encoded.pooled.float(), patches.mean(1)
+        return {"class": pooled, "mean": mean, "both": torch.cat([pooled, mean], dim=1)}[config.pooling]
 
     def fit(part: Target) -> Scores:
         with torch.no_grad():
-            batches = (pixels(rows) for rows in rows_in(part, "train").split(config.batch_size))
-            vectors = (_through(tower, batch, config.pooling).flatten(0, -2) for batch in batches)
-            mean, sd = moments(vectors)
+            batches = rows_in(part, "train").split(config.batch_size)
+            mean, sd = moments(encode(rows).flatten(0, -2) for rows in batches)
 
         def build() -> nn.Module:
             for parameter, value in zip(chosen, before, strict=True):
                 parameter.data.copy_(value)
-            return _Tuned(tower, _Head(mean, sd, len(part.names), config.pooling == "attention"), config.pooling)
+            return _Head(mean, sd, len(part.names), config.pooling == "attention").to(tower.device)
 
-        return _train_all(build, pixels, part, config)
+        return _train_all(build, encode, part, config, chosen)
 
     try:
         tower.model.requires_grad_(False)
@@ -135,28 +141,6 @@ def finetune(
     finally:
         for parameter, value in asked:
             parameter.requires_grad_(value)
-
-
-def _through(tower: Tower, pixels: Tensor, pooling: Pooling) -> Tensor:
-    """Features through which gradients flow: vectors [B, D] or, for attention, patches [B, P, D]."""
-    encoded = tower.encode(pixels, grad=True)
-    patches = encoded.patches.flatten(1, 2).float()
-    if pooling == "attention":
-        return patches
-    pooled, mean = encoded.pooled.float(), patches.mean(1)
-    return {"class": pooled, "mean": mean, "both": torch.cat([pooled, mean], dim=1)}[pooling]
-
-
-class _Tuned(nn.Module):
-    """A tower and the head behind it."""
-
-    def __init__(self, tower: Tower, head: nn.Module, pooling: Pooling) -> None:
-        super().__init__()
-        self.tower, self.pooling = tower, pooling
-        self.model, self.head = tower.model, head.to(tower.device)
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        return self.head(_through(self.tower, pixels, self.pooling))
 
 
 class _Head(nn.Module):
@@ -181,9 +165,13 @@ class _Head(nn.Module):
 
 
 def _train_all(
-    build: Callable[[], nn.Module], load: Callable[[Tensor], Tensor], target: Target, config: ProbeConfig
+    build: Callable[[], nn.Module],
+    load: Callable[[Tensor], Tensor],
+    target: Target,
+    config: ProbeConfig,
+    shared: Sequence[nn.Parameter] = (),
 ) -> Scores:
-    """A fresh module for each weight decay and seed; scores of the train images are left NaN."""
+    """A fresh head, with parameters behind `load`, for each weight decay and seed; train images get NaN as scores."""
     train, rest = rows_in(target, "train"), rows_in(target, "val", "test")
     y, restore = _scaled(target)
     found: Scores = {}
@@ -193,7 +181,7 @@ def _train_all(
                 torch.manual_seed(seed)
                 module = build()
             generator = torch.Generator().manual_seed(seed)
-            learned = [parameter for parameter in module.parameters() if parameter.requires_grad]
+            learned = [*shared, *module.parameters()]
             groups = [
                 {"params": [one for one in learned if one.ndim > 1], "weight_decay": decay},
                 {"params": [one for one in learned if one.ndim <= 1], "weight_decay": 0.0},  # biases and the query

@@ -48,6 +48,12 @@ class ProbeResult:
 Scores = dict[float, list[np.ndarray]]
 """Weight decay -> for each seed, scores of all images [n, C]."""
 
+RANKING = {"auroc": measures.auroc, "auprc": measures.average_precision}
+MEASURES: dict[Kind, dict[str, measures.Metric]] = {
+    "multilabel": RANKING | {"balanced_accuracy": measures.balanced_accuracy},
+    "multiclass": RANKING | {"recall": measures.recall},
+    "regression": {"r2": measures.r2, "mae": measures.mae},
+}
 WHY_UNIQUE = {"lbfgs": "the objective is convex, with one optimum", "knn": "nothing is fitted"}
 
 
@@ -122,36 +128,25 @@ def _tabulate(
     rows: dict[str, dict[str, Measured]] = {}
     for column, name in enumerate(target.names):
         truth, predicted = target.y[:, column], scores[:, column]
-        metrics: dict[str, tuple[measures.Metric, np.ndarray, str | None]]
-        if target.kind == "regression":
-            metrics = {"r2": (measures.r2, predicted, None), "mae": (measures.mae, predicted, None)}
-        else:
-            metrics = {
-                "auroc": (measures.auroc, predicted, None),
-                "auprc": (measures.average_precision, predicted, None),
-            }
+        inputs = dict.fromkeys(MEASURES[target.kind], predicted)
+        reasons = dict.fromkeys(inputs, unfit.get(name))
         if target.kind == "multiclass":
-            metrics["recall"] = (measures.recall, highest == column, None)
+            inputs["recall"] = highest == column
         elif target.kind == "multilabel":
-            threshold, reason = None, "thresholds are chosen on val"
-            if config.evaluate != "val":
-                threshold = None if name in unfit else measures.best_threshold(truth[val], predicted[val])
-                reason = "val does not hold both classes, to choose a threshold by"
-            decided, reason = predicted >= (threshold or 0.0), None if threshold is not None else reason
-            metrics["balanced_accuracy"] = (measures.balanced_accuracy, decided, reason)
+            threshold = None if name in unfit else measures.best_threshold(truth[val], predicted[val])
+            inputs["balanced_accuracy"] = predicted >= (threshold or 0.0)
+            if config.evaluate == "val":
+                reasons["balanced_accuracy"] = "thresholds are chosen on val"
+            elif threshold is None:
+                reasons["balanced_accuracy"] = unfit.get(
+                    name, "val does not hold both classes, to choose a threshold by"
+                )
+        drawn = target.subjects[shown], config.resamples, config.resample_seed
         rows[name] = {
-            key: measures.measure(
-                metric,
-                truth[shown],
-                values[shown],
-                target.subjects[shown],
-                config.resamples,
-                config.resample_seed,
-                unfit.get(name) or reason,
-            )
-            for key, (metric, values, reason) in metrics.items()
+            key: measures.measure(MEASURES[target.kind][key], truth[shown], values[shown], *drawn, reasons[key])
+            for key, values in inputs.items()
         }
-    keys = next(iter(rows.values())) if rows else {}
+    keys = MEASURES[target.kind] if rows else ()
     average = {key: measures.macro({name: row[key] for name, row in rows.items()}) for key in keys}
     if "recall" in average:
         average["balanced_accuracy"] = average.pop("recall")

@@ -25,8 +25,8 @@ Metric = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 def auroc(truth: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Area under the ROC curve, ties counted by half; undefined where a class has no weight."""
     positive, negative = _curve(truth, scores, weights)
-    height = positive - _steps(positive) / 2
-    return _ratio((_steps(negative) * height).sum(1), positive[:, -1] * negative[:, -1])
+    height = positive - np.diff(positive, prepend=0) / 2
+    return _ratio((np.diff(negative, prepend=0) * height).sum(1), positive[:, -1] * negative[:, -1])
 
 
 def average_precision(truth: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -36,7 +36,7 @@ def average_precision(truth: np.ndarray, scores: np.ndarray, weights: np.ndarray
     """
     positive, negative = _curve(truth, scores, weights)
     precision = np.nan_to_num(_ratio(positive, positive + negative))  # no weight yet, no step
-    values = _ratio((_steps(positive) * precision).sum(1), positive[:, -1])
+    values = _ratio((np.diff(positive, prepend=0) * precision).sum(1), positive[:, -1])
     return np.where(negative[:, -1] > 0, values, np.nan)
 
 
@@ -74,14 +74,10 @@ class Estimate:
     value: float | None
     low: float | None
     high: float | None
-    n: int
-    """Images with a label."""
-    n_positive: int | None = None
-    """Positive ones; None for regression and averages."""
-    sd: float | None = None
-    """Standard deviation over the seeds of a probe."""
-    reason: str | None = None
-    """Why there is no value, or which findings an average leaves out."""
+    n: int  # images with a label
+    n_positive: int | None = None  # None for regression and averages
+    sd: float | None = None  # standard deviation over the seeds of a probe
+    reason: str | None = None  # why there is no value, or which findings an average leaves out
 
 
 @dataclass(frozen=True)
@@ -89,10 +85,8 @@ class Measured:
     """An estimate and the resamples behind it."""
 
     estimate: Estimate
-    resamples: np.ndarray
-    """The measure on each resample: [R], NaN where undefined."""
-    sample: str
-    """Digest of subjects, truth and seed: measures with the same one can be compared in pairs."""
+    resamples: np.ndarray  # the measure on each resample: [R], NaN where undefined
+    sample: str  # digest of subjects, truth and seed: measures with the same one can be compared in pairs
 
 
 def measure(
@@ -131,7 +125,7 @@ def measure(
         raise RadDraftError(f"{(~np.isfinite(kept)).sum()} of {n} predictions are not finite")
     value = float(metric(there, kept, np.ones((1, n)))[0])
     drawn = np.concatenate([metric(there, kept, weights[:, known]) for weights in draw(people, resamples, seed)])
-    return Measured(Estimate(value, *_bounds(drawn), n, n_positive), drawn, sample)
+    return Measured(Estimate(value, *bounds(drawn), n, n_positive), drawn, sample)
 
 
 def macro(parts: Mapping[str, Measured]) -> Measured:
@@ -182,10 +176,6 @@ def _curve(truth: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> tuple[
     return positive, every - positive
 
 
-def _steps(curve: np.ndarray) -> np.ndarray:
-    return np.diff(curve, axis=1, prepend=0)
-
-
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     return np.divide(numerator, denominator, out=np.full(numerator.shape, np.nan), where=denominator > 0)
 
@@ -203,7 +193,8 @@ def _undefined(truth: np.ndarray, metric: Metric) -> str | None:
     return f"all {len(truth)} images are positive" if truth.all() and metric is not recall else None
 
 
-def _bounds(resamples: np.ndarray) -> tuple[float | None, float | None]:
+def bounds(resamples: np.ndarray) -> tuple[float | None, float | None]:
+    """Ends of the 95 % interval of resampled values [R]; None where none is defined."""
     found = interval(resamples)
     return (found.low, found.high) if found else (None, None)
 
@@ -213,5 +204,5 @@ def _mean(parts: Sequence[Measured], reason: str | None) -> Measured:
     drawn = np.stack([part.resamples for part in parts])
     drawn = _ratio(np.nansum(drawn, axis=0), (~np.isnan(drawn)).sum(0).astype(float))
     n = max(part.estimate.n for part in parts)
-    estimate = Estimate(float(np.mean(values)) if values else None, *_bounds(drawn), n, reason=reason)
+    estimate = Estimate(float(np.mean(values)) if values else None, *bounds(drawn), n, reason=reason)
     return Measured(estimate, drawn, digest_json(*(part.sample for part in parts)))

@@ -68,14 +68,10 @@ def run_probe(store: FeatureStore, target: Target, config: ProbeConfig | None = 
 class Linear:
     """A fitted linear probe."""
 
-    weight: Tensor
-    """On standardized features: [C, D]."""
-    bias: Tensor
-    """[C]."""
-    mean: Tensor
-    """Of the train features: [D]."""
-    sd: Tensor
-    """Of the train features: [D]."""
+    weight: Tensor  # on standardized features: [C, D]
+    bias: Tensor  # [C]
+    mean: Tensor  # of the train features: [D]
+    sd: Tensor  # of the train features: [D]
     converged: bool = True
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -28,15 +28,11 @@ class Target:
     """Images and their labels."""
 
     kind: Kind
-    names: tuple[str, ...]
-    """Findings, classes or quantities."""
-    paths: list[Path]
-    subjects: np.ndarray
-    """[n]."""
-    splits: np.ndarray
-    """[n]."""
-    y: np.ndarray
-    """[n, C], NaN where missing; of multiclass one column for each class."""
+    names: tuple[str, ...]  # findings, classes or quantities: C of them
+    paths: list[Path]  # [n]
+    subjects: np.ndarray  # [n]
+    splits: np.ndarray  # [n]
+    y: np.ndarray  # [n, C], NaN where missing; for multiclass one column for each class
     notes: list[str] = field(default_factory=list)
 
     def keep(self, rows: np.ndarray) -> Target:
@@ -47,14 +43,14 @@ class Target:
 
     @property
     def constant(self) -> dict[str, str]:
-        """Finding -> a sentence, where train holds one value only: nothing can be learnt."""
+        """Finding -> a sentence, where train holds one value only: nothing can be learned."""
         found = {}
         for name, values in zip(self.names, self.y[self.splits == "train"].T, strict=True):
             known = values[~np.isnan(values)]
-            if len(np.unique(known)) < 2:
-                found[name] = (
-                    f"constant in train: {known[0]:g} on all {len(known)} images" if len(known) else "no label"
-                )
+            if not len(known):
+                found[name] = "no label"
+            elif len(np.unique(known)) < 2:
+                found[name] = f"constant in train: {known[0]:g} on all {len(known)} images"
         return found
 
 

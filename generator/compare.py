@@ -25,6 +25,7 @@ import numpy as np
 from encoder.config import ComputeConfig, EncoderConfig, FeatureConfig
 from encoder.digests import digest_files
 from encoder.features import FeatureStore, describe, open_store
+from encoder.measures import bounds
 from encoder.probe import average_curve, learning_curve, run_probe
 from encoder.probe_config import ProbeConfig, SegmentConfig, TargetSpec
 from encoder.segment import masked_paths, segment
@@ -37,7 +38,7 @@ from generator.retrieve import Retriever
 from metrics.scoring import METRICS, measure
 from raddraft.errors import RadDraftError
 from raddraft.files import digest_json, write_json
-from raddraft.stats import difference, holm, interval, resample
+from raddraft.stats import difference, holm, resample
 from raddraft.studies import Study, deal_folds, read_studies
 from raddraft.text import show, slug
 
@@ -52,14 +53,11 @@ class Cell:
     value: float | None
     low: float | None = None
     high: float | None = None
-    n: int | None = None
-    """Test images."""
+    n: int | None = None  # test images
     notes: list[str] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
-    resamples: np.ndarray = field(default_factory=lambda: np.empty(0), repr=False)
-    """The measure on each resample of the test subjects: [R]."""
-    sample: str = ""
-    """Digest of the test subjects and their labels; towers with the same one share their resamples."""
+    resamples: np.ndarray = field(default_factory=lambda: np.empty(0), repr=False)  # by test subject: [R]
+    sample: str = ""  # digest of test subjects and labels; towers with the same one share their resamples
 
 
 def compare(
@@ -198,14 +196,14 @@ def _public(cell: Cell) -> dict[str, Any]:
 
 def _measure(tower: Tower, encoder: EncoderConfig, task: Task, studies: Sequence[Study], resamples: int) -> Cell:
     """Run one task on one tower. What cannot be measured is a cell without value that says why; the others go on."""
+    segmentation = task.kind == "segmentation"
     try:
         chosen = of_sources(studies, task.sources)
+        paths = masked_paths(chosen, task.targets) if segmentation else [study.main_image.path for study in chosen]
     except RadDraftError as error:
         raise RadDraftError(f"Task {task.name!r}: {error}") from None
-    segmentation = task.kind == "segmentation"
     if segmentation and tower.shape[:2] == (1, 1):
         return Cell(None, notes=["this tower has no patches"])
-    paths = masked_paths(chosen, task.targets) if segmentation else [study.main_image.path for study in chosen]
     store = open_store(tower, paths, FeatureConfig("grid" if segmentation else "pooled"), encoder, quiet=True)
     if segmentation:
         cell = _segment(tower, task, chosen, store, resamples)
@@ -268,7 +266,7 @@ def _retrieve(task: Task, studies: Sequence[Study], store: FeatureStore, resampl
     subjects = [study.subject_id for study in test]
     values = resample([one], resamples, subjects=subjects)[0]
     sample = digest_json([study.study_id for study in test], subjects)
-    return Cell(one.value, *_bounds(values), len(test), [], {"signature": one.signature}, values, sample)
+    return Cell(one.value, *bounds(values), len(test), [], {"signature": one.signature}, values, sample)
 
 
 def join_folds(cells: Sequence[Cell]) -> Cell:
@@ -284,12 +282,7 @@ def join_folds(cells: Sequence[Cell]) -> Cell:
     values = np.mean(shuffled, axis=0)
     details = {"folds": [{"value": cell.value, "n": cell.n} for cell in cells]}
     sample = digest_json([cell.sample for cell in cells])
-    return Cell(float(np.mean([cell.value for cell in cells])), *_bounds(values), n, notes, details, values, sample)
-
-
-def _bounds(values: np.ndarray) -> tuple[float | None, float | None]:
-    found = interval(values)
-    return (found.low, found.high) if found else (None, None)
+    return Cell(float(np.mean([cell.value for cell in cells])), *bounds(values), n, notes, details, values, sample)
 
 
 def compare_with(baseline: str, cells: Mapping[str, Mapping[str, Cell]]) -> dict[str, dict[str, dict[str, float]]]:

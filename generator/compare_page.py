@@ -43,8 +43,7 @@ class Shown:
     value: str
     interval: str
     best: bool
-    marked: bool
-    """Whether it differs from the baseline by corrected p."""
+    marked: bool  # whether it differs from the baseline by corrected p
 
 
 @dataclass
@@ -52,13 +51,10 @@ class Column:
     """One task over all towers."""
 
     task: Task
-    measure: str
-    """With an arrow in the direction of better values."""
+    measure: str  # with an arrow in the direction of better values
     n: str
-    cells: dict[str, dict[str, Any]]
-    """Tower -> value, low, high, n, notes, details."""
-    shown: dict[str, Shown | None]
-    """None where there is no value."""
+    cells: dict[str, dict[str, Any]]  # tower -> value, low, high, n, notes, details
+    shown: dict[str, Shown | None]  # None where there is no value
 
 
 def write_page(result: dict[str, Any], tasks: Sequence[Task], out: Path, title: str) -> None:
@@ -153,16 +149,16 @@ def _show(cells: Mapping[str, Mapping[str, Any]], measure: str, marked: Iterable
 
 def _notes(columns: Sequence[Column]) -> dict[str, str]:
     """Note -> the cells it applies to, so that a note that many share is printed once."""
-    found: dict[str, list[str]] = {}
+    found: dict[str, dict[str, list[str]]] = {}
     for column in columns:
-        by_note: dict[str, list[str]] = {}
         for tower, cell in column.cells.items():
             for note in cell["notes"] or (["no value"] if cell["value"] is None else []):
-                by_note.setdefault(note, []).append(tower)
-        for note, towers in by_note.items():
-            named = "all" if len(towers) == len(column.cells) else ", ".join(towers)
-            found.setdefault(note, []).append(f"{column.task.name} ({named})")
-    return {note: "; ".join(where) for note, where in found.items()}
+                found.setdefault(note, {}).setdefault(column.task.name, []).append(tower)
+    n_towers = len(columns[0].cells)
+    return {
+        note: "; ".join(f"{task} ({'all' if len(who) == n_towers else ', '.join(who)})" for task, who in where.items())
+        for note, where in found.items()
+    }
 
 
 def _explain(result: Mapping[str, Any]) -> list[str]:
@@ -292,10 +288,10 @@ def _draw_curves(column: Column) -> Figure:
 
 def _bars(rows: Sequence[Mapping[str, Any]]) -> list[list[float]]:
     """Lengths of error bars below and above the values; 0 where there is no interval, or it excludes the value."""
-    known = [
-        (row["value"], *(row["value"] if row[end] is None else row[end] for end in ("low", "high"))) for row in rows
+    return [
+        [0.0 if row[end] is None else max(0.0, sign * (row[end] - row["value"])) for row in rows]
+        for end, sign in (("low", -1), ("high", 1))
     ]
-    return [[max(0.0, value - low) for value, low, _ in known], [max(0.0, high - value) for value, _, high in known]]
 
 
 def _axes(height: float) -> tuple[Figure, Axes]:

@@ -29,10 +29,8 @@ SIMILAR = "similar"
 class Neighbors(NamedTuple):
     """The nearest training studies of each query, nearest first."""
 
-    indices: torch.Tensor
-    """[queries, k], into the training studies."""
-    similarities: torch.Tensor
-    """Cosine [queries, k]."""
+    indices: torch.Tensor  # [queries, k], into the training studies
+    similarities: torch.Tensor  # cosine [queries, k]
 
 
 class Retriever:

@@ -210,7 +210,7 @@ def test_limits_name_test_size_and_text_mined_labels(tmp_path):
     _, page = write(tmp_path, result)
     (limits,) = page.find("section", id="limits")
     assert "31 to 80 test images" in limits.text
-    assert "the labels of Findings were read from reports" in limits.text
+    assert "the labels of Findings were extracted from reports" in limits.text
     assert "No clinical validity" in limits.text
     assert page.find("th")[2].text == "Age MAE ↓ n = 31 to 80"
 
