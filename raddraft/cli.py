@@ -103,7 +103,7 @@ def run(action: str, arguments: list[str] | None = None, package: str = "scripts
             sys.exit(_run(importlib.import_module(f"{package}.{action}"), prog, list(arguments)))
     except UsageError as error:
         lines = [f"{prog}: {error}", *([error.option.usage()] if error.option else [])]
-        print("\n".join([*lines, f"All options: {prog} --help"]), file=sys.stderr)
+        print("\n".join([*lines, f"All options: {error.prog or prog} --help"]), file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:  # the reader of our output has gone, as in `raddraft … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -134,7 +134,12 @@ def _run(module: Any, prog: str, arguments: list[str]) -> int:
     if PRINT_CONFIG & {*arguments}:
         print(dump(command, [word for word in arguments if word not in PRINT_CONFIG], module), end="")
         return 0
-    status = command.function(**parse(command, arguments, module))
+    try:
+        values = parse(command, arguments, module)
+    except UsageError as error:
+        error.prog = prog
+        raise
+    status = command.function(**values)
     return status if isinstance(status, int) else 0
 
 

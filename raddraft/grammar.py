@@ -30,6 +30,7 @@ class UsageError(Exception):
     def __init__(self, message: str, option: Option | None = None) -> None:
         super().__init__(message)
         self.option = option
+        self.prog = ""
 
 
 def parse(command: Command, arguments: list[str], module: Any = None) -> dict[str, Any]:
@@ -114,7 +115,7 @@ def _gather(
             raise UsageError(_unknown(f"option --{name}", name, command, renamed))
         if option.is_switch and (not values or values[0].lower() not in LITERALS):
             values, rest = ["true"], values
-        elif option.is_list and not position:
+        elif not position and (option.is_list or (option.may_be_list and len(values) > 1)):
             if not values:
                 raise UsageError(f"{option.flag} needs at least one value", option)
             values, rest = [_as_list(values)], []

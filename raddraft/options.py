@@ -49,6 +49,11 @@ class Option:
         return typing.get_origin(self.type) in (list, tuple)
 
     @property
+    def may_be_list(self) -> bool:
+        """Whether it is a list, or one of its alternatives is."""
+        return any(typing.get_origin(one) in (list, tuple) for one in (self.type, *typing.get_args(self.type)))
+
+    @property
     def item(self) -> Any:
         """Type of the items of a list."""
         return typing.get_args(self.type)[0]

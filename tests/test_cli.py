@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 import pytest
+import yaml
 
 import raddraft.cli
 from generator.config import ModelConfig
@@ -316,6 +317,14 @@ def test_faults_of_a_config_file_are_named(tmp_path, text, sentence) -> None:
     with pytest.raises(UsageError) as error:
         parsed("M", "a", "--config", str(tmp_path / "my.yaml"))
     assert sentence in str(error.value)
+
+
+def test_a_list_may_be_one_of_several_forms_of_an_option(tmp_path, capsys) -> None:
+    for words in (["0.8", "0.1", "0.1"], ["[0.8, 0.1, 0.1]"]):
+        assert run("prepare", "folder", "--root", "x", "--split", *words, "--print-config") == (0, "")
+        assert yaml.safe_load(capsys.readouterr().out)["split"] == [0.8, 0.1, 0.1]
+    assert run("prepare", "folder", "--rot", "x") == (2, "")
+    assert capsys.readouterr().err.endswith("All options: raddraft prepare folder --help\n")
 
 
 def test_a_usage_error_leaves_with_status_2_and_no_wall_of_text(capsys) -> None:
