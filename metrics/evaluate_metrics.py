@@ -6,8 +6,8 @@
     load("radgraph").compute(predictions=drafts, references=reports)        # {"radgraph_e": .31, "radgraph_er": …}
     evaluate.combine([load("rouge_l"), load("rule")]).compute(predictions=drafts, references=reports)
 
-`evaluate.load("rouge")` fetches its script from the hub and gives a bootstrap median; these run offline and give the
-values of `metrics.score`.
+`evaluate.load("rouge")` fetches its script from the hub and returns a bootstrap median; these run offline and return
+the values of `metrics.score`.
 """
 
 from __future__ import annotations
@@ -48,12 +48,9 @@ def load(name: str, models: Models | None = None, **options: Any) -> ReportMetri
     """A metric or a family of metrics, by the names of `raddraft score --metrics`.
 
     Args:
-        name: of `metrics.scoring.METRICS` or `FAMILIES`.
+        name: of `metrics.scoring.METRICS` or `FAMILIES`. Raises RadDraftError if it is unknown.
         models: where the learned metrics find their weights.
         options: of `evaluate.Metric`, such as experiment_id, num_process and process_id.
-
-    Raises:
-        ValueError: unknown name.
     """
     if name == "all":
         raise RadDraftError(f"One metric or family at a time; families: {', '.join(FAMILIES)}")

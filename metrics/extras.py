@@ -1,7 +1,4 @@
-"""Scores that other papers report: COCO caption scores, sentence BLEU, METEOR, BERTScore and RadCliQ.
-
-They have names of their own: other words and other smoothing than in `metrics.text` give other numbers.
-"""
+"""Scores that other papers report: COCO caption scores, sentence BLEU, METEOR, BERTScore and RadCliQ."""
 
 from __future__ import annotations
 
@@ -16,16 +13,17 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from metrics.text import Once, bleu_statistics, rouge_l_f
-from metrics.weights import CannotRun
+from metrics.weights import CannotRun, digest
 from raddraft.errors import RadDraftError
 from raddraft.stats import Measure, mean_measure
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     # Unit vectors of a text's word pieces [L, D], and which of them are words and not special tokens [L].
     Embedded = tuple[Tensor, Tensor]
 
+COCO = ("coco_bleu_1", "coco_bleu_2", "coco_bleu_3", "coco_bleu_4", "coco_rouge_l", "coco_cider")
 COCO_ORDER = 4
 # What the COCO script adds to numerators and denominators so that it never divides by zero.
 COCO_TINY, COCO_SMALL = 1e-15, 1e-9
@@ -114,16 +112,14 @@ def _clipped_cosine(ours: dict[tuple[int, ...], float], theirs: dict[tuple[int, 
 def sentence_bleu(predictions: Sequence[str], references: Sequence[str], order: int = 4) -> dict[str, Measure]:
     """`nltk_sentence_bleu_{order}`: BLEU of each report with nltk's `SmoothingFunction().method1`, in [0, 1].
 
-    Words are what stands between blanks, case is kept. A report that shares no word with its reference scores 0.
+    Words are separated by white space, case is kept. A report that shares no word with its reference scores 0.
     """
     from nltk.translate.bleu_score import SmoothingFunction
     from nltk.translate.bleu_score import sentence_bleu as nltk_sentence_bleu
 
     smooth, weights = SmoothingFunction().method1, (1 / order,) * order
-    scores = [
-        float(nltk_sentence_bleu([theirs.split()], ours.split(), weights, smooth))
-        for ours, theirs in zip(predictions, references, strict=True)
-    ]
+    pairs = zip(predictions, references, strict=True)
+    scores = [float(nltk_sentence_bleu([theirs.split()], ours.split(), weights, smooth)) for ours, theirs in pairs]
     choices = "sentence_bleu|smooth:method1 epsilon 0.1|tok:blanks|case:mixed|mean over reports"
     return {f"nltk_sentence_bleu_{order}": mean_measure(scores, f"nltk {version('nltk')} {choices}")}
 
@@ -131,8 +127,8 @@ def sentence_bleu(predictions: Sequence[str], references: Sequence[str], order: 
 def meteor(predictions: Sequence[str], references: Sequence[str]) -> dict[str, Measure]:
     """`meteor`: METEOR of each report (Banerjee and Lavie, 2005) as nltk computes it, in [0, 1].
 
-    Words are what stands between blanks, in lower case; they match as they are, by Porter stem, or where the stem of
-    one stands among the WordNet synonyms of the other's (so "big" does not find "large", whose stem is "larg").
+    Words are separated by white space, in lower case; they match as they are, by Porter stem, or where the stem of
+    one is among the WordNet synonyms of the other's (so "big" does not find "large", whose stem is "larg").
     It is not METEOR 1.5, the Java program behind COCO's and R2Gen's column: those numbers are not comparable.
 
     Raises:
@@ -145,29 +141,22 @@ def meteor(predictions: Sequence[str], references: Sequence[str]) -> dict[str, M
     try:
         nltk.data.find("corpora/wordnet")
     except LookupError:
-        raise CannotRun(
-            "meteor needs nltk's WordNet data, found in no folder of nltk.data.path: python -m nltk.downloader wordnet"
-        ) from None
-    scores = [
-        float(meteor_score([theirs.split()], ours.split()))
-        for ours, theirs in zip(predictions, references, strict=True)
-    ]
+        where = "found in no folder of nltk.data.path"
+        raise CannotRun(f"meteor needs nltk's WordNet data, {where}: python -m nltk.downloader wordnet") from None
+    pairs = zip(predictions, references, strict=True)
+    scores = [float(meteor_score([theirs.split()], ours.split())) for ours, theirs in pairs]
     choices = "alpha:0.9|beta:3|gamma:0.5|tok:blanks|case:lower|not COCO's METEOR 1.5|mean over reports"
     signature = f"nltk {version('nltk')} METEOR|WordNet {wordnet.get_version()}|{choices}"
     return {"meteor": mean_measure(scores, signature)}
 
 
 def bertscore(
-    predictions: Sequence[str],
-    references: Sequence[str],
-    model: Path,
-    device: str | None = None,
-    batch_size: int = 32,
+    predictions: Sequence[str], references: Sequence[str], model: Path, device: str | None = None, batch_size: int = 32
 ) -> dict[str, Measure]:
     """`bertscore_f1`: BERTScore F1 of each report (Zhang et al., 2020), layer 5 of distilroberta-base, rescaled.
 
     Equal to bert-score 0.3.13 with `lang="en"`, `rescale_with_baseline=True` and no idf, as it was on transformers 4;
-    on 5, that package runs but loses the blank before the first word, and fails on blank texts. 1 is identity and 0
+    on 5, that package runs but loses the blank before the first word, and fails on blank texts. 1 is identity, 0 is
     what two random sentences have; values below 0 occur. A blank text on either side gives 0 before rescaling, which
     is -5.55 after it. Texts are cut at 512 word pieces.
 
@@ -182,10 +171,7 @@ def bertscore(
     """
     import torch
 
-    from metrics.weights import digest
-
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    encode = _word_piece_encoder(Path(model), device)
+    encode = _word_piece_encoder(Path(model), device or ("cuda" if torch.cuda.is_available() else "cpu"))
     pairs = [(ours.strip(), theirs.strip()) for ours, theirs in zip(predictions, references, strict=True)]
     by_length = sorted(set(pairs), key=lambda pair: len(pair[0]) + len(pair[1]))
     found: dict[tuple[str, str], float] = {}
@@ -195,28 +181,36 @@ def bertscore(
         for pair, ours, theirs in zip(batch, embedded[: len(batch)], embedded[len(batch) :], strict=True):
             found[pair] = (_matched_f1(ours, theirs) - BERTSCORE_BASELINE) / (1 - BERTSCORE_BASELINE)
     choices = f"layer:{BERTSCORE_LAYER}|idf:no|rescaled:en F {BERTSCORE_BASELINE}|mean over reports"
-    signature = (
-        f"raddraft {version('raddraft')}, as bert-score 0.3.13 F1|distilroberta-base sha256:{digest(model)[:12]}"
-    )
-    return {"bertscore_f1": mean_measure([found[pair] for pair in pairs], f"{signature}|{choices}")}
+    implementation = f"raddraft {version('raddraft')}, as bert-score 0.3.13 F1"
+    signature = f"{implementation}|distilroberta-base sha256:{digest(model)[:12]}|{choices}"
+    return {"bertscore_f1": mean_measure([found[pair] for pair in pairs], signature)}
 
 
 def _word_piece_encoder(folder: Path, device: str) -> Callable[[list[str]], list[Embedded]]:
     """A function from stripped texts to their `Embedded`."""
     import torch
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoModel, AutoTokenizer
+    from transformers.utils import logging
 
     if not (folder / "config.json").is_file():
-        raise CannotRun(f"bertscore needs a folder with distilroberta-base, and {folder} holds no config.json")
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    if config.num_hidden_layers < BERTSCORE_LAYER:
-        raise CannotRun(
-            f"bertscore takes layer {BERTSCORE_LAYER} of distilroberta-base; "
-            f"the model in {folder} has {config.num_hidden_layers}"
+        raise CannotRun(f"bertscore needs a folder with distilroberta-base, and {folder} has no config.json")
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # that the checkpoint also has the head of a masked language model is no news
+    try:
+        network, report = AutoModel.from_pretrained(
+            folder, local_files_only=True, add_pooling_layer=False, output_loading_info=True
         )
+    finally:
+        logging.set_verbosity(verbosity)
+    config = network.config
+    if config.num_hidden_layers < BERTSCORE_LAYER:
+        needed = f"bertscore takes layer {BERTSCORE_LAYER} of distilroberta-base"
+        raise CannotRun(f"{needed}; the model in {folder} has {config.num_hidden_layers}")
+    if report["missing_keys"]:
+        raise CannotRun(f"bertscore: the weights in {folder} lack {', '.join(sorted(report['missing_keys'])[:3])} …")
+    network.to(device).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    network = _load_network(folder).to(device).eval()
-    # RoBERTa counts positions from 2; a folder without tokenizer_config.json says nothing of a limit.
+    # RoBERTa counts positions from 2; a folder without tokenizer_config.json states no limit.
     longest = min(tokenizer.model_max_length, config.max_position_embeddings - 2)
     special = torch.tensor([tokenizer.cls_token_id, tokenizer.sep_token_id])
 
@@ -226,32 +220,13 @@ def _word_piece_encoder(folder: Path, device: str) -> Callable[[list[str]], list
         spaced = [f" {text}" if text else "" for text in texts]
         inputs = tokenizer(spaced, truncation=True, max_length=longest, padding=True, return_tensors="pt")
         ids, mask = inputs["input_ids"], inputs["attention_mask"].bool()
-        states = network(
-            input_ids=ids.to(device), attention_mask=mask.to(device), output_hidden_states=True
-        ).hidden_states[BERTSCORE_LAYER]  # [B, L, D]
+        output = network(input_ids=ids.to(device), attention_mask=mask.to(device), output_hidden_states=True)
+        states = output.hidden_states[BERTSCORE_LAYER]  # [B, L, D]
         units = torch.nn.functional.normalize(states.float(), dim=-1).cpu()
         words = ~torch.isin(ids, special)
         return [(units[i, mask[i]], words[i, mask[i]]) for i in range(len(texts))]
 
     return encode
-
-
-def _load_network(folder: Path) -> nn.Module:
-    """The model without heads, quietly: that the checkpoint also holds a masked language model's head is no news."""
-    from transformers import AutoModel
-    from transformers.utils import logging
-
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        network, report = AutoModel.from_pretrained(
-            folder, local_files_only=True, add_pooling_layer=False, output_loading_info=True
-        )
-    finally:
-        logging.set_verbosity(verbosity)
-    if report["missing_keys"]:
-        raise CannotRun(f"bertscore: the weights in {folder} lack {', '.join(sorted(report['missing_keys'])[:3])} …")
-    return network
 
 
 def _matched_f1(ours: Embedded, theirs: Embedded) -> float:
@@ -270,17 +245,17 @@ def radcliq_v1(
 ) -> dict[str, Measure]:
     """`radcliq_v1`: errors of each report as predicted from four scores (Yu et al., Patterns 2023); lower is better.
 
-    Values are standardised: 0 is the mean of the reports the formula was fitted on, about -1.44 a perfect report. The
-    mean over reports is given, and not its inverse, as some tables do.
+    Values are standardized: 0 is the mean of the reports the formula was fitted on, about -1.44 a perfect report. The
+    value is the mean over reports, not its inverse as in some tables.
 
     Args:
         radgraph: the authors' is `radgraph_combined` of the model `radgraph`.
-        bertscore: as `bertscore` gives it; the authors first put one blank where several follow each other.
+        bertscore: as from `bertscore`; the authors first replace runs of blanks by one.
         semb: `cosine_similarities` of CheXbert [n].
-        predictions, references: for sentence BLEU-2, whose weight of 4e-12 leaves no trace in the result.
+        predictions, references: for sentence BLEU-2, whose weight of 4e-12 is negligible.
 
     Raises:
-        ValueError: unequal lengths, or a score that is not finite, with its name and place.
+        RadDraftError: a score that is not finite, with its name and place.
     """
     bleu = sentence_bleu(predictions, references, 2)["nltk_sentence_bleu_2"]
     scores = radcliq_formula(radgraph.statistics[:, 0], bertscore.statistics[:, 0], semb, bleu.statistics[:, 0])
@@ -290,11 +265,7 @@ def radcliq_v1(
 
 
 def radcliq_formula(radgraph: np.ndarray, bertscore: np.ndarray, semb: np.ndarray, bleu: np.ndarray) -> np.ndarray:
-    """RadCliQ-v1 [n] from four per-study scores [n] each.
-
-    Raises:
-        ValueError: unequal lengths, or a score that is not finite, with its name and place.
-    """
+    """RadCliQ-v1 [n] from four per-study scores [n] each. Raises RadDraftError if one is not finite."""
     columns = np.column_stack([radgraph, bertscore, semb, bleu]).astype(np.float64)  # [n, 4]
     broken = np.argwhere(~np.isfinite(columns))
     if len(broken):
@@ -304,29 +275,26 @@ def radcliq_formula(radgraph: np.ndarray, bertscore: np.ndarray, semb: np.ndarra
 
 
 def radgraph_combined(prediction: dict[str, Any], reference: dict[str, Any]) -> float:
-    """What RadCliQ takes of RadGraph: the mean of the F1s of entities and of relations, each compared as sets, [0, 1].
+    """RadCliQ's RadGraph score, in [0, 1]: the mean of the F1s of entities and of relations, each compared as sets.
 
     Args:
         prediction, reference: annotations with "entities": {id: {"tokens", "label", "relations": [(name, id)]}}.
     """
-    return sum(_set_f1(kind(prediction), kind(reference)) for kind in (_entities, _relations)) / 2
+    f1s = []
+    for ours, theirs in zip(_facts(prediction), _facts(reference), strict=True):
+        f1s.append(2 * len(ours & theirs) / (len(ours) + len(theirs)) if ours or theirs else 0.0)
+    return sum(f1s) / 2
 
 
-def _entities(annotation: dict[str, Any]) -> set[tuple[str, ...]]:
-    return {(entity["tokens"], entity["label"]) for entity in annotation["entities"].values()}
-
-
-def _relations(annotation: dict[str, Any]) -> set[tuple[str, ...]]:
-    entities = annotation["entities"]
-    return {
-        (source["tokens"], source["label"], name, entities[target]["tokens"], entities[target]["label"])
-        for source in entities.values()
-        for name, target in source["relations"]
+def _facts(annotation: dict[str, Any]) -> tuple[set[tuple[str, ...]], set[tuple[str, ...]]]:
+    """Entities and relations."""
+    named = {key: (entity["tokens"], entity["label"]) for key, entity in annotation["entities"].items()}
+    relations = {
+        (*named[key], name, *named[target])
+        for key, entity in annotation["entities"].items()
+        for name, target in entity["relations"]
     }
-
-
-def _set_f1(ours: set[tuple[str, ...]], theirs: set[tuple[str, ...]]) -> float:
-    return 2 * len(ours & theirs) / (len(ours) + len(theirs)) if ours or theirs else 0.0
+    return set(named.values()), relations
 
 
 class Embedder(Protocol):

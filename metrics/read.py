@@ -53,12 +53,11 @@ def keep_common_studies(systems: Systems) -> tuple[Systems, list[str]]:
     Raises:
         RadDraftError: a study has different references in two systems, or there is no common study.
     """
-    first = next(iter(systems))
+    first, notes = next(iter(systems)), []
     rows = {name: {row.study_id: row for row in part} for name, part in systems.items()}
     common = [study_id for study_id in rows[first] if all(study_id in part for part in rows.values())]
     if not common:
         raise RadDraftError(f"No study is in all of {', '.join(systems)}: do they come from the same split?")
-    notes = []
     for name, part in rows.items():
         for study_id in common:
             if part[study_id].reference != rows[first][study_id].reference:
@@ -86,15 +85,14 @@ def read_predictions(path: str | Path, references: str | Path | None = None) -> 
     if own and path.suffix.lower() not in (*JSON_LINES, *TABLES):
         raise RadDraftError(f"{path} has no references: give the file that has them with --references")
     drafts, reports = read_texts(path, "prediction"), read_texts(source, "reference", optional=own)
-    for file, texts in ((path, drafts), (source, reports)):
-        if not texts and not (own and drafts):
-            raise RadDraftError(f"{file} is empty")
-    if not own and not {type(key) for key in drafts} & {type(key) for key in reports}:
+    if not drafts or not (reports or own):
+        raise RadDraftError(f"{path if not drafts else source} is empty")
+    by_line = [any(isinstance(key, int) for key in texts) for texts in (drafts, reports)]
+    if not own and by_line[0] != by_line[1]:
         raise RadDraftError(f"Only one of {path} and {source} has study_ids: they cannot be joined")
-    if not own and int in map(type, drafts) and len(drafts) != len(reports):
-        raise RadDraftError(
-            f"{path} has {len(drafts)} texts and {source} has {len(reports)}: without ids the numbers must be equal"
-        )
+    if not own and by_line[0] and len(drafts) != len(reports):
+        counts = f"{path} has {len(drafts)} texts and {source} has {len(reports)}"
+        raise RadDraftError(f"{counts}: without ids the numbers must be equal")
     common = [key for key in drafts if key in reports]
     notes = []
     if count := len(drafts) - len(common):

@@ -1,8 +1,6 @@
-"""The page people read after scoring: how the systems compare, and the drafts beside their images and references.
+"""The page of `raddraft score`: scores of the systems, then drafts beside their images and references.
 
-    html = render_report("Test split", {"model": scores, "shuffled images": control_scores}, cases)
-
-One HTML file that loads nothing from anywhere, so that it can be opened, mailed or archived as it is.
+One HTML file that loads nothing, so that it can be opened, mailed or archived as it is.
 """
 
 from __future__ import annotations
@@ -88,9 +86,8 @@ def compare_labels(reference: Mapping[str, int | None], draft: Mapping[str, int 
     """Compare two reports by their labels: (observation, state), errors first.
 
     States: `missed` (positive in the reference, negative or not mentioned in the draft), `invented` (the reverse),
-    `uncertain` (uncertain in at least one), `positive` and `negative` (stated alike in both). Observations that
-    neither report calls positive or uncertain are listed only if both deny them. `No Finding` sums up the others:
-    a difference in it is listed only where it is the only one, or every error would count twice.
+    `uncertain` (uncertain in at least one), `positive` and `negative` (the same in both). Other observations are not
+    listed. `No Finding` sums up the others: a difference in it is listed only if it is the only one.
     """
     found: dict[str, list[str]] = {state: [] for state in ("missed", "invented", "uncertain", "positive", "negative")}
     for observation in dict.fromkeys([*reference, *draft]):
@@ -156,17 +153,9 @@ def render_report(
         rows=rows,
         panels=[_panel(row) for row in rows if row["name"] in PLOTTED],
         skipped=_by_text({name: system.get("skipped", {}) for name, system in systems.items()}),
-        signatures=_by_text(
-            {
-                name: {metric: score["signature"] for metric, score in system["metrics"].items()}
-                for name, system in systems.items()
-            }
-        ),
+        signatures=_by_text({name: _signatures(system) for name, system in systems.items()}),
         strata={by: (parts, _table_rows(parts, {})) for by, parts in systems[first].get("strata", {}).items()},
-        observations={
-            labeler: sorted(table.items(), key=lambda item: -item[1]["support"])
-            for labeler, table in (observations or {}).items()
-        },
+        observations={name: _by_support(table) for name, table in (observations or {}).items()},
         groups=_card_groups(cases),
         words=LABEL_WORDS,
         no_finding=NO_FINDING,
@@ -197,13 +186,9 @@ def _table_row(metric: str, columns: Scores, differences: Differences) -> dict[s
         verdict["unclear" if difference["p"] >= SIGNIFICANT else "better" if better else "worse"].append(name)
     label, explanation = METRICS.get(metric, (metric, ""))
     return {
-        "name": metric,
-        "label": label,
-        "explanation": explanation,
-        "scores": scores,
-        "best": min(values) if lower else max(values),
-        "differences": found,
+        **{"name": metric, "label": label, "explanation": explanation, "scores": scores, "differences": found},
         **verdict,
+        "best": min(values) if lower else max(values),
         "best_of_all": bool(found) and len(verdict["better"]) == len(found),
     }
 
@@ -225,26 +210,27 @@ def _by_text(texts: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, list
     return grouped
 
 
+def _signatures(system: Mapping[str, Any]) -> dict[str, str]:
+    return {metric: score["signature"] for metric, score in system["metrics"].items()}
+
+
+def _by_support(table: Mapping[str, Mapping[str, float]]) -> list[tuple[str, Mapping[str, float]]]:
+    return sorted(table.items(), key=lambda item: -item[1]["support"])
+
+
 def _card_groups(cases: Sequence[Case]) -> dict[str, list[dict[str, Any]]]:
     """Heading -> cards, in the order in which the groups first appear."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for case in cases:
         words, _, metric = case.group.rpartition(" ")
         heading = f"{words} {METRICS[metric][0]}" if metric in METRICS else case.group
-        groups.setdefault(heading, []).append(_card(case))
+        found: dict[str, list[str]] = {}
+        for observation, state in compare_labels(case.reference_labels, case.draft_labels):
+            found.setdefault(state, []).append(observation)
+        image = base64.b64encode(case.image).decode("ascii") if case.image else None
+        differs = "missed" in found or "invented" in found
+        groups.setdefault(heading, []).append({"case": case, "image": image, "found": found, "differs": differs})
     return groups
-
-
-def _card(case: Case) -> dict[str, Any]:
-    found: dict[str, list[str]] = {}
-    for observation, state in compare_labels(case.reference_labels, case.draft_labels):
-        found.setdefault(state, []).append(observation)
-    return {
-        "case": case,
-        "image": base64.b64encode(case.image).decode("ascii") if case.image else None,
-        "found": found,
-        "differs": "missed" in found or "invented" in found,
-    }
 
 
 def _number(value: float, sign: Literal["", "+"] = "") -> str:

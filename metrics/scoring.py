@@ -5,8 +5,7 @@
     score(predictions, references)                                    # all of DEFAULT that can run
     score(predictions, references, ["rouge_l", "radgraph", "coco"])   # metrics and families by name
 
-A name means one definition for good: other conventions (uncertain as positive, lower case, another model, COCO's
-tokens) have other names, and no option changes what a name stands for.
+A name has one definition: other conventions (uncertain as positive, lower case, another model) have other names.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ import numpy as np
 
 from metrics import extras
 from metrics.annotate import annotate
-from metrics.labels import Uncertain, f1_measures
+from metrics.labels import Labels, Uncertain, f1_measures
 from metrics.models import Models
 from metrics.rules import OBSERVATIONS, VERSION, label
 from metrics.text import Once, bleu, rouge_l
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
     from metrics.radgraph import RadGraph
 
 Texts = Sequence[str]
-Labels = dict[str, int | None]
 
 
 @dataclass(frozen=True)
@@ -100,28 +98,26 @@ def _radcliq(predictions: Texts, references: Texts, models: Models, once: Once) 
     )
 
 
-def _names(prefix: str, suffix: str = "") -> tuple[str, ...]:
-    return tuple(f"{prefix}_{average}_f1_{count}{suffix}" for count in (14, 5) for average in ("macro", "micro"))
+def _f1_names(labeler: str, suffix: str = "") -> tuple[str, ...]:
+    return tuple(f"{labeler}_{average}_f1_{count}{suffix}" for count in (14, 5) for average in ("macro", "micro"))
 
 
-def _graph_names(prefix: str, suffix: str = "") -> tuple[str, ...]:
-    return tuple(f"{prefix}_{kind}{suffix}" for kind in ("e", "er", "bar_er"))
+def _graph_names(model: str, suffix: str = "") -> tuple[str, ...]:
+    return tuple(f"{model}_{kind}{suffix}" for kind in ("e", "er", "bar_er"))
 
-
-COCO = ("coco_bleu_1", "coco_bleu_2", "coco_bleu_3", "coco_bleu_4", "coco_rouge_l", "coco_cider")
 
 FAMILIES: dict[str, Family] = {
     "rouge": Family(("rouge_l",), lambda ours, theirs, _, once: {"rouge_l": rouge_l(ours, theirs, once)}),
     "bleu": Family(tuple(f"bleu_{order}" for order in range(1, 5)), _bleu),
     "radgraph": Family(_graph_names("radgraph"), partial(_radgraph, "radgraph", False)),
-    "chexbert": Family(_names("chexbert"), partial(_f1, "chexbert", "negative")),
-    "rule": Family(_names("rule"), partial(_f1, "rule", "negative")),
-    "chexbert_plus": Family(_names("chexbert", "_plus"), partial(_f1, "chexbert", "positive")),
-    "rule_plus": Family(_names("rule", "_plus"), partial(_f1, "rule", "positive")),
+    "chexbert": Family(_f1_names("chexbert"), partial(_f1, "chexbert", "negative")),
+    "rule": Family(_f1_names("rule"), partial(_f1, "rule", "negative")),
+    "chexbert_plus": Family(_f1_names("chexbert", "_plus"), partial(_f1, "chexbert", "positive")),
+    "rule_plus": Family(_f1_names("rule", "_plus"), partial(_f1, "rule", "positive")),
     "radgraph_lower": Family(_graph_names("radgraph", "_lower"), partial(_radgraph, "radgraph", True)),
     "radgraph_xl": Family(_graph_names("radgraph_xl"), partial(_radgraph, "radgraph_xl", False)),
     "radgraph_xl_lower": Family(_graph_names("radgraph_xl", "_lower"), partial(_radgraph, "radgraph_xl", True)),
-    "coco": Family(COCO, lambda ours, theirs, _, once: extras.coco(ours, theirs, once)),
+    "coco": Family(extras.COCO, lambda ours, theirs, _, once: extras.coco(ours, theirs, once)),
     "sentence_bleu": Family(("nltk_sentence_bleu_4",), lambda ours, theirs, *_: extras.sentence_bleu(ours, theirs)),
     "meteor": Family(("meteor",), lambda ours, theirs, *_: extras.meteor(ours, theirs)),
     "bertscore": Family(("bertscore_f1",), _bertscore),
@@ -168,9 +164,8 @@ def measure(
         RadDraftError: unequal lengths, nothing to score, no or an unknown metric, or one asked for by name cannot run.
     """
     if len(predictions) != len(references):
-        raise RadDraftError(
-            f"{len(predictions)} predictions and {len(references)} references: the numbers must be equal"
-        )
+        counts = f"{len(predictions)} predictions and {len(references)} references"
+        raise RadDraftError(f"{counts}: the numbers must be equal")
     if not predictions:
         raise RadDraftError("Nothing to score: there is no prediction")
     wanted, by_name = choose(metrics), metrics is not None and "all" not in metrics
@@ -235,24 +230,27 @@ def summarize(
     """
     keys = [(system, name) for system, measures in systems.items() for name in measures]
     values = dict(zip(keys, resample([systems[system][name] for system, name in keys], resamples, seed), strict=True))
-    parts: dict[str, dict[str, Any]] = {}
-    for system, measures in systems.items():
+
+    def part(system: str) -> dict[str, Any]:
         scores = {}
-        for name, one in measures.items():
+        for name, one in systems[system].items():
             bounds = interval(values[system, name]) or Interval(math.nan, math.nan, math.nan)
             signature = f"{one.signature}|n:{one.n}|bootstrap:{resamples} seed {seed}"
             scores[name] = {"value": one.value, **vars(bounds), "signature": signature}
-        n = next(iter(measures.values())).n
-        parts[system] = {"n": n, "metrics": scores, "skipped": (skipped or {}).get(system, {})}
+        return {"n": one.n, "metrics": scores, "skipped": (skipped or {}).get(system, {})}
+
+    def minus(other: str) -> dict[str, Any]:
+        """The first system minus another one."""
+        found = {}
+        for name, one in systems[first].items():
+            if rival := systems[other].get(name):
+                found[name] = difference(one.value - rival.value, values[first, name] - values[other, name])
+        return {name: one for name, one in found.items() if one}
+
     first, *others = systems
     if not others:
-        return parts[first]
-    differences: dict[str, dict[str, Any]] = {}
-    for other in others:
-        found = {
-            name: difference(one.value - systems[other][name].value, values[first, name] - values[other, name])
-            for name, one in systems[first].items()
-            if name in systems[other]
-        }
-        differences[other] = {name: one for name, one in found.items() if one is not None}
-    return parts[first] | {"others": {name: parts[name] for name in others}, "differences": differences}
+        return part(first)
+    return part(first) | {
+        "others": {other: part(other) for other in others},
+        "differences": {other: minus(other) for other in others},
+    }

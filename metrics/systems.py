@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from metrics.labels import Uncertain, per_observation
+from metrics.labels import Labels, Uncertain, per_observation
 from metrics.models import Models
 from metrics.read import Prediction, Systems
 from metrics.report import LOWER_IS_BETTER, Case, compare_labels, render_report
 from metrics.rules import OBSERVATIONS
-from metrics.scoring import Labels, choose, measure, read_labels, summarize
+from metrics.scoring import choose, measure, read_labels, summarize
 from metrics.text import Once
 from raddraft.errors import RadDraftError
 from raddraft.files import write_json, write_text
@@ -31,6 +31,12 @@ from raddraft.text import format_estimate, format_table
 
 LABELERS = {"rule": "the rule-based labeler", "chexbert": "CheXbert"}
 STATES = {1: "positive", 0: "negative", -1: "uncertain", None: "not mentioned"}
+WRITTEN = {
+    "scores": "scores.json",
+    "per study": "per_study.csv",
+    "per observation": "per_observation.csv",
+    "page": "report.html",
+}
 AGES = ((0, 17), (18, 39), (40, 59), (60, 79))
 
 
@@ -55,17 +61,15 @@ class Scored:
         """The system under test."""
         return next(iter(self.systems))
 
-    def by_system(self, scores: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """System -> its part of the scores, or of those of a stratum; the first is the system under test."""
-        scores = scores or self.scores
-        return {self.first: scores, **scores.get("others", {})}
+    def by_system(self) -> dict[str, Any]:
+        """System -> its part of the scores; the first is the system under test."""
+        return {self.first: self.scores, **self.scores.get("others", {})}
 
     def tables(self) -> str:
         """Metrics x systems, then for each --by metrics x strata of the first system, as text."""
-        parts = [_table(self.by_system(), self.scores.get("differences", {}))]
-        for by, groups in self.scores.get("strata", {}).items():
-            parts.append(f"{self.first} by {by}\n{_table(groups)}")
-        return "\n\n".join(parts)
+        strata = self.scores.get("strata", {})
+        parts = [f"{self.first} by {by}\n{_table(groups)}" for by, groups in strata.items()]
+        return "\n\n".join([_table(self.by_system(), self.scores.get("differences", {})), *parts])
 
     def title(self) -> str:
         """Heading of the page; says so if the data are synthetic."""
@@ -88,13 +92,11 @@ class Scored:
             for labeler, found in self.labels.items()
         }
         page = render_report(title or self.title(), self.by_system(), self.choose_cases(cases), observations)
-        names = ("scores.json", "per_study.csv", "per_observation.csv", "report.html")
-        scores, per_study, of_observations, report = paths = [folder / name for name in names]
-        write_json(scores, self.scores)
-        write_text(per_study, _csv(self._per_study()))
-        write_text(of_observations, _csv(self._per_observation()))
-        write_text(report, page)
-        return dict(zip(("scores", "per study", "per observation", "page"), paths, strict=True))
+        write_json(folder / "scores.json", self.scores)
+        write_text(folder / "per_study.csv", _csv(self._per_study()))
+        write_text(folder / "per_observation.csv", _csv(self._per_observation()))
+        write_text(folder / "report.html", page)
+        return {what: folder / name for what, name in WRITTEN.items()}
 
     def choose_cases(self, count: int) -> list[Case]:
         """The worst and the best studies by `ranked_by`, and some at equal ranks between."""

@@ -271,7 +271,7 @@ def test_bertscore_cuts_long_texts_though_the_tokenizer_names_no_limit(tmp_path:
 
 
 def test_bertscore_refuses_what_is_not_the_model(tmp_path: Path) -> None:
-    with pytest.raises(extras.CannotRun, match=r"nowhere holds no config\.json"):
+    with pytest.raises(extras.CannotRun, match=r"nowhere has no config\.json"):
         extras.bertscore(["heart"], ["heart"], tmp_path / "nowhere")
     with pytest.raises(extras.CannotRun, match=r"takes layer 5 of distilroberta-base; the model in .* has 2"):
         extras.bertscore(["heart"], ["heart"], save_roberta(tmp_path / "small", layers=2))
