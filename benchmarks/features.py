@@ -1,4 +1,4 @@
-"""The features' part of `raddraft bench`: towers with random weights, on the pictures given."""
+"""Stored features against the package rad-dino in a loop: towers with random weights, on the images given."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from benchmarks.metrics import timed
-from encoder.features import FeatureConfig, compute_features, read_features
+from encoder.config import ComputeConfig, FeatureConfig
+from encoder.features import open_store
 from encoder.towers import load_tower
 
 
@@ -31,7 +32,7 @@ def bench_features(paths: Sequence[Path]) -> bool:
 
 
 def save_dinov2(folder: Path, sizes: dict[str, int], side: int) -> Path:
-    """A Dinov2 with patches of 14 pixels, random weights, for pictures of a side."""
+    """A Dinov2 with patches of 14 pixels, random weights, for square images of this side."""
     from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 
     torch.manual_seed(0)
@@ -58,8 +59,8 @@ def _bench(
     def loop(size: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
         found: list[tuple[torch.Tensor, torch.Tensor]] = []
         for start in range(0, len(paths), size):
-            pictures = [Image.open(path).convert("RGB") for path in paths[start : start + size]]
-            found += zip(*model.extract_features(pictures), strict=True)
+            images = [Image.open(path).convert("RGB") for path in paths[start : start + size]]
+            found += zip(*model.extract_features(images), strict=True)
         return found
 
     seconds: dict[int, float] = {}
@@ -70,8 +71,8 @@ def _bench(
     tower.model.to(getattr(torch, precision))
     config = FeatureConfig("grid", dtype="float32")
     with TemporaryDirectory() as scratch:
-        ours, computed = timed(lambda: compute_features(tower, paths, scratch, config, our_batch_size, workers=1))
-        store = read_features(tower, paths, scratch, config)
+        compute = ComputeConfig(batch_size=our_batch_size, workers=1, features=Path(scratch))
+        ours, store = timed(lambda: open_store(tower, paths, config, compute))
         pairs = [
             (torch.cat([vector[None], grid.flatten(1).T]), store[path])
             for path, (vector, grid) in zip(paths, expected, strict=True)
@@ -80,8 +81,9 @@ def _bench(
     cosine = min(float(torch.nn.functional.cosine_similarity(theirs, own, dim=-1).min()) for theirs, own in pairs)
     n_parameters = sum(parameter.numel() for parameter in tower.model.parameters())
     side = tower.black_pixels.shape[-1]
-    print(f"features of {len(paths)} pictures, {n_parameters / 1e6:.0f} M parameters at {side} px, {precision}")
+    print(f"features of {len(paths)} images, {n_parameters / 1e6:.0f} M parameters at {side} px, {precision}")
     print(f"  rad-dino in a loop, batches of {best}: {seconds[best]:.1f} s; stored features: {ours:.1f} s")
-    print(f"  {seconds[best] / ours:.2f} times as fast, tower at work {computed.tower_seconds / ours:.0%} of the time")
+    busy = store.computed.tower_seconds / ours
+    print(f"  {seconds[best] / ours:.2f} times as fast, tower at work {busy:.0%} of the time")
     print(f"  features differ by {apart:.1e} at most, their cosine is {cosine:.6f} at least", flush=True)
     return apart < 1e-4 if precision == "float32" else cosine > 0.999

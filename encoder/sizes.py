@@ -1,6 +1,6 @@
-"""Sizes of public towers as their config.json states them, to plan a run where the hub is out of reach.
+"""Sizes of public towers from their config.json, to plan a run without network access.
 
-Only what sets shapes is kept, as in the papers' repositories; parameter counts are tested against the authors'.
+Only what sets shapes is kept; parameter counts are tested against the authors'.
 """
 
 from __future__ import annotations
@@ -10,24 +10,15 @@ from typing import Any
 
 _DINOV2 = {"model_type": "dinov2", "image_size": 518, "patch_size": 14}  # positions for 518 pixels in all of them
 _DINOV2_BASE = _DINOV2 | {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}
-_CLIP_LARGE = {
-    "model_type": "clip_vision_model",
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-    "patch_size": 14,
-}
+_LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16}
+_CLIP_LARGE = _LARGE | {"model_type": "clip_vision_model", "intermediate_size": 4096, "patch_size": 14}
 _VIT_BASE = {"model_type": "vit", "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}
 TOWERS: dict[str, tuple[dict[str, Any], int]] = {
     "microsoft/rad-dino": (_DINOV2_BASE, 518),
     "microsoft/rad-dino-maira-2": (_DINOV2_BASE, 518),
     "facebook/dinov2-small": (_DINOV2_BASE | {"hidden_size": 384, "num_attention_heads": 6}, 224),
     "facebook/dinov2-base": (_DINOV2_BASE, 224),
-    "facebook/dinov2-large": (
-        _DINOV2 | {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16},
-        224,
-    ),
+    "facebook/dinov2-large": (_DINOV2 | _LARGE, 224),
     "openai/clip-vit-large-patch14": (_CLIP_LARGE | {"image_size": 224}, 224),
     "openai/clip-vit-large-patch14-336": (_CLIP_LARGE | {"image_size": 336}, 336),
     "microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224": (
@@ -39,7 +30,11 @@ TOWERS: dict[str, tuple[dict[str, Any], int]] = {
 
 
 def tower_config(source: str) -> tuple[Any, int | None]:
-    """Config of a vision tower and the side of its pictures, where the table knows it. Raises OSError as above."""
+    """Config of a vision tower by hub id or folder, and the side of its input if the table has it.
+
+    Raises:
+        UnavailableError: the tower is not in the table, and its config cannot be read.
+    """
     known, side = TOWERS.get(source, (None, None))
     if known is None or Path(source).is_dir():
         config = read_config(source, None)
@@ -48,7 +43,7 @@ def tower_config(source: str) -> tuple[Any, int | None]:
 
 
 def read_config(name: str, known: dict[str, Any] | None) -> Any:
-    """A config: of a local folder, else what is known of it, else of the hub. Raises OSError if there is none."""
+    """A config: of a local folder, else the known one, else of the hub. Raises UnavailableError if there is none."""
     from transformers import AutoConfig
 
     from encoder.towers import checkpoint_error
@@ -58,6 +53,4 @@ def read_config(name: str, known: dict[str, Any] | None) -> Any:
     try:
         return AutoConfig.from_pretrained(name)
     except OSError as error:
-        raise checkpoint_error(
-            f"The sizes of {name!r} are not known here, and its config cannot be read", name, error
-        ) from error
+        raise checkpoint_error(f"The config of {name!r} cannot be read", name, error) from error

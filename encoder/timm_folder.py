@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from encoder.checkpoints import check_state
 from raddraft.errors import RadDraftError
 
 if TYPE_CHECKING:
@@ -15,15 +16,15 @@ if TYPE_CHECKING:
 
 
 def save_timm(state: dict[str, torch.Tensor], architecture: str, out: Path) -> tuple[int, list[str]]:
-    """Write an architecture of timm with these weights, headless, with the pictures that its first weights took.
+    """Write an architecture of timm with these weights, without classifier, and timm's preparation of its images.
 
-    Entries go by name. Where no name fits, as in a port from another framework, they go by order, if every shape does.
+    Entries go by name. Where no name fits, as in a port from another framework, they go by order, if every shape fits.
 
     Returns:
-        number of parameters, and what is to be known of the folder.
+        Number of parameters, and notes on the folder.
 
     Raises:
-        ValueError: timm has no such architecture, or the entries do not fit it.
+        RadDraftError: timm has no such architecture, or the entries do not fit it.
     """
     import timm
     from transformers import TimmWrapperConfig, TimmWrapperModel
@@ -53,35 +54,30 @@ def _match(
     wanted: dict[str, torch.Tensor],
     architecture: str,
 ) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """The entries under timm's names: those wanted, of a network with or without a classifier of any size."""
+    """The wanted entries under timm's names, of a network with or without a classifier of any size."""
     state = {name.removeprefix("module."): value for name, value in state.items()}
-    if not state.keys() & whole.keys():
-        shapes = [[tuple(value.shape) for value in part.values()] for part in (state, whole)]
-        if shapes[0] == shapes[1]:
-            note = f"no name is timm's: {len(whole)} entries were taken in their order, every shape fits"
-            return dict(zip(whole, state.values(), strict=True)), [note]
-    if strange := sorted(state.keys() - whole.keys()):
-        raise RadDraftError(f"The checkpoint is no {architecture}: it has {strange[0]}")
-    for name, value in wanted.items():
-        if name not in state:
-            raise RadDraftError(
-                f"The checkpoint is no {architecture}: it has no {name} (nor entries of its shapes in order)"
-            )
-        if state[name].shape != value.shape:
-            raise RadDraftError(
-                f"The checkpoint is no {architecture}: {name} has shape {tuple(state[name].shape)}, not "
-                f"{tuple(value.shape)}"
-            )
-    return {name: state[name] for name in wanted}, []
+    notes = []
+    shapes, own_shapes = ([value.shape for value in part.values()] for part in (state, whole))
+    if not state.keys() & whole.keys() and shapes == own_shapes:
+        state = dict(zip(whole, state.values(), strict=True))
+        notes.append(f"no name is timm's: {len(whole)} entries were taken in their order, every shape fits")
+    classifier = whole.keys() - wanted.keys()
+    rest = {name: value for name, value in state.items() if name not in classifier}
+    check_state(
+        rest,
+        {name: value.shape for name, value in wanted.items()},
+        f"The checkpoint does not fit {architecture}, by name or by order",
+    )
+    return rest, notes
 
 
 def plain_processor(processor: BaseImageProcessor) -> BaseImageProcessor:
-    """The same preparation by a processor that can be saved inside another one, which that of timm's wrapper cannot.
+    """The same preparation by a processor that, unlike that of timm's wrapper, can be saved inside another one.
 
-    Pixels differ by rounding, up to 1 of 255, and where an odd number is cut off the crop may lie one pixel aside.
+    Pixels differ by rounding, up to 1 of 255; where an odd number is cut off, the crop may be shifted by one pixel.
 
     Raises:
-        ValueError: timm crops or fills these pictures in a way that no such processor has.
+        RadDraftError: timm crops or pads these images in a way that no such processor has.
     """
     from transformers import BitImageProcessor, TimmWrapperImageProcessor
     from transformers.image_utils import PILImageResampling
@@ -92,8 +88,8 @@ def plain_processor(processor: BaseImageProcessor) -> BaseImageProcessor:
     height, width = settings["input_size"][-2:]
     if height != width or settings["crop_mode"] != "center":
         raise RadDraftError(
-            f"timm prepares pictures of {height} x {width} pixels with crop_mode {settings['crop_mode']!r} for this "
-            "tower; only the centre square can be kept in a report model"
+            f"timm prepares images of {height} x {width} pixels with crop_mode {settings['crop_mode']!r} for this "
+            "tower; a report model can only take a center square"
         )
     return BitImageProcessor(
         size={"shortest_edge": math.floor(height / settings["crop_pct"])},

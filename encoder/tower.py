@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # Final outputs that the authors use as the image's vector instead of the class token in `last_hidden_state`: CLIP's is
 # behind one more LayerNorm, SigLIP's is pooled by attention, a CNN's is an average.
-POOLED_BY_MODEL = (
+POOLED_BY_MODEL = {
     "clip_vision_model",
     "siglip_vision_model",
     "timm_wrapper",
@@ -28,7 +28,7 @@ POOLED_BY_MODEL = (
     "convnext",
     "convnextv2",
     "swin",
-)
+}
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Encoded:
 
 
 class NotPlainError(RadDraftError):
-    """A model is no plain vision transformer, so that no LLaVA model can hold it."""
+    """The model is not a plain vision transformer, so a LLaVA model cannot hold it."""
 
 
 MOST_PREFIX_TOKENS = 64
@@ -53,10 +53,10 @@ class Tower:
     """A vision model in eval mode with its image processor.
 
     Args:
-        name: for people.
-        model: gives `last_hidden_state` of tokens [B, T, D] or of a map [B, D, H, W], as transformers' vision models
+        name: for messages.
+        model: returns `last_hidden_state` of tokens [B, T, D] or of a map [B, D, H, W], as transformers' vision models
             do; or (pooled, patches), as BioViLT does.
-        processor: makes its pixels.
+        processor: the image processor that makes its pixels.
     """
 
     def __init__(self, name: str, model: Any, processor: BaseImageProcessor) -> None:
@@ -65,17 +65,18 @@ class Tower:
 
     @property
     def device(self) -> torch.device:
+        """Where the model is."""
         return next(self.model.parameters()).device
 
     @cached_property
     def shape(self) -> tuple[int, int, int]:
-        """Rows and columns of patches, and width: (H, W, D). Raises ValueError where images do not fit the model."""
+        """Rows and columns of patches, and width: (H, W, D). Raises RadDraftError if images do not fit the model."""
         return tuple(self.encode(self.black_pixels).patches.shape[1:])  # type: ignore[return-value]
 
     @cached_property
     def black_pixels(self) -> torch.Tensor:
         """A black image as the model gets it: [1, 3, height, width]."""
-        return self.prepare([_black()])
+        return _black_pixels(self.processor)
 
     @cached_property
     def is_plain(self) -> bool:
@@ -105,13 +106,13 @@ class Tower:
 
         Args:
             pixels: as `prepare` makes them.
-            layers: indices into the hidden states, 0 being the embedding; by default the model's final output, behind
-                its last LayerNorm (what the package rad-dino gives).
-            average: of several layers, instead of putting them side by side ([B, D * layers]).
-            grad: keep gradients, for training; inside `torch.no_grad()` there are none all the same.
+            layers: indices of hidden states, 0 is the embedding; by default the model's final output, after its last
+                LayerNorm (what the package rad-dino gives).
+            average: average the layers instead of concatenating them ([B, D * layers]).
+            grad: keep gradients, for training; not inside `torch.no_grad()`.
 
         Raises:
-            ValueError: no such layer, layers that are no token sequences, or images of a size the model cannot take.
+            RadDraftError: no such layer, layers that are not token sequences, or an image size the model cannot take.
         """
         import torch
 
@@ -126,7 +127,7 @@ class Tower:
             return Encoded(torch.cat(pooled, dim=-1), torch.cat(patches, dim=-1))
 
     def hidden(self, pixels: torch.Tensor, layer: int) -> torch.Tensor:
-        """One raw hidden state [B, T, D], prefix tokens included, as LLaVA reads it. Raises ValueError as `encode`."""
+        """One raw hidden state [B, T, D], prefix tokens included, as LLaVA reads it. Raises as `encode`."""
         import torch
 
         with torch.no_grad():
@@ -136,7 +137,7 @@ class Tower:
     def _forward(self, pixels: torch.Tensor, **options: Any) -> Any:
         parameter = next(self.model.parameters())
         if options and not hasattr(self.model.config, "num_hidden_layers"):
-            raise RadDraftError(f"{self.name} gives no hidden states of tokens, only its final output")
+            raise RadDraftError(f"{self.name} has no hidden states of tokens, only its final output")
         if self._interpolate and tuple(pixels.shape[-2:]) != self._native_size:
             options["interpolate_pos_encoding"] = True
         try:
@@ -171,10 +172,10 @@ class Tower:
         return encoded if pooled is None else Encoded(pooled, encoded.patches)
 
     def _tokens(self, tokens: torch.Tensor, pixels: torch.Tensor) -> Encoded:
-        """Tokens [B, T, D]: patches at the end, the class token first; without one, the mean patch is the vector."""
+        """Tokens [B, T, D]: the class token first, patches last; without a class token, the mean patch is pooled."""
         if tokens.ndim != 3:
             raise RadDraftError(
-                f"{self.name}: hidden states of shape {tuple(tokens.shape)} are no tokens; use the final output"
+                f"{self.name}: hidden states of shape {tuple(tokens.shape)} are not tokens; use the final output"
             )
         n_prefix, height, width = token_grid(self.model, tokens, pixels)
         patches = tokens[:, n_prefix:].unflatten(1, (height, width))
@@ -182,7 +183,7 @@ class Tower:
 
 
 def pick_layers(outputs: Any, layers: Sequence[int]) -> list[torch.Tensor]:
-    """Hidden states by index. Raises ValueError naming the choices."""
+    """Hidden states by index. Raises RadDraftError naming the choices."""
     states = outputs.hidden_states
     for layer in layers:
         if not -len(states) <= layer < len(states):
@@ -196,10 +197,7 @@ def token_grid(model: Any, tokens: torch.Tensor, pixels: torch.Tensor) -> tuple[
     """(prefix tokens, rows, columns) of tokens [B, T, D] made of pixels [B, 3, height, width].
 
     A plain vision transformer has a token for each patch and some before them; others (Swin) merge patches into a
-    smaller square and have none.
-
-    Raises:
-        ValueError: neither.
+    smaller square and have none. Raises RadDraftError for anything else.
     """
     height, width = pixels.shape[-2:]
     n_tokens = tokens.shape[1]
@@ -210,14 +208,14 @@ def token_grid(model: Any, tokens: torch.Tensor, pixels: torch.Tensor) -> tuple[
     side = math.isqrt(n_tokens)
     if side * side != n_tokens:
         raise RadDraftError(
-            f"{n_tokens} tokens for {height} x {width} pixels are neither a patch grid nor a square: "
-            f"this {model.config.model_type!r} model is no vision transformer that is known here"
+            f"{n_tokens} tokens for {height} x {width} pixels are neither a patch grid nor a square: {_kind(model)!r} "
+            "is not a supported vision transformer"
         )
     return 0, side, side
 
 
 def patch_size(model: Any) -> int | None:
-    """Side of a patch in pixels, if the model states it."""
+    """Side of a patch in pixels, if the model's config has it."""
     size = getattr(model.config, "patch_size", None)
     return size if isinstance(size, int) else None
 
@@ -226,48 +224,48 @@ def count_prefix_tokens(model: Any, processor: BaseImageProcessor) -> int:
     """Tokens before the patches (class, registers) of a tower that a LLaVA model can hold, by a black image.
 
     Raises:
-        NotPlainError: it is no plain vision transformer.
-        ValueError: it does not take by itself the images the processor makes.
+        NotPlainError: it is not a plain vision transformer.
+        RadDraftError: it does not take the images that the processor makes without interpolating.
     """
     import torch
 
-    kind = getattr(model.config, "model_type", type(model).__name__)
     patch = patch_size(model)
     if patch is None or not hasattr(model.config, "num_hidden_layers"):
         raise NotPlainError(
-            f"This tower is a {kind!r} model, which has no patches: not a vision transformer, so a LLaVA model cannot "
-            "hold it; it serves features, probes, figures and, frozen, report models"
+            f"This tower is a {_kind(model)!r} model, which has no patches: not a vision transformer, so a LLaVA model "
+            "cannot hold it; use it for features, probes and figures, or frozen beside a report model"
         )
-    pixels = processor([_black()], return_tensors="pt")["pixel_values"]
+    pixels = _black_pixels(processor)
     height, width = pixels.shape[-2:]
     try:
         with torch.no_grad():
             tokens = model(pixels.to(model.device, model.dtype)).last_hidden_state  # [1, T, D]
     except (ValueError, RuntimeError) as error:
         raise RadDraftError(
-            f"The {kind!r} tower does not take images of {height} x {width} pixels, its own size is "
+            f"The {_kind(model)!r} tower does not take images of {height} x {width} pixels, its own size is "
             f"{model.config.image_size}: {error}"
         ) from error
     n_patches = (height // patch) * (width // patch)
     if tokens.ndim != 3 or not 0 <= tokens.shape[1] - n_patches <= MOST_PREFIX_TOKENS:
         raise NotPlainError(
-            f"The {kind!r} tower is not a plain vision transformer: for {height} x {width} pixels it gives features of "
-            f"shape {tuple(tokens.shape[1:])}, not one for each of the {n_patches} patches"
+            f"The {_kind(model)!r} tower is not a plain vision transformer: for {height} x {width} pixels its features "
+            f"have shape {tuple(tokens.shape[1:])}, not one token for each of the {n_patches} patches"
         )
     return tokens.shape[1] - n_patches
 
 
-def _black() -> Image:
+def _kind(model: Any) -> str:
+    return getattr(model.config, "model_type", type(model).__name__)
+
+
+def _black_pixels(processor: BaseImageProcessor) -> torch.Tensor:
     from PIL import Image
 
-    return Image.new("RGB", (64, 64))
+    return processor([Image.new("RGB", (64, 64))], return_tensors="pt")["pixel_values"]
 
 
 def weights_digest(model: torch.nn.Module, first: int | None = None) -> str:
-    """SHA-256 of a model's parameters by name, type and value: equal weights give equal digests.
-
-    With `first` only so many values of each parameter count: quick, and no training leaves all of them alike.
-    """
+    """SHA-256 of a model's parameters by name, type and value; of the `first` values of each, which is quick."""
     import torch
 
     digest = hashlib.sha256()

@@ -70,10 +70,14 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written(tmp_path, network) 
     lacking = {name: value for name, value in state.items() if name != "layer1.0.conv1.weight"}
     for entries, architecture, message in (
         (state, "resnet10x", "timm has no architecture 'resnet10x'"),
-        (wrong, "resnet10t", "conv1.0.weight has shape (3, 3, 3, 3), not (24, 3, 3, 3)"),
-        (state | {"neck.weight": torch.zeros(1)}, "resnet10t", "The checkpoint is no resnet10t: it has neck.weight"),
-        (lacking, "resnet10t", "The checkpoint is no resnet10t: it has no layer1.0.conv1.weight"),
-        (state, "resnet18", "The checkpoint is no resnet18"),
+        (wrong, "resnet10t", "1 shapes do not fit: conv1.0.weight is [3, 3, 3, 3], not [24, 3, 3, 3]"),
+        (
+            state | {"neck.weight": torch.zeros(1)},
+            "resnet10t",
+            "does not fit resnet10t, by name or by order: no place for 1 of its entries: neck.weight",
+        ),
+        (lacking, "resnet10t", "does not fit resnet10t, by name or by order: 1 are missing: layer1.0.conv1.weight"),
+        (state, "resnet18", "The checkpoint does not fit resnet18"),
     ):
         torch.save(entries, tmp_path / "weights.pth")
         status, sentence = run("convert", tmp_path / "weights.pth", "--timm", architecture, "--out", tmp_path / "out")

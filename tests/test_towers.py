@@ -231,7 +231,7 @@ def test_biovil_t_is_a_tower_too(tmp_path: Path) -> None:
     assert not tower.is_plain
     with pytest.raises(ValueError, match="has no patches"):
         _ = tower.n_prefix
-    with pytest.raises(ValueError, match="gives no hidden states of tokens"):
+    with pytest.raises(ValueError, match="has no hidden states of tokens"):
         tower.encode(tower.black_pixels, layers=[-1])
 
 
@@ -325,8 +325,8 @@ def test_a_tower_that_is_not_there_says_what_to_do(monkeypatch: pytest.MonkeyPat
     assert fault("rad-dino") == (
         "Tower 'rad-dino' cannot be loaded: nobody/rad-dino is not on this machine and could not be downloaded "
         "from the Hugging Face hub (We couldn't connect to 'https://huggingface.co' to load the files, and couldn't "
-        "find them in the cached files). On a machine with network access, run `hf download nobody/rad-dino --local-dir FOLDER`, then "
-        "name that FOLDER instead"
+        "find them in the cached files). On a machine with network access, run `hf download nobody/rad-dino "
+        "--local-dir FOLDER`, then name that FOLDER instead"
     )
 
 
