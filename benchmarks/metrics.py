@@ -1,4 +1,4 @@
-"""The metrics' part of `raddraft bench`: BERT-base-size models with random weights, on the reports given."""
+"""Metrics, as part of `python -m benchmarks`: BERT-base-size models with random weights, on the reports given."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def timed(function: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - started, result
 
 
-def bench_intervals(n: int = 2461, n_resamples: int = 500) -> bool:
+def bench_intervals(n: int = 2461, resamples: int = 500) -> bool:
     """All four F1s of n studies x 14 labels with intervals, against scikit-learn in a loop."""
     from sklearn.metrics import f1_score
 
@@ -62,7 +62,7 @@ def bench_intervals(n: int = 2461, n_resamples: int = 500) -> bool:
     ours, theirs = generator.random((2, n, len(OBSERVATIONS))) < 0.2
     rows = [[dict(zip(OBSERVATIONS, map(int, row), strict=True)) for row in part] for part in (ours, theirs)]
     measures = list(f1_measures(rows[0], rows[1], OBSERVATIONS, "x", "x").values())
-    seconds, values = timed(lambda: resample(measures, n_resamples))
+    seconds, values = timed(lambda: resample(measures, resamples))
     columns_of = [list(range(len(OBSERVATIONS))), [OBSERVATIONS.index(name) for name in FIVE]]
 
     def loop() -> list[list[float]]:
@@ -73,14 +73,15 @@ def bench_intervals(n: int = 2461, n_resamples: int = 500) -> bool:
                 for columns in columns_of
                 for average in ("macro", "micro")
             ]
-            for drawn in (random.integers(0, n, n) for _ in range(n_resamples))
+            for drawn in (random.integers(0, n, n) for _ in range(resamples))
         ]
 
     loop_seconds, loop_values = timed(loop)
-    print(f"{n_resamples} resamples of four F1s on {n:,} x 14: scikit-learn {loop_seconds:.1f} s, here {seconds:.2f} s")
+    print(f"{resamples} resamples of four F1s on {n:,} x 14: scikit-learn {loop_seconds:.1f} s, here {seconds:.2f} s")
     equal = np.allclose(values, np.array(loop_values).T)
     print(f"  {loop_seconds / seconds:.0f} times as fast; the resampled values are {'' if equal else 'NOT '}equal")
-    return equal and interval(values[0]).low < interval(values[0]).high
+    bounds = interval(values[0])
+    return equal and bounds is not None and bounds.low < bounds.high
 
 
 def bench_lexical(reports: list[str]) -> bool:
@@ -117,7 +118,7 @@ def bench_chexbert(chexbert: CheXbert, reports: list[str]) -> bool:
     seconds, batched = timed(lambda: list(annotate(chexbert, reports)))
     equal = sum(a == b for a, b in zip(single, batched, strict=True))
     print(f"CheXbert on {len(reports)} reports: one at a time {single_seconds:.1f} s, in batches {seconds:.1f} s")
-    print(f"  {single_seconds / seconds:.2f} times as fast; {equal} of {len(reports)} labelled equally")
+    print(f"  {single_seconds / seconds:.2f} times as fast; {equal} of {len(reports)} labeled equally")
     return equal == len(reports)
 
 

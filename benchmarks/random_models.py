@@ -1,4 +1,4 @@
-"""Models with random weights in the official layouts of CheXbert and RadGraph: for the tests and for `raddraft bench`.
+"""Models with random weights in the official layouts of CheXbert and RadGraph: for tests and benchmarks.
 
 They label and annotate at random; nothing they say of a report means anything.
 """

@@ -289,7 +289,7 @@ def radgraph_combined(prediction: dict[str, Any], reference: dict[str, Any]) -> 
 def _facts(annotation: dict[str, Any]) -> tuple[set[tuple[str, ...]], set[tuple[str, ...]]]:
     """Entities and relations."""
     named = {key: (entity["tokens"], entity["label"]) for key, entity in annotation["entities"].items()}
-    relations = {
+    relations: set[tuple[str, ...]] = {
         (*named[key], name, *named[target])
         for key, entity in annotation["entities"].items()
         for name, target in entity["relations"]

@@ -1,7 +1,8 @@
 """Rule-based labels of a chest X-ray report: the 14 CheXpert observations, without weights.
 
-    >>> label("Small left effusion. Heart size is normal. No pneumothorax.")
-    {'Enlarged Cardiomediastinum': None, 'Cardiomegaly': 0, …, 'Pneumothorax': 0, 'Pleural Effusion': 1, …}
+    >>> labels = label("Small left effusion. Heart size is normal. No pneumothorax.")
+    >>> {name: value for name, value in labels.items() if value is not None}
+    {'Cardiomegaly': 0, 'Pneumothorax': 0, 'Pleural Effusion': 1}
 
 One pass over each sentence finds mentions and cues. A cue negates or casts doubt on the mentions after it up to
 the next stop word, or on those before it (the idea of NegEx); over a report positive outweighs uncertain, which

@@ -327,6 +327,17 @@ def test_plain_text_and_tables(tmp_path) -> None:
     assert read_scores(tmp_path / "scores") == from_text
 
 
+def test_a_table_of_drafts_with_references_needs_nothing_else(tmp_path) -> None:
+    with open(tmp_path / "drafts.csv", "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, ["study_id", "prediction", "reference"])
+        writer.writeheader()
+        writer.writerows(ROWS)
+    assert run("score", tmp_path / "drafts.csv") == (0, "")
+    from_table = read_scores(tmp_path / "scores")
+    assert run("score", write(tmp_path / "drafts.jsonl", ROWS)) == (0, "")
+    assert read_scores(tmp_path / "scores") == from_table
+
+
 def test_blank_drafts_score_nothing_and_do_not_stop(tmp_path) -> None:
     rows = [row | {"prediction": blank} for row, blank in zip(ROWS, ("", " ", "\n", "-"), strict=True)]
     assert run("score", write(tmp_path / "model.jsonl", rows)) == (0, "")

@@ -13,6 +13,7 @@ import pytest
 
 from metrics import score
 from metrics.models import Models
+from metrics.read import Prediction
 from metrics.scoring import DEFAULT, FAMILIES, METRICS, choose, measure, summarize
 from metrics.weights import CannotRun
 from raddraft.stats import mean_measure
@@ -218,6 +219,32 @@ print(scores["n"], peaks[1] - peaks[0])
     n, kilobytes = map(int, found.stdout.split())
     assert n == 6_000
     assert kilobytes < 60_000
+
+
+def test_the_examples_of_the_docstrings_run() -> None:
+    import doctest
+
+    import metrics.rules
+    import metrics.scoring
+
+    for module in (metrics.rules, metrics.scoring):
+        found = doctest.testmod(module)
+        assert found.attempted
+        assert not found.failed
+
+
+def test_each_text_is_read_once_for_all_metrics_and_systems(monkeypatch) -> None:
+    import metrics.scoring
+    from metrics.systems import score_systems
+
+    seen: list[str] = []
+    plain = metrics.scoring.label
+    monkeypatch.setattr(metrics.scoring, "label", lambda text: seen.append(text) or plain(text))
+    rows = [Prediction(str(i), *pair) for i, pair in enumerate(PAIRS)]
+    copies = [Prediction(row.study_id, row.reference, row.reference) for row in rows]
+    scored = score_systems({"a": rows, "b": copies, "c": rows}, ["rouge", "bleu", "rule", "rule_plus"], by=["normal"])
+    assert list(scored.by_system()) == ["a", "b", "c"]
+    assert sorted(seen) == sorted({*PREDICTIONS, *REFERENCES})
 
 
 def test_importing_is_light_and_score_is_a_function() -> None:

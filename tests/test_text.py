@@ -11,7 +11,7 @@ import pytest
 import sacrebleu
 from rouge_score.rouge_scorer import RougeScorer
 
-from metrics.text import bleu, rouge_l
+from metrics.text import bleu, bleu_tokens, rouge_l
 
 SENTENCE = "No focal consolidation, pleural effusion or pneumothorax. The heart is 1.5 cm enlarged; mild (stable) edema"
 WORDS = SENTENCE.split(" ")
@@ -74,6 +74,28 @@ def test_bleu_keeps_case_and_is_not_smoothed() -> None:
     assert bleu([same.upper()], [same])[1].value == 0.0
     assert bleu(["the heart is"], [same])[4].value == 0.0, "no 4-gram in the prediction"
     assert bleu([""], [same])[1].value == 0.0
+
+
+def test_tokens_word_by_word_are_those_of_the_whole_text() -> None:
+    """Words are tokenized one by one; what stands around them must not matter, whatever the punctuation."""
+    from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
+
+    tokenize, generator = Tokenizer13a(), random.Random(2)
+    parts = [
+        *"ab1 2.,-;:!&<>\n\t'\"()/[]{}~`^_$%",
+        "<skipped>",
+        "-\n",
+        "&quot;",
+        "&amp;",
+        "<skip",
+        "ped>",
+        "1.5",
+        "é",
+        "漢",
+    ]
+    for _ in range(20_000):
+        text = "".join(generator.choices(parts, k=generator.randint(0, 14)))
+        assert bleu_tokens(text) == tokenize(text.rstrip()).split(), text
 
 
 def test_signature_names_implementation() -> None:
