@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from encoder.features import FeatureConfig, FeatureStore, prepare_pixels, store_features
+from encoder.config import ComputeConfig, FeatureConfig
+from encoder.features import FeatureStore, open_store, prepare_pixels
 from encoder.finetune import descend
 from encoder.fitting import moments, rows_in, sum_losses
 from encoder.probe import run_probe
@@ -45,7 +46,8 @@ def _bench_epochs(paths: Sequence[Path], folder: Path, epochs: int = 10) -> bool
     splits = np.array(["train"] * (len(paths) * 3 // 4) + ["val"] * (len(paths) - len(paths) * 3 // 4))
     target = Target("multilabel", tuple(map(str, range(FINDINGS))), list(paths), splits, splits, labels)
     started = time.perf_counter()
-    store, _ = store_features(tower, paths, folder / "features", FeatureConfig(dtype="float32"), workers=0)
+    compute = ComputeConfig(workers=0, features=folder / "features")
+    store = open_store(tower, paths, FeatureConfig(dtype="float32"), compute)
     storing = time.perf_counter() - started
     vectors = store.vectors(paths)
     started = time.perf_counter()

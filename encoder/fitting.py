@@ -28,10 +28,8 @@ class ProbeResult:
     kind: Kind
     names: tuple[str, ...]
     config: ProbeConfig
-    weight_decay: float | None
-    """The chosen one; None for knn."""
-    n: dict[str, int]
-    """Images in each split."""
+    weight_decay: float | None  # the chosen one; None for knn
+    n: dict[str, int]  # images in each split
     measures: dict[str, dict[str, Measured]]
     """Finding, class or quantity, and `macro` -> auroc, auprc, balanced_accuracy (of a class: recall); r2, mae."""
     notes: list[str]

@@ -62,7 +62,7 @@ def load_mask(
     if labels is not None and len(bands) > 1:
         raise MaskError(f"{path}: a label image has one value per pixel, this one has {', '.join(bands)}")
     if len(bands) > 1:
-        values = values[..., : len(bands) - (bands[-1] == "A")].any(-1)
+        values = np.asarray(values[..., : len(bands) - (bands[-1] == "A")].any(-1))
     mask = np.asarray(values != 0) if labels is None else np.isin(values, list(labels))
     if size is not None and mask.shape != tuple(size):
         raise MaskError(
@@ -115,8 +115,7 @@ def decode_runs(text: str, size: tuple[int, int], offsets: Literal["relative", "
 class Polygons:
     """Outlines; the mask is their union. Made by `coco_polygons` and `vindr_polygons`."""
 
-    rings: tuple[np.ndarray, ...]
-    """Each [n, 2]: x from the left and y from the top, in pixels."""
+    rings: tuple[np.ndarray, ...]  # each [n, 2]: x from the left and y from the top, in pixels
     vertices: Literal["edges", "centers"]
     """edges: 0 is the outer edge of the first pixel, as in COCO; centers: 0 is its center, as in OpenCV."""
 
@@ -174,14 +173,10 @@ def fill_polygons(polygons: Polygons, size: tuple[int, int]) -> np.ndarray:
 class Geometry:
     """How an image processor turns an image into a tower's input: resized, then cropped or padded around the center."""
 
-    source: tuple[int, int]
-    """Size of the image."""
-    resized: tuple[int, int]
-    """Its size after resizing."""
-    corner: tuple[int, int]
-    """First row and column of the input in the resized image; negative where it is padded."""
-    size: tuple[int, int]
-    """Size of the input."""
+    source: tuple[int, int]  # size of the image
+    resized: tuple[int, int]  # its size after resizing
+    corner: tuple[int, int]  # first row and column of the input in the resized image; negative where it is padded
+    size: tuple[int, int]  # size of the input
 
 
 def processor_geometry(processor: Any, size: tuple[int, int]) -> Geometry:

@@ -262,7 +262,7 @@ def format_probe(result: ProbeResult, curve: Mapping[str, Sequence[Mapping[str, 
     )
     lines += [f"note: {sentence}" for sentence in result.notes]
     for name, rows in list(curve.items())[:1]:
-        for row in rows:
-            value = format_estimate(row["value"], row["low"], row["high"])
-            lines.append(f"{row['fraction']:g} of train, {row['n']} subjects: macro {name} {value}")
+        for point in rows:
+            value = format_estimate(point["value"], point["low"], point["high"])
+            lines.append(f"{point['fraction']:g} of train, {point['n']} subjects: macro {name} {value}")
     return "\n".join(lines)

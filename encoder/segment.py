@@ -44,8 +44,7 @@ class Examples:
     images: list[StudyImage] = field(default_factory=list)
     subjects: list[str] = field(default_factory=list)
     geometries: list[Geometry] = field(default_factory=list)
-    packed: list[np.ndarray] = field(default_factory=list)
-    """Masks of all structures, one bit per pixel."""
+    packed: list[np.ndarray] = field(default_factory=list)  # masks of all structures, one bit per pixel
 
     def __len__(self) -> int:
         return len(self.images)
@@ -75,29 +74,18 @@ class SegmentResult:
     """Dice and IoU (intersection over union) on the test split; 1 where a structure is neither present nor drawn."""
 
     config: SegmentConfig
-    n_images: dict[str, int]
-    """Images by split."""
-    n_subjects: dict[str, int]
-    """Subjects by split."""
-    left_out: dict[str, int]
-    """Images that were not used, by reason."""
-    errors: list[str]
-    """A sentence for each mask that cannot be used."""
-    best_epochs: list[int]
-    """By seed, from 1."""
-    val_dice: list[float]
-    """By seed, at that epoch."""
-    test_dice: list[float]
-    """By seed, mean over images and structures."""
-    scores: dict[str, dict[str, Score]]
-    """Structure, and "mean" for the mean over structures -> dice, iou."""
-    paths: list[Path]
-    """Test images, in the order of the arrays."""
-    subjects: list[str]
-    dice: np.ndarray
-    """By image and structure, mean over seeds: [n, S]."""
-    iou: np.ndarray
-    """As `dice`."""
+    n_images: dict[str, int]  # by split
+    n_subjects: dict[str, int]  # by split
+    left_out: dict[str, int]  # images that were not used, by reason
+    errors: list[str]  # a sentence for each mask that cannot be used
+    best_epochs: list[int]  # by seed, from 1
+    val_dice: list[float]  # by seed, at that epoch
+    test_dice: list[float]  # by seed, mean over images and structures
+    scores: dict[str, dict[str, Score]]  # structure, and "mean" for the mean over structures -> dice, iou
+    paths: list[Path]  # test images, in the order of the arrays
+    subjects: list[str]  # of the test images
+    dice: np.ndarray  # by image and structure, mean over seeds: [n, S]
+    iou: np.ndarray  # likewise
     resampled: dict[str, np.ndarray]
     """dice, iou -> means on each resample of the subjects, [resamples, S + 1], the last column that of the mean.
     Towers scored on the same test images share their draws: subtract these to compare them in pairs."""

@@ -45,6 +45,8 @@ from raddraft.text import show, slug
 RULES = 4
 """Version of how cells are measured; raised when the same settings give other numbers, so that no old cell is kept."""
 
+MEASURES = {"regression": ("r2", "mae"), "segmentation": ("dice", "iou"), "retrieval": METRICS}
+
 
 @dataclass
 class Cell:
@@ -96,17 +98,9 @@ def compare(
     """
     started = time.monotonic()
     out, entries = Path(out), [Entry(tower) if isinstance(tower, str) else tower for tower in towers]
-    names = [entry.name for entry in entries]
-    for what, found in (("towers", names), ("tasks", [task.name for task in tasks])):
-        if len(set(found)) < len(found) or not found:
-            raise RadDraftError(f"{what} need one or more different names, got {', '.join(found) or 'none'}")
-    baseline = baseline or names[0]
-    if baseline not in names:
-        raise RadDraftError(f"Unknown baseline {baseline!r}. Choices: {', '.join(names)}")
+    baseline = _check(entries, tasks, baseline, folds)
     places = [(_expand(entry.tower), Path(_expand(entry.seen)) if entry.seen else None) for entry in entries]
     known = read_studies(_expand(studies))
-    for task in tasks:
-        _check(task, folds)
     parts = deal_folds(known, folds) if folds else [known]
     compute = compute or ComputeConfig()
     data = _digest_data(known, compute.features)
@@ -151,18 +145,26 @@ def _expand(name: str | Path) -> str:
     return expanded
 
 
-def _check(task: Task, folds: int | None) -> None:
-    """Raise RadDraftError where a task's options do not go together."""
-    fixed = {"segmentation": ("dice", "iou"), "retrieval": METRICS}
-    if task.kind in fixed and task.shown not in fixed[task.kind]:
-        raise RadDraftError(
-            f"Task {task.name!r}: {task.kind} has no measure {task.shown!r}. Choices: {', '.join(fixed[task.kind])}"
-        )
-    if task.fractions and (folds or task.kind in fixed):
-        raise RadDraftError(
-            f"Task {task.name!r}: learning curves (fractions) are of probes, on the manifest's own splits; leave out "
-            "fractions, or folds"
-        )
+def _check(entries: Sequence[Entry], tasks: Sequence[Task], baseline: str | None, folds: int | None) -> str:
+    """The baseline's name; raises RadDraftError where the settings do not go together."""
+    names = [entry.name for entry in entries]
+    for what, found in (("towers", names), ("tasks", [task.name for task in tasks])):
+        if len(set(found)) < len(found) or not found:
+            raise RadDraftError(f"{what} need one or more different names, got {', '.join(found) or 'none'}")
+    if baseline and baseline not in names:
+        raise RadDraftError(f"Unknown baseline {baseline!r}. Choices: {', '.join(names)}")
+    for task in tasks:
+        choices = MEASURES.get(task.kind, ("auroc", "auprc", "balanced_accuracy"))
+        if task.shown not in choices:
+            raise RadDraftError(
+                f"Task {task.name!r}: {task.kind} has no measure {task.shown!r}. Choices: {', '.join(choices)}"
+            )
+        if task.fractions and (folds or task.kind in ("segmentation", "retrieval")):
+            raise RadDraftError(
+                f"Task {task.name!r}: learning curves (fractions) are of probes, on the manifest's own splits; leave "
+                "out fractions, or folds"
+            )
+    return baseline or names[0]
 
 
 def _digest_data(known: Sequence[Study], features: Path) -> str:
@@ -223,12 +225,7 @@ def _probe(task: Task, studies: Sequence[Study], store: FeatureStore, resamples:
         result = run_probe(store, target, config)
     except RadDraftError as error:
         return Cell(None, notes=[str(error)])
-    measures = result.measures["macro"]
-    if task.shown not in measures:
-        raise RadDraftError(
-            f"Task {task.name!r}: a {task.kind} probe has no measure {task.shown!r}. Choices: {', '.join(measures)}"
-        )
-    measured = measures[task.shown]
+    measured = result.measures["macro"][task.shown]
     one = measured.estimate
     notes = result.notes + ([one.reason] if one.reason else [])
     details = result.to_dict()

@@ -28,6 +28,7 @@ class Entry:
 
     @property
     def name(self) -> str:
+        """The label, or the tower."""
         return self.label or self.tower
 
 

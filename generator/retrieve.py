@@ -72,10 +72,12 @@ class Retriever:
     def _search(
         self, studies: Sequence[Study], k: int, other_subjects: bool = False
     ) -> Iterator[tuple[Study, list[int], list[float]]]:
-        parts = (studies, self.training)
-        vectors = [self.store.vectors([study.main_image.path for study in part], self.pooling) for part in parts]
-        owners = [[study.subject_id for study in part] for part in parts]
-        found = nearest(*vectors, k, subjects=(owners[0], owners[1]) if other_subjects else None)
+        queries, training = (
+            self.store.vectors([study.main_image.path for study in part], self.pooling)
+            for part in (studies, self.training)
+        )
+        owners = [study.subject_id for study in studies], [study.subject_id for study in self.training]
+        found = nearest(queries, training, k, subjects=owners if other_subjects else None)
         yield from zip(studies, found.indices.tolist(), found.similarities.tolist(), strict=True)
 
 

@@ -13,7 +13,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from generator.compare import Cell, compare_with
+import raddraft
+from encoder.config import ComputeConfig
+from generator.compare import Cell, Task, compare_with
 from raddraft.studies import Study, StudyImage, read_studies, write_studies
 from tests.test_cli import run
 
@@ -96,6 +98,14 @@ def test_towers_and_tasks_become_one_table(tmp_path, studies, tower_folder, monk
     assert "16 × 16 pixels" in table
     assert table in capsys.readouterr().out
     assert (tmp_path / "out" / "report.html").is_file()
+
+
+def test_the_front_door_takes_names_of_towers(tmp_path, studies) -> None:
+    compute = ComputeConfig(workers=0, features=tmp_path / "features")
+    task = Task("Edema", "binary", ["Edema"])
+    result = raddraft.compare(studies, ["pixels"], [task], tmp_path / "out", compute=compute, resamples=20)
+    assert result["towers"]["pixels"]["Edema"]["value"] == 1.0
+    assert json.loads((tmp_path / "out" / "compare.json").read_text()) == result
 
 
 def test_a_finished_cell_is_not_computed_again(tmp_path, studies, monkeypatch) -> None:
@@ -231,7 +241,11 @@ def test_leaks_are_told(tmp_path, studies) -> None:
         ({"tasks": [TASKS[3] | {"measure": "auroc"}]}, "segmentation has no measure 'auroc'. Choices: dice, iou"),
         ({"tasks": [TASKS[4] | {"measure": "bleu"}]}, "retrieval has no measure 'bleu'. Choices: rouge_l, bleu_1"),
         ({"tasks": [TASKS[4] | {"fractions": [0.1]}]}, "learning curves (fractions) are of probes"),
-        ({"tasks": [TASKS[0] | {"measure": "r2"}]}, "a binary probe has no measure 'r2'. Choices: auroc"),
+        (
+            {"tasks": [TASKS[0] | {"measure": "r2"}]},
+            "binary has no measure 'r2'. Choices: auroc, auprc, balanced_accuracy",
+        ),
+        ({"tasks": [TASKS[3] | {"targets": ["ribs"]}]}, "Task 'Square': No image has masks of ribs. Choices: square"),
     ],
 )
 def test_faults_are_one_sentence(tmp_path, studies, changes, culprit) -> None:

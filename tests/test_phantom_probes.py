@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from encoder.features import FeatureConfig, store_features
+from encoder.config import ComputeConfig, FeatureConfig
+from encoder.features import open_store
 from encoder.probe import run_probe
 from encoder.probe_config import ProbeConfig, SegmentConfig, TargetSpec
 from encoder.segment import segment
@@ -30,8 +31,10 @@ QUICK = ProbeConfig(weight_decays=(100.0, 1000.0, 10000.0), resamples=200)
 def auroc(studies: list[Study], spec: TargetSpec, folder: Path) -> tuple[float, float, float]:
     """Macro AUROC of a probe on raw pixels, with its interval."""
     target = make_target(studies, spec)
-    store, errors = store_features(load_tower("pixels"), target.paths, folder / "features", workers=0)
-    assert errors == []
+    store = open_store(
+        load_tower("pixels"), target.paths, compute=ComputeConfig(workers=0, features=folder / "features")
+    )
+    assert store.errors == []
     estimate = run_probe(store, target, QUICK).measures["macro"]["auroc"].estimate
     assert estimate.value is not None
     assert estimate.low is not None
@@ -67,9 +70,7 @@ def test_the_larger_a_sign_the_better_a_probe_tells_it(tmp_path) -> None:
 def test_sex_is_told_where_it_shows_and_not_where_it_is_only_recorded(tmp_path) -> None:
     spec = TargetSpec(("patient.sex",), "multiclass")
     shown = convert(tmp_path / "shown", count=160, size=48, seed=3, processes=1).studies
-    hidden = convert(
-        tmp_path / "hidden", count=280, size=48, seed=3, processes=1, show_sex=False
-    ).studies
+    hidden = convert(tmp_path / "hidden", count=280, size=48, seed=3, processes=1, show_sex=False).studies
     assert [study.patient["sex"] for study in shown] == [study.patient["sex"] for study in hidden[:160]]
     assert auroc(shown, spec, tmp_path)[1] > 0.8, "the lower end of the interval"
     value, low, high = auroc(hidden, spec, tmp_path)
@@ -86,7 +87,7 @@ def test_a_linear_head_on_pretrained_patches_finds_the_lungs(tmp_path) -> None:
     studies = convert(tmp_path, count=40, size=168, seed=1, processes=1).studies
     tower = load_tower(str(weights), image_size=168)
     paths = [study.main_image.path for study in studies]
-    store, _ = store_features(tower, paths, tmp_path / "features", FeatureConfig("grid"), workers=0)
+    store = open_store(tower, paths, FeatureConfig("grid"), ComputeConfig(workers=0, features=tmp_path / "features"))
     result, _ = segment(store, studies, tower.processor, SegmentConfig(("lungs",), epochs=12, head_batch_size=8))
     assert result.n_images["test"] >= 6
     assert result.scores["lungs"]["dice"].low > 0.9

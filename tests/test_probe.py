@@ -492,7 +492,7 @@ def test_faults_are_named() -> None:
         make_target(twice, TargetSpec(("Edema",), "binary"))
     with pytest.raises(ValueError, match="A binary probe cannot have 2 targets"):
         TargetSpec(("a", "b"), "binary")
-    with pytest.raises(ValueError, match="takes weight decays above 0, not 0"):
+    with pytest.raises(ValueError, match="needs weight decays above 0, not 0"):
         ProbeConfig(weight_decays=(1.0, 0.0))
 
 

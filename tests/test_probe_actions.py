@@ -86,6 +86,12 @@ def test_faults_are_one_sentence(tmp_path, studies, action, words, culprit, monk
         words = ["--targets", "Edema"]
     status, message = run(action, "--studies", studies, *words)
     assert (status, culprit in message) == (1, True), message
-    assert culprit != "is not a feature store" or not (tmp_path / "files.jsonl").exists(), (
-        "no picture was read"
-    )
+    assert culprit != "is not a feature store" or not (tmp_path / "files.jsonl").exists(), "no picture was read"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("--probe.learning-rate", "--probe.lr"), ("--probe.neighbours", "--probe.neighbors")]
+)
+def test_renamed_options_are_refused(studies, old, new, capsys) -> None:
+    assert run("probe", "--studies", studies, "--targets", "Edema", "--tower", "pixels", old, "1")[0] == 2
+    assert f"renamed to {new}" in capsys.readouterr().err

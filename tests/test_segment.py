@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from encoder.features import FeatureConfig, FeatureStore, store_features
+from encoder.config import ComputeConfig, FeatureConfig
+from encoder.features import FeatureStore, open_store
 from encoder.masks import (
     Geometry,
     MaskError,
@@ -575,6 +576,6 @@ def test_features_of_a_real_tower(tower_folder, tmp_path) -> None:
         image = StudyImage(tmp_path / f"{number}.png", None, {"low": tmp_path / f"mask{number}.png"})
         studies.append(Study(f"s{number}", f"p{number}", ("train", "val", "test")[number % 3], [image]))
     paths = [study.images[0].path for study in studies]
-    store, _ = store_features(tower, paths, tmp_path / "features", FeatureConfig("grid"), workers=0)
+    store = open_store(tower, paths, FeatureConfig("grid"), ComputeConfig(workers=0, features=tmp_path / "features"))
     result, _ = segment(store, studies, tower.processor, SegmentConfig(("low",), epochs=20, lr=0.05))
     assert result.scores["low"]["dice"].value > 0.8
