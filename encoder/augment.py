@@ -84,7 +84,7 @@ class MultiCrop:
         crops = image.new_empty(n, 1, size, size)
         flipped = generator.random(n) < config.flip
         for i in range(n):
-            box = draw_box(*image.shape[-2:], scale, config.aspect_ratio, generator)
+            box = draw_box(image.shape[1], image.shape[2], scale, config.aspect_ratio, generator)
             crop = functional.resized_crop(image, *box, [size, size], InterpolationMode.BICUBIC, antialias=True)
             crops[i] = crop.flip(-1) if flipped[i] else crop
         low, high = np.array([config.brightness, config.contrast, config.gamma]).T

@@ -137,6 +137,7 @@ class Watch:
 
     @property
     def name(self) -> str:
+        """The name under which log.jsonl and best.json state the result."""
         return ", ".join(self.targets)
 
 
