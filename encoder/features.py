@@ -41,7 +41,9 @@ if TYPE_CHECKING:
 class Computed:
     """What `compute_features` did."""
 
-    errors: list[str]
+    folder: Path
+    """Of the store."""
+    errors: list[str] = field(default_factory=list)
     """A sentence for each image that cannot be read."""
     n_images: int = 0
     """Images encoded and stored."""
@@ -162,95 +164,66 @@ def open_store(
         share = process_share(accelerator)
         digest_files(paths[share[0] :: share[1]], compute.features, compute.workers)  # or each would read every file
         accelerator.wait_for_everyone()
-    computed = compute_features(tower, paths, compute.features, kept, compute.batch_size, compute.workers, share)
+    computed = compute_features(tower, paths, kept, compute, share)
     if not quiet:
         for sentence in computed.errors:
             print(f"no features: {sentence}")
     if accelerator:
         accelerator.wait_for_everyone()
-    store = read_features(tower, paths, compute.features, kept)
+    store = open_features(computed.folder, paths)
     store.errors, store.computed, store.tower = computed.errors, computed, tower
     return store
 
 
-def store_features(
-    tower: Tower,
-    paths: Sequence[Path],
-    folder: str | Path,
-    config: FeatureConfig | None = None,
-    batch_size: int = 32,
-    workers: int = 2,
-) -> tuple[FeatureStore, list[str]]:
-    """`open_store` of a loaded tower; the store, and a sentence for each image that cannot be read."""
-    compute = ComputeConfig(batch_size=batch_size, workers=workers, features=Path(folder))
-    store = open_store(tower, paths, config, compute, quiet=True)
-    return store, store.errors  # to be removed when nothing calls it any more
-
-
 def compute_features(
-    tower: Tower,
-    paths: Sequence[Path],
-    folder: str | Path,
-    config: FeatureConfig,
-    batch_size: int = 32,
-    workers: int = 2,
-    process: tuple[int, int] = (0, 1),
+    tower: Tower, paths: Sequence[Path], kept: FeatureConfig, compute: ComputeConfig, process: tuple[int, int] = (0, 1)
 ) -> Computed:
-    """The part of `open_store` that computes: store what is missing in `folder`. Raises as that.
+    """The part of `open_store` that computes and stores what is missing. Raises as that.
 
     Batches depend on `paths` only, so an interrupted run resumes bit-exactly. `process` is the index of this process
     and the number of processes: each computes a share and writes a part of its own.
     """
     number, n_processes = process
-    folder = Path(folder)
-    meta = describe(tower, config)
-    target = folder / digest_json(meta)[:16]
+    meta = describe(tower, kept)
+    target = compute.features / digest_json(meta)[:16]
     target.mkdir(parents=True, exist_ok=True)
     with FileLock(target / "meta.lock"):
         write_json(target / "meta.json", meta)
-    files = digest_files(paths, folder, workers)
-    part = f"part-{number}.bin"
+    files = digest_files(paths, compute.features, compute.workers)
+    part = target / f"part-{number}.bin"
     # Runs that share a part wait for each other here: rows of two at once would not match the index.
-    with FileLock(target / f"{part}.lock"):
-        row_bytes = _row_bytes(meta["shape"], config.dtype)
-        _cut(target / part, row_bytes)
+    with FileLock(f"{part}.lock"):
+        row_bytes = _row_bytes(meta["shape"], kept.dtype)
+        _cut(part, row_bytes)
         stored = _stored(target, row_bytes).keys()
         wanted = [files.get(path) or File(path, None, f"missing {path}") for path in paths]
         unique = {file.digest: file for file in reversed(wanted)}
         items = [(file, digest not in stored) for digest, file in reversed(unique.items())]
-        batches = [items[start : start + batch_size] for start in range(0, len(items), batch_size)][number::n_processes]
+        size = compute.batch_size
+        batches = [items[start : start + size] for start in range(0, len(items), size)][number::n_processes]
         batches = [batch for batch in batches if any(missing for _, missing in batch)]
-        return _append(tower, _Batches(batches, tower, config.gray_mapping), target / part, config, workers)
-
-
-def read_features(tower: Tower, paths: Sequence[Path], folder: str | Path, config: FeatureConfig) -> FeatureStore:
-    """The features of images as far as they are stored; the others are not in the store."""
-    meta = describe(tower, config)
-    return _read(Path(folder) / digest_json(meta)[:16], meta, config, paths)
+        return _append(tower, _Batches(batches, tower, kept.gray_mapping), part, kept, compute.workers)
 
 
 def open_features(store: str | Path, paths: Sequence[Path]) -> FeatureStore:
-    """`read_features` by the folder of one store, where the tower is not at hand.
+    """The stored features of images, by the folder of the store; images without features are not in it.
 
     Raises:
         RadDraftError: the folder is not a feature store.
     """
+    store = Path(store)
     try:
-        meta = json.loads((Path(store) / "meta.json").read_text(encoding="utf-8"))
+        meta = json.loads((store / "meta.json").read_text(encoding="utf-8"))
         names = ("keep", "average", "dtype", "gray_mapping")
         config = FeatureConfig(layers=tuple(meta["layers"]) if meta["layers"] else None, **{n: meta[n] for n in names})
     except (OSError, ValueError, KeyError) as error:
         raise RadDraftError(
             f"{store} is not a feature store, the folder that `raddraft features` prints at its end: {error}"
         ) from error
-    return _read(Path(store), meta, config, paths)
-
-
-def _read(target: Path, meta: dict[str, Any], config: FeatureConfig, paths: Sequence[Path]) -> FeatureStore:
-    stored = _stored(target, _row_bytes(meta["shape"], config.dtype))
-    files = digest_files(paths, target.parent)
+    stored = _stored(store, _row_bytes(meta["shape"], config.dtype))
+    files = digest_files(paths, store.parent)
     rows = {str(path): stored[file.digest] for path, file in files.items() if file.digest in stored}
-    return FeatureStore(target, config, tuple(meta["shape"]), tuple(meta["grid"]), rows)
+    return FeatureStore(store, config, tuple(meta["shape"]), tuple(meta["grid"]), rows)
 
 
 def describe(tower: Tower, config: FeatureConfig) -> dict[str, Any]:
@@ -292,7 +265,7 @@ def _append(tower: Tower, batches: _Batches, part: Path, config: FeatureConfig, 
     """Append the features of the missing images of these batches."""
     from tqdm import tqdm
 
-    computed = Computed([])
+    computed = Computed(part.parent)
     started = time.perf_counter()
     loader: DataLoader = DataLoader(batches, batch_size=None, num_workers=workers, generator=torch.Generator())
     with open(part, "ab") as features, open(part.with_suffix(".jsonl"), "a", encoding="utf-8") as index:

@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 
 from encoder.config import ComputeConfig, EncoderConfig, FeatureConfig
-from encoder.features import FeatureStore, compute_features, open_store, read_features
+from encoder.features import FeatureStore, compute_features, open_features, open_store
 from encoder.towers import load_tower
 from raddraft.images import ImageError, load_image
 from tests.launch import SERVER
@@ -422,8 +422,7 @@ def test_a_full_disk_costs_no_stored_row(tower, paths, tmp_path) -> None:
         with files_no_larger_than(limit), pytest.raises(OSError, match="File too large"):
             run("features")
     count.take()
-    config = FeatureConfig("grid", dtype="float32")
-    good = read_features(tower, paths, tmp_path / "features", config)
+    good = open_features(tmp_path / "features" / whole.name, paths)
     assert 4 <= len(good.rows) < 11
     for path in paths[: len(good.rows)]:
         torch.testing.assert_close(good.patches(path), encoded(tower, path)[1])
@@ -439,9 +438,10 @@ def test_a_full_disk_costs_no_stored_row(tower, paths, tmp_path) -> None:
 @pytest.mark.parametrize("n_processes", [2, 3])
 def test_processes_take_shares(tower, paths, tmp_path, n_processes) -> None:
     folder, config = tmp_path / "features", FeatureConfig("grid")
+    compute = ComputeConfig(batch_size=2, workers=0, features=folder)
 
     def share(number: int, among: int) -> int:
-        return compute_features(tower, paths, folder, config, 2, 0, (number, among)).n_images
+        return compute_features(tower, paths, config, compute, (number, among)).n_images
 
     shares = [share(number, n_processes) for number in range(n_processes)]
     assert sum(shares) == 11
@@ -450,7 +450,7 @@ def test_processes_take_shares(tower, paths, tmp_path, n_processes) -> None:
     assert len(indices) == n_processes
     assert len({line for index in indices for line in index.read_text().splitlines()}) == 11
     assert share(0, 1) == share(4, 5) == 0, "nothing is left to do for other numbers of processes"
-    features = read_features(tower, paths, folder, config)
+    features = opened(tower, paths, folder, config)
     for path in paths:
         torch.testing.assert_close(features.patches(path).float(), encoded(tower, path)[1], rtol=1e-3, atol=1e-3)
 
@@ -459,7 +459,7 @@ def test_half_a_row_in_the_part_of_another_process_does_not_matter(tower, paths,
     """As a killed process leaves it, or one that is writing while this one reads."""
     folder, config = tmp_path / "features", FeatureConfig("pooled")
     for number in range(2):
-        compute_features(tower, paths, folder, config, 2, 0, (number, 2))
+        compute_features(tower, paths, config, ComputeConfig(batch_size=2, workers=0, features=folder), (number, 2))
     (other,) = folder.glob("*/part-1.bin")
     with open(other, "ab") as file:
         file.write(b"half")
@@ -521,7 +521,7 @@ def test_killed_and_started_again_gives_the_same_bytes(tower, child, tmp_path) -
     paths, config = save_small_images(tmp_path / "small", 200), FeatureConfig("grid")
     whole = opened(tower, paths, tmp_path / "whole", config, 8, 2).folder
     index, kill_after = tmp_path / "killed" / whole.name / INDEX, random.Random().randint(1, 120)
-    child.tell(paths, tmp_path / "killed", config, 8, 2)
+    child.tell(paths, config, ComputeConfig(batch_size=8, workers=2, features=tmp_path / "killed"))
     while not index.is_file() or index.read_bytes().count(b"\n") < kill_after:
         time.sleep(0.0005)
     child.kill()
@@ -535,11 +535,12 @@ def test_killed_and_started_again_gives_the_same_bytes(tower, child, tmp_path) -
 
 def test_two_processes_at_once_store_nothing_twice(tower, paths, child, tmp_path) -> None:
     config = FeatureConfig("grid")
-    child.tell(paths, tmp_path / "features", config, 2, 0)
-    here = compute_features(tower, paths[::-1], tmp_path / "features", config, 2, 0).n_images
+    compute = ComputeConfig(batch_size=2, workers=0, features=tmp_path / "features")
+    child.tell(paths, config, compute)
+    here = compute_features(tower, paths[::-1], config, compute).n_images
     there = child.pipe.recv()[0]
     assert sorted([here, there]) == [0, 11]
-    features = read_features(tower, paths, tmp_path / "features", config)
+    features = opened(tower, paths, tmp_path / "features", config)
     assert (features.folder / INDEX).read_text().count("\n") == 11
     for path in paths:
         torch.testing.assert_close(features.patches(path).float(), encoded(tower, path)[1], rtol=1e-3, atol=1e-3)
@@ -553,7 +554,7 @@ def test_memory_does_not_grow_with_the_number_of_images(child, tmp_path) -> None
     answers = []
     # A worker begins with what its parent holds when it forks, and a first run leaves buffers behind: it is to warm up.
     for part in (paths[:100], paths[:1000], paths):
-        child.tell(part, tmp_path / "features", config, 32, 1)
+        child.tell(part, config, ComputeConfig(workers=1, features=tmp_path / "features"))
         answers.append(child.pipe.recv())
     assert [answer[0] for answer in answers] == [100, 900, 1000]
     growth = [(after - before) / 1024 for before, after in zip(answers[1][1:], answers[2][1:], strict=True)]
