@@ -159,6 +159,8 @@ def to_yaml(config: Any) -> str:
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = dataclasses.asdict(value)
+    elif hasattr(value, "as_dict"):  # an item of a list as jsonargparse parses it
+        value = value.as_dict()
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

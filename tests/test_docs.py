@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import partialmethod
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -46,7 +46,7 @@ SMALLER = {
     "compare": "--resamples 50 --workers 0",
     "features": "--workers 0",
     "probe": "--workers 0 --probe.resamples 50",
-    "segment": "--workers 0 --resamples 50",
+    "segment": "--workers 0 --resamples 50 --epochs 1",
 }
 """Options that make a documented command quick, put after its own."""
 
@@ -231,7 +231,7 @@ def workplace(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 )
 def test_the_examples_of_a_page_run_in_their_order(page: str, workplace: Path, monkeypatch, capsys) -> None:
     write_configs(workplace, page)
-    monkeypatch.setattr(SegmentConfig, "__init__", partialmethod(SegmentConfig.__init__, epochs=1))
+    monkeypatch.setattr("generator.compare.SegmentConfig", partial(SegmentConfig, epochs=1))
     for block in blocks(page):
         if block.language == "python":
             exec(compile(block.text, f"{page}:{block.line}", "exec"), {"__name__": "example"})
