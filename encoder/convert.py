@@ -14,7 +14,7 @@ import json
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,15 +63,14 @@ KINDS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass
 class Conversion:
     """What was read and written."""
 
     kind: str
-    model: str
-    """Class of the model."""
+    model: PreTrainedModel
+    """As it is in the folder."""
     architecture: str
-    n_parameters: int
     image_size: int
     """Side in pixels of the square input."""
     patch_size: int
@@ -80,13 +79,15 @@ class Conversion:
     """Tokens before the patches: class and registers."""
     images: str
     """How the folder's image processor prepares images."""
-    gray_mapping: str
+    terms: str
+    """Where the terms of use of the weights are."""
+    gray_mapping: str = "window"
     """How 8-bit images are to be made before that, see `raddraft.images`."""
-    dropped: dict[str, int]
+    dropped: dict[str, int] = field(default_factory=dict)
     """Part of the checkpoint -> number of its entries that were left out."""
-    notes: list[str]
-    """Other differences between the folder and the checkpoint, and the terms of use."""
-    sha256: str
+    notes: list[str] = field(default_factory=list)
+    """Other differences between the folder and the checkpoint."""
+    sha256: str | None = None
     """Digest of the checkpoint file."""
 
     def describe(self) -> str:
@@ -95,13 +96,16 @@ class Conversion:
         n_patches = (self.image_size // self.patch_size) ** 2
         dropped = ", ".join(f"{part} ({count})" for part, count in self.dropped.items())
         lines = [
+            f"{type(self.model).__name__}, kind {self.kind}, {self.model.num_parameters() / 1e6:.1f} M parameters",
             self.architecture,
             f"{size} pixels are {n_patches} patches of {patch}; prefix tokens: {self.n_prefix}",
             f"images: {self.images}",
             f"dropped: {dropped or 'nothing'}",
             *self.notes,
+            f"terms of use: {self.terms}",
+            f"sha256 of the checkpoint: {self.sha256}",
         ]
-        return "\n".join(f"  {line}" for line in lines)
+        return "\n  ".join(lines)
 
 
 def convert(
@@ -156,30 +160,29 @@ def convert(
                 backbone, resizing = resize(backbone, image_size, preparation.antialias or backbone.n_registers > 0)
                 notes += resizing
             done = _write_transformer(backbone, kind, preparation, folder)
-    return replace(done, notes=[*notes, *done.notes], sha256=digest_file(checkpoint) or "")
+    return replace(done, notes=[*notes, *done.notes], sha256=digest_file(checkpoint))
 
 
 def _write_transformer(backbone: Backbone, kind: str, preparation: Kind, folder: Path) -> Conversion:
-    model, changes = _build(backbone)
+    model, notes = _build(backbone)
     side = backbone.image_size
     resized, crop = preparation.resize or side, preparation.crop or side
     model.save_pretrained(folder)
     _processor(preparation, resized, crop).save_pretrained(folder)
     return Conversion(
         kind=kind,
-        model=type(model).__name__,
+        model=model,
         architecture=f"{backbone.depth} blocks, {backbone.width} wide, {backbone.heads} heads; "
         f"position embeddings for {side} x {side} pixels",
-        n_parameters=model.num_parameters(),
         image_size=side,
         patch_size=backbone.patch_size,
         n_prefix=1 + backbone.n_registers,
         images=f"shorter side resized to {resized} (bicubic), center {crop} x {crop} kept, "
         f"mean {list(preparation.mean)}, std {list(preparation.std)}",
+        terms=preparation.terms,
         gray_mapping=preparation.gray_mapping,
         dropped=dict(sorted(backbone.dropped.items())),
-        notes=[*changes, f"terms of use: {preparation.terms}"],
-        sha256="",
+        notes=notes,
     )
 
 
@@ -187,23 +190,20 @@ def _write_biovil(checkpoint: Path, state: dict[str, torch.Tensor], folder: Path
     from encoder import biovil
 
     model, dropped = biovil.from_official(state, checkpoint)
-    config = model.config
     model.save_pretrained(folder)
-    side, half = config.image_size, config.hidden_size // 2
+    config, side = model.config, model.config.image_size
     parts = Counter(next(part for part in biovil.DROPPED if name.startswith(part)).rstrip(".") for name in dropped)
     return Conversion(
         kind="biovil-t",
-        model=type(model).__name__,
-        architecture=f"ResNet-50, {config.hidden_size} wide: {half} of the image, {half} in place of a prior image",
-        n_parameters=model.num_parameters(),
+        model=model,
+        architecture="ResNet-50, 512 wide: 256 of the image, 256 in place of a prior image",
         image_size=side,
         patch_size=config.patch_size,
         n_prefix=0,
         images=f"shorter side resized to {config.shortest_edge} (bilinear), center {side} x {side} kept",
+        terms="huggingface.co/microsoft/BiomedVLP-BioViL-T",
         gray_mapping="minmax",
         dropped=dict(sorted(parts.items())),
-        notes=["terms of use: huggingface.co/microsoft/BiomedVLP-BioViL-T"],
-        sha256="",
     )
 
 
@@ -211,23 +211,19 @@ def _write_timm(state: dict[str, torch.Tensor], architecture: str, folder: Path)
     from encoder.timm_folder import save_timm
     from encoder.towers import load_tower
 
-    n_parameters, notes = save_timm(state, architecture, folder)
+    notes = save_timm(state, architecture, folder)
     tower = load_tower(str(folder))
-    rows, _, width = tower.shape
-    side = tower.black_pixels.shape[-1]
+    (rows, _, width), side = tower.shape, tower.black_pixels.shape[-1]
     return Conversion(
         kind="timm",
-        model=type(tower.model).__name__,
+        model=tower.model,
         architecture=f"{architecture}, {width} wide",
-        n_parameters=n_parameters,
         image_size=side,
         patch_size=side // rows,
         n_prefix=0,
         images="as timm prepares them",
-        gray_mapping="window",
-        dropped={},
-        notes=[*notes, "terms of use: those of its source"],
-        sha256="",
+        terms="those of its source",
+        notes=notes,
     )
 
 

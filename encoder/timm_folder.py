@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from transformers import BaseImageProcessor
 
 
-def save_timm(state: dict[str, torch.Tensor], architecture: str, out: Path) -> tuple[int, list[str]]:
+def save_timm(state: dict[str, torch.Tensor], architecture: str, out: Path) -> list[str]:
     """Write an architecture of timm with these weights, without classifier, and timm's preparation of its images.
 
     Entries go by name. Where no name fits, as in a port from another framework, they go by order, if every shape fits.
 
     Returns:
-        Number of parameters, and notes on the folder.
+        Notes on the folder.
 
     Raises:
         RadDraftError: timm has no such architecture, or the entries do not fit it.
@@ -45,7 +45,7 @@ def save_timm(state: dict[str, torch.Tensor], architecture: str, out: Path) -> t
     notes += [f"dropped: {dropped} entries of the classifier"] if dropped else []
     size, mean, std = settings["input_size"], settings["mean"], settings["std"]
     notes.append(f"images: {size[-1]} x {size[-2]} pixels, {settings['interpolation']}, mean {mean}, std {std}")
-    return sum(parameter.numel() for parameter in model.parameters()), notes
+    return notes
 
 
 def _match(

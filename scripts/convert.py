@@ -60,9 +60,7 @@ def main(
     from encoder.convert import convert
 
     done = convert(checkpoint, out, kind, image_size, mean, std, heads, timm)
-    print(f"{out}: {done.model}, kind {done.kind}, {done.n_parameters / 1e6:.1f} M parameters")
-    print(done.describe())
-    print(f"  sha256 of {checkpoint.name}: {done.sha256}")
+    print(f"{out}: {done.describe()}")
     gray_mapping = "" if done.gray_mapping == "window" else f" --gray-mapping {done.gray_mapping}"
     print(f"next: raddraft features --tower {shlex.quote(str(out))} --studies studies.jsonl{gray_mapping}")
 
