@@ -117,7 +117,7 @@ def prose(docstring: str) -> str:
 def escape(text: str) -> str:
     """Text as Markdown, except for `code`, which stays."""
     parts = re.split(r"(`[^`]+`)", text)
-    return "".join(part if part.startswith("`") else re.sub(r"([*<])", r"\\\1", part) for part in parts)
+    return "".join(part if part.startswith("`") else part.replace("*", "\\*").replace("<", "&lt;") for part in parts)
 
 
 if __name__ == "__main__":
