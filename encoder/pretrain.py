@@ -26,7 +26,7 @@ from encoder.dino import Dino, parameter_groups
 from encoder.features import open_store
 from encoder.figures import draw, look
 from encoder.probe import run_probe
-from encoder.probe_config import ProbeConfig, TargetSpec
+from encoder.probe_config import ProbeConfig
 from encoder.recipe import PretrainConfig, Watch
 from encoder.resize import SOURCE
 from encoder.start import load_head, load_start
@@ -251,7 +251,7 @@ class Run(RunFolder):
 def _val_target(studies: Sequence[Study], watch: Watch) -> Target:
     """Train and val images with the labels of a watched probe."""
     wanted = [study for study in studies if watch.sources is None or study.source in watch.sources]
-    target = make_target(wanted, TargetSpec(tuple(watch.targets), watch.kind))
+    target = make_target(wanted, watch)
     if missing := {"train", "val"} - set(target.splits.tolist()):
         raise RadDraftError(f"watch {watch.name}: there is no labeled image in {', '.join(sorted(missing))}")
     return target.keep(target.splits != "test")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
+from encoder.probe_config import TargetSpec
 from raddraft.errors import RadDraftError
 from raddraft.schedules import cosine, linear
 from raddraft.studies import GrayMapping
@@ -120,15 +121,11 @@ class DinoConfig:
             )
 
 
-@dataclass
-class Watch:
+@dataclass(frozen=True)
+class Watch(TargetSpec):
     """A probe on frozen features, fitted on train and measured on val."""
 
-    kind: Literal["multilabel", "binary", "multiclass", "regression"]
-    """Kind of target, see `encoder.targets.TargetSpec`."""
-    targets: list[str]
-    """Findings, or fields such as patient.age."""
-    sources: list[str] | None = None
+    sources: tuple[str, ...] | None = None
     """Use only studies of these sources; by default all."""
     solver: Literal["lbfgs", "knn"] = "lbfgs"
     """lbfgs: a linear probe; knn: the vote of the 20 nearest train images."""

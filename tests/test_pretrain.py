@@ -29,7 +29,7 @@ from encoder.towers import load_tower
 from raddraft.studies import Study, StudyImage, read_studies, write_studies
 from tests.conftest import ROOT
 from tests.launch import Job
-from tests.test_cli import files_no_larger_than
+from tests.test_cli import files_no_larger_than, run
 from tests.test_train import count_processes
 
 TINY = PretrainConfig(
@@ -41,7 +41,7 @@ TINY = PretrainConfig(
     steps=6,
     batch_size=8,
     micro_batch_size=8,
-    watch=[Watch("binary", ["Bright"])],
+    watch=[Watch(("Bright",), "binary")],
     watch_every=3,
     save_every=2,
     log_every=1,
@@ -299,7 +299,7 @@ def _rank(pid: int) -> str | None:
         ({"tower": "x"}, "either a tower"),
         ({"batch_size": 10, "micro_batch_size": 4}, "does not divide"),
         ({"crops": CropConfig(global_size=30, local_size=14)}, "not a multiple of the patch"),
-        ({"watch": [Watch("binary", ["Nonsense"])]}, "Nonsense"),
+        ({"watch": [Watch(("Nonsense",), "binary")]}, "Nonsense"),
         ({"weights": [1.0, 1.0]}, "weight of at least 0"),
     ],
 )
@@ -337,3 +337,32 @@ def test_budget_of_the_public_recipe():
     assert whole.memory[part] == pytest.approx(64 * budget.memory[part])
     with pytest.raises(OSError, match="nowhere/tower"):
         estimate(replace(config, tower="nowhere/tower"), "a100", 1)
+
+
+def test_the_dry_run_says_what_it_costs_and_what_does_not_fit(capsys):
+    recipe = ("--config", ROOT / "configs" / "pretrain" / "phantom.yaml", "--studies", "x", "--out", "y")
+    assert run("pretrain", *recipe, "--dry-run", "--gpus", 2) == (0, "")
+    said = capsys.readouterr().out
+    assert "2 x h100: 989 TFLOP/s peak (16-bit), 35% utilization assumed" in said
+    assert "more than" not in said
+    large = ("--pretrain.crops.global-size", 1120, "--pretrain.micro-batch-size", 4096, "--pretrain.batch-size", 4096)
+    assert run("pretrain", *recipe, *large, "--dry-run", "--gpu", "a10") == (0, "")
+    assert "more than the 24 GiB of one a10" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("--pretrain.views.n_local", "--pretrain.crops.local-crops"),
+        ("--pretrain.views.blur-local", "--pretrain.crops.blur-local"),
+        ("--pretrain.base_lr", "--pretrain.lr"),
+        ("--pretrain.checkpointing", "--pretrain.activation-checkpointing"),
+        ("--pretrain.objective.centring", "--pretrain.objective.centering"),
+        ("--pretrain.pictures", "--pretrain.map-images"),
+        ("--labelled", "--labeled"),
+        ("--n_gpus", "--gpus"),
+    ],
+)
+def test_options_with_an_old_name_are_refused_with_the_new_one(capsys, old, new):
+    assert run("pretrain", "--studies", "x", "--out", "y", old, 1) == (2, "")
+    assert f"was renamed to {new}\n" in capsys.readouterr().err

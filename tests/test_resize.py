@@ -243,3 +243,9 @@ def test_what_looks_wrong_is_said_and_kept(manifest, tmp_path) -> None:
     Image.fromarray(255 - chest(120)[:80]).save(manifest.parent / "files/a/x.jpg", quality=95)
     with pytest.warns(ImageWarning, match=r"x\.jpg: looks inverted"):
         assert resize(manifest, tmp_path / "small").written == 2
+
+
+def test_images_of_another_config_are_made_anew_where_its_record_is_lost(manifest, tmp_path) -> None:
+    (resize(manifest, tmp_path / "small").manifest.parent / "resize.yaml").unlink()
+    done = resize(manifest, tmp_path / "small", size=44)
+    assert (done.written, done.kept) == (2, 0)
