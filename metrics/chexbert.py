@@ -168,17 +168,10 @@ def _sizes(state: dict[str, Tensor]) -> dict[str, Any]:
         if state[key].ndim != 2:
             raise ValueError(f"{key} is not a matrix")
     (words, hidden), (positions, _), (types, _), (inner, _) = (state[key].shape for key in keys)
-    layers = [int(match[1]) for key in state if (match := re.match(r"bert\.encoder\.layer\.(\d+)\.", key))]
-    return {
-        "vocab_size": words,
-        "hidden_size": hidden,
-        "num_hidden_layers": max(layers) + 1,
-        "num_attention_heads": max(1, hidden // 64),
-        "intermediate_size": inner,
-        "max_position_embeddings": positions,
-        "type_vocab_size": types,
-        "attn_implementation": "sdpa",
-    }
+    layers = {match[1] for key in state if (match := re.match(r"bert\.encoder\.layer\.(\d+)\.", key))}
+    sizes = {"vocab_size": words, "max_position_embeddings": positions, "type_vocab_size": types}
+    sizes |= {"hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": len(layers)}
+    return sizes | {"num_attention_heads": max(1, hidden // 64), "attn_implementation": "sdpa"}
 
 
 def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

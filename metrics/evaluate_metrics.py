@@ -31,12 +31,11 @@ class ReportMetric(evaluate.Metric):
         super().__init__(config_name=name, **options)
 
     def _info(self) -> evaluate.MetricInfo:
-        texts = datasets.Features({"predictions": datasets.Value("string"), "references": datasets.Value("string")})
         return evaluate.MetricInfo(
             description=f"{', '.join(choose([self.metric]))} of radiology reports.",
             citation="",
             inputs_description="predictions and references: one text a report, in the same order.",
-            features=texts,
+            features=datasets.Features(dict.fromkeys(("predictions", "references"), datasets.Value("string"))),
         )
 
     def _compute(self, predictions: list[str], references: list[str]) -> dict[str, float]:  # type: ignore[override]

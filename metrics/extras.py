@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,6 +19,8 @@ from raddraft.stats import Measure, mean_measure
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from metrics.chexbert import CheXbert
 
     # Unit vectors of a text's word pieces [L, D], and which of them are words and not special tokens [L].
     Embedded = tuple[Tensor, Tensor]
@@ -267,9 +269,7 @@ def radcliq_v1(
 def radcliq_formula(radgraph: np.ndarray, bertscore: np.ndarray, semb: np.ndarray, bleu: np.ndarray) -> np.ndarray:
     """RadCliQ-v1 [n] from four per-study scores [n] each. Raises RadDraftError if one is not finite."""
     columns = np.column_stack([radgraph, bertscore, semb, bleu]).astype(np.float64)  # [n, 4]
-    broken = np.argwhere(~np.isfinite(columns))
-    if len(broken):
-        row, column = broken[0]
+    for row, column in np.argwhere(~np.isfinite(columns)):
         raise RadDraftError(f"radcliq_v1: {RADCLIQ_INPUTS[column]} of report {row + 1} is {columns[row, column]}")
     return (columns - RADCLIQ_MEAN) / RADCLIQ_SCALE @ RADCLIQ_WEIGHTS + RADCLIQ_INTERCEPT
 
@@ -297,16 +297,7 @@ def _facts(annotation: dict[str, Any]) -> tuple[set[tuple[str, ...]], set[tuple[
     return set(named.values()), relations
 
 
-class Embedder(Protocol):
-    """A model that turns reports into vectors."""
-
-    batch_size: int
-
-    def embed(self, texts: list[str]) -> Tensor:
-        """[B, D], on the CPU, for one batch."""
-
-
-def cosine_similarities(model: Embedder, predictions: Sequence[str], references: Sequence[str]) -> np.ndarray:
+def cosine_similarities(model: CheXbert, predictions: Sequence[str], references: Sequence[str]) -> np.ndarray:
     """Cosine of the embeddings of each prediction and its reference [n], in [-1, 1]."""
     texts = sorted({*predictions, *references}, key=len)
     units: dict[str, np.ndarray] = {}

@@ -67,13 +67,15 @@ class RadGraph:
         import torch
 
         folder = _unpacked(Path(model), model_type, cache)
-        config = _read_config(folder / "config.json")
         self.batch_size = batch_size
         self.model_type = model_type
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         try:
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             self._tokenizer, bert_config = _load_tokenizer(config, tokenizer, folder)
             self._network, self._bert = _build_network(config["model"], bert_config, folder / "vocabulary")
+        except json.JSONDecodeError as error:
+            raise RadDraftError(f"{folder / 'config.json'} is not JSON: {error}") from error
         except (KeyError, TypeError) as error:
             raise RadDraftError(f"{folder / 'config.json'} does not describe a RadGraph model: {error!r}") from error
         try:
@@ -107,9 +109,7 @@ class RadGraph:
 
         reports = [entry["sentences"][0] for entry in preprocess_reports(texts, self.model_type)]
         with torch.inference_mode():
-            entities = [
-                self._entities(words, vectors) for words, vectors in zip(reports, self._embed(reports), strict=True)
-            ]
+            entities = [self._entities(*pair) for pair in zip(reports, self._embed(reports), strict=True)]
         return [
             {"text": " ".join(words), "entities": found, "data_source": None, "data_split": "inference"}
             for words, found in zip(reports, entities, strict=True)
@@ -332,33 +332,22 @@ def _unpacked(model: Path, model_type: str, cache: Path | None) -> Path:
     return target
 
 
-def _read_config(file: Path) -> dict[str, Any]:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RadDraftError(f"{file} is not JSON: {error}") from error
-
-
 def _load_tokenizer(config: dict[str, Any], tokenizer: str | Path | None, folder: Path) -> tuple[Any, Any]:
     """The tokenizer and the config of BERT, from this machine only."""
     from transformers import AutoConfig, AutoTokenizer
 
-    names = {
-        "dataset_reader.token_indexers.bert": config["dataset_reader"]["token_indexers"]["bert"]["model_name"],
-        "model.embedder.token_embedders.bert": config["model"]["embedder"]["token_embedders"]["bert"]["model_name"],
-    }
-    of_words, of_network = (str(tokenizer), str(tokenizer)) if tokenizer else names.values()
+    of_words = config["dataset_reader"]["token_indexers"]["bert"]["model_name"]
+    of_network = config["model"]["embedder"]["token_embedders"]["bert"]["model_name"]
     try:
-        words = AutoTokenizer.from_pretrained(of_words, local_files_only=True)
-        bert = AutoConfig.from_pretrained(of_network, local_files_only=True)
+        words = AutoTokenizer.from_pretrained(tokenizer or of_words, local_files_only=True)
+        bert = AutoConfig.from_pretrained(tokenizer or of_network, local_files_only=True)
         if len(words) <= len(words.all_special_tokens):
-            raise UnavailableError(f"{of_words} has no vocabulary")
+            raise UnavailableError(f"{tokenizer or of_words} has no vocabulary")
     except (OSError, ValueError) as error:
-        named = " and ".join(f"{name!r} ({key}.model_name)" for key, name in names.items())
         raise UnavailableError(
             f"RadGraph's tokenizer is not {f'at {tokenizer}' if tokenizer else 'on this machine'}: "
-            f"{folder / 'config.json'} names {named}. Download the tokenizer and config.json of that model and give "
-            "their folder as `tokenizer`"
+            f"{folder / 'config.json'} names {of_words!r} (dataset_reader) and {of_network!r} (model). Download "
+            "the tokenizer and config.json of that model and give their folder as `tokenizer`"
         ) from error
     return words, bert
 

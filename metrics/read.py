@@ -147,19 +147,16 @@ def _read_table(path: Path, column: str, optional: bool) -> dict[str | int, str]
         hint = "the first line must name them" + ("; or give the reports with --references" if optional else "")
         raise RadDraftError(f"{path}: no column {column!r}. Columns: {', '.join(columns) or 'none'}; {hint}")
     texts: dict[str | int, str] = {}
-    seen = set()
     for number, cells in enumerate(rows, 1):
         if len(cells) != len(columns):
             comparison = "more" if len(cells) > len(columns) else "fewer"
             raise RadDraftError(f"{path} row {number}: {comparison} cells than columns")
         row = dict(zip(columns, cells, strict=True))
         key = row.get("study_id", number)
-        if key in seen:
+        if key in texts:
             raise RadDraftError(f"{path} row {number}: duplicate study_id {key!r}")
-        seen.add(key)
-        if row[text] or not optional:
-            texts[key] = row[text]
-    return texts
+        texts[key] = row[text]
+    return {key: value for key, value in texts.items() if value or not optional}
 
 
 def _read_cells(path: Path) -> list[list[str]]:

@@ -20,7 +20,7 @@ Differences = Mapping[str, Mapping[str, Mapping[str, float]]]
 NO_FINDING = "No Finding"
 LABEL_WORDS = {1: "positive", 0: "negative", -1: "uncertain", None: "not mentioned"}
 
-# Label and short explanation of each metric of metrics.scoring, in the order of the page.
+# Label and short explanation of each metric, in the order of the page.
 METRICS = {
     "rouge_l": ("ROUGE-L", "longest common sequence of words"),
     "bleu_1": ("BLEU-1", "shared words"),

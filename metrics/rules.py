@@ -31,7 +31,6 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from dataclasses import dataclass
 from functools import cache, lru_cache
 
 VERSION = "2"
@@ -178,20 +177,13 @@ _ASSERTION = re.compile(rf"(?:(?!\b(?:or|nor)\b)[^,])*\b(?:is|are|remains?) (?!(
 _OR_AHEAD = re.compile(r"\b(?:or|versus)\b")
 
 
-@dataclass(slots=True)
 class _Said:
     """A finding, or a word of SIZES."""
 
-    token: re.Match[str]
-    kind: str
-    value: int | None
-
-    def __post_init__(self) -> None:
-        if self.kind in _FIXED:
-            self.value = _FIXED[self.kind]
-        elif self.kind.startswith("hint_"):
-            self.kind = self.kind.removeprefix("hint_")
-            self.value = UNCERTAIN if self.value == POSITIVE else self.value
+    def __init__(self, token: re.Match[str], kind: str, value: int | None) -> None:
+        self.token = token
+        self.kind = kind.removeprefix("hint_")
+        self.value = _FIXED.get(kind, UNCERTAIN if kind != self.kind and value == POSITIVE else value)
 
     def doubt_or_deny(self, value: int) -> None:
         if self.value is not _DROPPED and self.kind not in _FIXED:
@@ -209,9 +201,8 @@ def label(text: str) -> dict[str, int | None]:
     for sentence in _SENTENCE_END.split(_VERSUS.sub("versus", text.lower())):
         for observation, value in _read(" ".join(sentence.translate(_BLANKS).split()).rstrip(" .;!")):
             seen[observation].add(value)
-    labels = {
-        name: next((v for v in (POSITIVE, UNCERTAIN, NEGATIVE) if v in seen[name]), None) for name in OBSERVATIONS
-    }
+    strongest = (POSITIVE, UNCERTAIN, NEGATIVE)
+    labels = {name: next((value for value in strongest if value in seen[name]), None) for name in OBSERVATIONS}
     abnormal = any(values - {NEGATIVE} for name, values in seen.items() if name != "Support Devices")
     labels["No Finding"] = None if abnormal else POSITIVE
     return labels

@@ -31,12 +31,7 @@ from raddraft.text import format_estimate, format_table
 
 LABELERS = {"rule": "the rule-based labeler", "chexbert": "CheXbert"}
 STATES = {1: "positive", 0: "negative", -1: "uncertain", None: "not mentioned"}
-WRITTEN = {
-    "scores": "scores.json",
-    "per study": "per_study.csv",
-    "per observation": "per_observation.csv",
-    "page": "report.html",
-}
+FILES = ("scores.json", "per_study.csv", "per_observation.csv", "report.html")
 AGES = ((0, 17), (18, 39), (40, 59), (60, 79))
 
 
@@ -76,7 +71,7 @@ class Scored:
         synthetic = {study.source for study in self.studies.values()} == {"phantom"}
         return f"Drafts by {self.first}" + (", on synthetic data" if synthetic else "")
 
-    def write(self, folder: Path, title: str | None = None, cases: int = 36) -> dict[str, Path]:
+    def write(self, folder: Path, title: str | None = None, cases: int = 36) -> list[Path]:
         """Write scores.json, per_study.csv, per_observation.csv and report.html, each whole or not at all.
 
         Args:
@@ -85,18 +80,19 @@ class Scored:
             cases: how many studies the page shows: worst, best, and some between.
 
         Returns:
-            What each file is -> its path.
+            The paths of these files.
         """
         observations = {
             LABELERS[labeler]: per_observation(found[self.first], found[""], OBSERVATIONS)
             for labeler, found in self.labels.items()
         }
         page = render_report(title or self.title(), self.by_system(), self.choose_cases(cases), observations)
-        write_json(folder / "scores.json", self.scores)
-        write_text(folder / "per_study.csv", _csv(self._per_study()))
-        write_text(folder / "per_observation.csv", _csv(self._per_observation()))
-        write_text(folder / "report.html", page)
-        return {what: folder / name for what, name in WRITTEN.items()}
+        scores, per_study, of_observations, report = paths = [folder / name for name in FILES]
+        write_json(scores, self.scores)
+        write_text(per_study, _csv(self._per_study()))
+        write_text(of_observations, _csv(self._per_observation()))
+        write_text(report, page)
+        return paths
 
     def choose_cases(self, count: int) -> list[Case]:
         """The worst and the best studies by `ranked_by`, and some at equal ranks between."""

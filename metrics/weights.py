@@ -25,22 +25,27 @@ class Weights:
     used_by: str
     repo: str
     files: tuple[str, ...]
-    """One file; for a folder, those that make it complete."""
+    """One file, or those that make a folder complete."""
     size: str
     """Size of the download, as the repository shows it."""
     terms: str
     """License, as the repository states it; not legal advice."""
-    folder: bool = False
-    unpacked: str | None = None
-    """Name of the unpacked folder that may replace the file."""
     sha256: str | None = None
     """SHA-256 of the single file, as the repository shows it."""
 
     @property
-    def places(self) -> tuple[str, ...]:
+    def folder(self) -> bool:
+        return len(self.files) > 1
+
+    @property
+    def unpacked(self) -> str:
+        """Name of the folder that an archive unpacks to, which may replace it; empty if this is not an archive."""
+        return self.files[0].removesuffix(".tar.gz") if self.files[0].endswith(".tar.gz") else ""
+
+    def places(self, name: str) -> tuple[str, ...]:
         """Names in the weights folder; the first that exists is used."""
         if self.folder:
-            return (next(name for name, entry in WEIGHTS.items() if entry is self),)
+            return (name,)
         return (self.unpacked, self.files[0]) if self.unpacked else self.files
 
 
@@ -64,7 +69,6 @@ WEIGHTS = {
         files=("config.json", "tokenizer_config.json", "tokenizer.json"),
         size="< 1 MB",
         terms="Apache-2.0",
-        folder=True,
     ),
     "radgraph": Weights(
         what="RadGraph, the first model, that papers report (Jain et al., NeurIPS Datasets and Benchmarks 2021)",
@@ -73,7 +77,6 @@ WEIGHTS = {
         files=("radgraph.tar.gz",),
         size="432 MB",
         terms="MIT by its repository; trained on reports under PhysioNet's credentialed access",
-        unpacked="radgraph",
         sha256="7808499d3dc6c37859d3283a4258be0364104420224aeae7395f2f0f9c28bbb9",
     ),
     "radgraph-xl": Weights(
@@ -83,7 +86,6 @@ WEIGHTS = {
         files=("radgraph-xl.tar.gz",),
         size="416 MB",
         terms="MIT by its repository",
-        unpacked="radgraph-xl",
         sha256="fadb5a3454e8996714b609e3105a07e447fa61aa88fffe966b650959475117b6",
     ),
     "radgraph-tokenizer": Weights(
@@ -93,7 +95,6 @@ WEIGHTS = {
         files=("config.json", "tokenizer_config.json", "vocab.txt"),
         size="0.2 MB",
         terms="MIT",
-        folder=True,
     ),
     "bertscore": Weights(
         what="distilroberta-base, the model of BERTScore as radiology papers use it",
@@ -102,7 +103,6 @@ WEIGHTS = {
         files=("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"),
         size="332 MB",
         terms="Apache-2.0",
-        folder=True,
     ),
 }
 
@@ -126,7 +126,7 @@ def places_looked_in(name: str) -> list[Path]:
 
     entry = _entry(name)
     repository = Path(constants.HF_HUB_CACHE) / f"models--{entry.repo.replace('/', '--')}"
-    return [*(weights_folder() / place for place in entry.places), repository]
+    return [*(weights_folder() / place for place in entry.places(name)), repository]
 
 
 def locate(name: str, path: Path | None = None) -> Path:
@@ -143,9 +143,9 @@ def locate(name: str, path: Path | None = None) -> Path:
     entry = _entry(name)
     if path is not None:
         if not path.expanduser().exists():
-            raise RadDraftError(f"{name}: the path {path} does not exist")
+            raise RadDraftError(f"{name}: {path} does not exist")
         return path.expanduser()
-    for place in entry.places:
+    for place in entry.places(name):
         if (weights_folder() / place).exists():
             return weights_folder() / place
     if cached := _in_hub_cache(entry):
@@ -189,7 +189,7 @@ def add(name: str, source: Path) -> Path:
     entry, source = _entry(name), source.expanduser()
     check(name, source)
     place = (entry.unpacked or name) if source.is_dir() else entry.files[0]
-    for other in entry.places[: entry.places.index(place)]:
+    for other in entry.places(name)[: entry.places(name).index(place)]:
         if (weights_folder() / other).exists():
             raise RadDraftError(f"{weights_folder() / other} would be found before {place}; remove it first")
     target = weights_folder() / place
@@ -212,7 +212,7 @@ def check(name: str, source: Path) -> None:
     entry = _entry(name)
     if not source.exists():
         raise RadDraftError(f"{name}: {source} does not exist")
-    if source.is_dir() and not (entry.folder or entry.unpacked):
+    if source.is_dir() and not entry.folder and not entry.unpacked:
         raise RadDraftError(f"{name} is one file, {entry.files[0]}, but {source} is a folder")
     if entry.folder and not source.is_dir():
         raise RadDraftError(f"{name} is a folder with {', '.join(entry.files)}, but {source} is a file")

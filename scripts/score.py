@@ -78,7 +78,7 @@ def main(
     if model_card:
         add_scores(model_card, title, scored.by_system())
     print(scored.tables())
-    print("".join(f"\n{what}: {path}" for what, path in written.items()))
+    print("", *written, sep="\n")
 
 
 if __name__ == "__main__":

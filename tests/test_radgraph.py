@@ -297,7 +297,7 @@ def test_missing_tokenizer_is_named(model: Path, bert_folder: Path, tmp_path: Pa
     config["dataset_reader"]["token_indexers"]["bert"]["model_name"] = "nobody/words"
     config["model"]["embedder"]["token_embedders"]["bert"]["model_name"] = "nobody/network"
     (folder / "config.json").write_text(json.dumps(config))
-    message = r"(?s)'nobody/words' \(dataset_reader.*'nobody/network' \(model\..*as `tokenizer`"
+    message = r"(?s)'nobody/words' \(dataset_reader.*'nobody/network' \(model.*as `tokenizer`"
     (tmp_path / "half").mkdir()
     (tmp_path / "half" / "config.json").write_bytes((bert_folder / "config.json").read_bytes())
     for tokenizer in (None, tmp_path / "nowhere", tmp_path / "half"):
