@@ -97,7 +97,7 @@ def main(
     scored = score_systems(systems, METRICS, studies=studies)
     written = scored.write(out / "scores", scored.title(), cases=36)
     add_scores(folder, scored.title(), scored.by_system())
-    print("\n".join([*notes, scored.tables(), "", *written]))
+    print(*notes, scored.tables(), "", *written, sep="\n")
     print(f"\nThe demo took {(time.monotonic() - started) / 60:.1f} minutes. The data are synthetic.")
 
 
