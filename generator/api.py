@@ -55,27 +55,22 @@ def load_model(
         if device != "auto":
             raise RadDraftError(f"Device {device!r}: with several processes Accelerate chooses the devices; use auto")
         device = str(Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT)]).device)
-    default = asdict(PromptConfig())
-    changes = {key: value for key, value in asdict(prompt or PromptConfig()).items() if value != default[key]}
-    drafter = _load(str(name), pick_device(device), prompt if changes else None, remote_code)
-    return Model(drafter, " ".join([str(Path(name)), *(f"{key}={value!r}" for key, value in changes.items())]))
-
-
-def _load(name: str, device: str, prompt: PromptConfig | None, remote_code: bool) -> Drafter:
-    sidecar = read_sidecar(name)
-    kept = PromptConfig(**sidecar["prompt"]) if sidecar else None
-    if kept and prompt not in (None, kept):
-        raise RadDraftError(
-            f"{name} was trained with its own prompt, kept in {SIDECAR} there: {kept}; leave out the options of prompt"
-        )
-    no_config = Path(name).is_dir() and not (Path(name) / "config.json").is_file()  # `load` has the message
+    name, prompt, default = str(name), prompt or PromptConfig(), PromptConfig()
+    changes = [f"{key}={value!r}" for key, value in asdict(prompt).items() if value != getattr(default, key)]
+    sidecar, own = read_sidecar(name), default
+    if sidecar:
+        own = PromptConfig(**sidecar["prompt"])
+        if changes and prompt != own:
+            raise RadDraftError(f"{name} was trained with its own prompt, {own}; leave out the options of prompt")
+    no_config = Path(name).is_dir() and not (Path(name) / "config.json").is_file()
     if no_config or (sidecar and sidecar.get("kind") != ChatDrafter.kind):
-        return load(name, device=device)
-    gray_mapping = sidecar["gray_mapping"] if sidecar else "window"
-    drafter = load_chat(name, kept or prompt or PromptConfig(), gray_mapping, device=device, remote_code=remote_code)
-    if not kept and not prompt:
-        warnings.warn(f"{name} has no {SIDECAR}: the default prompt is used", stacklevel=3)
-    return drafter
+        drafter = load(name, device=pick_device(device))
+    else:
+        gray_mapping = sidecar["gray_mapping"] if sidecar else "window"
+        drafter = load_chat(name, own if sidecar else prompt, gray_mapping, "auto", pick_device(device), remote_code)
+        if not sidecar and not changes:
+            warnings.warn(f"{name} has no {SIDECAR}: the default prompt is used", stacklevel=2)
+    return Model(drafter, " ".join([str(Path(name)), *changes]))
 
 
 class Model:
@@ -153,24 +148,17 @@ class Model:
         workers: int = 2,
         decode: DecodeConfig | None = None,
     ) -> list[str]:
-        """Draft studies into a predictions.jsonl, or write a control that is scored beside the model's drafts.
-
-        Processes that Accelerate has launched share the work. An interrupted run resumes.
+        """Draft studies into a predictions.jsonl, as `generator.generate.generate`, or write one of its controls.
 
         Args:
-            studies: what to draft, in this order.
-            out: the predictions.jsonl.
+            studies, out, workers: as there.
             control: see `generator.controls`.
-            training: studies whose reports are copied by a control, or proposed from with `speculate`.
-            speculate: propose tokens from training reports: the same greedy text in fewer passes.
-            workers: processes that read and prepare images.
+            training: studies whose reports a control copies, or tokens are proposed from.
+            speculate: propose tokens from training reports.
             decode: how to decode.
 
-        Returns:
-            A sentence for each study without a draft; on the main process only.
-
         Raises:
-            RadDraftError: an option that the control or the model cannot use, or as `generator.generate.generate`.
+            RadDraftError: as there, or an option that the control or the model cannot use.
         """
         name = self.name if control == "none" else f"{self.name} {control}"
         if control in ("most-frequent", "nearest-report"):

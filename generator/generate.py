@@ -50,12 +50,6 @@ class Draft:
     banner: ClassVar[str] = BANNER
     """To be shown wherever a draft is."""
 
-    @classmethod
-    def from_row(cls, row: Mapping[str, Any]) -> Draft:
-        """The draft of a line of predictions.jsonl."""
-        candidates = row.get("candidates", [row["prediction"]])
-        return cls(candidates, row.get("log_probs"), row.get("observations"), row["study_id"])
-
     @property
     def text(self) -> str:
         """The draft; of several candidates the first, an arbitrary one."""
@@ -240,7 +234,7 @@ def decode_batch(
         inputs, observations = _name_observations(drafter, inputs)
     ends = end_tokens(model)
     if speculator is not None:
-        tokens = speculate(model, inputs | _positions(inputs), speculator, config.max_new_tokens, ends)
+        tokens = speculate(model, inputs, speculator, config.max_new_tokens, ends)
     elif config.candidates > 1 and drafter.kind == "llava":
         tokens = _sample(model, inputs, config)
     else:
@@ -291,15 +285,11 @@ def prefill(model: Any, inputs: dict[str, torch.Tensor], repeats: int = 1) -> Dy
     from transformers import DynamicCache
 
     cache = DynamicCache(config=model.config)
-    inputs = inputs | _positions(inputs)
-    cut = {key: inputs[key][:, :-1] for key in ("input_ids", "attention_mask", "position_ids")}
-    model(**(inputs | cut), past_key_values=cache, use_cache=True, logits_to_keep=1)
+    cut = {key: inputs[key][:, :-1] for key in ("input_ids", "attention_mask")}
+    positions = (cut["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    model(**(inputs | cut), position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1)
     cache.batch_repeat_interleave(repeats)
     return cache
-
-
-def _positions(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {"position_ids": (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)}
 
 
 def end_tokens(model: Any) -> set[int]:
@@ -365,21 +355,15 @@ def fingerprints(drafter: Drafter, examples: Sequence[Example]) -> dict[str, str
 def read_resumable(out: Path, prints: Mapping[str, str], settings: Mapping[str, str]) -> dict[str, Draft]:
     """Study id -> draft that `out` holds already; a last line that an interruption cut is dropped from the file.
 
-    Args:
-        out: the predictions.jsonl.
-        prints: fingerprints of the studies that are wanted.
-        settings: what every line must state alike.
-
-    Raises:
-        RadDraftError: a line was written with other settings, for a study that is not wanted, or from something else.
+    RadDraftError where a line has other settings, a study without a fingerprint in `prints`, or another fingerprint.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     if not out.is_file():
         return {}
     cut_log(out, lambda row: True)
     done = {}
-    for where, row in read_jsonl(out, ("study_id", "prediction")):
-        where = f"{out.parent / where}"
+    for line, row in read_jsonl(out, ("study_id", "prediction")):
+        where = out.parent / line
         for key, value in settings.items():
             if row.get(key) != value:
                 raise RadDraftError(
@@ -394,5 +378,6 @@ def read_resumable(out: Path, prints: Mapping[str, str], settings: Mapping[str, 
                 f"{where}: the draft of study {study_id!r} was made with other weights, another prompt or another "
                 "image; choose another --out or remove the file"
             )
-        done[study_id] = Draft.from_row(row)
+        candidates = row.get("candidates", [row["prediction"]])
+        done[study_id] = Draft(candidates, row.get("log_probs"), row.get("observations"), study_id)
     return done

@@ -151,9 +151,12 @@ class _Rows:
 
     def __init__(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> None:
         self.model, self.cache = model, full_cache(model)
-        logits = model(**inputs, past_key_values=self.cache, use_cache=True, logits_to_keep=1).logits
+        self.mask = inputs["attention_mask"]
+        positions = (self.mask.cumsum(1) - 1).clamp(min=0)
+        self.last = positions[:, -1:]
+        given = {"past_key_values": self.cache, "use_cache": True, "logits_to_keep": 1}
+        logits = model(**inputs, position_ids=positions, **given).logits
         self.texts: list[list[int]] = logits.argmax(-1).tolist()
-        self.mask, self.last = inputs["attention_mask"], inputs["position_ids"][:, -1:]
 
     def keep(self, rows: Sequence[int]) -> None:
         """Keep these rows only."""
@@ -206,7 +209,7 @@ def speculate(
 
     Args:
         model: a LLaVA model.
-        inputs: input_ids, attention_mask and position_ids [B, L], padded on the left, and the images' entries.
+        inputs: input_ids and attention_mask [B, L], padded on the left, and the images' entries.
         speculator: proposes tokens, and learns from the texts.
         max_new_tokens: most tokens of a text.
         ends: the tokens that end a text.
