@@ -2,22 +2,18 @@
 
     train_clip({"train": …, "val": …}, out, load_tower("runs/demo/tower"), ClipConfig(epochs=30))
 
-An image encoder (any plain vision transformer: its class token, projected) and a small text transformer, trained from
-scratch on the reports, learn to embed an image and its own report in the same direction and all others apart (Radford
-et al., 2021, arXiv 2103.00020). What is kept is the tower, an ordinary folder.
-
-Reports repeat: "The lungs are clear. Heart size is normal." is not a wrong answer for a second normal image in the
-batch. Reports of the same sentences, in any order, share the target between them (for those that are equal letter by
-letter the plain loss amounts to that too). The same in other words still counts as different.
+A vision transformer (its class token, projected) and a small text transformer, trained from scratch, learn to embed an
+image and its own report in the same direction and all others apart (Radford et al., 2021, arXiv 2103.00020). Normal
+reports repeat, so reports of the same sentences, in any order, share the target between them.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,16 +24,14 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
 from encoder.tower import NotPlainError, Tower
-from encoder.towers import load_tower
 from generator.confidence import split_sentences
 from generator.config import ClipConfig
 from generator.prompts import PromptConfig
-from generator.runs import StagedRun, lr_factor, parameter_groups, split_studies
+from generator.runs import StagedRun, lr_factor, parameter_groups
 from generator.tiny import train_tokenizer
 from raddraft.errors import DivergedError, RadDraftError
 from raddraft.files import whole_folder
 from raddraft.images import ImageError, load_image
-from raddraft.runs import keep_config
 from raddraft.studies import GrayMapping, Study
 
 if TYPE_CHECKING:
@@ -145,34 +139,6 @@ def recalls(images: Tensor, texts: Tensor, groups: Tensor, ks: Sequence[int] = (
     return found
 
 
-def run_clip(
-    manifest: Path,
-    out: Path,
-    tower: str,
-    config: ClipConfig,
-    image_size: int | None = None,
-    gray_mapping: GrayMapping = "window",
-    sources: list[str] | None = None,
-) -> Path:
-    """Train on a manifest in a run folder, and return the tower's folder.
-
-    Args:
-        manifest: the `studies.jsonl`; the test split is not used.
-        out: the run folder; a run that stands there resumes.
-        tower, image_size: as for `encoder.towers.load_tower`.
-        config, gray_mapping: as for `train_clip`.
-        sources: `source` of the studies to use; by default all.
-
-    Raises:
-        RadDraftError: as `train_clip`; unknown tower; a run of another recipe is in the folder.
-    """
-    parts = split_studies(manifest, sources)
-    loaded = load_tower(tower, image_size)
-    recipe = {"studies": manifest.absolute(), "tower": tower, "clip": asdict(config), "image_size": image_size}
-    keep_config(out / "config.yaml", recipe | {"gray_mapping": gray_mapping, "sources": sources})
-    return train_clip(parts, out, loaded, config, gray_mapping)
-
-
 def train_clip(
     studies: Mapping[str, Sequence[Study]],
     out: Path,
@@ -180,9 +146,7 @@ def train_clip(
     config: ClipConfig,
     gray_mapping: GrayMapping = "window",
 ) -> Path:
-    """Train a tower on images and reports; return the folder of the one with the lowest val loss, OUT/tower.
-
-    An interrupted run that is started again resumes bit-exactly from its last checkpoint.
+    """Train a tower on images and reports, or resume; return the folder of the one with the lowest val loss, OUT/tower.
 
     Args:
         studies: train and val; the main image of each study is used.
@@ -199,7 +163,16 @@ def train_clip(
     from tqdm import tqdm
 
     accelerator = Accelerator()
-    _check(tower, accelerator.num_processes)
+    if accelerator.num_processes > 1:
+        raise RadDraftError(f"raddraft clip runs in one process; it was launched with {accelerator.num_processes}")
+    try:
+        plain = tower.n_prefix >= 0 and hasattr(tower.processor, "do_resize")
+    except NotPlainError:
+        plain = False
+    if not plain:
+        raise RadDraftError(
+            f"{tower.name} cannot train here: it is not a plain vision transformer with a processor of transformers"
+        )
     set_seed(config.seed)
     run = StagedRun(out, accelerator)
     progress = run.find_progress()
@@ -214,13 +187,15 @@ def train_clip(
         steps_per_epoch = math.ceil(len(pairs["train"]) / config.batch_size)
         steps = config.epochs * steps_per_epoch
         bar = tqdm(total=steps, initial=progress.step, unit="step")
-        for rows in _batches(len(pairs["train"]), steps_per_epoch, config.seed, progress.step, steps):
+        while progress.step < steps:
             started = time.perf_counter()
+            rows = _rows(len(pairs["train"]), steps_per_epoch, config.seed, progress.step)
             model.train()
             lr = config.lr * lr_factor(progress.step, steps, config.warmup)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            loss = _loss(model, pairs["train"], rows, config.smallest_crop)
+            images, texts = _embed(model, pairs["train"], rows, config.smallest_crop)
+            loss = contrastive_loss(images, texts, model.log_scale.exp(), pairs["train"].groups[rows])
             if not loss.isfinite():
                 raise DivergedError(
                     f"The loss is {loss.item()} at step {progress.step + 1}; the last good checkpoint is {run.newest}. "
@@ -252,50 +227,33 @@ def train_clip(
     return out / "tower"
 
 
-def _check(tower: Tower, processes: int) -> None:
-    if processes > 1:
-        raise RadDraftError(f"raddraft clip runs in one process, was launched with {processes}")
-    try:
-        plain = tower.n_prefix >= 0 and hasattr(tower.processor, "do_resize")
-    except NotPlainError:
-        plain = False
-    if not plain:
-        raise RadDraftError(
-            f"{tower.name} is not a plain vision transformer with an image processor of transformers, so it cannot "
-            "train here"
-        )
-
-
-def _loss(model: TwoEncoders, pairs: Pairs, rows: Tensor, smallest_crop: float = 1.0) -> Tensor:
-    """The loss of the pairs in these rows, on random crops unless they hold the whole image."""
+def _embed(model: TwoEncoders, pairs: Pairs, rows: Tensor, smallest_crop: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Unit vectors [B, E] of the images in these rows, on random crops if these may be smaller, and of the reports."""
     device = model.log_scale.device
     images = torch.from_numpy(pairs.images[rows.numpy()]).to(device)
     crops = random_crops(images, smallest_crop) if smallest_crop < 1 else images.float()
-    texts = model.encode_texts(pairs.tokens[rows].to(device))
-    return contrastive_loss(model.encode_images(crops), texts, model.log_scale.exp(), pairs.groups[rows].to(device))
+    return model.encode_images(crops), model.encode_texts(pairs.tokens[rows].to(device))
 
 
 @torch.no_grad()
 def evaluate(model: TwoEncoders, pairs: Pairs, batch_size: int) -> dict[str, float]:
     """val_loss, of batches in a fixed order, and `recalls` over the whole split."""
     model.eval()
-    device = model.log_scale.device
-    batches = torch.arange(len(pairs)).tensor_split(math.ceil(len(pairs) / batch_size))
-    total, images, texts = 0.0, [], []
-    for rows in batches:
-        total += float(_loss(model, pairs, rows)) * len(rows)
-        images.append(model.encode_images(torch.from_numpy(pairs.images[rows.numpy()]).to(device).float()).cpu())
-        texts.append(model.encode_texts(pairs.tokens[rows].to(device)).cpu())
-    found = recalls(torch.cat(images), torch.cat(texts), pairs.groups)
+    total, embedded = 0.0, []
+    for rows in torch.arange(len(pairs)).tensor_split(math.ceil(len(pairs) / batch_size)):
+        images, texts = _embed(model, pairs, rows)
+        total += len(rows) * float(contrastive_loss(images, texts, model.log_scale.exp(), pairs.groups[rows]))
+        embedded.append((images.cpu(), texts.cpu()))
+    images, texts = (torch.cat(part) for part in zip(*embedded, strict=True))
+    found = recalls(images, texts, pairs.groups)
     return {"val_loss": total / len(pairs)} | {f"val_{name}": value for name, value in found.items()}
 
 
-def _batches(n: int, per_epoch: int, seed: int, start: int, steps: int) -> Iterator[Tensor]:
-    """Rows of each step from `start`: every epoch all n in another order, in batches of nearly equal size."""
-    for epoch in range(start // per_epoch, steps // per_epoch):
-        order = torch.randperm(n, generator=torch.Generator().manual_seed(1_000_003 * seed + epoch))
-        first = start % per_epoch if epoch == start // per_epoch else 0
-        yield from order.tensor_split(per_epoch)[first:]
+def _rows(n: int, per_epoch: int, seed: int, step: int) -> Tensor:
+    """Rows of a step: every epoch all n in another order, in batches of nearly equal size."""
+    epoch, batch = divmod(step, per_epoch)
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(1_000_003 * seed + epoch))
+    return order.tensor_split(per_epoch)[batch]
 
 
 def gather_pairs(

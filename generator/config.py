@@ -47,6 +47,8 @@ class ModelConfig:
             raise RadDraftError(
                 f"model: image_size, feature_layer, gguf_file and quantize cannot be used with vlm; got {self}"
             )
+        if self.gguf_file and self.quantize != "no":
+            raise RadDraftError(f"model: quantize cannot be used with gguf_file {self.gguf_file}; choose one of them")
 
 
 @dataclass

@@ -1,15 +1,13 @@
-"""Vision towers that a LLaVA model cannot hold (CNNs, ResNet hybrids, Swin …), run in the place of its own tower.
+"""Vision towers that a LLaVA model cannot hold (CNNs, ResNet hybrids, Swin …), run in place of its own tower.
 
-What the model's class holds instead is a placeholder without blocks, of the tower's width. So a saved model is an
-ordinary folder, with the tower in its own format in the folder `tower` inside it. Where this project is not installed,
-features of that tower go in projected:
+The model's class holds an empty placeholder of the tower's width instead, so a saved model is an ordinary folder, with
+the tower in its own format in the folder `tower` inside it. Where this project is not installed, pass projected
+features (the placeholder refuses pixels):
 
     tower = AutoModel.from_pretrained("model/tower")
     patches = tower(pixel_values).last_hidden_state.flatten(2).transpose(1, 2)  # of a CNN: [B, H * W, D]
     projected = list(model.model.multi_modal_projector(patches))
     model.generate(input_ids=…, mm_encoder_outputs={"image": BaseModelOutputWithPooling(pooler_output=projected)})
-
-and a model that is given pixels there raises an error, since the placeholder takes none of their size.
 """
 
 from __future__ import annotations
@@ -27,10 +25,9 @@ FOLDER = "tower"
 
 
 class ForeignTower(nn.Module):
-    """Stands in for a LLaVA model's tower: its one hidden state is the vector that the tower pools, then the patches.
+    """Stands in for a LLaVA model's tower; its one hidden state is the tower's pooled vector, then the patches.
 
-    That is the form of a vision transformer with a class token, which LLaVA leaves out, and of the features that
-    `FeatureConfig(keep="grid")` stores.
+    That is the form of a vision transformer with a class token, and of what `FeatureConfig(keep="grid")` stores.
     """
 
     def __init__(self, tower: Tower) -> None:
@@ -40,7 +37,7 @@ class ForeignTower(nn.Module):
 
     @property
     def patch_size(self) -> int:
-        """Pixels from one patch to the next, from which transformers' processor counts image tokens."""
+        """Pixels from one patch to the next."""
         return self.tower.black_pixels.shape[-2] // self.tower.shape[0]
 
     def forward(self, pixel_values: torch.Tensor, **_: Any) -> Any:
@@ -53,7 +50,7 @@ class ForeignTower(nn.Module):
 
     @torch.no_grad()
     def placeholder(self) -> Any:
-        """What the model's class holds in its place: no blocks, all zero, for pictures of a single pixel."""
+        """What the model's class holds in its place: no blocks, all zero, for images of one pixel."""
         from transformers import CLIPVisionConfig, CLIPVisionModel
 
         config = CLIPVisionConfig(
@@ -70,10 +67,7 @@ class ForeignTower(nn.Module):
         return placeholder
 
     def save(self, folder: Path) -> str:
-        """Save the tower inside a model's folder; return what `load_tower` finds it by: that folder's name or its own.
-
-        Raw pixels have no weights and go by their name.
-        """
+        """Save the tower in a model's folder; return the name of its folder, or its own if it has no weights."""
         if not hasattr(self.model, "save_pretrained"):
             return self.tower.name
         self.model.save_pretrained(folder / FOLDER)

@@ -4,50 +4,63 @@ from __future__ import annotations
 
 from copy import deepcopy
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from encoder.towers import checkpoint_error
+from generator.config import ModelConfig
 from raddraft.errors import RadDraftError
-
-if TYPE_CHECKING:
-    from generator.config import ModelConfig
 
 IMAGE_TOKEN = "<image>"
 
 
 def load_lm(config: ModelConfig) -> tuple[Any, Any]:
-    """Load the language model and its tokenizer, with the image placeholder added to both.
+    """Load the language model and its tokenizer, and add the image token to both.
 
     Raises:
-        ValueError: no end token, or bitsandbytes is needed and not installed.
-        OSError: it cannot be reached or read.
+        RadDraftError: no end token; a package that is needed is missing.
+        OSError: the files cannot be reached or read.
     """
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GgufConfig
 
     source = {"gguf_file": config.gguf_file} if config.gguf_file else {}
     try:
         tokenizer = AutoTokenizer.from_pretrained(config.lm, **source)
     except (ValueError, OSError) as error:
         raise checkpoint_error(f"No tokenizer for the language model {config.lm!r}", config.lm, error) from error
-    # Packed weights can neither train nor be saved as an ordinary model.
-    unpack: dict[str, Any] = {"quantization_config": GgufConfig(dequantize=True)} if config.gguf_file else {}
+    unpack: dict[str, Any] = {}
+    if config.gguf_file:  # packed weights can neither train nor be saved as an ordinary model
+        unpack = {"quantization_config": GgufConfig(dequantize=True)}
     if config.quantize != "no":
-        unpack = {"quantization_config": _four_bits(config)}
+        if find_spec("bitsandbytes") is None:
+            raise RadDraftError(
+                f"model.quantize is {config.quantize!r}, which needs a package: pip install bitsandbytes, or leave it "
+                "out"
+            )
+        packing = BitsAndBytesConfig(  # as QLoRA: scales quantized once more (Dettmers et al., arXiv 2305.14314)
+            load_in_4bit=True,
+            bnb_4bit_quant_type=config.quantize,
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=config.dtype,
+        )
+        unpack = {"quantization_config": packing}
     try:
         lm = AutoModelForCausalLM.from_pretrained(config.lm, dtype=config.dtype, **source, **unpack).eval()
     except (ValueError, OSError, SafetensorError) as error:
         raise checkpoint_error(f"The language model {config.lm!r} cannot be loaded", config.lm, error) from error
     for module in lm.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            # On some CPUs bitsandbytes packs weights anew for the first pass in eval mode, and then gives no gradients.
+            # On some CPUs bitsandbytes repacks weights for the first pass in eval mode, and then gives no gradients.
             module.support_avx512bf16_for_cpu = False
     if config.gguf_file and hasattr(lm.config, "quantization_config"):
         del lm.config.quantization_config  # the weights are plain now
     if tokenizer.eos_token is None:
-        raise RadDraftError(f"The tokenizer of {config.lm!r} has no eos token, so a report could not end")
+        raise RadDraftError(
+            f"The tokenizer of {config.lm!r} has no eos token, so a report could not end; set eos_token in its "
+            "tokenizer_config.json, or choose another language model"
+        )
     tokenizer.add_special_tokens({"extra_special_tokens": [IMAGE_TOKEN]}, replace_extra_special_tokens=False)
-    if tokenizer.pad_token is None:  # padding is masked everywhere, so sharing a token does no harm
+    if tokenizer.pad_token is None:  # padding is masked everywhere, so any token will do
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
     if len(tokenizer) > lm.get_input_embeddings().weight.shape[0]:
@@ -57,21 +70,3 @@ def load_lm(config: ModelConfig) -> tuple[Any, Any]:
         lm.config.tie_word_embeddings = False
         lm.set_output_embeddings(deepcopy(lm.get_output_embeddings()))
     return lm, tokenizer
-
-
-def _four_bits(config: ModelConfig) -> Any:
-    """How QLoRA holds weights (Dettmers et al., arXiv 2305.14314): NF4 with its scales quantised once more."""
-    from transformers import BitsAndBytesConfig
-
-    if find_spec("bitsandbytes") is None:
-        raise RadDraftError(
-            f"model.quantize is {config.quantize!r}, which needs a package: pip install bitsandbytes, or leave it out"
-        )
-    if config.gguf_file:
-        raise RadDraftError(f"model.quantize does not go with a GGUF file, {config.gguf_file}, which is packed already")
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type=config.quantize,
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=config.dtype,
-    )

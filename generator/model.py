@@ -113,14 +113,12 @@ def meta_llava(tower: Any, lm: Any, feature_layer: int, **settings: Any) -> Llav
 
 def _check_layer(config: ModelConfig, n_states: int | None) -> None:
     """Raise RadDraftError if the tower has no such hidden state; `n_states` None: it has only its final output."""
-    layer, choices = config.feature_layer, "-1, its final output"
-    if n_states is None and layer == -1:
-        return
-    if n_states is not None:
-        if layer != 0 and -n_states <= layer < n_states:  # LlavaModel takes 0 for none
-            return
-        choices = f"{-n_states} to -1, or 1 to {n_states - 1}"
-    raise RadDraftError(f"model.feature_layer is {layer}. Choices for {config.tower}: {choices}")
+    layer = config.feature_layer
+    valid, choices = layer == -1, "-1, its final output"
+    if n_states is not None:  # LlavaModel takes 0 for none
+        valid, choices = layer != 0 and -n_states <= layer < n_states, f"{-n_states} to -1, or 1 to {n_states - 1}"
+    if not valid:
+        raise RadDraftError(f"model.feature_layer is {layer}. Choices for {config.tower}: {choices}")
 
 
 def _shapes(model: nn.Module, names_only: bool) -> set[tuple[str, torch.Size]]:

@@ -42,7 +42,6 @@ TOKENS_PER_WORD = 1.6
 """Assumed for report text."""
 PROMPT_TOKENS = 40
 """Assumed for the text of the prompt."""
-SHARDED = ("weights", "gradients", "moments", "16-bit copies")  # copies are gathered block by block
 
 
 @dataclass
@@ -127,9 +126,7 @@ def plan(model_config: ModelConfig, config: TrainConfig, load: Load, gpu: Gpu = 
         trainable = sum(counts[name] for name in names)
         steps = max(1, round(stage.epochs * math.ceil(load.studies / config.batch_size)))
         flops = config.batch_size * sizes.flops(stage, {name: counts[name] for name in names})
-        memory = sizes.memory(stage, sum(counts.values()), trainable)
-        if config.shard:
-            memory = {part: value / gpus if part in SHARDED else value for part, value in memory.items()}
+        memory = sizes.memory(stage, sum(counts.values()), trainable, gpus if config.shard else 1)
         stages.append(StagePlan(trainable, steps, flops, run_hours(steps * flops, gpu, gpus, UTILIZATION), memory))
     context = getattr(model.config.text_config, "max_position_embeddings", None)
     return Plan(sizes.parameters, sizes.image_tokens, sizes.tokens, context, stages)
@@ -205,8 +202,8 @@ class _Sizes:
             backward += tower + 2 * looks + 2 * in_tower * self.image_tokens
         return forward + backward + (dense + attention if self.config.activation_checkpointing else 0)
 
-    def memory(self, stage: Stage, total: int, trainable: int) -> dict[str, float]:
-        """GiB on one GPU, without sharding."""
+    def memory(self, stage: Stage, total: int, trainable: int, shards: int) -> dict[str, float]:
+        """GiB on one GPU; weights and what belongs to them are divided by `shards`."""
         config, h, k, f = self.config, self.h, self.k, self.f
         frozen = total - trainable - (self.parameters["tower"] if config.cached else 0)
         held = {"float32": 4.0, "bfloat16": 2.0}[self.recipe.dtype]
@@ -221,10 +218,10 @@ class _Sizes:
         if config.activation_checkpointing:
             kept = self.blocks * 2 * h + block[stage.lm]
         parts = {
-            "weights": weights + 4 * trainable,
-            "gradients": 4 * trainable,
-            "moments": 8 * trainable,
-            "16-bit copies": 2 * trainable + (2 * frozen if held == 4 else 0) if mixed else 0,
+            "weights": (weights + 4 * trainable) / shards,
+            "gradients": 4 * trainable / shards,
+            "moments": 8 * trainable / shards,
+            "16-bit copies": (2 * trainable + (2 * frozen if held == 4 else 0) if mixed else 0) / shards,
             "activations": rows * self.tokens * kept * wide,
             "logits": 10 * rows * self.report * self.vocabulary,
         }

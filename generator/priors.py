@@ -9,18 +9,20 @@ from typing import Any
 from raddraft.errors import RadDraftError
 from raddraft.studies import Study
 
+Moment = tuple[int, float | None] | None
+"""Date as a number like 21800506, or place in the order; time of day as a number like 85437.343, if it is known."""
+
 
 def find_priors(studies: Sequence[Study]) -> dict[str, Study]:
     """The previous study of each study that has one among `studies`: study id -> previous study.
 
-    A key `prior` in the manifest names it by its study id, null for none. Without that key it is the subject's latest
-    study with an earlier `study_date`, or with an earlier `study_time` on the same date. Dates are written from year to
-    day (21800506, 2180-05-06), times as in DICOM (85437.343 or 08:54:37). In place of a date there may be a
-    `study_order` (1, 2 …, as CheXpert Plus has it). Without either no order is known, hence no prior; the same goes for
-    two studies of one date without times.
+    The manifest's key `prior` names it by its study id, null for none. Without that key it is the subject's latest
+    study with an earlier `study_date`, or an earlier `study_time` on the same date. Dates are written from year to day
+    (21800506, 2180-05-06), times as in DICOM (85437.343 or 08:54:37). Instead of a date there may be a `study_order`
+    (1, 2 …, as in CheXpert Plus). Studies whose order is unknown have no prior.
 
     Raises:
-        ValueError: a prior that belongs to another subject, or a date or time in another form.
+        RadDraftError: a prior that belongs to another subject, or a date or time in another form.
     """
     by_id = {study.study_id: study for study in studies}
     by_subject: dict[str, list[Study]] = defaultdict(list)
@@ -45,35 +47,24 @@ def find_priors(studies: Sequence[Study]) -> dict[str, Study]:
     return priors
 
 
-Moment = tuple[int | None, float | None]
-"""Date as a number like 21800506, or place in the order; time of day as a number like 85437.343. None: not stated."""
-
-
 def _moment(study: Study) -> Moment:
-    date = _number(study, "study_date", "-")
-    if date is None:
-        date = _number(study, "study_order", "-")
-    return None if date is None else int(date), _number(study, "study_time", ":")
-
-
-def _number(study: Study, key: str, separator: str) -> float | None:
-    value: Any = study.extra.get(key)
-    if value is None or value == "":
-        return None
-    try:
-        return float(str(value).replace(separator, ""))
-    except ValueError:
-        raise RadDraftError(f"Study {study.study_id!r}: {key} is {value!r}; expected digits") from None
+    numbers: dict[str, float | None] = {}
+    for key, separator in (("study_date", "-"), ("study_order", "-"), ("study_time", ":")):
+        value: Any = study.extra.get(key)
+        try:
+            numbers[key] = None if value in (None, "") else float(str(value).replace(separator, ""))
+        except ValueError:
+            raise RadDraftError(f"Study {study.study_id!r}: {key} is {value!r}; expected digits") from None
+    date = numbers["study_order"] if numbers["study_date"] is None else numbers["study_date"]
+    return None if date is None else (int(date), numbers["study_time"])
 
 
 def _precedes(first: Moment, second: Moment) -> bool:
     """Whether it is known that `first` comes before `second`."""
-    if first[0] is None or second[0] is None:
-        return False
-    if first[0] != second[0]:
-        return first[0] < second[0]
+    if first is None or second is None or first[0] != second[0]:
+        return first is not None and second is not None and first[0] < second[0]
     return first[1] is not None and second[1] is not None and first[1] < second[1]
 
 
 def _order(moment: Moment) -> tuple[int, float]:
-    return moment[0] or 0, moment[1] or 0.0
+    return (0, 0.0) if moment is None else (moment[0], moment[1] or 0.0)

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 def make_tower(
     folder: Path, image_size: int = 112, patch_size: int = 28, hidden: int = 128, layers: int = 4, seed: int = 0
 ) -> None:
-    """Save a Dinov2 with random weights and its image processor (shorter side to `image_size`, centre square).
+    """Save a Dinov2 with random weights and its image processor (shorter side to `image_size`, center square).
 
-    What differs from Dinov2's own start makes a narrow network learn in minutes: weights have the standard deviation
-    width^-0.5 instead of 0.02, and position embeddings start as two-dimensional sines instead of nearly nothing.
+    To learn in minutes at this width, weights start with a standard deviation of width^-0.5 instead of 0.02, and
+    position embeddings as two-dimensional sines instead of nearly zero.
     """
     import torch
     from transformers import BitImageProcessor, Dinov2Config, Dinov2Model

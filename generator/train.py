@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -84,7 +84,7 @@ def run_training(
         RadDraftError: as `train`; a run of another recipe is in the folder.
     """
     if features and not config.cached:
-        raise RadDraftError(f"features folder {features} given, but train.cached is false; set train.cached: true")
+        raise RadDraftError(f"--features {features} is for stored features; add --train.cached")
     parts = split_studies(manifest, sources)
     recipe = {"model": asdict(model), "prompt": asdict(prompt), "train": asdict(config)}
     recipe |= {"studies": manifest.absolute(), "gray_mapping": gray_mapping, "features": features, "sources": sources}
@@ -270,10 +270,7 @@ def _encode(drafter: Drafter, studies: Mapping[str, Sequence[Study]], split: str
     if examples:
         return examples
     if part:
-        counts: dict[str, int] = defaultdict(int)
-        for study in part:
-            for name, text in study.sections.items():
-                counts[name] += bool(text.strip())
+        counts = Counter(name for study in part for name, text in study.sections.items() if text.strip())
         found = ", ".join(f"{name} ({count})" for name, count in counts.items()) or "none"
         raise RadDraftError(
             f"No study in split {split!r} has the sections to write: {', '.join(drafter.prompt.targets)}; sections of "
@@ -342,11 +339,8 @@ def _store_features(
 def _describe(model: nn.Module, number: int, config: TrainConfig, steps: int) -> str:
     training = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     total = sum(parameter.numel() for parameter in model.parameters())
-    few = f" (few: a lower train.batch_size than {config.batch_size} or more epochs give more)"
-    return (
-        f"stage {number + 1} of {len(config.stages)}: {training:,} of {total:,} parameters train, {steps} steps"
-        f"{few if steps < FEW_STEPS else ''}"
-    )
+    few = f" (few; for more, lower train.batch_size, {config.batch_size}, or raise epochs)" if steps < FEW_STEPS else ""
+    return f"stage {number + 1} of {len(config.stages)}: {training:,} of {total:,} parameters train, {steps} steps{few}"
 
 
 def _build_again(

@@ -9,6 +9,7 @@ An interrupted run resumes when the same command is started again. The tower is 
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 from generator.config import ClipConfig
@@ -39,9 +40,16 @@ def main(
         gray_mapping: How gray values become 8 bits: the DICOM window, min-max, or percentiles 0.5 to 99.5.
         sources: Use only studies with these values of `source` in the manifest; by default all.
     """
-    from generator.clip import run_clip
+    from encoder.towers import load_tower
+    from generator.clip import train_clip
+    from generator.runs import split_studies
+    from raddraft.runs import keep_config
 
-    print(f"tower: {run_clip(studies, out, tower, clip, image_size, gray_mapping, sources)}")
+    parts = split_studies(studies, sources)
+    loaded = load_tower(tower, image_size)
+    recipe = {"studies": studies.absolute(), "tower": tower, "clip": asdict(clip), "image_size": image_size}
+    keep_config(out / "config.yaml", recipe | {"gray_mapping": gray_mapping, "sources": sources})
+    print(f"tower: {train_clip(parts, out, loaded, clip, gray_mapping)}")
 
 
 if __name__ == "__main__":

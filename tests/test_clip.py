@@ -120,7 +120,7 @@ def test_pixels_are_those_of_the_processor(tower_folder, studies) -> None:
 def test_a_stopped_run_goes_on_to_the_last_bit(tmp_path, tower_folder, studies, monkeypatch) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train_clip(studies, whole, load_tower(str(tower_folder)), SMALL)
-    loss = module._loss
+    embed = module._embed
     calls = 0
 
     def stop(*arguments):
@@ -128,13 +128,13 @@ def test_a_stopped_run_goes_on_to_the_last_bit(tmp_path, tower_folder, studies, 
         calls += len(arguments) == 4
         if calls == 12:  # in the second epoch, after the checkpoint of step 9
             raise KeyboardInterrupt
-        return loss(*arguments)
+        return embed(*arguments)
 
-    monkeypatch.setattr(module, "_loss", stop)
+    monkeypatch.setattr(module, "_embed", stop)
     with pytest.raises(KeyboardInterrupt):
         train_clip(studies, parts, load_tower(str(tower_folder)), SMALL)
     assert [path.name for path in (parts / "checkpoints").glob("stage-*")] == ["stage-00-step-00000009"]
-    monkeypatch.setattr(module, "_loss", loss)
+    monkeypatch.setattr(module, "_embed", embed)
     torch.rand(5)
     train_clip(studies, parts, load_tower(str(tower_folder)), SMALL)
     assert log(parts) == log(whole)
@@ -175,6 +175,8 @@ def test_what_cannot_be_read_is_named_and_left_out(tmp_path, tower_folder, studi
     assert not list(out.glob("*.bin")), "pictures on disk are gone"
     assert load_tower(str(out / "tower")).shape == (2, 2, 32)
     assert len(read_studies(tmp_path / "studies.jsonl")) == 88
+    assert run("clip", *arguments, "--train.lr", "0.1")[0] == 2
+    assert "--train.lr was renamed to --clip.lr" in capsys.readouterr().err
     status, message = run("clip", *arguments, *small[:-2], "--clip.lr", "0.1")
     assert (status, "clip.lr was 0.0005, now 0.1" in message) == (1, True)
 
@@ -182,7 +184,7 @@ def test_what_cannot_be_read_is_named_and_left_out(tmp_path, tower_folder, studi
 @pytest.mark.parametrize(
     ("words", "culprit"),
     [
-        (["--tower", "pixels"], "pixels is not a plain vision transformer"),
+        (["--tower", "pixels"], "pixels cannot train here: it is not a plain vision transformer"),
         (["--clip.sections", "[note]"], "Studies with note: train 0, val 0; train and val need two or more each"),
         (["--clip.width", "40"], "clip.width must be a multiple of 32, got 40"),
     ],

@@ -57,7 +57,7 @@ def test_without_bitsandbytes_four_bits_are_refused(tower_folder, lm_folder) -> 
 
 def test_a_packed_language_model_cannot_train_as_a_whole(parts, tower_folder, lm_folder, tmp_path) -> None:
     config = TrainConfig(stages=[Stage(lm="full")])
-    with pytest.raises(ValueError, match=r"model\.quantize is nf4, so the language model can train by lm: lora only"):
+    with pytest.raises(ValueError, match=r"model\.quantize is nf4: the language model can train by lm: lora only"):
         train(parts, tmp_path, ModelConfig(str(tower_folder), str(lm_folder), quantize="nf4"), PromptConfig(), config)
 
 

@@ -666,3 +666,20 @@ def test_position_embeddings_of_a_tiny_tower_tell_offsets(tmp_path) -> None:
 def test_the_tiny_tokenizer_loses_nothing(text: str) -> None:
     tokenizer = train_tokenizer(SENTENCES, vocab_size=300)
     assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_a_model_saved_by_an_earlier_version_keeps_its_gray_mapping(model_folder, tmp_path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(model_folder, folder)
+    sidecar = json.loads((folder / "raddraft.json").read_text())
+    sidecar |= {"gray_mapping": "minmax"}
+    (folder / "raddraft.json").write_text(json.dumps(sidecar))
+    assert load(folder).gray_mapping == "minmax"
+    sidecar["image_mapping"] = sidecar.pop("gray_mapping")
+    (folder / "raddraft.json").write_text(json.dumps(sidecar))
+    drafter = load(folder)
+    assert drafter.gray_mapping == "minmax"
+    save(drafter, tmp_path / "again")
+    written = json.loads((tmp_path / "again" / "raddraft.json").read_text())
+    assert written["gray_mapping"] == "minmax"
+    assert "image_mapping" not in written

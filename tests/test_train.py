@@ -22,7 +22,7 @@ from generator.prompts import PromptConfig
 from generator.runs import lr_factor
 from generator.train import train
 from raddraft.runs import RunFolder
-from raddraft.studies import Study, read_studies
+from raddraft.studies import Study, read_studies, write_studies
 from tests.launch import Job
 from tests.test_cli import run
 from tests.test_towers import FAMILIES, save_tower
@@ -168,6 +168,48 @@ def test_the_control_trains_on_other_subjects_pictures(studies_file, tmp_path, m
     status, said = run(*command)
     assert status == 1
     assert "control was 'shuffled-images', now None" in said
+
+
+def test_the_dry_run_and_the_names_of_options(studies_file, tmp_path, capsys) -> None:
+    out = tmp_path / "run"
+    command = ["train", "--studies", studies_file, "--out", out]
+    status, said = run(*command, "--model.vlm", "google/gemma-3-4b-it", "--dry-run")
+    assert (status, "--dry-run cannot plan for a VLM (google/gemma-3-4b-it)" in said) == (1, True)
+    command += ["--model.tower", "a", "--model.lm", "b"]
+    status, said = run(*command, "--features", tmp_path / "features")
+    assert (status, "--train.cached" in said) == (1, True)
+    assert not out.exists()
+    for old, new in (
+        ("train.features", "train.cached"),
+        ("train.cache", "features"),
+        ("image_mapping", "gray-mapping"),
+    ):
+        assert run(*command, f"--{old}", "cached")[0] == 2
+        assert f"was renamed to --{new}\n" in capsys.readouterr().err
+
+
+def test_a_run_started_before_the_renames_is_refused(studies_file, parts_config, tmp_path) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    old = {"model": {}, "train": {"features": "cached", "cache": None}, "image_mapping": "window"}
+    (out / "config.yaml").write_text(yaml.safe_dump(old))
+    status, said = run("train", *arguments(write_config(tmp_path, studies_file, parts_config), out))
+    assert status == 1
+    assert f"{out} holds a run of another version of RadDraft (config.yaml has image_mapping" in said
+    assert yaml.safe_load((out / "config.yaml").read_text()) == old
+
+
+def test_a_manifest_without_training_studies_tells_how_to_make_splits(studies_file, tmp_path) -> None:
+    studies = read_studies(studies_file)
+    write_studies(tmp_path / "own.jsonl", [replace(study, split="test") for study in studies[:20]])
+    command = ["train", "--model.tower", "a", "--model.lm", "b", "--out", tmp_path / "run"]
+    for dry in ([], ["--dry-run"]):
+        status, said = run(*command, "--studies", tmp_path / "own.jsonl", *dry)
+        assert status == 1
+        assert "no study in split 'train' (val 0, test 20)" in said
+        assert "raddraft prepare folder … --split random" in said
+    status, said = run(*command, "--studies", studies_file, "--sources", "iu-xray")
+    assert (status, "no study of source iu-xray; its sources: none stated" in said) == (1, True)
 
 
 def write_config(folder: Path, studies: Path, model: ModelConfig, **train_fields) -> Path:
@@ -392,7 +434,7 @@ def test_a_run_too_short_for_a_line_of_the_log_ends_well(studies_file, tower_fol
     command = ["train", "--studies", studies_file, "--model.tower", tower_folder, "--model.lm", lm_folder]
     short = ["--train.stages", '[{"epochs": 0.3}]', "--train.log_every", 9, "--train.eval_every", 0]
     assert run(*command, *short, "--out", tmp_path / "run") == (0, "")
-    assert "not measured, the last weights are kept" in (tmp_path / "run" / "model" / "README.md").read_text()
+    assert "not measured; the last weights are kept" in (tmp_path / "run" / "model" / "README.md").read_text()
 
 
 def test_an_unreadable_image_is_named_and_the_rest_trains(parts, parts_config, tmp_path, capsys) -> None:
@@ -401,7 +443,7 @@ def test_an_unreadable_image_is_named_and_the_rest_trains(parts, parts_config, t
     train(parts, tmp_path / "run", parts_config, PromptConfig(), quick(stages=[Stage()]))
     assert capsys.readouterr().out.count(f"not trained on: {bad.study_id}: ") == 1
     assert all(row[2] is None or row[2] > 0 for row in losses(tmp_path / "run"))
-    for split, message in (("val", "No picture of the val split"), ("train", "No picture of step 1 of stage 1")):
+    for split, message in (("val", "No image of the val split"), ("train", "No image of step 1 of stage 1")):
         for study in parts[split]:
             study.main_image.path.unlink()
         with pytest.raises(OSError, match=message):
@@ -412,12 +454,15 @@ def test_an_unreadable_image_is_named_and_the_rest_trains(parts, parts_config, t
     ("make", "message"),
     [
         (lambda: TrainConfig(stages=[]), "stages is empty"),
+        (lambda: ModelConfig("a", "b", quantize="nf4", gguf_file="x.gguf"), r"quantize cannot .* gguf_file x\.gguf"),
+        (lambda: ModelConfig("a"), "set tower and lm, or vlm alone; got tower 'a', lm '', vlm ''"),
+        (lambda: ModelConfig(vlm="a", image_size=28), "image_size, .* cannot be used with vlm"),
         (lambda: TrainConfig(stages=[Stage(lm="lora"), Stage(lm="full")]), "'lora' in one stage and 'full'"),
         (lambda: TrainConfig(stages=[Stage(tower=1)], cached=True), "a stage trains the tower"),
         (lambda: TrainConfig(save_every=0), "train.save_every must be at least 1, got 0"),
         (lambda: Stage(epochs=0), "epochs > 0"),
         (lambda: PromptConfig(targets=[]), "targets is empty"),
-        (lambda: PromptConfig(targets=["findings"], context=["findings"]), "given away"),
+        (lambda: PromptConfig(targets=["findings"], context=["findings"]), "gives the answer away"),
     ],
 )
 def test_configs_that_make_no_sense_are_refused(make, message) -> None:
@@ -427,9 +472,11 @@ def test_configs_that_make_no_sense_are_refused(make, message) -> None:
 
 def test_faults_of_data_and_model_are_named(parts, parts_config, tower_folder, lm_folder, tmp_path) -> None:
     prompt = PromptConfig()
-    with pytest.raises(ValueError, match="No study in split 'val' has the sections to write: findings"):
+    with pytest.raises(ValueError, match=r"No study in split 'val'; .* without validation \(train\.eval_every: 0\)"):
         train({"train": parts["train"], "val": []}, tmp_path / "a", parts_config, prompt, quick())
-    with pytest.raises(ValueError, match="sections to write: impression"):
+    with pytest.raises(
+        ValueError, match=r"write: impression; sections of its 24 studies: findings \(24\), indication \(24\)\. Choose"
+    ):
         train(parts, tmp_path / "b", parts_config, PromptConfig(targets=["impression"]), quick())
     with pytest.raises(ValueError, match=r"prompt\.prior: no training study has an earlier one"):
         train(parts, tmp_path / "p", parts_config, PromptConfig(prior=True), quick())
