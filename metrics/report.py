@@ -67,19 +67,19 @@ class Case:
 
     study_id: str
     image: bytes | None
-    """JPEG file, at most about 512 pixels a side; None if there is no picture."""
+    """JPEG file, at most about 512 pixels a side; None if there is no image."""
     view: str | None
     reference: str
     drafts: dict[str, str]
     """System -> draft; the first is the system under test."""
-    reference_labels: dict[str, int | None]
+    reference_labels: Mapping[str, int | None]
     """Observation -> 1 positive, 0 negative, -1 uncertain, None not mentioned; by the rule-based labeler."""
-    draft_labels: dict[str, int | None]
+    draft_labels: Mapping[str, int | None]
     """The same of the first system's draft."""
     scores: dict[str, float]
     """Per-report scores of the first system's draft."""
     group: str = ""
-    """Heading under which the card stands, such as "Worst by rouge_l"; may be empty."""
+    """Heading of the card, such as "Worst by rouge_l"; may be empty."""
 
 
 def compare_labels(reference: Mapping[str, int | None], draft: Mapping[str, int | None]) -> list[tuple[str, str]]:

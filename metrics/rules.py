@@ -132,7 +132,7 @@ SIZES = {
     r"|(?:no|not|without)(?: (?:significant\w*|relevant|interval|definite|x{4})){0,2} (?:change|(?:in|de)crease)[ds]?",
 }
 
-# Cues: "…_before" stands before the mentions it is about, "…_after" after them.
+# Cues: "…_before" precedes the mentions it is about, "…_after" follows them.
 _SETTING = r"in the \w+ clinical (?:setting|context)"
 CUES = {
     "uncertain_after": r"(?:can ?not|could not|can't|not)(?: be)?(?: \w+)? (?:excluded|ruled out)|\?"

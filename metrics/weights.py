@@ -208,7 +208,7 @@ def add(name: str, source: Path) -> Path:
 
 
 def check(name: str, source: Path) -> None:
-    """Raise RadDraftError, which says what is wrong, if a file or folder is not what `name` stands for."""
+    """Raise RadDraftError, which says what is wrong, if a file or folder is not the weights of that name."""
     entry = _entry(name)
     if not source.exists():
         raise RadDraftError(f"{name}: {source} does not exist")
