@@ -207,6 +207,24 @@ class ClipConfig:
 
 
 @dataclass
+class TinyConfig:
+    """Tiny model of random weights"""
+
+    tower_width: int = 128
+    """Hidden size of the tower, a multiple of 32."""
+    tower_layers: int = 4
+    """Blocks of the tower."""
+    lm_width: int = 128
+    """Hidden size of the language model, a multiple of 32."""
+    lm_layers: int = 2
+    """Blocks of the language model."""
+
+    def __post_init__(self) -> None:
+        if self.tower_width % 32 or self.lm_width % 32 or min(self.tower_width, self.lm_width) < 32:
+            raise RadDraftError(f"tower_width {self.tower_width} and lm_width {self.lm_width} must be multiples of 32")
+
+
+@dataclass
 class DecodeConfig:
     """Decoding"""
 

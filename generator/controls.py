@@ -100,15 +100,12 @@ def nearest_reports(
 def copy_reports(
     drafter: Drafter, training: Sequence[Study], studies: Sequence[Study], out: Path, control: Control, name: str
 ) -> list[str]:
-    """Write a predictions.jsonl of the control "most-frequent" or "nearest-report", and return a sentence per failure.
+    """Write training reports as predictions of a control, "most-frequent" or "nearest-report", to `out`.
 
-    Args:
-        drafter: the model that the control is for: it gives the sections, and the features of images.
-        training: studies whose reports are copied.
-        studies: studies that get a report.
-        out: the predictions.jsonl; hidden states of images are stored in the folder `features` beside it.
-        control: which control.
-        name: name of the model in the file.
+    Features of images are stored in the folder `features` beside it. `name` is that of the model in the file.
+
+    Returns:
+        A sentence for each study without a report.
 
     Raises:
         RadDraftError: no training study has the sections that the model writes.
@@ -118,15 +115,7 @@ def copy_reports(
         reports = dict.fromkeys((study.study_id for study in studies), most_frequent(drafter, training))
     else:
         reports, errors = nearest_reports(drafter, training, studies, out.parent / "features")
-    rows = (
-        {
-            "study_id": study.study_id,
-            "prediction": reports[study.study_id],
-            "reference": drafter.prompt.answer(study),
-            "model": name,
-        }
-        for study in studies
-        if study.study_id in reports
-    )
-    write_jsonl(out, rows)
+    known = {study.study_id: drafter.prompt.answer(study) for study in studies if study.study_id in reports}
+    rows = [{"study_id": key, "prediction": reports[key], "reference": text} for key, text in known.items()]
+    write_jsonl(out, (row | {"model": name} for row in rows))
     return errors

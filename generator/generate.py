@@ -121,13 +121,13 @@ def write_drafts(
 
     Args:
         drafter: the model.
-        studies: what to draft; of each the images that the model's prompt names are read.
+        studies: what to draft.
         out: the predictions.jsonl.
         config: how to decode.
         name: name of the model in the file.
         workers: processes that read and prepare images.
         speculator: proposes tokens to the model, which then writes the same text in fewer passes.
-        process: index of this process and number of processes, of which each writes a file `out`.INDEX.
+        process: index of this process and number of processes; each of several writes a file `out`.INDEX.
 
     Raises:
         RadDraftError: `out` holds drafts of another model, decoding, study, prompt or image, a prompt is too long, or

@@ -143,11 +143,7 @@ class Speculator:
 
 
 class _Rows:
-    """Texts being written, and their cache.
-
-    Rows accept different numbers of tokens: cache columns that a row has rejected are masked for it, columns that
-    every row has rejected are cut off.
-    """
+    """Texts being written, and their cache: columns that a row rejects are masked, those that all reject cut off."""
 
     def __init__(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> None:
         self.model, self.cache = model, full_cache(model)

@@ -15,16 +15,15 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from generator.config import DecodeConfig, ModelConfig, TrainConfig
+from generator.config import DecodeConfig, ModelConfig, TinyConfig, TrainConfig
 from generator.prompts import PromptConfig
 from raddraft.cli import run
-from raddraft.errors import RadDraftError
 from raddraft.grammar import CONFIGS
 
+FLAT = ("tiny",)
 DEFAULT_CONFIG = CONFIGS / "demo.yaml"
 CONTROLS = ("shuffled-images", "most-frequent", "nearest-report")
 METRICS = ["rouge", "bleu", "rule"]  # these need no weights, so the table is the same everywhere
-DEFAULTS = asdict(DecodeConfig())
 
 
 def main(
@@ -33,10 +32,7 @@ def main(
     count: int = 4000,
     size: int = 112,
     seed: int = 0,
-    tower_width: int = 128,
-    tower_layers: int = 4,
-    lm_width: int = 128,
-    lm_layers: int = 2,
+    tiny: TinyConfig = TinyConfig(),  # noqa: B008
     prompt: PromptConfig = PromptConfig(),  # noqa: B008 - the parser reads its fields and defaults from here
     decode: DecodeConfig = DecodeConfig(),  # noqa: B008
 ) -> None:
@@ -48,39 +44,29 @@ def main(
         count: Number of synthetic studies.
         size: Side of their images in pixels.
         seed: Seed of the phantoms and of the random weights.
-        tower_width: Hidden size of the tower, a multiple of 32.
-        tower_layers: Blocks of the tower.
-        lm_width: Hidden size of the language model, a multiple of 32.
-        lm_layers: Blocks of the language model.
+        tiny: Tiny model of random weights
         prompt: Prompt.
         decode: Decoding.
     """
     from generator.api import load_model, report_failures
     from generator.card import add_scores
     from generator.corpora import phantom
-    from generator.tiny import make_lm, make_tower
+    from generator.tiny import make_parts
     from generator.train import run_training
     from metrics.read import read_systems
     from metrics.systems import score_systems
     from raddraft.runs import keep_config
     from raddraft.studies import read_studies
 
-    if tower_width % 32 or lm_width % 32 or min(tower_width, lm_width) < 32:
-        raise RadDraftError(f"tower_width {tower_width} and lm_width {lm_width} must be multiples of 32")
     started, folder, manifest = time.monotonic(), out / "model", out / "phantom" / "studies.jsonl"
-    widths = {"tower_width": tower_width, "tower_layers": tower_layers, "lm_width": lm_width, "lm_layers": lm_layers}
-    keep_config(out / "demo.yaml", {"count": count, "size": size, "seed": seed, **widths})
+    keep_config(out / "demo.yaml", {"count": count, "size": size, "seed": seed, **asdict(tiny)})
     if not manifest.is_file():
         _say("prepare", "phantom", root=out / "phantom", count=count, size=size, seed=seed)
         phantom.convert(out / "phantom", count=count, size=size, seed=seed)
     studies = read_studies(manifest)
     training, wanted = ([study for study in studies if study.split == split] for split in ("train", "test"))
     if not (out / "lm" / "model.safetensors").is_file():
-        texts = [prompt.answer(study) or "" for study in training]
-        contents = [prompt.messages(study)[0]["content"] for study in training]
-        texts += [part["text"] for content in contents for part in content if part["type"] == "text"]
-        make_tower(out / "tower", hidden=tower_width, layers=tower_layers, seed=seed)
-        make_lm(out / "lm", texts, hidden=lm_width, layers=lm_layers, seed=seed)
+        make_parts(out, training, prompt, tiny, seed)
     if not (folder / "raddraft.json").is_file():
         _say("train", config=out / "config.yaml", out=out)
         model = ModelConfig(str(out / "tower"), str(out / "lm"))
@@ -88,8 +74,9 @@ def main(
     drafter, files = load_model(folder), {name: out / f"{name}.jsonl" for name in ("model", *CONTROLS)}
     for control, file in zip(("none", *CONTROLS), files.values(), strict=True):
         decoding = decode if control in ("none", "shuffled-images") else DecodeConfig()
-        changes = {f"decode.{key}": value for key, value in asdict(decoding).items() if value != DEFAULTS[key]}
-        _say("generate", model=folder, studies=manifest, control=control, out=file, **changes)
+        changes = {key: value for key, value in asdict(decoding).items() if value != getattr(DecodeConfig, key)}
+        options = {f"decode.{key}": value for key, value in changes.items()}
+        _say("generate", model=folder, studies=manifest, control=control, out=file, **options)
         errors = drafter.generate(wanted, file, control, training, decode=decoding)  # type: ignore[arg-type]
         print(report_failures(errors, len(wanted), file))
     _say("score", *files.values(), metrics=METRICS, studies=manifest, model_card=folder)
