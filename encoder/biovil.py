@@ -67,6 +67,7 @@ class BioViLTConfig(PretrainedConfig):
 class BioViLT(PreTrainedModel):
     """One image -> patches and their mean. The weights have the checkpoint's names without the leading `encoder.`."""
 
+    config: BioViLTConfig
     config_class = BioViLTConfig
     main_input_name = "pixel_values"
 
@@ -86,9 +87,9 @@ class BioViLT(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """Nothing: layers keep the values that torch gives them."""
 
-    def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
+    def save_pretrained(self, save_directory: Any, *arguments: Any, **options: Any) -> None:
         """Write config.json, model.safetensors and, unlike other models, preprocessor_config.json."""
-        super().save_pretrained(save_directory, **options)
+        super().save_pretrained(save_directory, *arguments, **options)
         image_processor(self.config).save_pretrained(save_directory)
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
