@@ -1,6 +1,7 @@
 """Measure the rule-based labeler against the hand-made labels of IU X-ray.
 
-    python -m benchmarks.labeler --reports iu/indiana_reports.csv --gold iu/openi_gld_std14.csv --held_out iu/openi-testset.txt
+    python -m benchmarks.labeler --reports iu/indiana_reports.csv --gold iu/openi_gld_std14.csv \\
+        --held-out iu/openi-testset.txt
 
 The files are those of the Open-i collection (reports as a table: uid, findings, impression, …) and of NegBio (labels:
 filename = CXR + uid and 14 findings of 1 or 0; test list: one file name a line). Rules were written on the reports

@@ -43,10 +43,12 @@ class Models:
 
     @cached_property
     def cache(self) -> AnnotationCache:
+        """Where labels and graphs are kept."""
         return AnnotationCache(cache_folder() / "annotations.sqlite" if self.keep else None)
 
     @cached_property
     def chexbert_model(self) -> CheXbert:
+        """The labeler CheXbert."""
         from metrics.chexbert import CheXbert
 
         checkpoint = locate("chexbert", self.chexbert)
@@ -55,10 +57,12 @@ class Models:
 
     @cached_property
     def radgraph_model(self) -> RadGraph:
+        """RadGraph, version 1."""
         return self._radgraph("radgraph", self.radgraph)
 
     @cached_property
     def radgraph_xl_model(self) -> RadGraph:
+        """RadGraph-XL."""
         return self._radgraph("radgraph-xl", self.radgraph_xl)
 
     def _radgraph(self, name: Literal["radgraph", "radgraph-xl"], path: Path | None) -> RadGraph:
@@ -69,4 +73,5 @@ class Models:
 
     @property
     def bertscore_folder(self) -> Path:
+        """Folder of the model of BERTScore."""
         return locate("bertscore", self.bertscore)

@@ -35,6 +35,7 @@ class Weights:
 
     @property
     def folder(self) -> bool:
+        """Whether this is a folder and not a file."""
         return len(self.files) > 1
 
     @property
