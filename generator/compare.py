@@ -99,8 +99,9 @@ def compare(
     started = time.monotonic()
     out, entries = Path(out), [Entry(tower) if isinstance(tower, str) else tower for tower in towers]
     baseline = _check(entries, tasks, baseline, folds)
+    manifest = _expand(studies)
     places = [(_expand(entry.tower), Path(_expand(entry.seen)) if entry.seen else None) for entry in entries]
-    known = read_studies(_expand(studies))
+    known = read_studies(manifest)
     parts = deal_folds(known, folds) if folds else [known]
     compute = compute or ComputeConfig()
     data = _digest_data(known, compute.features)
