@@ -42,10 +42,12 @@ class ChatDrafter(Drafter):
 
     @property
     def tower(self) -> Tower:
+        """Raises RadDraftError: the tower of a model from elsewhere gives no features."""
         raise RadDraftError(f"{self._name} was not built by RadDraft, so its tower gives no features")
 
     @property
     def context_length(self) -> int | None:
+        """Most tokens the model can read, or None if it states no limit."""
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
     def encode(self, studies: Sequence[Study], answers: bool, reserve: int = 0) -> Sequence[ChatExample]:
@@ -84,6 +86,7 @@ class ChatDrafter(Drafter):
         return examples
 
     def dataset(self, examples: Sequence[Example], features: FeatureStore | None = None) -> ChatDataset:  # type: ignore[override]
+        """What `encode` gave, with images, in batches for this model; `features` are not used."""
         return ChatDataset(examples, self)  # type: ignore[arg-type]
 
     @property

@@ -38,14 +38,17 @@ class Option:
 
     @property
     def flag(self) -> str:
+        """How it is written on the command line."""
         return "--" + self.name.replace("_", "-")
 
     @property
     def is_switch(self) -> bool:
+        """Whether it needs no value."""
         return self.type is bool
 
     @property
     def is_list(self) -> bool:
+        """Whether it takes several values."""
         return typing.get_origin(self.type) in (list, tuple)
 
     @property
@@ -114,8 +117,8 @@ class Command:
             parts.append("\n".join(["Arguments", *lines]))
         for group in ("", *self.groups):
             members = [option for option in shown.values() if option.group == group]
-            required = [option for option in members if option.default is REQUIRED]
-            others = [option for option in members if option.default is not REQUIRED]
+            required = [option for option in members if option.default is REQUIRED and ".N." not in option.name]
+            others = [option for option in members if option not in required]
             for title, part in (("Required", required), (self.groups.get(group, "Options"), others)):
                 if part:
                     parts.append("\n".join([title.rstrip("."), *(option.usage(width) for option in part)]))

@@ -55,6 +55,7 @@ class StudyImage:
 
     @property
     def lateral(self) -> bool:
+        """True for lateral views and their variants."""
         return self.view is not None and self.view.upper() in LATERAL_VIEWS
 
 

@@ -50,6 +50,7 @@ class Sign:
 
     @property
     def sides(self) -> list[str]:
+        """The sides that the sign is on."""
         return ["right", "left"] if self.side == "both" else [self.side]
 
 

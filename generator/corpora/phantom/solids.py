@@ -48,6 +48,7 @@ class Beam:
         self.y = ((sin * columns + cos * rows) * self.pixel + self.shift[1]).astype(np.float32)
 
     def magnification(self, z: Any) -> Any:
+        """How much larger than life the detector shows what is at depth z (cm)."""
         return self.source / (self.source - np.abs(z - self.detector))
 
     def project(self, points: Array) -> tuple[Array, Array, Array]:
@@ -84,6 +85,7 @@ class Ellipsoid:
     """Thin towards the top, as a breast is."""
 
     def half_depth(self, beam: Beam) -> Array:
+        """Half the length of each ray in it, in cm: [H, W], 0 outside."""
         x, y, scale = beam.project(np.array(self.center))
         dx, dy = (beam.x - x) / scale, (beam.y - y) / scale
         cos, sin = np.cos(self.angle), np.sin(self.angle)
@@ -112,6 +114,7 @@ class Stack:
     power: float
 
     def half_depth(self, x: Array, y: Array) -> Array:
+        """Half its depth at x, y, in cm; 0 outside."""
         width, depth = (np.interp(y, self.knots[:, 0], self.knots[:, i], left=1e-3, right=1e-3) for i in (1, 2))
         return depth * np.clip(1 - np.abs(x / width) ** self.power, 0, None) ** (1 / self.power)
 
