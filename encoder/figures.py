@@ -8,6 +8,7 @@ The maps show where features differ, not why: an untrained tower also follows gr
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import textwrap
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ from raddraft.files import write_whole
 from raddraft.images import ImageError, load_image
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.axes import Axes
     from PIL.Image import Image
     from transformers import PreTrainedModel
 
@@ -237,22 +238,26 @@ def draw(
 
     width, height = sheet_size(len(xrays), len(towers))
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor=PAPER)
+    canvas = figure.add_axes((0, 0, 1, 1))  # its coordinates are pixels, from the upper left corner
     top = _attention_top(towers)
     for row, (caption, xray) in enumerate(zip(captions, xrays, strict=True)):
         left, upper, *_ = panel_box(row, 0)
-        _write(figure, left, upper - 8, caption, TEXT)
-        _mark(_panel(figure, row, 0, xray, cmap="gray", vmin=0, vmax=255, interpolation="lanczos"), point)
-        for number, tower in enumerate(towers):
-            column = 1 + 3 * number
-            _panel(figure, row, column, tower.features[row], interpolation="nearest")
+        _write(canvas, left, upper - 8, caption, TEXT)
+        _show(canvas, row, 0, xray, cmap="gray", vmin=0, vmax=255, interpolation="lanczos")
+        _mark(canvas, row, 0, point)
+        for column, tower in zip(itertools.count(1, 3), towers):
+            _show(canvas, row, column, tower.features[row])
             if tower.attention is None:
-                _panel(figure, row, column + 1, None).text(0.5, 0.5, "no class token", **_style(FAINT, ha="center"))
+                left, upper, *_ = panel_box(row, column + 1)
+                _write(canvas, left + PANEL / 2, upper + PANEL / 2, "no class token", FAINT, ha="center")
             else:
                 relative = tower.attention[row].numpy() * tower.attention[row].numel()
-                _panel(figure, row, column + 1, _attention_shades(relative, top), interpolation="nearest")
-            shades = _similarity_shades(tower.similarity[row].numpy())
-            _mark(_panel(figure, row, column + 2, shades, interpolation="nearest"), point)
-    _write_frame(figure, towers, len(xrays), top, point)
+                _show(canvas, row, column + 1, _attention_shades(relative, top))
+            _show(canvas, row, column + 2, _similarity_shades(tower.similarity[row].numpy()))
+            _mark(canvas, row, column + 2, point)
+    _write_frame(canvas, towers, len(xrays), top, _footer(width, point))
+    canvas.set(xlim=(0, width), ylim=(height, 0))
+    canvas.axis("off")
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=DPI, facecolor=PAPER)  # a Figure of its own: no pyplot, no backend to choose
     return file.getvalue()
@@ -293,64 +298,45 @@ def _similarity_shades(values: np.ndarray) -> np.ndarray:
     return colors(values.clip(0, 1) ** 3)
 
 
-def _panel(figure: Figure, row: int, column: int, image: Any, **options: Any) -> Any:
-    """Axes that fill the panel's box, with an image if there is one."""
+def _show(canvas: Axes, row: int, column: int, image: np.ndarray, **options: Any) -> None:
+    """Fill a panel with an image."""
     left, upper, right, lower = panel_box(row, column)
-    width, height = figure.get_size_inches() * DPI
-    box = (left / width, 1 - lower / height, (right - left) / width, (lower - upper) / height)
-    axes = figure.add_axes(box, xticks=[], yticks=[], facecolor="#181b1f")
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-    if image is not None:
-        axes.imshow(image, aspect="auto", extent=(0, 1, 1, 0), **options)
-    return axes
+    canvas.imshow(image, aspect="auto", extent=(left, right, lower, upper), **{"interpolation": "nearest"} | options)
 
 
-def _mark(axes: Any, point: Sequence[float]) -> None:
-    """A ring around the point, legible on dark and bright."""
+def _mark(canvas: Axes, row: int, column: int, point: Sequence[float]) -> None:
+    """A ring around the point in a panel, legible on dark and bright."""
+    left, upper, *_ = panel_box(row, column)
+    place = (left + point[0] * PANEL, upper + point[1] * PANEL)
     for color, line in (("black", 3.2), (MARK, 1.5)):
-        axes.plot(*point, "o", markersize=9, markerfacecolor="none", markeredgecolor=color, markeredgewidth=line)
-    axes.set(xlim=(0, 1), ylim=(1, 0))
+        canvas.plot(*place, "o", markersize=9, markerfacecolor="none", markeredgecolor=color, markeredgewidth=line)
 
 
-def _style(color: str, size: float = 8, **options: Any) -> dict[str, Any]:
-    return {"color": color, "fontsize": size, "family": "DejaVu Sans", **options}
+def _write(canvas: Axes, x: float, y: float, text: str, color: str, size: float = 8, **options: Any) -> None:
+    """Text with its baseline at x, y. File names may hold $, which would begin a formula."""
+    canvas.text(x, y, text, parse_math=False, color=color, fontsize=size, family="DejaVu Sans", **options)
 
 
-def _write(figure: Figure, x: float, y: float, text: str, color: str, size: float = 8, **options: Any) -> None:
-    """Text with its baseline at x, y in pixels from the sheet's upper left corner."""
-    width, height = figure.get_size_inches() * DPI
-    # File names may hold $, which would begin a formula.
-    figure.text(x / width, 1 - y / height, text, parse_math=False, **_style(color, size, **options))
-
-
-def _write_frame(figure: Figure, towers: Sequence[TowerMaps], n_rows: int, top: float, point: Sequence[float]) -> None:
-    """Headings over the columns, scales under them, and the footer."""
-    _write(figure, MARGIN, HEADER - 10, "X-ray", FAINT)
+def _write_frame(canvas: Axes, towers: Sequence[TowerMaps], n_rows: int, top: float, footer: Sequence[str]) -> None:
+    """Headings over the columns, color bars under them, and the footer."""
+    _write(canvas, MARGIN, HEADER - 10, "X-ray", FAINT)
     for number, tower in enumerate(towers):
         left = panel_box(0, 1 + 3 * number)[0]
         size = " × ".join(map(str, tower.features.shape[1:3]))
-        _write(figure, left, HEADER - 32, f"{tower.name}  ·  {size} patches", TEXT, 10)
+        _write(canvas, left, HEADER - 32, f"{tower.name}  ·  {size} patches", TEXT, 10)
         for column, title in enumerate(COLUMNS, 1 + 3 * number):
-            _write(figure, panel_box(0, column)[0], HEADER - 10, title, FAINT)
+            _write(canvas, panel_box(0, column)[0], HEADER - 10, title, FAINT)
+        bars = [(3 + 3 * number, _similarity_shades(np.linspace(0, 1, PANEL)), "≤ 0", "1")]
         if tower.attention is not None:
-            shades = _attention_shades(np.linspace(0, top, PANEL), top)
-            _scale(figure, n_rows, 2 + 3 * number, shades, ("0", f"{top:.1f} ×"))
-        _scale(figure, n_rows, 3 + 3 * number, _similarity_shades(np.linspace(0, 1, PANEL)), ("≤ 0", "1"))
+            bars.append((2 + 3 * number, _attention_shades(np.linspace(0, top, PANEL), top), "0", f"{top:.1f} ×"))
+        for column, shades, low, high in bars:
+            left, _, right, lower = panel_box(n_rows - 1, column)
+            canvas.imshow(shades[None], aspect="auto", extent=(left, right, lower + 14, lower + 9))
+            _write(canvas, left, lower + 28, low, FAINT, 7)
+            _write(canvas, right, lower + 28, high, FAINT, 7, ha="right")
     lower = panel_box(n_rows - 1, 0)[3] + SCALE_BAR
-    for number, line in enumerate(_footer(round(figure.get_size_inches()[0] * DPI), point), 1):
-        _write(figure, MARGIN, lower + number * FOOTER_LINE, line, FAINT)
-
-
-def _scale(figure: Figure, n_rows: int, column: int, shades: np.ndarray, ends: tuple[str, str]) -> None:
-    """A thin color bar under a column, its ends named."""
-    left, _, right, lower = panel_box(n_rows - 1, column)
-    width, height = figure.get_size_inches() * DPI
-    axes = figure.add_axes((left / width, 1 - (lower + 14) / height, PANEL / width, 5 / height))
-    axes.imshow(shades[None], aspect="auto")
-    axes.axis("off")
-    _write(figure, left, lower + 28, ends[0], FAINT, 7)
-    _write(figure, right, lower + 28, ends[1], FAINT, 7, ha="right")
+    for number, line in enumerate(footer, 1):
+        _write(canvas, MARGIN, lower + number * FOOTER_LINE, line, FAINT)
 
 
 def _footer(width: int, point: Sequence[float]) -> list[str]:
