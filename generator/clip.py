@@ -165,14 +165,7 @@ def train_clip(
     accelerator = Accelerator()
     if accelerator.num_processes > 1:
         raise RadDraftError(f"raddraft clip runs in one process; it was launched with {accelerator.num_processes}")
-    try:
-        plain = tower.n_prefix >= 0 and hasattr(tower.processor, "do_resize")
-    except NotPlainError:
-        plain = False
-    if not plain:
-        raise RadDraftError(
-            f"{tower.name} cannot train here: it is not a plain vision transformer with a processor of transformers"
-        )
+    _check_plain(tower)
     set_seed(config.seed)
     run = StagedRun(out, accelerator)
     progress = run.find_progress()
@@ -225,6 +218,18 @@ def train_clip(
         tower.model.eval().cpu().save_pretrained(temporary)
         tower.processor.save_pretrained(temporary)
     return out / "tower"
+
+
+def _check_plain(tower: Tower) -> None:
+    """Raise RadDraftError unless the tower is a plain vision transformer whose processor is one of transformers."""
+    try:
+        plain = tower.n_prefix >= 0 and hasattr(tower.processor, "do_resize")
+    except NotPlainError:
+        plain = False
+    if not plain:
+        raise RadDraftError(
+            f"{tower.name} cannot train here: it is not a plain vision transformer with a processor of transformers"
+        )
 
 
 def _embed(model: TwoEncoders, pairs: Pairs, rows: Tensor, smallest_crop: float = 1.0) -> tuple[Tensor, Tensor]:

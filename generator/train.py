@@ -86,7 +86,7 @@ def run_training(
     if features and not config.cached:
         raise RadDraftError(f"--features {features} is for stored features; add --train.cached")
     parts = split_studies(manifest, sources)
-    recipe = {"model": asdict(model), "prompt": asdict(prompt), "train": asdict(config)}
+    recipe: dict[str, Any] = {"model": asdict(model), "prompt": asdict(prompt), "train": asdict(config)}
     recipe |= {"studies": manifest.absolute(), "gray_mapping": gray_mapping, "features": features, "sources": sources}
     keep_config(out / "config.yaml", recipe | {"control": "shuffled-images" if shuffled else None})
     if shuffled:
@@ -239,9 +239,7 @@ def train(
     if store is not None:
         drafter.model.model.vision_tower = tower
     if accelerator.is_main_process:
-        if model_config.quantize != "no" or config.shard:
-            model, drafter = _build_again(drafter, model_config, config, run)
-        _save_model(model, drafter, out, model_config.dtype)
+        _save_model(model, drafter, model_config, config, run)
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return out / "model"
@@ -274,7 +272,8 @@ def _encode(drafter: Drafter, studies: Mapping[str, Sequence[Study]], split: str
         found = ", ".join(f"{name} ({count})" for name, count in counts.items()) or "none"
         raise RadDraftError(
             f"No study in split {split!r} has the sections to write: {', '.join(drafter.prompt.targets)}; sections of "
-            f"its {len(part)} studies: {found}. Choose with prompt.targets"
+            f"its {len(part)} studies: {found}. "
+            + ("Choose with prompt.targets" if counts else "`raddraft prepare folder … --table FILE.csv` adds reports")
         )
     hint = "" if split == "train" else ", or train without validation (train.eval_every: 0)"
     raise RadDraftError(f"No study in split {split!r}; move some subjects to it in the manifest{hint}")
@@ -343,23 +342,17 @@ def _describe(model: nn.Module, number: int, config: TrainConfig, steps: int) ->
     return f"stage {number + 1} of {len(config.stages)}: {training:,} of {total:,} parameters train, {steps} steps{few}"
 
 
-def _build_again(
-    drafter: Drafter, model_config: ModelConfig, config: TrainConfig, run: StagedRun
-) -> tuple[nn.Module, Drafter]:
-    """The model in its own type, from its parts and the newest checkpoint, after 4-bit or sharded training."""
+def _save_model(model: Any, drafter: Drafter, model_config: ModelConfig, config: TrainConfig, run: StagedRun) -> None:
+    """Save the model with adapters merged, and the adapters by themselves."""
     from accelerate.utils import set_seed
 
-    set_seed(config.seed)
-    drafter = make_drafter(replace(model_config, quantize="no"), drafter.prompt, drafter.gray_mapping)
-    model = add_lora(drafter.model, config.lora) if config.uses_lora else drafter.model
-    run.restore(model)
-    return model, drafter
-
-
-def _save_model(model: Any, drafter: Drafter, out: Path, dtype: str) -> None:
-    """Save the model with adapters merged, and the adapters by themselves."""
-    if hasattr(model, "merge_and_unload"):
-        model.save_pretrained(out / "adapter")
+    if model_config.quantize != "no" or config.shard:  # put it together again from its parts and the last checkpoint
+        set_seed(config.seed)
+        drafter = make_drafter(replace(model_config, quantize="no"), drafter.prompt, drafter.gray_mapping)
+        model = add_lora(drafter.model, config.lora) if config.uses_lora else drafter.model
+        run.restore(model)
+    if config.uses_lora:
+        model.save_pretrained(run.folder / "adapter")
         model = model.merge_and_unload()
-    drafter = replace(drafter, model=model.to(getattr(torch, dtype)).eval())
-    save(drafter, out / "model")
+    model = model.to(getattr(torch, model_config.dtype)).eval()
+    save(replace(drafter, model=model), run.folder / "model")
