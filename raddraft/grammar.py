@@ -73,7 +73,7 @@ def _make_parser(command: Command, arguments: list[str], module: Any) -> tuple[A
 
     renamed = RENAMED | getattr(module, "RENAMED", {})
     given, changes = _gather(command, arguments, renamed)
-    defaults = [str(module.DEFAULT_CONFIG)] if hasattr(module, "DEFAULT_CONFIG") else []
+    defaults: list[Any] = [str(module.DEFAULT_CONFIG)] if hasattr(module, "DEFAULT_CONFIG") else []
     parser = jsonargparse.ArgumentParser(exit_on_error=False, default_config_files=defaults)
     parser.add_argument("--config", action="config")
     parser.add_function_arguments(command.function, as_positional=False, skip=set(command.flat))

@@ -89,7 +89,7 @@ class Command:
     """Parameters that may be given without their names; the last takes all other words if it is a list."""
     flat: tuple[str, ...]
     """Dataclass parameters whose fields are options without a prefix."""
-    classes: dict[str, type]
+    classes: dict[str, Any]
     """Dataclass parameter -> dataclass."""
     groups: dict[str, str]
     """Dataclass parameter -> what it is for."""
@@ -135,7 +135,7 @@ def read_command(
     """Read what a function takes."""
     hints = typing.get_type_hints(function)
     docs = argument_docs(inspect.getdoc(function) or "")
-    classes: dict[str, type] = {}
+    classes: dict[str, Any] = {}
     groups: dict[str, str] = {}
     options: dict[str, Option] = {}
     for name, parameter in inspect.signature(function).parameters.items():
