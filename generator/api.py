@@ -28,7 +28,7 @@ from generator.speculate import Speculator, index_reports
 from generator.vlm import ChatDrafter, load_chat
 from raddraft.errors import RadDraftError
 from raddraft.processes import WAIT, is_main_process, pick_device
-from raddraft.studies import Study, StudyImage, read_studies
+from raddraft.studies import GrayMapping, Study, StudyImage, read_studies
 
 Images = str | Path | Study | Iterable[str | Path | Study]
 """An image file, a folder of them, a study, or several of these."""
@@ -66,7 +66,7 @@ def load_model(
     if no_config or (sidecar and sidecar.get("kind") != ChatDrafter.kind):
         drafter = load(name, device=pick_device(device))
     else:
-        gray_mapping = sidecar["gray_mapping"] if sidecar else "window"
+        gray_mapping: GrayMapping = sidecar["gray_mapping"] if sidecar else "window"
         drafter = load_chat(name, own if sidecar else prompt, gray_mapping, "auto", pick_device(device), remote_code)
         if not sidecar and not changes:
             warnings.warn(f"{name} has no {SIDECAR}: the default prompt is used", stacklevel=2)
