@@ -1,11 +1,12 @@
 # make demo   create .venv, install, and run the whole way on synthetic data
 # make test   create .venv, install, and run the tests
 # make lint   ruff format and check, mypy, codespell
+# make docs   build the documentation strictly, into build/site
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 
 # torch and torchvision come in one step, so that they are a pair that works together.
 .venv/installed: pyproject.toml
@@ -26,6 +27,11 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/codespell
+
+# Without a network: the command reference comes from the code, and a warning is an error.
+docs: .venv/installed
+	$(BIN)/python docs/reference.py
+	$(BIN)/zensical build --strict --clean
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -39,7 +39,7 @@ SMALLER = {
     "prepare resize": "--processes 1",
     "train": "--train.stages.0.epochs 0.5 --train.workers 0",
     "pretrain": "--pretrain.steps 2 --pretrain.batch_size 8 --pretrain.micro_batch_size 8 --pretrain.workers 0"
-    " --pretrain.watch_every 2 --pretrain.save_every 2",
+    " --pretrain.watch [] --pretrain.map_images 0 --pretrain.calibrate false --pretrain.save_every 2",
     "clip": "--clip.epochs 1 --clip.batch_size 16 --clip.width 32 --clip.text_layers 1 --clip.workers 0",
     "generate": "--decode.max_new_tokens 8 --workers 0",
     "draft": "--decode.max_new_tokens 8",
