@@ -162,7 +162,7 @@ class ChatDataset(Dataset):
         learned = labels != IGNORE
         if not torch.equal(labels[learned], inputs["input_ids"][:, -labels.shape[1] :][learned]):
             raise RadDraftError(
-                f"A model with a {type(self.processor).__name__} cannot be trained: after images it tokenizes an answer "
+                f"A model with a {type(self.processor).__name__} cannot be trained: beside images it tokenizes answers "
                 "otherwise than alone"
             )
         tensors = {name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)}

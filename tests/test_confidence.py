@@ -9,8 +9,7 @@ import torch
 from transformers import AutoTokenizer
 
 from generator.confidence import agreement, confidence, sentence_log_probs, split_sentences
-from generator.config import ModelConfig
-from generator.config import DecodeConfig
+from generator.config import DecodeConfig, ModelConfig
 from generator.generate import decode_batch, token_log_probs
 from generator.model import Drafter, build
 from raddraft.studies import read_studies
