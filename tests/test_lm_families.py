@@ -7,8 +7,8 @@ import json
 import pytest
 import torch
 
-from generator.config import LoraConfig, ModelConfig, Stage, TrainConfig
-from generator.generate import DecodeConfig, generate
+from generator.config import DecodeConfig, LoraConfig, ModelConfig, Stage, TrainConfig
+from generator.generate import generate
 from generator.model import load
 from generator.prompts import PromptConfig
 from generator.train import train

@@ -12,8 +12,8 @@ import pytest
 from huggingface_hub import ModelCard
 
 from generator.card import BEGIN, END, NO_SCORES, write_card
-from generator.config import ModelConfig, Stage, TrainConfig
-from generator.generate import DecodeConfig, decode
+from generator.config import DecodeConfig, ModelConfig, Stage, TrainConfig
+from generator.generate import decode
 from generator.model import load
 from generator.prompts import PromptConfig
 from raddraft.studies import Study, write_studies
@@ -90,7 +90,7 @@ def test_the_code_on_the_card_drafts_what_our_command_drafts(model_folder, tmp_p
     monkeypatch.chdir(tmp_path)
     with redirect_stdout(io.StringIO()) as printed:
         exec(code, {})
-    [(_, [draft], _)] = decode(drafter, drafter.encode([study], answers=False), DecodeConfig(batch_size=1))
+    [draft] = decode(drafter, drafter.encode([study], answers=False), DecodeConfig(batch_size=1))
     assert printed.getvalue().strip() == draft.text != ""
 
 
