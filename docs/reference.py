@@ -108,10 +108,15 @@ def note(option: Option) -> str:
 
 
 def prose(docstring: str) -> str:
-    """A docstring as Markdown: indented commands become blocks of code."""
-    parts = re.split(r"\n\n(?=    \S)|(?<=\n)\n(?=\S)", docstring)
-    return "\n\n".join(f"```sh\n{inspect.cleandoc(part)}\n```" if part.startswith("    ") else escape(part)
-                       for part in parts)  # fmt: skip
+    """A docstring as Markdown: indented lines become blocks of code."""
+    parts = []
+    for part in re.split(r"\n\n(?=    \S)|(?<=\n)\n(?=\S)", docstring):
+        if part.startswith("    "):
+            language = "sh" if re.match(r" *(raddraft|accelerate|pip|python) |.*=\S* raddraft ", part) else "text"
+            parts.append(f"```{language}\n{inspect.cleandoc(part)}\n```")
+        else:
+            parts.append(escape(part))
+    return "\n\n".join(parts)
 
 
 def escape(text: str) -> str:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
 import raddraft
 import raddraft.cli
@@ -221,6 +222,13 @@ def workplace(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     with open(tmp_path / "table.csv", "w", encoding="utf-8", newline="") as file:
         keys = ("study_id", "prediction", "reference")
         csv.writer(file).writerows([keys, *([row[key] for key in keys] for row in rows)])
+    (tmp_path / "my-images").mkdir()
+    table = [("image", "patient_id", "findings")]
+    for study in read_studies(demo / "demo" / "phantom" / "studies.jsonl"):
+        shutil.copy(study.main_image.path, tmp_path / "my-images" / f"{study.study_id}.jpg")
+        table.append((f"{study.study_id}.jpg", study.subject_id, study.sections["findings"]))
+    with open(tmp_path / "my-images" / "reports.csv", "w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows(table)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RADDRAFT_CACHE", str(tmp_path / "cache"))
     return tmp_path
@@ -256,6 +264,24 @@ def test_json_and_yaml_are_what_they_seem(page: str, tmp_path) -> None:
                 (study,) = read_studies(tmp_path / "studies.jsonl")
                 write_studies(tmp_path / "again.jsonl", [study])
                 assert read_studies(tmp_path / "again.jsonl") == [study]
+
+
+def test_the_corpus_and_the_metric_of_the_contributing_page_work(tmp_path) -> None:
+    names: dict[str, object] = {"__name__": "example"}
+    for block in blocks("contributing.md"):
+        if block.language == "python":
+            exec(compile(block.text, f"contributing.md:{block.line}", "exec"), names)
+    (tmp_path / "images").mkdir()
+    rows = [("s1", "p1", "PA", "The lungs are clear."), ("s2", "p2", "AP", " "), ("s3", "p3", "PA", "No image.")]
+    for name in ("s1", "s2"):
+        Image.new("L", (8, 8)).save(tmp_path / "images" / f"{name}.png")
+    with open(tmp_path / "table.csv", "w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("id", "patient", "view", "report"), *rows])
+    names["convert"](tmp_path)  # type: ignore[operator]
+    (study,) = read_studies(tmp_path / "studies.jsonl", check_images=True)
+    assert (study.study_id, study.sections["findings"]) == ("s1", "The lungs are clear.")
+    measure = names["family"].compute(["The lungs are clear."], ["Clear lungs."], None, None)["word_ratio"]  # type: ignore[attr-defined]
+    assert measure.value == 2
 
 
 def notebook_cells() -> Iterator[str]:
