@@ -53,7 +53,7 @@ def main(
         run: A run folder with model/ and lm/, as the demo leaves it; for decoding and training.
         studies: The manifest; by default the demo's.
         n_drafts: Studies to draft; by default the whole test split.
-        n_steps: Optimiser steps of each training loop.
+        n_steps: Optimizer steps of each training loop.
         batch_size: Studies drafted together, and studies of one training step.
         image_size: Side in pixels of the pictures of the training bench.
         reports: Table (.csv) whose columns findings and impression are the reports of the metrics' bench; by default

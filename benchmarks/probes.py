@@ -67,7 +67,7 @@ def _bench_epochs(paths: Sequence[Path], folder: Path, epochs: int = 10) -> bool
 def _encode_every_epoch(tower: Tower, target: Target, vectors: Tensor, config: ProbeConfig) -> np.ndarray:
     """The plain loop: decode, prepare and encode each batch whenever it is needed. Scores of val [m, C].
 
-    Features are standardised by those stored, which costs the plain loop nothing.
+    Features are standardized by those stored, which costs the plain loop nothing.
     """
     train, val = rows_in(target, "train"), rows_in(target, "val")
     mean, sd = (part.float() for part in moments([vectors[train]]))

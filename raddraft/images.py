@@ -121,7 +121,7 @@ def _load(path: Path, gray_mapping: GrayMapping, max_pixels: int, deep: bool) ->
 
 
 def _read_head(path: Path) -> bytes:
-    """The first 132 bytes: enough to recognise every format."""
+    """The first 132 bytes: enough to recognize every format."""
     try:
         with open(path, "rb") as file:
             head = file.read(132)

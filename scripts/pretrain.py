@@ -22,7 +22,7 @@ from encoder.recipe import PretrainConfig
 from raddraft.cli import run
 from raddraft.gpus import Gpu
 
-RENAMED = RECIPE_RENAMED | {"labelled": "labeled"}
+RENAMED = RECIPE_RENAMED | {"labelled": "labeled"}  # codespell:ignore
 
 
 def main(

@@ -19,7 +19,7 @@ from raddraft.cli import run
 from raddraft.errors import RadDraftError
 
 FLAT = ("target", "encoder")
-RENAMED = {"probe.learning_rate": "probe.lr", "probe.neighbours": "probe.neighbors"}
+RENAMED = {"probe.learning_rate": "probe.lr", "probe.neighbours": "probe.neighbors"}  # codespell:ignore
 
 
 def main(

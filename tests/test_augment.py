@@ -225,7 +225,7 @@ def test_masked_share_over_many_batches_is_that_of_the_formula() -> None:
 
 
 def test_masks_are_made_of_blocks() -> None:
-    """A masked patch has far more masked neighbours than scattered patches of the same number would."""
+    """A masked patch has far more masked neighbors than scattered patches of the same number would."""
     masks = block_masks(200, (16, 16), probability=1.0, ratio=(0.3, 0.3), seed=0)
     assert (masks.sum((1, 2)) == int(256 * 0.3)).all()
     beside = (masks[:, :, :-1] & masks[:, :, 1:]).sum() / masks[:, :, :-1].sum()

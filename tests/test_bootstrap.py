@@ -1,4 +1,4 @@
-"""The vectorised bootstrap against scipy's, and the F1s against scikit-learn's."""
+"""The vectorized bootstrap against scipy's, and the F1s against scikit-learn's."""
 
 from __future__ import annotations
 

@@ -73,8 +73,8 @@ def by_hand(state: State, ids: list[int]) -> list[Tensor]:
         return x @ state[f"{name}.weight"].T + state[f"{name}.bias"]
 
     def norm(x: Tensor, name: str) -> Tensor:
-        centred = x - x.mean(-1, keepdim=True)
-        scaled = centred / torch.sqrt((centred**2).mean(-1, keepdim=True) + 1e-12)
+        centered = x - x.mean(-1, keepdim=True)
+        scaled = centered / torch.sqrt((centered**2).mean(-1, keepdim=True) + 1e-12)
         return scaled * state[f"{name}.weight"] + state[f"{name}.bias"]
 
     def split(x: Tensor) -> Tensor:  # [T, D] -> [heads, T, 64]
@@ -181,7 +181,7 @@ def test_text_is_stripped_collapsed_lowered_and_cut(labeler, state, vocabulary, 
     ids = word_pieces(text, vocabulary)
     if len(ids) > 512:
         ids = [*ids[:511], vocabulary["[SEP]"]]
-    # beside a short and a long neighbour
+    # beside a short and a long neighbor
     for head, expected in zip(labeler.logits(["No effusion.", text, TEXTS[8]]), by_hand(state, ids), strict=True):
         torch.testing.assert_close(head[1], expected, atol=1e-4, rtol=0)
 

@@ -24,14 +24,12 @@ from tests.test_cli import run
 pytestmark = pytest.mark.filterwarnings("ignore:.*looks inverted")
 
 SIDES = ("left", "right", "top", "bottom")
-SMALL = ClipConfig(
-    epochs=2, batch_size=8, lr=2e-3, width=32, text_layers=1, vocab_size=300, save_every=3, workers=0
-)
+SMALL = ClipConfig(epochs=2, batch_size=8, lr=2e-3, width=32, text_layers=1, vocab_size=300, save_every=3, workers=0)
 
 
 @pytest.fixture
 def studies(tmp_path: Path) -> dict[str, list[Study]]:
-    """64 train and 24 val pictures: brighter towards one of four sides, on one of three greys; their reports."""
+    """64 train and 24 val pictures: brighter towards one of four sides, on one of three grays; their reports."""
     generator = np.random.default_rng(0)
     ramp = np.tile(np.linspace(80, 0, 28), (28, 1))
     found: dict[str, list[Study]] = {"train": [], "val": []}
@@ -106,7 +104,7 @@ def test_crops_are_parts_of_the_picture_the_right_way_round() -> None:
     widths = (crops[:, 0, -1] - crops[:, 0, 0]) / 39
     assert 0.6 < float(widths.min()) < 0.75, "the square root of 0.6 * 3/4 or more"
     assert 0.95 < float(widths.max()) <= 1
-    assert float((crops[:, 0, 0] + crops[:, 0, -1]).std()) > 1, "not all around the centre"
+    assert float((crops[:, 0, 0] + crops[:, 0, -1]).std()) > 1, "not all around the center"
     assert (crops.diff(dim=2) >= -1e-4).all(), "left stays left"
 
 

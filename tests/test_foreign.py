@@ -117,7 +117,7 @@ def test_trains_live_and_cached_and_drafts_in_plain_transformers(kind, towers, p
 
 def test_pictures_change_what_the_model_reads(towers, parts, lm_folder) -> None:
     drafter = Drafter(*build(ModelConfig(towers["timm"], str(lm_folder))))
-    bright, dark = (drafter.tower.prepare([Image.new("L", (70, 90), grey)]) for grey in (250, 5))
+    bright, dark = (drafter.tower.prepare([Image.new("L", (70, 90), gray)]) for gray in (250, 5))
     projected = [drafter.model.get_image_features(pixels).pooler_output[0] for pixels in (bright, dark)]
     assert projected[0].shape == (4, 32)
     assert not torch.allclose(*projected)

@@ -1,4 +1,4 @@
-"""raddraft.images: every kind of file reads to the right grey values, or is refused by name."""
+"""raddraft.images: every kind of file reads to the right gray values, or is refused by name."""
 
 import json
 import subprocess
@@ -89,13 +89,13 @@ def test_other_modes_read_as_pillow_reads_them(tmp_path, mode, name):
 
 
 def test_opaque_alpha_changes_nothing_and_transparent_is_black(tmp_path):
-    grey = Image.fromarray(chest())
-    alpha = Image.new("L", grey.size, 255)
+    gray = Image.fromarray(chest())
+    alpha = Image.new("L", gray.size, 255)
     for mode in ("LA", "RGBA"):
-        Image.merge(mode, [grey] * (len(mode) - 1) + [alpha]).save(tmp_path / "x.png")
+        Image.merge(mode, [gray] * (len(mode) - 1) + [alpha]).save(tmp_path / "x.png")
         assert np.array_equal(read(tmp_path / "x.png"), chest())
     alpha.paste(0, (0, 0, 64, 10))
-    Image.merge("LA", [grey, alpha]).save(tmp_path / "x.png")
+    Image.merge("LA", [gray, alpha]).save(tmp_path / "x.png")
     pixels = read(tmp_path / "x.png")
     assert (pixels[:10] == 0).all()
     assert np.array_equal(pixels[10:], chest()[10:])
@@ -170,7 +170,7 @@ def test_unknown_mapping_names_the_choices(tmp_path):
         load_image(tmp_path / "x.png", "clahe")
 
 
-# ---- DICOM grey values
+# ---- DICOM gray values
 
 
 def test_8bit_dicom_without_window_keeps_its_pixels(tmp_path):
@@ -305,8 +305,8 @@ def test_colour_dicom(tmp_path):
     rgb += (chest() // 2)[..., None]
     expected = np.asarray(Image.fromarray(rgb).convert("L")).astype(int)
     assert np.abs(read(write_dicom(tmp_path / "rgb.dcm", rgb)) - expected).max() <= 1
-    grey = np.repeat(chest()[..., None], 3, axis=2)
-    assert np.array_equal(read(write_dicom(tmp_path / "grey.dcm", grey)), chest())
+    gray = np.repeat(chest()[..., None], 3, axis=2)
+    assert np.array_equal(read(write_dicom(tmp_path / "gray.dcm", gray)), chest())
     ybr = np.asarray(Image.fromarray(rgb).convert("YCbCr"))
     path = write_dicom(tmp_path / "ybr.dcm", ybr, PhotometricInterpretation="YBR_FULL")
     assert np.abs(read(path) - expected).max() <= 2
@@ -314,9 +314,9 @@ def test_colour_dicom(tmp_path):
 
 def test_palette_dicom(tmp_path):
     tags: dict[str, object] = {"PhotometricInterpretation": "PALETTE COLOR"}
-    for colour in ("Red", "Green", "Blue"):
-        tags[f"{colour}PaletteColorLookupTableDescriptor"] = [256, 0, 8]
-        tags[f"{colour}PaletteColorLookupTableData"] = bytes(range(255, -1, -1))
+    for color in ("Red", "Green", "Blue"):
+        tags[f"{color}PaletteColorLookupTableDescriptor"] = [256, 0, 8]
+        tags[f"{color}PaletteColorLookupTableData"] = bytes(range(255, -1, -1))
     assert np.array_equal(read(write_dicom(tmp_path / "x.dcm", 255 - chest(), **tags)), chest())
 
 
@@ -622,7 +622,7 @@ SIBLING = "1.2.276.0.7230010.3.1.4.8323329.6904.1517875201.850819.dcm"
 
 @pytest.mark.parametrize("mapping", ["window", "minmax", "percentile"])
 @pytest.mark.parametrize(
-    ("name", "size", "lungs", "spine"),  # centres, as shares of width and height
+    ("name", "size", "lungs", "spine"),  # centers, as shares of width and height
     [
         (SIBLING, (1024, 1024), [(0.25, 0.4), (0.72, 0.4)], (0.52, 0.65)),
         ("RG1_J2KI.dcm", (1841, 1955), [(0.27, 0.35), (0.72, 0.35)], (0.5, 0.65)),

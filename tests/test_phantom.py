@@ -69,17 +69,13 @@ def test_same_bytes_for_any_number_of_processes_and_as_part_of_a_larger_set(tmp_
     convert(two, count=14, size=48, seed=1, dicoms=2, processes=2)
     convert(fewer, count=5, size=48, seed=1, dicoms=2, processes=1)
     assert digests(one) == digests(two)
-    images = {
-        name: value for name, value in digests(fewer).items() if name.endswith((".jpg", ".txt", ".dcm", ".png"))
-    }
+    images = {name: value for name, value in digests(fewer).items() if name.endswith((".jpg", ".txt", ".dcm", ".png"))}
     assert len(images) > 15
     assert images.items() <= digests(one).items()
 
 
 def test_another_seed_gives_other_studies(tmp_path):
-    first, second = (
-        convert(tmp_path / str(seed), count=4, size=48, seed=seed, processes=1).studies for seed in (1, 2)
-    )
+    first, second = (convert(tmp_path / str(seed), count=4, size=48, seed=seed, processes=1).studies for seed in (1, 2))
     assert [study.sections for study in first] != [study.sections for study in second]
 
 

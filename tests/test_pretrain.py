@@ -119,7 +119,7 @@ def test_the_student_learns_what_a_teacher_that_stands_still_says(manifest, tmp_
     run_here(manifest, tmp_path / "run", replace(TINY, steps=60, lr=0.02, **still))
     rows = read_log(tmp_path / "run")
     missed = [row["dino_local"] + row["dino_global"] - row["teacher_entropy"] for row in rows]  # divergence
-    # The running centre settles in the first ten steps.
+    # The running center settles in the first ten steps.
     assert np.mean(missed[-10:]) < 0.7 * np.mean(missed[10:20])
 
 
@@ -211,7 +211,7 @@ def test_two_processes_that_share_the_model_out_follow_one(manifest, tmp_path, s
 
 
 def test_micro_batches_make_one_step(manifest, tmp_path):
-    """Only what is computed across a batch differs: the centre, here beside a temperature that takes it out."""
+    """Only what is computed across a batch differs: the center, here beside a temperature that takes it out."""
     config = replace(TINY, steps=1, temperature=(1e3, 1e3), watch=[], map_images=0)
     config = replace(config, objective=replace(TINY.objective, koleo_weight=0.0))
     run_here(manifest, tmp_path / "whole", config)

@@ -90,7 +90,8 @@ def test_faults_are_one_sentence(tmp_path, studies, action, words, culprit, monk
 
 
 @pytest.mark.parametrize(
-    ("old", "new"), [("--probe.learning-rate", "--probe.lr"), ("--probe.neighbours", "--probe.neighbors")]
+    ("old", "new"),
+    [("--probe.learning-rate", "--probe.lr"), ("--probe.neighbours", "--probe.neighbors")],  # codespell:ignore
 )
 def test_renamed_options_are_refused(studies, old, new, capsys) -> None:
     assert run("probe", "--studies", studies, "--targets", "Edema", "--tower", "pixels", old, "1")[0] == 2

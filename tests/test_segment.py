@@ -188,12 +188,12 @@ def test_a_mask_is_written_and_read(tmp_path) -> None:
 def test_what_is_not_black_is_the_mask(tmp_path) -> None:
     mask = blob(1)
     palette = Image.fromarray(np.where(mask, 0, 1).astype(np.uint8)).convert("P")
-    palette.putpalette([9, 9, 9, 0, 0, 0])  # black is the second colour
+    palette.putpalette([9, 9, 9, 0, 0, 0])  # black is the second color
     pictures = {
         "one.png": Image.fromarray(mask.astype(np.uint8)),
         "bits.png": Image.fromarray(mask),
         "deep.png": Image.fromarray(mask.astype(np.uint16) * 256),
-        "colour.png": Image.fromarray(np.stack([0 * mask, 0 * mask, mask], -1).astype(np.uint8)),
+        "color.png": Image.fromarray(np.stack([0 * mask, 0 * mask, mask], -1).astype(np.uint8)),
         "alpha.png": Image.merge("LA", [Image.fromarray(mask.astype(np.uint8)), Image.new("L", mask.shape[::-1], 255)]),
         "palette.png": palette,
         "lossless.tif": Image.fromarray(mask.astype(np.uint8) * 255),
@@ -206,15 +206,15 @@ def test_what_is_not_black_is_the_mask(tmp_path) -> None:
 
 def test_labels_are_chosen_from_a_label_image(tmp_path) -> None:
     labels = np.random.default_rng(0).integers(0, 4, (9, 8)).astype(np.uint8)
-    grey, palette = Image.fromarray(labels), Image.fromarray(labels).convert("P")
+    gray, palette = Image.fromarray(labels), Image.fromarray(labels).convert("P")
     palette.putpalette([0, 0, 0, 255, 0, 0, 0, 0, 0, 0, 0, 255])
-    for name, picture in (("grey.png", grey), ("palette.png", palette)):
+    for name, picture in (("gray.png", gray), ("palette.png", palette)):
         picture.save(tmp_path / name)
         found = load_mask(tmp_path / name, (9, 8), (2, 3))
         np.testing.assert_array_equal(found, labels >= 2, err_msg=name)
-    Image.new("RGB", (4, 4)).save(tmp_path / "colour.png")
+    Image.new("RGB", (4, 4)).save(tmp_path / "color.png")
     with pytest.raises(MaskError, match=r"one value per pixel, this one has R, G, B"):
-        load_mask(tmp_path / "colour.png", labels=(1,))
+        load_mask(tmp_path / "color.png", labels=(1,))
 
 
 def test_pictures_that_are_no_masks_are_refused_in_a_sentence(tmp_path) -> None:
@@ -273,7 +273,7 @@ def test_a_prepared_mask_lies_where_the_tower_sees_the_structure(name) -> None:
         differences = box(prepared) - box(seen > 0.5)
         assert np.abs(differences).max() <= 1, (height, width)
         offsets.append(differences)
-    assert np.abs(np.mean(offsets, axis=0)).max() < 0.6, "nearest neighbour must not shift masks one way"
+    assert np.abs(np.mean(offsets, axis=0)).max() < 0.6, "nearest neighbor must not shift masks one way"
 
 
 def test_masks_come_back_to_the_picture() -> None:

@@ -138,7 +138,7 @@ def full_study(data: Path) -> Study:
         subject_id="患者1",
         split="val",
         images=[
-            StudyImage(data / "bild ä.png", "PA", {"lungs": data / "masks" / "肺.png"}, {"licence": "CC0", "rows": 3}),
+            StudyImage(data / "bild ä.png", "PA", {"lungs": data / "masks" / "肺.png"}, {"license": "CC0", "rows": 3}),
             StudyImage(data / "b.png", None),
         ],
         sections={"findings": "Kein Erguß; “clear” lungs.\nЛёгкие чистые."},

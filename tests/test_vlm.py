@@ -314,7 +314,7 @@ def test_two_steps_with_lora_save_and_reload_in_plain_transformers(folders, stud
 
 @pytest.mark.parametrize("family", CHATTING)
 def test_the_loss_is_that_of_plain_transformers(folders, studies, tmp_path, family) -> None:
-    """On the answers' tokens alone, and whatever the neighbours in a batch."""
+    """On the answers' tokens alone, and whatever the neighbors in a batch."""
     config = recipe(stages=[Stage(epochs=1, lr=1e-9, lm="lora", projector=False)])
     train({"train": studies, "val": studies}, tmp_path, ModelConfig(vlm=str(folders[family])), PROMPT, config)
     (loss,) = validations(tmp_path)
