@@ -64,7 +64,7 @@ def dump(command: Command, arguments: list[str], module: Any = None) -> str:
         values = parser.parse_args(words).as_dict()
     except jsonargparse.ArgumentError as error:
         raise _usage_error(str(error), command) from None
-    return to_yaml({key: value for key, value in values.items() if key != "config"})
+    return to_yaml({key: value for key, value in values.items() if key not in ("config", "__default_config__")})
 
 
 def _make_parser(command: Command, arguments: list[str], module: Any) -> tuple[Any, list[str]]:
@@ -219,7 +219,7 @@ def _unknown(what: str, name: str, command: Command, renamed: Mapping[str, str])
     new = renamed.get(name) or (renamed.get(last) and f"{prefix}.{renamed[last]}".lstrip("."))
     if new:
         return f"{what} was renamed to {new if what.startswith('key') else '--' + new.replace('_', '-')}"
-    return f"unknown {what}; {did_you_mean(name, command.options)}"
+    return f"unknown {what}; {did_you_mean(name, [*command.groups, *command.options])}"
 
 
 def did_you_mean(name: str, choices: Collection[str]) -> str:

@@ -119,7 +119,9 @@ def test_help_of_an_action_opens_with_its_file_and_explains_every_option(action:
         assert run(action, command, "--help") == (0, "")
     for command in getattr(module, "COMMANDS", [None]):
         for option in read_action(module, command).options.values():
-            assert option.help.endswith((".", "?", ")")), f"{action} {command or ''} {option.name}: {option.help!r}"
+            assert option.help.endswith((".", "?", ")", "…")), (
+                f"{action} {command or ''} {option.name}: {option.help!r}"
+            )
 
 
 def test_positionals_are_shown_as_such(capsys) -> None:
