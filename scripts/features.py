@@ -2,7 +2,7 @@
 
     raddraft features --tower rad-dino --studies studies.jsonl
     raddraft features --tower ../dinov2-small --studies studies.jsonl --keep grid --dtype bfloat16
-    accelerate launch --num_processes 8 -m scripts.features --tower rad-dino --studies studies.jsonl
+    accelerate launch --num_processes 8 -m raddraft features --tower rad-dino --studies studies.jsonl
 
 An interrupted run resumes; images that are stored already are not read again.
 """

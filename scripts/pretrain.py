@@ -5,7 +5,7 @@
         --pretrain.tower dinov2-small
     raddraft pretrain --config pretrain/rad_dino_public.yaml --studies mimic.jsonl --out runs/rad-dino \\
         --dry-run --gpu a100 --gpus 64
-    accelerate launch --config_file configs/accelerate/ddp_8.yaml -m scripts.pretrain \\
+    accelerate launch --config_file configs/accelerate/ddp_8.yaml -m raddraft pretrain \\
         --config pretrain/rad_dino_public.yaml --studies mimic.jsonl chexpert.jsonl --out runs/rad-dino
 
 The same command resumes an interrupted run. The tower is OUT/model. Shrink large images once beforehand with
