@@ -11,6 +11,7 @@ import re
 
 # A header of MIMIC-CXR: at the start of a line, one space in, capitals up to a colon.
 _HEADER = re.compile(r"\n ([A-Z ()/,-]+):\s")
+_INLINE_HEADER = re.compile(r"(?<=[.!?;])[ \t]+(?=(?:findings|impression)[ \t]*:)", re.IGNORECASE)
 _PLAIN_HEADER = re.compile(r"^[ \t]*([A-Za-z][A-Za-z ()/,-]{1,60}):", re.MULTILINE)
 _BLANK_LINE = "\n \n"
 
@@ -115,9 +116,13 @@ def parse_plain(text: str) -> dict[str, str]:
     """Split a report of unknown origin; without any header all of it is `findings`.
 
     A header starts a line, ends with a colon, and is either all capitals or one of the usual names in any case
-    ("Findings:", "Clinical history:"). Text before the first header is `preamble`.
+    ("Findings:", "Clinical history:"). Findings and impression may also begin after a sentence on the same line, as in
+    a cell of a table. Text before the first header is `preamble`.
+
+    >>> parse_plain("Findings: Lungs are clear. Impression: Normal.")
+    {'findings': 'Lungs are clear.', 'impression': 'Normal.'}
     """
-    text = text.replace("\r\n", "\n")
+    text = _INLINE_HEADER.sub("\n", text.replace("\r\n", "\n"))
     headers = [
         match for match in _PLAIN_HEADER.finditer(text) if match[1].isupper() or match[1].strip().lower() in _KNOWN
     ]

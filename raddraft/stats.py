@@ -168,7 +168,11 @@ def difference(value: float, resampled: np.ndarray) -> dict[str, float] | None:
 
 
 def holm(p_values: Mapping[Any, float]) -> dict[Any, float]:
-    """p-values corrected for their number by Holm's step-down method (1979), by the same keys."""
+    """p-values corrected for their number by Holm's step-down method (1979), by the same keys.
+
+    >>> holm({"a": 0.01, "b": 0.04, "c": 0.03})
+    {'a': 0.03, 'c': 0.06, 'b': 0.06}
+    """
     corrected: dict[Any, float] = {}
     running = 0.0
     for rank, key in enumerate(sorted(p_values, key=lambda key: p_values[key])):

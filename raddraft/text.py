@@ -17,7 +17,11 @@ def format_table(rows: Sequence[Sequence[str | int]]) -> str:
 
 
 def format_estimate(value: float | None, low: float | None = None, high: float | None = None) -> str:
-    """0.812 [0.766 0.851]; without an interval the value alone; a dash where there is no value."""
+    """A value with its interval; without an interval the value alone; a dash where there is no value.
+
+    >>> format_estimate(0.8123, 0.7661, 0.8514)
+    '0.812 [0.766 0.851]'
+    """
     if value is None:
         return "-"
     return f"{value:.3f}" + ("" if low is None else f" [{low:.3f} {high:.3f}]")

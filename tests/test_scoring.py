@@ -221,18 +221,6 @@ print(scores["n"], peaks[1] - peaks[0])
     assert kilobytes < 60_000
 
 
-def test_the_examples_of_the_docstrings_run() -> None:
-    import doctest
-
-    import metrics.rules
-    import metrics.scoring
-
-    for module in (metrics.rules, metrics.scoring):
-        found = doctest.testmod(module)
-        assert found.attempted
-        assert not found.failed
-
-
 def test_each_text_is_read_once_for_all_metrics_and_systems(monkeypatch) -> None:
     import metrics.scoring
     from metrics.systems import score_systems

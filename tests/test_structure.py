@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import doctest
 from collections.abc import Iterator
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -139,3 +141,13 @@ def test_every_library_that_is_imported_is_declared() -> None:
                 if not names & declared:
                     undeclared[top] = str(path.relative_to(ROOT))
     assert undeclared == {}
+
+
+EXAMPLES = [name for name, path in MODULES.items() if ">>> " in path.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("module", EXAMPLES)
+def test_the_examples_of_the_docstrings_run(module: str) -> None:
+    found = doctest.testmod(import_module(module))
+    assert found.attempted
+    assert not found.failed
