@@ -42,7 +42,9 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if bool(self.vlm) == bool(self.tower or self.lm) or bool(self.tower) != bool(self.lm):
             given = ", ".join(f"{name} {getattr(self, name)!r}" for name in ("tower", "lm", "vlm"))
-            raise RadDraftError(f"model: set tower and lm, or vlm alone; got {given}")
+            raise RadDraftError(
+                f"model: set tower and lm (--model.tower, --model.lm), or vlm alone (--model.vlm); got {given}"
+            )
         if self.vlm and (self.image_size or self.gguf_file or self.feature_layer != -1 or self.quantize != "no"):
             raise RadDraftError(
                 f"model: image_size, feature_layer, gguf_file and quantize cannot be used with vlm; got {self}"

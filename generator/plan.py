@@ -247,9 +247,11 @@ def describe(recipe: ModelConfig, config: TrainConfig, load: Load, gpu: Gpu, gpu
         "studies"
     )
     lines.append(describe_gpus(gpu, gpus, UTILIZATION))
-    for number, (one, two, three) in enumerate(zip(whole.stages, swapped.stages, cut.stages, strict=True), 1):
+    rows = zip(config.stages, whole.stages, swapped.stages, cut.stages, strict=True)
+    for number, (stage, one, two, three) in enumerate(rows, 1):
         lines.append(
-            f"stage {number}: {one.trainable:,} parameters train, {one.steps:,} steps of {one.flops / 1e12:,.1f} TFLOP "
+            f"stage {number}: {stage.epochs:g} epochs at lr {stage.lr:g}, language model {stage.lm}: "
+            f"{one.trainable:,} parameters train, {one.steps:,} steps of {one.flops / 1e12:,.1f} TFLOP "
             f"each, {one.hours:.2f} hours"
         )
         lines.append(f"  {describe_memory(one.memory, gpu)}")

@@ -71,10 +71,9 @@ class Option:
     def usage(self, width: int = 100) -> str:
         """The option with its help and default, wrapped, as in `--help`."""
         text = self.help
-        if self.default not in (REQUIRED, None, "", (), []) and not dataclasses.is_dataclass(self.default):
-            shown = self.default if isinstance(self.default, list | tuple) else [self.default]
-            if not any(map(dataclasses.is_dataclass, shown)) and not (self.is_switch and not self.default):
-                text += f" [default: {' '.join(map(str, shown))}]"
+        items = self.default if isinstance(self.default, list | tuple) else [self.default]
+        if self.default not in (REQUIRED, None, "", (), []) and not (self.is_switch and not self.default):
+            text += f" [default: {' '.join(map(_shown, items))}]"
         head = f"  {self.flag} {self.metavar}".rstrip()
         body = textwrap.wrap(text, width - 6, break_on_hyphens=False)
         return "\n".join([head, *(f"      {line}" for line in body)])
@@ -217,6 +216,18 @@ def _metavar(kind: Any) -> str:
     return {int: "N", float: "X", str: "TEXT", Path: "PATH", bool: "{true,false}"}.get(
         kind, getattr(kind, "__name__", "VALUE")
     )
+
+
+def _shown(value: Any) -> str:
+    """A default as the help shows it; of a dataclass the fields that differ from the dataclass's own defaults."""
+    if not dataclasses.is_dataclass(value):
+        return str(value)
+    changed = {
+        field.name: getattr(value, field.name)
+        for field in dataclasses.fields(value)
+        if getattr(value, field.name) != field.default and field.default_factory is dataclasses.MISSING
+    }
+    return "{" + ", ".join(f"{name}: {one}" for name, one in changed.items()) + "}"
 
 
 def _first_line(cls: Any) -> str:

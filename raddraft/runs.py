@@ -128,11 +128,14 @@ class RunFolder:
 def keep_config(path: Path, config: dict[str, Any]) -> None:
     """Write the config of a run, or check that the run there was started with the same one, but for HARMLESS.
 
+    A run without a log or checkpoint has not begun, so its config may be replaced.
+
     Raises:
         RadDraftError: another config; names the first key that differs.
     """
     text = to_yaml(config)
-    if not path.is_file():
+    started = (path.parent / "log.jsonl").exists() or any((path.parent / "checkpoints").glob("*"))
+    if not path.is_file() or not started:
         write_text(path, text)
         return
     old, new = flatten(yaml.safe_load(path.read_text(encoding="utf-8"))), flatten(yaml.safe_load(text))

@@ -99,6 +99,8 @@ def read_studies(path: str | Path, split: str | None = None, check_images: bool 
     path = Path(path)
     if split is not None and split not in SPLITS:
         raise ManifestError(f"Unknown split {split!r}. Choices: {', '.join(SPLITS)}")
+    if path.is_dir():
+        raise ManifestError(f"{path} is a folder; the manifest is a file, e.g. {path / 'studies.jsonl'}")
     studies: list[Study] = []
     split_of: dict[str, tuple[str, str]] = {}
     for where, row in read_jsonl(path, REQUIRED, "study_id", ManifestError):

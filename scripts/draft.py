@@ -10,6 +10,7 @@ Folders are searched for images. Every draft is for a radiologist to check.
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 from generator.config import DecodeConfig
 from generator.prompts import PromptConfig
 from raddraft.cli import run
+from raddraft.errors import RadDraftError
 
 POSITIONAL = ("model", "images")
 
@@ -51,10 +53,9 @@ def main(
         remote_code: Run Python code that comes with a model that was not trained by RadDraft.
     """
     from generator.api import load_model, report_failures
-    from raddraft.processes import is_main_process
 
-    if not is_main_process():  # of several processes only one drafts
-        return 0
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise RadDraftError("draft runs in one process; `raddraft generate` shares the work out to several")
     loaded = load_model(model, device, prompt, remote_code)
     errors, count = [], 0
     for draft in loaded.stream(images, indication, view, out, speculate, workers, **asdict(decode)):

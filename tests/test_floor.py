@@ -162,7 +162,9 @@ class Stage:
 def test_a_run_goes_on_with_harmless_changes_and_no_others(tmp_path) -> None:
     path = tmp_path / "run" / "config.yaml"
     config = {"train": {"stages": (Stage(), Stage(2e-3)), "workers": 2}, "studies": Path("s.jsonl")}
-    keep_config(path, config)
+    keep_config(path, {**config, "studies": Path("typo.jsonl")})
+    keep_config(path, config)  # nothing had begun
+    (path.parent / "log.jsonl").touch()
     assert yaml.safe_load(path.read_text()) == yaml.safe_load(to_yaml(config))
     keep_config(path, {**config, "train": {**config["train"], "workers": 0}})
     with pytest.raises(RadDraftError, match=r"train\.stages\.1\.lr was 0\.002, now 0\.005; choose another --out"):
@@ -171,5 +173,6 @@ def test_a_run_goes_on_with_harmless_changes_and_no_others(tmp_path) -> None:
 
 def test_a_run_of_an_older_version_is_refused_by_a_sentence(tmp_path) -> None:
     (tmp_path / "config.yaml").write_text("image_mapping: minmax\ntrain: {workers: 2}\n")
+    (tmp_path / "log.jsonl").touch()
     with pytest.raises(RadDraftError, match=r"holds a run of another version of RadDraft .*image_mapping"):
         keep_config(tmp_path / "config.yaml", {"gray_mapping": "minmax", "train": {"workers": 2}})

@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 
 from generator.generate import BANNER
-from tests.test_cli import random_model  # noqa: F401 - a fixture
+from tests.test_cli import random_model, run  # noqa: F401 - a fixture
 
 # ruff: noqa: F811
 
 BIN = Path(sys.executable).parent
 RADDRAFT = BIN / "raddraft"
-LAUNCH = (BIN / "accelerate", "launch", "--cpu", "--num_processes", "2", "--main_process_port", "0")
+# Accelerate starts one process only with --cpu, whatever --num_processes says; --multi_gpu is what it infers from GPUs.
+LAUNCH = (BIN / "accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0")
 
 
 @pytest.fixture
@@ -33,6 +34,7 @@ def crowded_folder(tmp_path: Path) -> Path:
 
 def run_in(folder: Path, *words: object) -> str:
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    environment["ACCELERATE_USE_CPU"] = "true"
     done = subprocess.run(
         [str(word) for word in words], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
@@ -48,9 +50,22 @@ def test_two_processes_of_the_console_script_share_the_drafts(random_model, stud
     assert said.count("8 of 8 drafts are in") == 1
     assert [json.loads(line)["study_id"] for line in out.read_text().splitlines()] == [f"s{i}" for i in range(32, 40)]
     assert not list(crowded_folder.glob("out.jsonl.*"))
-    assert run_in(crowded_folder, RADDRAFT, "train", "--help").startswith("usage: raddraft train ")
 
 
-def test_of_two_processes_of_the_module_one_drafts(random_model, studies_file, crowded_folder) -> None:
+@pytest.mark.skipif(not RADDRAFT.is_file(), reason="the console scripts are not installed beside this Python")
+def test_training_runs_on_two_processes(tower_folder, lm_folder, studies_file, crowded_folder) -> None:
+    model = ("--model.tower", tower_folder, "--model.lm", lm_folder)
+    loop = ("--train.stages", '[{"epochs": 1}]', "--train.batch_size", 24, "--train.workers", 0)
+    words = ("train", "--studies", studies_file, "--out", crowded_folder / "run", *model, *loop)
+    said = run_in(crowded_folder, *LAUNCH, RADDRAFT, *words)
+    assert "processes: 2" in said
+    assert said.count(f"model: {crowded_folder / 'run' / 'model'}") == 1
+
+
+def test_the_module_drafts_in_one_process_and_says_so(random_model, studies_file, crowded_folder, monkeypatch) -> None:
     words = ("draft", random_model, studies_file.parent / "1.png", "--decode.max_new_tokens", 4)
-    assert run_in(crowded_folder, *LAUNCH, "-m", "raddraft", *words).count(BANNER) == 1
+    assert run_in(crowded_folder, RADDRAFT, *words).count(BANNER) == 1
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    status, sentence = run(*words)
+    assert status == 1
+    assert sentence.startswith("raddraft draft: draft runs in one process; `raddraft generate` shares")

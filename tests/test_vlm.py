@@ -346,7 +346,7 @@ def test_what_cannot_train_is_refused(folders, studies, tmp_path) -> None:
     with pytest.raises(ValueError, match="tower of a model of type 'gemma3' cannot train; use tower: frozen"):
         train(parts, tmp_path / "b", config, PROMPT, recipe(stages=[Stage(tower=1)]))
     for parts_named in ((), ("x",), ("", "x"), ("x", "", "y"), ("", "x", "y")):
-        with pytest.raises(ValueError, match="model: set tower and lm, or vlm alone"):
+        with pytest.raises(ValueError, match="model: set tower and lm "):
             ModelConfig(*parts_named)
     drafter = load_any(str(folders["qwen3_vl"]))
     processor: Any = drafter.processor
