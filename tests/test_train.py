@@ -165,6 +165,7 @@ def test_the_control_trains_on_other_subjects_pictures(studies_file, tmp_path, m
         assert owner[study.main_image.path] != study.subject_id
         assert {owner[image.path] for image in study.images} <= {one.subject_id for one in seen[study.split]}
     assert not (tmp_path / "run" / "model").exists(), "a control gets no card"
+    (tmp_path / "run" / "log.jsonl").touch()  # as a run that has begun
     status, said = run(*command)
     assert status == 1
     assert "control was 'shuffled-images', now None" in said
@@ -193,6 +194,7 @@ def test_a_run_started_before_the_renames_is_refused(studies_file, parts_config,
     out.mkdir()
     old = {"model": {}, "train": {"features": "cached", "cache": None}, "image_mapping": "window"}
     (out / "config.yaml").write_text(yaml.safe_dump(old))
+    (out / "log.jsonl").touch()
     status, said = run("train", *arguments(write_config(tmp_path, studies_file, parts_config), out))
     assert status == 1
     assert f"{out} holds a run of another version of RadDraft (config.yaml has image_mapping" in said
