@@ -128,13 +128,13 @@ class RunFolder:
 def keep_config(path: Path, config: dict[str, Any]) -> None:
     """Write the config of a run, or check that the run there was started with the same one, but for HARMLESS.
 
-    A run without a log or checkpoint has not begun, so its config may be replaced.
+    A folder without another file holds nothing made with that config yet, so the config may be replaced.
 
     Raises:
         RadDraftError: another config; names the first key that differs.
     """
     text = to_yaml(config)
-    started = (path.parent / "log.jsonl").exists() or any((path.parent / "checkpoints").glob("*"))
+    started = any(file.is_file() and file != path for file in path.parent.rglob("*"))
     if not path.is_file() or not started:
         write_text(path, text)
         return
