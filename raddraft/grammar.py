@@ -247,7 +247,6 @@ def _usage_error(message: str, command: Command) -> UsageError:
     value = re.search(r"Got value: (.*)|Given value: (.*)", message)
     item = re.search(r"Option '(\w+)' is not accepted", message)
     reason = f"unknown field {item[1]!r}" if item else f"got {value[1] or value[2]!r}" if value else ""
-    expected = f"expected {option.metavar}" if option.metavar else "expected true or false"
     if not reason or item:
         return UsageError(f"{option.flag}: {reason or ' '.join(message.split())}", option)
-    return UsageError(f"{option.flag}: {expected}, {reason}", option)
+    return UsageError(f"{option.flag}: expected {option.expected}, {reason}", option)

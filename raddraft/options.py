@@ -68,6 +68,11 @@ class Option:
             return ""
         return f"{_metavar(self.item)} …" if self.is_list else _metavar(self.type)
 
+    @property
+    def expected(self) -> str:
+        """What its value must be, in words."""
+        return _in_words(self.type)
+
     def usage(self, width: int = 100) -> str:
         """The option with its help and default, wrapped, as in `--help`."""
         text = self.help
@@ -216,6 +221,18 @@ def _metavar(kind: Any) -> str:
     return {int: "N", float: "X", str: "TEXT", Path: "PATH", bool: "{true,false}"}.get(
         kind, getattr(kind, "__name__", "VALUE")
     )
+
+
+def _in_words(kind: Any) -> str:
+    if typing.get_origin(kind) is typing.Literal:
+        *others, last = map(str, typing.get_args(kind))
+        return f"{', '.join(others)} or {last}" if others else last
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return " or ".join(_in_words(one) for one in typing.get_args(kind))
+    if typing.get_origin(kind) in (list, tuple):
+        return f"a list, each item {_in_words(typing.get_args(kind)[0])}"
+    words = {int: "a whole number", float: "a number", str: "text", Path: "a path", bool: "true or false"}
+    return words.get(kind, _metavar(kind))
 
 
 def _shown(value: Any) -> str:

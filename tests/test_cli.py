@@ -282,12 +282,12 @@ def test_config_files_of_the_project_are_found_from_any_folder(tmp_path, monkeyp
         (["M", "a", "--names", "x"], "unknown option --names; did you mean loop.names?", None),
         (["M", "a", "--folder", "x"], "option --folder was renamed to --out", None),
         (["M", "a", "--loop.count", "3"], "option --loop.count was renamed to --loop.size", None),
-        (["M", "a", "--loop.size", "many"], "--loop.size: expected N, got 'many'", "loop.size"),
-        (["M", "a", "--loop.steps.0.kind", "c"], "--loop.steps.N.kind: expected {a,b}, got 'c'", "loop.steps.N.kind"),
+        (["M", "a", "--loop.size", "many"], "--loop.size: expected a whole number, got 'many'", "loop.size"),
+        (["M", "a", "--loop.steps.0.kind", "c"], "--loop.steps.N.kind: expected a or b, got 'c'", "loop.steps.N.kind"),
         (["M", "a", "--loop.steps.7.lr", "1"], "--loop.steps.7: there are 2 of them, counted from 0", None),
         (["M", "a", "--out"], "--out needs a value", "out"),
         (["M", "a", "--layers"], "--layers needs at least one value", "layers"),
-        (["M", "a", "--layers", "x"], "--layers: expected N …, got", "layers"),
+        (["M", "a", "--layers", "x"], "--layers: expected a list, each item a whole number, got", "layers"),
         (["M", "a", "--dry-run", "false", "b"], "unexpected argument", None),
         (["M", "a", "--config", "nowhere.yaml"], "--config: there is no file nowhere.yaml", None),
     ],
@@ -309,7 +309,7 @@ def test_usage_errors_are_a_sentence_and_the_help_of_the_option(words, sentence,
         ("loop: {sizes: 3}", "unknown key loop.sizes; did you mean loop.size"),
         ("loop: {steps: [{lrr: 3}]}", "unknown key loop.steps.lrr; did you mean loop.steps.N.lr"),
         ("towr: x", "unknown key towr; did you mean tower?"),
-        ("loop: {size: many}", "--loop.size: expected N, got 'many'"),
+        ("loop: {size: many}", "--loop.size: expected a whole number, got 'many'"),
         ("[1]", "expected keys and values, got list"),
         ("loop: {steps: [{lr: 1.0e-3}", "not valid YAML:"),
     ],
@@ -332,7 +332,7 @@ def test_a_list_may_be_one_of_several_forms_of_an_option(tmp_path, capsys) -> No
 def test_a_usage_error_leaves_with_status_2_and_no_wall_of_text(capsys) -> None:
     assert run("draft", "model", "--decode.max_new_tokens", "many") == (2, "")
     assert capsys.readouterr().err.splitlines() == [
-        "raddraft draft: --decode.max-new-tokens: expected N, got 'many'",
+        "raddraft draft: --decode.max-new-tokens: expected a whole number, got 'many'",
         *read_action(import_module("scripts.draft")).options["decode.max_new_tokens"].usage().splitlines(),
         "All options: raddraft draft --help",
     ]
