@@ -15,8 +15,9 @@ import json
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,10 @@ from encoder.probe_config import ProbeConfig, SegmentConfig, TargetSpec
 from encoder.segment import masked_paths, segment
 from encoder.targets import check_leaks, make_target, of_sources, split_groups
 from encoder.tower import Tower
+from generator import compare_report
 from generator.compare_config import Entry, Task
 from generator.compare_page import write_page
+from generator.config import Control
 from generator.prompts import PromptConfig
 from generator.retrieve import Retriever
 from metrics.scoring import METRICS, measure
@@ -42,10 +45,10 @@ from raddraft.stats import difference, holm, resample
 from raddraft.studies import Study, deal_folds, read_studies
 from raddraft.text import show, slug
 
-RULES = 4
+RULES = 5
 """Version of how cells are measured; raised when the same settings give other numbers, so that no old cell is kept."""
 
-MEASURES = {"regression": ("r2", "mae"), "segmentation": ("dice", "iou"), "retrieval": METRICS}
+MEASURES = {"regression": ("r2", "mae"), "segmentation": ("dice", "iou"), "retrieval": METRICS, "report": METRICS}
 
 
 @dataclass
@@ -80,7 +83,7 @@ def compare(
     Args:
         studies: the manifest.
         towers: the rows of the table; a text is the tower of an entry.
-        tasks: the columns.
+        tasks: the columns. With a report task, controls of the baseline's drafts are further rows.
         out: folder to write to; cells that are there already, made of the same, are kept.
         baseline: label of the tower that all others are compared with; by default the first.
         compute: how towers run.
@@ -98,6 +101,7 @@ def compare(
     """
     started = time.monotonic()
     out, entries = Path(out), [Entry(tower) if isinstance(tower, str) else tower for tower in towers]
+    tasks = [column for task in tasks for column in task.columns()]
     baseline = _check(entries, tasks, baseline, folds)
     manifest = _expand(studies)
     places = [(_expand(entry.tower), Path(_expand(entry.seen)) if entry.seen else None) for entry in entries]
@@ -105,26 +109,21 @@ def compare(
     parts = deal_folds(known, folds) if folds else [known]
     compute = compute or ComputeConfig()
     data = _digest_data(known, compute.features)
+    recipes = {
+        (entry.name, task.name): _read_recipe(task, entry, name)
+        for entry, (name, _) in zip(entries, places, strict=True)
+        for task in tasks
+        if task.kind == "report"
+    }
+    context = _Context(Path(manifest), known, parts, data, out, compute, resamples)
     cells: dict[str, dict[str, Cell]] = {}
     warnings: dict[str, list[str]] = {}
+    made_of = {}
     for entry, (name, seen) in zip(entries, places, strict=True):
         if told := _find_leaks(parts, seen, compute.features):
             warnings[entry.name] = told
-        encoder = EncoderConfig(
-            **vars(compute), tower=name, image_size=entry.image_size, gray_mapping=entry.gray_mapping
-        )
-        tower = encoder.load()
-        described = describe(tower, FeatureConfig(gray_mapping=entry.gray_mapping))
-        cells[entry.name] = {}
-        for task in tasks:
-            path = out / "cells" / f"{slug(entry.name)}--{slug(task.name)}.json"
-            made_of = digest_json(RULES, described, data, asdict(task), resamples, folds)
-            cell = _read_cell(path, made_of)
-            if cell is None:
-                cell = join_folds([_measure(tower, encoder, task, part, resamples) for part in parts])
-                write_json(path, vars(cell) | {"resamples": cell.resamples.tolist(), "made_of": made_of})
-            cells[entry.name][task.name] = cell
-            print(f"{entry.name}, {task.name}: {task.shown} {show(cell)}", flush=True)
+        cells[entry.name], made_of[entry.name] = context.measure_row(entry, name, tasks, recipes)
+    cells |= context.measure_controls(baseline, tasks, recipes, made_of[baseline])
     result = {
         "baseline": baseline,
         "tasks": [asdict(task) for task in tasks],
@@ -137,6 +136,89 @@ def compare(
     }
     write_page(result, tasks, out, title)
     return result
+
+
+def _read_recipe(task: Task, entry: Entry, tower: str) -> compare_report.Recipe:
+    changed = {key: _expand(value) for key, value in (task.overrides or {}).items()}
+    task = replace(task, recipe=_expand(entry.recipe or task.recipe or ""), overrides=changed)
+    lm = _expand(entry.lm) if entry.lm else None
+    return compare_report.read_recipe(task, tower, entry.image_size, entry.gray_mapping, lm)
+
+
+@dataclass(frozen=True)
+class _Context:
+    """What all cells of a table share."""
+
+    manifest: Path
+    studies: Sequence[Study]
+    parts: Sequence[Sequence[Study]]
+    """The studies; or with folds, once for each fold."""
+    data: str
+    """Digest of the studies and their files."""
+    out: Path
+    compute: ComputeConfig
+    resamples: int
+
+    def measure_row(
+        self, entry: Entry, name: str, tasks: Sequence[Task], recipes: Mapping[Any, compare_report.Recipe]
+    ) -> tuple[dict[str, Cell], str]:
+        """Task -> cell of one row, and a digest of what its cells are made of, but for the task."""
+        encoder = EncoderConfig(
+            **vars(self.compute), tower=name, image_size=entry.image_size, gray_mapping=entry.gray_mapping
+        )
+        tower = encoder.load()
+        described = describe(tower, FeatureConfig(gray_mapping=entry.gray_mapping))
+        made_of = digest_json(RULES, described, self.data, self.resamples, len(self.parts))
+        row = {}
+        for task in tasks:
+            if recipe := recipes.get((entry.name, task.name)):
+                make = partial(self._report, recipe, entry.name, task)
+            else:
+                make = partial(self._measure_parts, tower, encoder, task)
+            row[task.name] = self._stored(entry.name, task, make, made_of, recipe)
+        return row, made_of
+
+    def measure_controls(
+        self, baseline: str, tasks: Sequence[Task], recipes: Mapping[Any, compare_report.Recipe], made_of: str
+    ) -> dict[str, dict[str, Cell]]:
+        """Row -> task -> cell of each control of the baseline's drafts; none without a report task."""
+        rows: dict[str, dict[str, Cell]] = {}
+        for control, name in compare_report.CONTROLS.items() if recipes else ():
+            row = name.format(baseline=baseline)
+            rows[row] = {task.name: Cell(None, notes=["a control of report tasks only"]) for task in tasks}
+            for task in tasks:
+                if recipe := recipes.get((baseline, task.name)):
+                    make = partial(self._report, recipe, baseline, task, control)
+                    rows[row][task.name] = self._stored(row, task, make, made_of, recipe, control)
+        return rows
+
+    def _stored(self, row: str, task: Task, make: Callable[[], Cell], *made_of: Any) -> Cell:
+        """The cell that is stored, if it is made of the same; else it is made, and stored."""
+        path = self.out / "cells" / f"{slug(row)}--{slug(task.name)}.json"
+        digest = digest_json(asdict(task), *(asdict(one) if is_dataclass(one) else one for one in made_of))
+        cell = _read_cell(path, digest)
+        if cell is None:
+            cell = make()
+            write_json(path, vars(cell) | {"resamples": cell.resamples.tolist(), "made_of": digest})
+        print(f"{row}, {task.name}: {task.shown} {show(cell)}", flush=True)
+        return cell
+
+    def _measure_parts(self, tower: Tower, encoder: EncoderConfig, task: Task) -> Cell:
+        return join_folds([_measure(tower, encoder, task, part, self.resamples) for part in self.parts])
+
+    def _report(self, recipe: compare_report.Recipe, row: str, task: Task, control: Control = "none") -> Cell:
+        """The drafts of a row, or of a control of it, scored; a cell that says why where that cannot be."""
+        seeds = task.seeds if control in ("none", "shuffled-images") else 1  # the others copy reports
+        runs = compare_report.list_runs(recipe, row, seeds, self.out)
+        try:
+            compare_report.make_drafts(runs, self.manifest, self.studies, self.compute, control)
+            files = [run.drafts(control) for run in runs]
+            found = compare_report.score_runs(files, task.shown, self.studies, self.resamples)
+        except RadDraftError as error:
+            return Cell(None, notes=[str(error)])
+        low, high = bounds(found.resamples)
+        sample = digest_json(found.studies)
+        return Cell(found.value, low, high, len(found.studies), [], found.details, found.resamples, sample)
 
 
 def _expand(name: str | Path) -> str:
@@ -160,7 +242,9 @@ def _check(entries: Sequence[Entry], tasks: Sequence[Task], baseline: str | None
             raise RadDraftError(
                 f"Task {task.name!r}: {task.kind} has no measure {task.shown!r}. Choices: {', '.join(choices)}"
             )
-        if task.fractions and (folds or task.kind in ("segmentation", "retrieval")):
+        if task.kind == "report" and folds:
+            raise RadDraftError(f"Task {task.name!r}: report tasks train on the manifest's own splits; leave out folds")
+        if task.fractions and (folds or task.kind in ("segmentation", "retrieval", "report")):
             raise RadDraftError(
                 f"Task {task.name!r}: learning curves (fractions) are of probes, on the manifest's own splits; leave "
                 "out fractions, or folds"

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from raddraft.errors import RadDraftError
 from raddraft.studies import GrayMapping
 
 
 @dataclass
 class Entry:
-    """One encoder, a row of the table."""
+    """One encoder, and for report tasks the language model that writes; a row of the table."""
 
     tower: str
     """Short name, hub id or folder; "pixels" for 16 x 16 raw pixels; "random:" before a name for the same architecture
@@ -25,11 +27,15 @@ class Entry:
     seen: Path | None = None
     """List of SHA-256 digests of the images it was trained on, one per line; a warning is printed if test images are
     among them."""
+    lm: str | None = None
+    """Language model of report tasks: hub id or folder. By default that of the task's recipe."""
+    recipe: str | None = None
+    """Recipe of report tasks for this row. By default the task's."""
 
     @property
     def name(self) -> str:
-        """The label, or the tower."""
-        return self.label or self.tower
+        """The label, or the tower, with the language model where one is named."""
+        return self.label or " + ".join(filter(None, (self.tower, self.lm)))
 
 
 @dataclass
@@ -38,14 +44,16 @@ class Task:
 
     name: str
     """Heading of the column."""
-    kind: Literal["multilabel", "binary", "multiclass", "regression", "segmentation", "retrieval"]
-    """A probe of findings, of a categorical field or of numeric fields; a segmentation head; or the report of the
-    nearest train study as the draft."""
+    kind: Literal["multilabel", "binary", "multiclass", "regression", "segmentation", "retrieval", "report"]
+    """A probe of findings, of a categorical field or of numeric fields; a segmentation head; the report of the nearest
+    train study as the draft; or drafts of a model that `recipe` trains on the tower."""
     targets: list[str]
     """Findings; fields such as patient.sex, patient.age, image.view; names of masks; or sections of the report."""
     measure: str | None = None
     """Measure in the table: auroc, auprc, balanced_accuracy; r2, mae; dice, iou; or a metric of `raddraft score`. By
     default auroc, r2, dice or rouge_l."""
+    measures: list[str] | None = None
+    """Several measures of the same task, each a column."""
     sources: list[str] | None = None
     """Take only studies of these sources; by default all."""
     pooling: Literal["class", "mean", "both"] = "both"
@@ -60,9 +68,31 @@ class Task:
     """Learning curve: fractions of the train subjects, e.g. 0.1 0.3 1; three random draws of each."""
     head: Literal["linear", "upernet", "vitdet"] = "linear"
     """Segmentation head."""
+    recipe: str | None = None
+    """Of report tasks: a recipe as `raddraft train --config` takes it, e.g. report/small_lm.yaml. Its tower is replaced
+    by the row's, which stays frozen."""
+    overrides: dict[str, str] | None = None
+    """Options of the recipe to change, e.g. {model.lm: gpt2, train.batch_size: 32}."""
+    seeds: int = 3
+    """Runs of the recipe for each row; the value is their mean."""
+
+    def __post_init__(self) -> None:
+        if (self.kind == "report") != bool(self.recipe):
+            raise RadDraftError(f"Task {self.name!r}: tasks of the kind report, and only they, need a recipe")
+        if self.seeds < 1:
+            raise RadDraftError(f"Task {self.name!r}: seeds must be at least 1, got {self.seeds}")
+        if self.measure and self.measures:
+            raise RadDraftError(f"Task {self.name!r}: give measure or measures, not both")
+
+    def columns(self) -> Iterator[Task]:
+        """A task with one measure for each of `measures`."""
+        for one in self.measures or ():
+            yield replace(self, name=f"{self.name}: {one}", measure=one, measures=None)
+        if not self.measures:
+            yield self
 
     @property
     def shown(self) -> str:
         """The measure in the table."""
-        default = {"regression": "r2", "segmentation": "dice", "retrieval": "rouge_l"}
+        default = {"regression": "r2", "segmentation": "dice", "retrieval": "rouge_l", "report": "rouge_l"}
         return self.measure or default.get(self.kind, "auroc")

@@ -143,6 +143,8 @@ def _show(cells: Mapping[str, Mapping[str, Any]], measure: str, marked: Iterable
     for tower, text in texts.items():
         bounds = [cells[tower][end] for end in ("low", "high")]
         interval = "" if None in bounds else f"[{' '.join(format_number(end, digits, zero=False) for end in bounds)}]"
+        if (spread := cells[tower].get("details", {}).get("sd")) is not None:
+            interval += f" sd {format_number(spread, digits, zero=False)}"
         shown[tower] = Shown(text, interval, text == best and len(values) > 1, tower in marked)
     return shown
 
@@ -169,6 +171,12 @@ def _explain(result: Mapping[str, Any]) -> list[str]:
         "choice of test images, not that of the training images.",
         "↑ higher is better, ↓ lower is better. Bold: the best of the column, however small its lead.",
     ]
+    if any(task["kind"] == "report" for task in result["tasks"]):
+        sentences.append(
+            "Reports: drafts of the test split by a model that the same recipe trained on each encoder. With several "
+            "seeds the value is their mean; sd is the standard deviation over seeds, which tells how much a new run "
+            "would differ, and brackets tell how much other test subjects would. Neither stands for the other."
+        )
     if folds := result.get("folds"):
         sentences.append(
             f"Cross-validated: subjects of all splits in {folds} folds, each the test split once. Values are means "

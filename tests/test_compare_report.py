@@ -1,0 +1,148 @@
+"""Report tasks of `raddraft compare`: one recipe on every tower, seeds, controls as rows, resumed and shared out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from filelock import FileLock
+
+import raddraft
+from generator import compare_report
+from raddraft.files import read_jsonl
+from raddraft.studies import read_studies, write_studies
+from tests.test_cli import run
+from tests.test_compare import studies, write_config  # noqa: F401 - a fixture
+
+PIXELS, RANDOM = {"tower": "pixels", "label": "pixels"}, {"tower": "$TOWER", "label": "tiny"}
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, lm_folder: Path, tower_folder: Path, monkeypatch) -> Path:
+    """A recipe that learns to write notes, on any tower, in seconds."""
+    monkeypatch.setenv("TOWER", str(tower_folder))
+    monkeypatch.setattr(compare_report, "WAIT_SECONDS", 0.05)
+    stage = {"epochs": 8, "lr": 0.005, "lm": "full"}
+    train = {"stages": [stage], "batch_size": 12, "micro_batch_size": 12, "workers": 0, "eval_every": 0}
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({"model": {"tower": "pixels", "lm": str(lm_folder)}, "train": train}))
+    return path
+
+
+def task(recipe: Path, **rest) -> dict:
+    return {"name": "Notes", "kind": "report", "targets": ["note"], "recipe": str(recipe), **rest}
+
+
+def score_file(drafts: Path) -> float:
+    rows = [row for _, row in read_jsonl(drafts, ("study_id", "prediction"))]
+    scores = raddraft.score([row["prediction"] for row in rows], [row["reference"] for row in rows], ["bleu_1"])
+    return scores["metrics"]["bleu_1"]["value"]
+
+
+def test_towers_controls_and_seeds_become_rows_and_columns(tmp_path, studies, recipe) -> None:  # noqa: F811
+    tasks = [
+        {"name": "Edema", "kind": "binary", "targets": ["Edema"]},
+        task(recipe, measures=["rouge_l", "bleu_1"], seeds=2),
+    ]
+    config = write_config(tmp_path, studies, [PIXELS, RANDOM], tasks)
+    assert run("compare", "--config", config) == (0, "")
+    out = tmp_path / "out"
+    result = json.loads((out / "compare.json").read_text())
+    rows = result["towers"]
+    assert list(rows) == ["pixels", "tiny", "pixels, shuffled images", "pixels, nearest report", "most frequent report"]
+    assert rows["pixels, nearest report"]["Notes: rouge_l"]["value"] == 1.0
+    frequent = rows["most frequent report"]["Notes: rouge_l"]["value"]
+    assert frequent == pytest.approx((1 + 3 / 4) / 2), "one of two notes, which share three of four words"
+    assert rows["most frequent report"]["Edema"]["value"] is None
+    for row, file in (("pixels", "drafts"), ("pixels, shuffled images", "shuffled-images")):
+        assert rows[row]["Notes: bleu_1"]["details"]["seeds"] == pytest.approx(
+            [score_file(path) for path in sorted(out.glob(f"reports/pixels*/seed-*/{file}.jsonl"))]
+        )
+    cell = rows["tiny"]["Notes: bleu_1"]
+    assert len(cell["details"]["seeds"]) == 2
+    assert cell["value"] == pytest.approx(sum(cell["details"]["seeds"]) / 2)
+    assert cell["n"] == 14
+    assert "Notes: rouge_l" in result["differences"]["pixels, shuffled images"]
+    table = (out / "table.md").read_text()
+    assert "sd over" not in table
+    assert "sd is the standard deviation over seeds" in table
+    runs = sorted(path.parent.name for path in out.glob("reports/*/seed-*/model"))
+    assert runs == ["seed-0", "seed-0", "seed-1", "seed-1"], "two columns share the runs"
+    configs = [yaml.safe_load(path.read_text()) for path in sorted(out.glob("reports/*/seed-*/config.yaml"))]
+    assert [one["train"]["seed"] for one in configs] == [0, 1, 0, 1]
+    assert all(one["train"]["cached"] for one in configs)
+    assert len(list(read_jsonl(next(out.glob("reports/tiny*/seed-1/drafts.jsonl")), ("study_id",)))) == 14
+
+
+def test_what_is_there_is_kept_and_what_another_command_makes_is_waited_for(tmp_path, studies, recipe) -> None:  # noqa: F811
+    config = write_config(tmp_path, studies, [PIXELS], [task(recipe, seeds=1)])
+    assert run("compare", "--config", config) == (0, "")
+    model = next((tmp_path / "out").glob("reports/*/seed-0/model/model.safetensors"))
+    before = model.stat().st_mtime_ns
+    (drafts,) = (tmp_path / "out").glob("reports/*/seed-0/drafts.jsonl")
+    text = drafts.read_text()
+    drafts.with_suffix(".done").unlink()
+    drafts.write_text("".join(text.splitlines(keepends=True)[:5]))  # a run that was killed while it drafted
+    for cell in (tmp_path / "out" / "cells").iterdir():
+        cell.unlink()
+    held = FileLock(model.parent.parent / "run.lock")
+    held.acquire()
+    held_by = compare_report.time.sleep
+
+    def let_go(seconds: float) -> None:
+        held.release()
+        held_by(0)
+
+    compare_report.time.sleep, keep = let_go, compare_report.time.sleep
+    try:
+        assert run("compare", "--config", config) == (0, "")
+    finally:
+        compare_report.time.sleep = keep
+    assert drafts.read_text() == text
+    assert model.stat().st_mtime_ns == before
+
+
+def test_rows_may_differ_in_the_language_model(tmp_path, studies, recipe, lm_folder) -> None:  # noqa: F811
+    rows = [PIXELS, {"tower": "pixels", "lm": str(lm_folder), "label": "another"}]
+    config = write_config(tmp_path, studies, rows, [task(recipe, seeds=1, overrides={"train.stages.0.epochs": "1"})])
+    assert run("compare", "--config", config) == (0, "")
+    result = json.loads((tmp_path / "out" / "compare.json").read_text())["towers"]
+    assert result["another"]["Notes"] == result["pixels"]["Notes"], "the same model under another name"
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"recipe": "nope.yaml"}, "Task 'Notes', recipe nope.yaml: --config: there is no file nope.yaml"),
+        ({"recipe": None}, "tasks of the kind report, and only they, need a recipe"),
+        ({"overrides": {"train.sed": "1"}}, "unknown option --train.sed"),
+        ({"overrides": {"train.seed": "1"}}, "overrides has train.seed, which the table decides"),
+        ({"overrides": {"train.stages.0.tower": "full"}}, "trains the tower; a comparison freezes it"),
+        ({"seeds": 0}, "seeds must be at least 1, got 0"),
+        ({"measures": ["rouge"]}, "report has no measure 'rouge'"),
+        ({"measure": "rouge_l", "measures": ["bleu_4"]}, "give measure or measures, not both"),
+        ({"fractions": [0.5, 1.0]}, "learning curves (fractions) are of probes"),
+    ],
+)
+def test_mistakes_are_told_before_anything_runs(tmp_path, studies, recipe, change, sentence) -> None:  # noqa: F811
+    config = write_config(tmp_path, studies, [PIXELS], [task(recipe) | change])
+    status, told = run("compare", "--config", config)
+    assert status
+    assert sentence in told
+    assert not (tmp_path / "out" / "reports").exists()
+
+
+def test_a_task_that_cannot_be_measured_leaves_the_others(tmp_path, studies, recipe) -> None:  # noqa: F811
+    known = read_studies(studies)
+    for study in known:
+        if study.split == "test":
+            study.sections = {}
+    write_studies(studies, known)
+    tasks = [task(recipe, seeds=1), {"name": "Edema", "kind": "binary", "targets": ["Edema"]}]
+    assert run("compare", "--config", write_config(tmp_path, studies, [PIXELS], tasks)) == (0, "")
+    row = json.loads((tmp_path / "out" / "compare.json").read_text())["towers"]["pixels"]
+    assert row["Notes"]["value"] is None
+    assert row["Notes"]["notes"] == ["no test study has the sections note"]
+    assert row["Edema"]["value"] == 1.0
