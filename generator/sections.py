@@ -9,26 +9,30 @@ from __future__ import annotations
 
 import re
 
+from generator.headers import BOTH, TYPOS, find_headers
+
 # A header of MIMIC-CXR: at the start of a line, one space in, capitals up to a colon.
 _HEADER = re.compile(r"\n ([A-Z ()/,-]+):\s")
-_INLINE_HEADER = re.compile(r"(?<=[.!?;])[ \t]+(?=(?:findings|impression)[ \t]*:)", re.IGNORECASE)
-_PLAIN_HEADER = re.compile(r"^[ \t]*([A-Za-z][A-Za-z ()/,-]{1,60}):", re.MULTILINE)
 _BLANK_LINE = "\n \n"
+_TOP = "under the view"  # until it is clear whether these are the findings
+# Sections of a plain report that come before the findings, and those that come after the impression.
+_FRONT = {"preamble", "indication", "history", "comparison", "technique", "examination"}
+_BACK = {"recommendations", "addendum", "comment", "signature", "notification", "end of impression"}
 
-# Header, lower-case -> section. What merely contains the name of a main section is found by that name below.
+# Header of MIMIC-CXR, lower-case -> section. What merely contains the name of a main section is found by it below.
 _ALIASES = {
     alias: name
-    for name, aliases in {
-        "impression": "conclusion, impresson, imprression, imoression, impressoin, imprssion, impresion, imperssion, "
-        "mpression, impession, ndication",  # the last stands over an impression in the one report that has it
-        "findings": "finding, findins, findindgs, findgings, findngs, findnings, finidngs",
-        "indication": "reason for examination, reason for exam, clinical indication, idication",
-        "comparison": "reference exam, comparision, comparsion, comparrison, comparisions",
-        "history": "clinical information, pfi",
-        "examination": "exam, type of examination",
-        "recommendations": "recommendation(s), recommendation",
-        "wet read": "wetread",
-    }.items()
+    for name, aliases in (
+        *TYPOS.items(),
+        ("impression", "conclusion, ndication"),  # the last stands over an impression in the one report that has it
+        ("findings", "finding"),
+        ("indication", "reason for examination, reason for exam, clinical indication"),
+        ("comparison", "reference exam"),
+        ("history", "clinical information, pfi"),
+        ("examination", "exam, type of examination"),
+        ("recommendations", "recommendation(s), recommendation"),
+        ("wet read", "wetread"),
+    )
     for alias in aliases.split(", ")
 }
 _MAIN = ("impression", "findings", "history", "comparison", "addendum")
@@ -37,7 +41,6 @@ _VIEW = re.compile(
     "chest|portable|pa and lat|lateral and pa|ap and lateral|lateral and ap|frontal and|two views|one view|"
     "frontal view|pa view|ap view|lateral view|bone window|frontal upright|frontal semi-upright|ribs"
 )
-_KNOWN = {*_ALIASES, *_ALIASES.values(), *_MAIN, "technique", "clinical history"}
 
 # Reports of MIMIC-CXR that the rules misread. The authors leave them out of their table of sections, and say where
 # the text lies that the labelers read: in another section …
@@ -115,23 +118,64 @@ def parse_mimic(text: str, study_id: str) -> dict[str, str]:
 def parse_plain(text: str) -> dict[str, str]:
     """Split a report of unknown origin; without any header all of it is `findings`.
 
-    A header starts a line, ends with a colon, and is either all capitals or one of the usual names in any case
-    ("Findings:", "Clinical history:"). Findings and impression may also begin after a sentence on the same line, as in
-    a cell of a table. Text before the first header is `preamble`.
+    What a header is, is in `generator.headers`. Names of parts of the body ("LUNGS:") divide the findings and stay in
+    them; in a report without a header FINDINGS they begin them. A header that names the view ("PORTABLE CHEST:"), or
+    REPORT, begins them in such a report, or is its title. One that names findings and impression begins the impression,
+    as in MIMIC-CXR, but the findings if there is another impression. Sections of one name are joined.
+
+    Text before the first header is `preamble`. In a report with neither findings nor impression, what follows the first
+    blank line of the last section is `last_paragraph`.
 
     >>> parse_plain("Findings: Lungs are clear. Impression: Normal.")
     {'findings': 'Lungs are clear.', 'impression': 'Normal.'}
     """
-    text = _INLINE_HEADER.sub("\n", text.replace("\r\n", "\n"))
-    headers = [
-        match for match in _PLAIN_HEADER.finditer(text) if match[1].isupper() or match[1].strip().lower() in _KNOWN
-    ]
-    if not headers:
-        return {"findings": text.strip()}
-    ends = [match.start() for match in headers[1:]] + [len(text)]
-    sections = [("preamble", text[: headers[0].start()])]
-    sections += [(_name(match[1]), text[match.end() : end]) for match, end in zip(headers, ends, strict=True)]
-    return {name: body.strip() for name, body in sections if body.strip()}
+    parts = _cut(text.replace("\r\n", "\n").replace("\r", "\n"))
+    filled = {name for name, body in parts if body}
+    if filled <= {"preamble", *_BACK}:
+        parts[0][0] = "findings"
+    for part, after in zip(parts, [*parts[1:], [""]], strict=True):
+        if part[0] == BOTH:
+            part[0] = "findings" if "impression" in filled else "impression"
+        elif part[0] == _TOP:
+            part[0] = "examination" if "findings" in filled or after[0] in _FRONT else "findings"
+    if not any(body for name, body in parts if name in ("findings", "impression")):
+        last = [part for part in parts if part[0] not in _BACK][-1]
+        last[1], *rest = re.split(r"\n[ \t]*\n", last[1], maxsplit=1)
+        parts += [["last_paragraph", body] for body in rest]
+    sections: dict[str, list[str]] = {}
+    for name, body in parts:
+        if body and body not in sections.setdefault(name, []):
+            sections[name].append(body)
+    return {name: "\n\n".join(bodies) for name, bodies in sections.items() if bodies} or {"findings": ""}
+
+
+def _cut(text: str) -> list[list[str]]:
+    """Name and text of each section of a plain report, the preamble first; a name may still be BOTH or _TOP."""
+    headers = find_headers(text)
+    headed = any(header.section in ("findings", BOTH) for header in headers)
+    cuts = [("preamble", 0, 0)]  # name, where its header begins, where its text begins
+    divided = -1  # where the text begins of an impression that parts of the body divide
+    for header in headers:
+        current, _, at = cuts[-1]
+        name, start, before = header.section, header.end, text[at : header.start].rstrip()
+        if header.kind != "section":
+            begins = header.kind == "part" and not headed and current in _FRONT
+            if current == "impression" and header.kind == "part":
+                divided = divided if before else at
+                begins = divided != at and not any(one in ("findings", BOTH, _TOP) for one, _, _ in cuts)
+            if current in ("findings", BOTH, _TOP) or (current == "impression" and not begins):
+                continue
+            if header.kind == "top":
+                name = _TOP
+            elif current == "preamble" and before.endswith("."):
+                continue
+            elif begins:
+                name, start = "findings", header.start
+            elif not header.capitals:
+                continue
+        cuts.append((name, header.start, start))
+    ends = [header_start for _, header_start, _ in cuts[1:]] + [len(text)]
+    return [[name, text[start:end].strip()] for (name, _, start), end in zip(cuts, ends, strict=True)]
 
 
 def clean_text(text: str) -> str:

@@ -1,15 +1,18 @@
-"""Read drafts and references: JSON Lines with ids, tables with or without ids, or plain text with a report a line."""
+"""Read drafts and references: JSON Lines with ids, tables with or without ids, or plain text with a report a line.
+
+A text that is nothing (null, NaN, "nan", see `raddraft.tables`) is a blank draft, and no reference at all.
+"""
 
 from __future__ import annotations
 
-import csv
-import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from raddraft.errors import RadDraftError
 from raddraft.files import read_jsonl
+from raddraft.tables import IMAGE, REPORT, STUDY, find_column, is_nothing, read_cells
 
 JSON_LINES = (".jsonl", ".ndjson")
 TABLES = (".csv", ".tsv")
@@ -24,6 +27,8 @@ class Prediction:
     reference: str
 
 
+Texts = dict[str | int, str]
+"""Id of the study, or number of its line -> text."""
 Systems = dict[str, list[Prediction]]
 """Name of each system -> its drafts, all of the same studies in the same order; the first is the system under test."""
 
@@ -74,7 +79,9 @@ def read_predictions(path: str | Path, references: str | Path | None = None) -> 
     Args:
         path: .jsonl, one {"study_id", "prediction", "reference"} a line; .csv or .tsv with these columns; with
             `references` also .txt (or no suffix), a report a line, and tables of one column beside study_id.
-        references: the references, in any of these forms; joined by study_id, or by line if neither file has ids.
+        references: the references, in any of these forms, as reference, report or text; joined by study_id, or by line
+            if neither file has ids. A table without study_id may name an image file. Ids that only one file has are
+            joined by the name of the image file, x for my-images/x.png, unless another id of its file has the same.
 
     Raises:
         RadDraftError: an unknown file type, broken JSON, a missing key or column, a wrong type, a duplicate study,
@@ -93,41 +100,38 @@ def read_predictions(path: str | Path, references: str | Path | None = None) -> 
     if not own and by_line[0] and len(drafts) != len(reports):
         counts = f"{path} has {len(drafts)} texts and {source} has {len(reports)}"
         raise RadDraftError(f"{counts}: without ids the numbers must be equal")
-    common = [key for key in drafts if key in reports]
+    if not by_line[0]:
+        reports = {key: text for key, text in reports.items() if text}
+    key_of = _join(drafts, reports)
     notes = []
-    if count := len(drafts) - len(common):
+    if count := sum(key != other for key, other in key_of.items()):
+        notes.append(f"{path}: {count} predictions are joined with {source} by the name of the file in their id")
+    if count := len(drafts) - len(key_of):
         notes.append(f"{path}: {count} predictions without a reference{'' if own else f' in {source}'} are left out")
-    if count := len(reports) - len(common):
+    if count := len(reports) - len(key_of):
         notes.append(f"{source}: {count} references without a prediction in {path} are left out")
-    if not common:
+    if not key_of:
         raise RadDraftError(f"{path}: no prediction with a reference ({len(drafts)} without)")
-    return [Prediction(str(key), drafts[key], reports[key]) for key in common], notes
+    return [Prediction(str(key), drafts[key], reports[other]) for key, other in key_of.items()], notes
 
 
-def read_texts(path: str | Path, column: str, optional: bool = False) -> dict[str | int, str]:
-    """One text a study: study_id, or number of the line if there are no ids -> text.
+def read_texts(path: str | Path, column: str, optional: bool = False) -> Texts:
+    """One text a study: study_id, or number of the line if there are no ids -> text, "" where it is nothing.
 
     Args:
         path: as for `read_predictions`.
         column: key or column of the text.
-        optional: leave out studies without this text: null or missing in JSON Lines, an empty cell in tables.
+        optional: it is beside other texts, which are what the file is for: leave out the studies without it, and take
+            no other column for it.
 
     Raises:
         RadDraftError: as `read_predictions`.
     """
     path = Path(path)
     suffix = path.suffix.lower()
-    if suffix in TABLES:
-        return _read_table(path, column, optional)
-    if suffix in JSON_LINES:
-        texts: dict[str | int, str] = {}
-        for where, row in read_jsonl(path, ("study_id",) if optional else ("study_id", column), "study_id"):
-            text = row.get(column)
-            if isinstance(text, str):
-                texts[row["study_id"]] = text
-            elif text is not None:
-                raise RadDraftError(f"{where}: {column} must be a string or null, got {text!r}")
-        return texts
+    if suffix in (*TABLES, *JSON_LINES):
+        texts = (_read_table if suffix in TABLES else _read_json_lines)(path, column, optional)
+        return {key: text for key, text in texts.items() if text or not optional}
     if suffix not in (".txt", ""):
         raise RadDraftError(f"{path}: reports are read from .jsonl, .csv, .tsv and .txt, not from {suffix}")
     try:
@@ -135,39 +139,76 @@ def read_texts(path: str | Path, column: str, optional: bool = False) -> dict[st
     except UnicodeDecodeError as error:
         raise RadDraftError(f"{path}: not UTF-8: {error}") from None
     lines = content.removesuffix("\n").split("\n") if content else []
-    return {number: line.removesuffix("\r") for number, line in enumerate(lines, 1)}
+    return {number: _text(line.removesuffix("\r")) for number, line in enumerate(lines, 1)}
 
 
-def _read_table(path: Path, column: str, optional: bool) -> dict[str | int, str]:
-    columns, *rows = _read_cells(path) or [[]]
-    text = column
-    if column not in columns and "study_id" in columns and len(columns) == 2 and not optional:
-        text = next(name for name in columns if name != "study_id")
-    if text not in columns:
+def _join(drafts: Texts, reports: Texts) -> dict[str | int, str | int]:
+    """Id of each draft that has a reference -> id of that, in the order of the drafts."""
+    key_of = {key: key for key in drafts if key in reports}
+    theirs = {name: key for name, key in _by_file(reports).items() if key not in key_of}
+    key_of |= {key: theirs[name] for name, key in _by_file(drafts).items() if key not in key_of and name in theirs}
+    return {key: key_of[key] for key in drafts if key in key_of}
+
+
+def _by_file(texts: Texts) -> dict[str, str | int]:
+    """Name of the image file in each id -> id, where no other id has the same."""
+    from raddraft.names import image_stem
+
+    names = {key: image_stem(key.replace("\\", "/")) for key in texts if isinstance(key, str)}
+    counts = Counter(names.values())
+    return {name: key for key, name in names.items() if counts[name] == 1}
+
+
+def _read_json_lines(path: Path, column: str, optional: bool) -> Texts:
+    texts: Texts = {}
+    for where, row in read_jsonl(path, ("study_id",), "study_id"):
+        name = column if column in row else find_column(row, _names(column, optional))
+        if name is None and not optional:
+            raise RadDraftError(f"{where}: key {column!r} is missing")
+        text = row[name] if name else None
+        if not isinstance(text, str) and not is_nothing(text):
+            raise RadDraftError(f"{where}: {name} must be a string or null, got {text!r}")
+        texts[row["study_id"]] = _text(text)
+    return texts
+
+
+def _read_table(path: Path, column: str, optional: bool) -> Texts:
+    columns, *rows = _read_rows(path) or [[]]
+    study = find_column(columns, (*STUDY, *IMAGE))
+    names = _names(column, optional)
+    text = find_column(columns, names)
+    if text is None and study and len(columns) == 2 and not optional:
+        text = next(name for name in columns if name != study)
+    if text is None:
         hint = "the first line must name them" + ("; or give the reports with --references" if optional else "")
-        raise RadDraftError(f"{path}: no column {column!r}. Columns: {', '.join(columns) or 'none'}; {hint}")
-    texts: dict[str | int, str] = {}
+        wanted = " or ".join(map(repr, names))
+        raise RadDraftError(f"{path}: no column {wanted}. Columns: {', '.join(columns) or 'none'}; {hint}")
+    texts: Texts = {}
     for number, cells in enumerate(rows, 1):
         if len(cells) != len(columns):
             comparison = "more" if len(cells) > len(columns) else "fewer"
             raise RadDraftError(f"{path} row {number}: {comparison} cells than columns")
         row = dict(zip(columns, cells, strict=True))
-        key = row.get("study_id", number)
+        key = row[study] if study else number
+        if study and not row[study].strip():
+            raise RadDraftError(f"{path} row {number}: {study} must not be blank")
         if key in texts:
-            raise RadDraftError(f"{path} row {number}: duplicate study_id {key!r}")
-        texts[key] = row[text]
-    return {key: value for key, value in texts.items() if value or not optional}
+            raise RadDraftError(f"{path} row {number}: duplicate {study} {key!r}")
+        texts[key] = _text(row[text])
+    return texts
 
 
-def _read_cells(path: Path) -> list[list[str]]:
+def _names(column: str, optional: bool) -> tuple[str, ...]:
+    """What a column of texts may be called; a table of nothing but references may call them reports."""
+    return (column, *REPORT) if column == "reference" and not optional else (column,)
+
+
+def _text(text: str | None) -> str:
+    return "" if text is None or is_nothing(text) else text
+
+
+def _read_rows(path: Path) -> list[list[str]]:
     """Cells of all rows. In a table of one column a blank line is an empty cell; in others it is skipped."""
-    limit = csv.field_size_limit(sys.maxsize)  # the default would refuse a report of 128 kB
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.reader(file, dialect="excel-tab" if path.suffix.lower() == ".tsv" else "excel"))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise RadDraftError(f"{path}: {error}") from None
-    finally:
-        csv.field_size_limit(limit)
+    rows = [cells for _, cells in read_cells(path)]
     single = all(len(row) < 2 for row in rows)
     return [row or [""] for row in rows if row or single]

@@ -4,8 +4,8 @@
      "images": [{"path": "files/x.jpg", "view": "PA", "masks": {"lungs": "masks/x.png"}}],
      "sections": {"findings": "…"}, "labels": {"Edema": 1}, "patient": {"sex": "F"}, "source": "…"}
 
-NaN, as pandas writes it, counts as null. On disk, paths are relative to the manifest's folder; in memory they are
-absolute.
+What is nothing (null, NaN, "nan", see `raddraft.tables`) counts as missing. On disk, paths are relative to the
+manifest's folder; in memory they are absolute.
 """
 
 from __future__ import annotations
@@ -19,16 +19,14 @@ from typing import Any, Literal
 
 from raddraft.errors import RadDraftError
 from raddraft.files import read_jsonl, write_jsonl
+from raddraft.tables import NAN, is_nothing
+from raddraft.views import Direction, direction
 
 GrayMapping = Literal["window", "minmax", "percentile"]
 """How gray values of an image file become 8 bits, see `raddraft.images`."""
 
 SPLITS = ("train", "val", "test")
 REQUIRED = ("study_id", "subject_id", "split")
-
-# View positions as they stand in MIMIC-CXR, CheXpert, NIH, Open-i and DICOM (0018,5101).
-FRONTAL_VIEWS = {"PA", "AP", "AP SUPINE", "AP ERECT", "AP AXIAL", "PA LLD", "AP LLD", "AP RLD", "PA RLD", "FRONTAL"}
-LATERAL_VIEWS = {"L", "LL", "RL", "LAT", "LATERAL", "LLO", "RLO", "LPO", "RPO"}
 
 
 class ManifestError(RadDraftError):
@@ -49,14 +47,19 @@ class StudyImage:
     """Keys that this format does not know, kept as they are."""
 
     @property
+    def direction(self) -> Direction | None:
+        """frontal, lateral or other by `raddraft.views`; None where the view is not stated."""
+        return direction(self.view)
+
+    @property
     def frontal(self) -> bool:
         """True for PA, AP and their variants, and where the view is not stated."""
-        return not self.view or self.view.upper() in FRONTAL_VIEWS
+        return self.direction in ("frontal", None)
 
     @property
     def lateral(self) -> bool:
         """True for lateral views and their variants."""
-        return self.view is not None and self.view.upper() in LATERAL_VIEWS
+        return self.direction == "lateral"
 
 
 @dataclass
@@ -79,8 +82,9 @@ class Study:
 
     @property
     def main_image(self) -> StudyImage:
-        """The picture to read when a model takes one: the first frontal one, else the first."""
-        return next((image for image in self.images if image.frontal), self.images[0])
+        """The picture to read when a model takes one: the first that is stated to be frontal, else the first whose view
+        is not stated, else the first."""
+        return min(self.images, key=lambda image: {"frontal": 0, None: 1}.get(image.direction, 2))
 
 
 def read_studies(path: str | Path, split: str | None = None, check_images: bool = False) -> list[Study]:
@@ -120,6 +124,23 @@ def read_studies(path: str | Path, split: str | None = None, check_images: bool 
             f"{path}: no study" + (f" in split {split!r} (there are: {counts})" if studies and split else "")
         )
     return chosen
+
+
+def says_something(section: str, text: Any) -> bool:
+    """Whether a section has a text. "None" is none, but as a comparison it says that there is no earlier film."""
+    return not is_nothing(text) or (
+        section == "comparison" and str(text).strip().lower() == "none" and text is not None
+    )
+
+
+def drop_nothing(study: Study) -> None:
+    """Take out of a study what is nothing: sections, views, the source; labels and patient values become None."""
+    study.sections = {name: text for name, text in study.sections.items() if says_something(name, text)}
+    study.labels = {name: None if is_nothing(label) else label for name, label in study.labels.items()}
+    study.patient = {name: None if is_nothing(value) else value for name, value in study.patient.items()}
+    study.source = None if is_nothing(study.source) else study.source
+    for image in study.images:
+        image.view = None if is_nothing(image.view) else image.view
 
 
 def write_studies(path: str | Path, studies: Iterable[Study]) -> int:
@@ -162,8 +183,8 @@ def count_splits(studies: Iterable[Study]) -> dict[str, int]:
 
 def _parse(row: dict[str, Any], root: Path, where: str) -> Study:
     for key in ("study_id", "subject_id"):
-        if not row[key]:
-            raise ManifestError(f"{where}: {key} must be a non-empty string, got ''")
+        if row[key].strip().lower() in ("", *NAN):
+            raise ManifestError(f"{where}: {key} must be a non-empty string, got {row[key]!r}")
     if row["split"] not in SPLITS:
         raise ManifestError(f"{where}: unknown split {row['split']!r}. Choices: {', '.join(SPLITS)}")
     if "images" not in row:
@@ -175,14 +196,16 @@ def _parse(row: dict[str, Any], root: Path, where: str) -> Study:
     source = row.pop("source", None)
     if source is not None and not isinstance(source, str):
         raise ManifestError(f"{where}: source must be a string or null, got {source!r}")
-    for name, text in mappings["sections"].items():
+    study_id, subject_id, split = (row.pop(key) for key in ("study_id", "subject_id", "split"))
+    study = Study(study_id, subject_id, split, images, **mappings, source=source, extra=row)
+    drop_nothing(study)
+    for name, text in study.sections.items():
         if not isinstance(text, str):
             raise ManifestError(f"{where}: section {name!r} must be a string, got {text!r}")
-    for name, label in mappings["labels"].items():
+    for name, label in study.labels.items():
         if label is not None and (isinstance(label, bool) or label not in (1, 0, -1)):
             raise ManifestError(f"{where}: label {name!r} is {label!r}. Choices: 1, 0, -1, null")
-    study_id, subject_id, split = (row.pop(key) for key in ("study_id", "subject_id", "split"))
-    return Study(study_id, subject_id, split, images, **mappings, source=source, extra=row)
+    return study
 
 
 def _pop_object(row: dict[str, Any], key: str, where: str) -> dict[str, Any]:
@@ -200,7 +223,7 @@ def _parse_image(image: Any, root: Path, where: str) -> StudyImage:
     view = image.pop("view", None)
     if view is not None and not isinstance(view, str):
         raise ManifestError(f"{where}: view must be a string or null, got {view!r}")
-    masks = _pop_object(image, "masks", where)
+    masks = {name: mask for name, mask in _pop_object(image, "masks", where).items() if not is_nothing(mask)}
     if not all(isinstance(mask, str) for mask in masks.values()):
         raise ManifestError(f"{where}: masks must map a structure to a path, got {masks!r}")
 

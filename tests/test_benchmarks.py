@@ -249,6 +249,14 @@ def test_nih(nih_root):
     }
 
 
+@pytest.mark.parametrize("nothing", ["nan", "None", "N/A"])
+def test_nih_cells_that_are_nothing(nih_root, nothing):
+    blank = {"Patient Age": nothing, "Patient Gender": nothing, "View Position": nothing}
+    write_csv(nih_root / "Data_Entry_2017.csv", [nih_row(NIH_TRAIN, 0, "Mass", "60") | blank])
+    [study] = nih.convert(nih_root).studies
+    assert (study.patient, study.images[0].view) == ({"sex": None, "age": None}, None)
+
+
 def test_nih_errors(nih_root):
     table = nih_root / "Data_Entry_2017.csv"
     write_csv(table, [nih_row("1", 0, "Effusion|Cough", "1")])
@@ -393,6 +401,16 @@ def test_covid(covid_root):
     assert dropped(conversion) == {"modality is not X-ray": 1, "no image file on disk": 1}
 
 
+@pytest.mark.parametrize("nothing", ["nan", "None", "<NA>"])
+def test_covid_cells_that_are_nothing(covid_root, nothing):
+    blank = dict.fromkeys(("sex", "age", "finding", "view", "clinical_notes"), nothing)
+    write_csv(covid_root / "metadata.csv", [COVID | blank, COVID | {"filename": "b.jpg"}])
+    [study] = covid.convert(covid_root).studies
+    assert study.patient == {"sex": None, "age": None}
+    assert (study.labels, [image.view for image in study.images]) == ({}, [None, "PA"])
+    assert study.sections == {"note": "Cough for three days."}
+
+
 def test_covid_errors(covid_root):
     write_csv(covid_root / "metadata.csv", [{"patientid": "2", "finding": "x"}])
     with pytest.raises(CorpusError, match=r"no column 'view'\. Columns: patientid, finding"):
@@ -475,6 +493,15 @@ def candid(tmp_path) -> Path:
     for number in range(1, 5):
         write_dicom(root / "dataset" / f"1.{number}", PatientSex="M", PatientAge="040Y")
     return root
+
+
+@pytest.mark.parametrize("nothing", ["nan", "None"])
+def test_candid_cells_that_are_nothing(candid, nothing):
+    columns = ("SOPInstanceUID", "StudyInstanceUID", "filename", "EncodedPixels", "Report")
+    row = dict(zip(columns, ("1.2", "5.2", f"{CANDID[0]}_2.jpg", nothing, nothing), strict=True))
+    write_csv(candid / "Pneumothorax_reports.csv", [row])
+    [study] = candid_ptx.convert(candid).studies
+    assert (study.sections, study.labels["Pneumothorax"]) == ({}, 0)
 
 
 def test_candid(candid):

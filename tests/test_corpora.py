@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from generator.corpora import CORPORA, chexpert_plus, converter, folder, iu_xray, mimic_cxr, r2gen
-from generator.corpora.common import CorpusError, hash_split, parse_label
+from generator.corpora.common import CorpusError, hash_split, parse_label, parse_patient, read_table
 from raddraft.cli import run
 from raddraft.studies import read_studies
 from scripts.prepare import COMMANDS
@@ -643,6 +643,151 @@ def test_folder_names_the_columns_of_a_table_without_images(own_images):
     assert len(folder.convert(own_images / "images", table=table, path_column="photo").studies) == 1
 
 
+@pytest.mark.parametrize(
+    ("column", "texts"),
+    [
+        ("Narrative", ["The lungs are clear.", "Small effusion."]),
+        ("dictation", ["FINDINGS: Clear. IMPRESSION: Normal.", ""]),
+        ("body", ["no pleural effusion or pneumothorax is seen on this film", "nan"]),
+    ],
+)
+def test_folder_refuses_a_table_whose_reports_it_would_not_read(tmp_path, column, texts):
+    rows = [{"image": f"{i}.png", "age": "63", column: text} for i, text in enumerate(texts)]
+    write_csv(tmp_path / "reports.csv", rows)
+    for row in rows:
+        touch(tmp_path / row["image"])
+    expected = rf"reports\.csv: no report was found, but column '{column}' looks like reports: .* --report-column"
+    with pytest.raises(CorpusError, match=expected):
+        folder.convert(tmp_path, table=tmp_path / "reports.csv")
+    assert not (tmp_path / "studies.jsonl").exists()
+    conversion = folder.convert(tmp_path, table=tmp_path / "reports.csv", report_column=column)
+    assert conversion.studies[0].sections["findings"]
+    assert "Columns not used: age" in str(conversion)
+    assert "--report-column" not in str(conversion)
+
+
+def test_folder_names_the_columns_that_it_does_not_use(tmp_path):
+    row = {"": "0", "image": "1.png", "Ward": "B 3", "indication": "Cough.", "sex": "F"}
+    write_csv(tmp_path / "list.csv", [row])
+    touch(tmp_path / "1.png")
+    told = "Columns not used: Ward, sex. If one of them holds the reports, name it with --report-column"
+    assert told in str(folder.convert(tmp_path, table=tmp_path / "list.csv"))
+    (tmp_path / "1.txt").write_text("The lungs are clear.")
+    write_csv(tmp_path / "list.csv", [{"image": "1.png", "Note": "Seen by the ward. Not a report."}])
+    assert "Columns not used: Note" in str(folder.convert(tmp_path, table=tmp_path / "list.csv"))
+    write_csv(tmp_path / "list.csv", [{"image": "1.png", "report": "Clear."}])
+    assert "not used" not in str(folder.convert(tmp_path, table=tmp_path / "list.csv"))
+
+
+def test_folder_knows_columns_whatever_their_case_blanks_and_marks(tmp_path):
+    rows = [{"Image Path": f"{i}.png", "PatientID": "A", "View-Position": "PA", "Report": "Clear."} for i in range(2)]
+    write_csv(tmp_path / "list.csv", rows)
+    for row in rows:
+        touch(tmp_path / row["Image Path"])
+    studies = folder.convert(tmp_path, table=tmp_path / "list.csv").studies
+    assert [(study.subject_id, study.images[0].view) for study in studies] == [("A", "PA"), ("A", "PA")]
+    assert studies[0].sections == {"findings": "Clear."}
+
+
+# --- Nothing -----------------------------------------------------------------------------------------------------
+
+WORDS = ["", "  ", "nan", "NaN", "<NA>", "None", "null", "N/A"]
+NAN = ["nan", "NaN", "<NA>", "NaT", "#N/A"]
+
+
+@pytest.mark.parametrize("nothing", WORDS, ids=repr)
+@pytest.mark.parametrize("column", ["findings", "report"])
+def test_nothing_in_a_table_of_images(tmp_path, column, nothing):
+    rows = [
+        {"image": "1.png", "study_id": "NA", "subject_id": "None", "view": nothing, column: nothing},
+        {"image": "2.png", "study_id": "NA", "subject_id": "None", "view": "PA", column: "Clear."},
+        {"image": "3.png", "study_id": "s3", "subject_id": "null", "view": "AP", column: nothing},
+    ]
+    write_csv(tmp_path / "list.csv", rows)
+    for row in rows:
+        touch(tmp_path / row["image"])
+    conversion = folder.convert(tmp_path, table=tmp_path / "list.csv", split="train")
+    studies = by_id(tmp_path / "studies.jsonl")
+    assert {name: study.subject_id for name, study in studies.items()} == {"NA": "None", "s3": "null"}
+    assert studies["NA"].sections == {"findings": "Clear."}, "the first row of the study has no report"
+    assert [image.view for image in studies["NA"].images] == [None, "PA"]
+    assert studies["NA"].main_image.path.name == "2.png"
+    assert studies["s3"].sections == {}
+    assert conversion.n_reports_read == 1
+    assert len(folder.convert(tmp_path, table=tmp_path / "list.csv", sections=("findings",)).studies) == 1
+
+
+@pytest.mark.parametrize("nothing", ["", *NAN])
+@pytest.mark.parametrize("column", ["study_id", "subject_id", "image"])
+def test_an_id_that_is_nothing_is_refused(tmp_path, column, nothing):
+    row = {"image": "1.png", "study_id": "s", "subject_id": "p", "report": "Clear."}
+    write_csv(tmp_path / "list.csv", [row | {column: nothing}])
+    with pytest.raises(CorpusError, match=r"list\.csv line 2: path, study and subject must not be blank"):
+        folder.convert(tmp_path, table=tmp_path / "list.csv")
+
+
+def test_a_report_beside_an_image_may_be_nothing(tmp_path):
+    for name, text in (("1", "nan"), ("2", "Clear.")):
+        touch(tmp_path / f"{name}.png").with_suffix(".txt").write_text(text)
+    assert [study.sections for study in folder.convert(tmp_path).studies] == [{}, {"findings": "Clear."}]
+
+
+@pytest.mark.parametrize("nothing", ["nan", "None", "N/A"])
+def test_nothing_in_the_tables_of_mimic(mimic, nothing):
+    zipped = (mimic / "mimic-cxr-2.0.0-metadata.csv.gz").is_file()
+    suffix = ".csv.gz" if zipped else ".csv"
+    row = {"dicom_id": "d1", "subject_id": "10000001", "study_id": "50000001", "ViewPosition": nothing}
+    write_csv(mimic / f"mimic-cxr-2.0.0-metadata{suffix}", [row | {"StudyDate": "nan", "StudyTime": "nan"}], zipped)
+    row = {"subject_id": "10000001", "study_id": "50000001", "Edema": nothing, "Fracture": "1.0"}
+    write_csv(mimic / f"mimic-cxr-2.0.0-chexpert{suffix}", [row], zipped)
+    [study] = mimic_cxr.convert(mimic, views="all").studies
+    assert study.labels == {"Edema": None, "Fracture": 1}
+    assert (study.images[0].view, study.extra) == (None, {})
+
+
+@pytest.mark.parametrize("nothing", ["nan", "None", "N/A", "<NA>"])
+def test_nothing_in_the_table_of_chexpert_plus(chexpert, nothing):
+    blank = dict.fromkeys(("section_clinical_history", "age", "sex", "recent_bmi", "section_impression"), nothing)
+    write_csv(chexpert / "df_chexpert_plus_240401.csv", [CHEXPERT | blank | {"ap_pa": nothing}])
+    [study] = chexpert_plus.convert(chexpert).studies
+    assert study.patient == {"sex": None, "age": None, "bmi": None}
+    assert study.sections == {"history": "Cough.", "findings": "1.LUNGS ARE CLEAR.", "end of impression": "1-NORMAL"}
+    assert study.images[0].view == "FRONTAL"
+    write_csv(chexpert / "df_chexpert_plus_240401.csv", [CHEXPERT | {"section_findings": nothing}])
+    with pytest.raises(CorpusError, match=r"no study has a section 'findings'\. Sections found: history"):
+        chexpert_plus.convert(chexpert)
+
+
+@pytest.mark.parametrize("nothing", ["nan", "null", "None"])
+def test_nothing_in_the_tables_of_iu(iu, nothing):
+    columns = ("uid", "indication", "comparison", "findings", "impression")
+    rows = [("7", nothing, "None", "Clear.", nothing), ("8", "Cough.", nothing, nothing, "Normal.")]
+    write_csv(iu / "indiana_reports.csv", [dict(zip(columns, row, strict=True)) for row in rows])
+    row = {"uid": "7", "filename": "7_IM-0001-1001.dcm.png", "projection": nothing}
+    write_csv(iu / "indiana_projections.csv", [row])
+    studies = iu_xray.convert(iu, reports=iu / "indiana_reports.csv").studies
+    assert [(study.study_id, study.sections) for study in studies] == [
+        ("CXR7", {"comparison": "None", "findings": "Clear."})
+    ]
+    assert {image.view for image in studies[0].images} == {None}
+
+
+@pytest.mark.parametrize("nothing", [None, float("nan"), "nan", ""], ids=repr)
+def test_nothing_in_the_json_of_r2gen(tmp_path, nothing):
+    entry = {"image_path": ["a.png"], "split": "train"}
+    entries = [
+        entry | {"id": "a", "report": "Clear.", "subject_id": None, "study_id": float("nan")},
+        entry | {"id": "b", "report": nothing, "subject_id": 7},
+    ]
+    conversion = r2gen.convert(r2gen_tree(tmp_path, {"train": entries}), sections=())
+    assert [(study.study_id, study.subject_id, study.sections, study.extra) for study in conversion.studies] == [
+        ("a", "a", {"findings": "Clear."}, {}),
+        ("b", "7", {}, {}),
+    ]
+    with pytest.raises(CorpusError, match="expected an object with an id"):
+        r2gen.convert(r2gen_tree(tmp_path, {"train": [entry | {"id": None, "report": "Clear."}]}))
+
+
 # --- What they share ---------------------------------------------------------------------------------------------
 
 
@@ -658,10 +803,32 @@ def test_hash_split_follows_its_formula():
 
 
 @pytest.mark.parametrize(
-    ("value", "label"), [("1.0", 1), ("0", 0), ("-1.0", -1), ("", None), (None, None), (-1.0, -1), (float("nan"), None)]
+    ("value", "label"),
+    [
+        *(("1.0", 1), ("0", 0), ("-1.0", -1), ("", None), (None, None), (-1.0, -1), (float("nan"), None)),
+        *((word, None) for word in (" ", "nan", "NaN", "<NA>", "None", "NA")),
+    ],
 )
 def test_labels(value, label):
     assert parse_label(value, "x") == label
+
+
+@pytest.mark.parametrize("word", ["", " ", "nan", "NaN", "<NA>", "None", "N/A"])
+def test_ages_and_sexes_that_are_nothing(word):
+    assert parse_patient(word, word, "x") == {"sex": None, "age": None}
+
+
+def test_a_table_is_read_cell_by_cell(tmp_path):
+    (tmp_path / "t.csv").write_text("\ufeffid,text\nNA,nan\n\nnull\n<NA>,a b\n", encoding="utf-8")
+    assert [row for _, row in read_table(tmp_path / "t.csv")] == [
+        *({"id": "NA", "text": ""}, {"id": "null", "text": ""}, {"id": "", "text": "a b"})
+    ]
+    text = "word " * 40_000  # more than the limit of the csv module
+    (tmp_path / "t.TSV").write_text(f"id\ttext\n1\t{text}\n")
+    assert [row["text"] for _, row in read_table(tmp_path / "t.TSV", ["id"])] == [text]
+    (tmp_path / "t.csv").write_bytes("id,text\n1,Épanchement\n".encode("latin-1"))
+    with pytest.raises(CorpusError, match=r"t\.csv: .*utf-8"):
+        list(read_table(tmp_path / "t.csv"))
 
 
 @pytest.mark.parametrize("value", ["2", "0.5", "yes", 7.0])

@@ -127,3 +127,92 @@ def test_what_cannot_be_joined_is_one_sentence(tmp_path, drafts, reports, senten
     references = put(tmp_path / reports[0], reports[1]) if reports else None
     with pytest.raises(ValueError, match=sentence):
         read_predictions(path, references)
+
+
+WORDS = ["", "  ", "nan", "NaN", "<NA>", "None", "null", "N/A"]
+
+
+@pytest.mark.parametrize("nothing", WORDS, ids=repr)
+def test_a_text_that_is_nothing_is_a_blank_draft_and_no_reference(tmp_path, nothing) -> None:
+    drafts = put(tmp_path / "d.csv", f"study_id,prediction\ns1,{nothing}\ns2,Clear.\n")
+    reports = put(tmp_path / "r.csv", f"study_id,reference\ns1,Edema.\ns2,{nothing}\n")
+    found, left_out = read_predictions(drafts, reports)
+    assert found == [Prediction("s1", "", "Edema.")]
+    assert left_out == [f"{drafts}: 1 predictions without a reference in {reports} are left out"]
+    both = put(tmp_path / "b.csv", f"study_id,prediction,reference\ns1,{nothing},Edema.\ns2,Clear.,{nothing}\n")
+    assert read_predictions(both)[0] == found
+    lines = put(tmp_path / "d.txt", f"Edema.\n{nothing}\n")
+    assert read_texts(lines, "prediction") == {1: "Edema.", 2: ""}, "a line keeps its place"
+
+
+@pytest.mark.parametrize("nothing", [None, float("nan"), *WORDS], ids=repr)
+def test_json_lines_with_null_and_nan(tmp_path, nothing) -> None:
+    rows = [
+        {"study_id": "s1", "prediction": nothing, "reference": "Edema."},
+        {"study_id": "s2", "prediction": "Clear.", "reference": nothing},
+    ]
+    both = put(tmp_path / "b.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    expected = [Prediction("s1", "", "Edema.")]
+    assert read_predictions(both)[0] == expected
+    assert read_predictions(both, both)[0] == expected
+
+
+def test_an_id_may_be_a_word_that_elsewhere_means_nothing_but_not_nan(tmp_path) -> None:
+    drafts = put(tmp_path / "d.csv", "study_id,prediction\nNA,Clear.\nnull,Wet.\nNone,Dry.\n")
+    reports = put(tmp_path / "r.csv", "study_id,reference\nNone,Dry.\nNA,Clear.\nnull,Wet.\n")
+    assert [row.study_id for row in read_predictions(drafts, reports)[0]] == ["NA", "null", "None"]
+    for nothing in ("nan", "", "<NA>"):
+        put(drafts, f"study_id,prediction\ns1,Clear.\n{nothing},Wet.\n")
+        with pytest.raises(ValueError, match=r"d\.csv row 2: study_id must not be blank"):
+            read_predictions(drafts, reports)
+
+
+@pytest.mark.parametrize(
+    "reports",
+    [
+        ("r.csv", "study_id,report,age\ns1,Edema.,63\n"),
+        ("r.tsv", "Study ID\tage\tReport\ns1\t63\tEdema.\n"),
+        ("r.csv", "study,text,split\ns1,Edema.,test\n"),
+        ("r.csv", "image,patient_id,report\nmy-images/s1.png,A,Edema.\n"),
+        ("r.jsonl", '{"study_id": "s1", "report": "Edema.", "age": 63}\n'),
+        ("r.csv", "study_id,reference,report\ns1,Edema.,Something else.\n"),
+    ],
+)
+def test_a_table_of_references_may_be_the_one_that_was_prepared(tmp_path, reports) -> None:
+    drafts = put(tmp_path / "d.jsonl", '{"study_id": "s1", "prediction": "Clear.", "reference": null}\n')
+    references = put(tmp_path / reports[0], reports[1])
+    assert read_predictions(drafts, references)[0] == [Prediction("s1", "Clear.", "Edema.")]
+
+
+def test_beside_drafts_only_a_column_of_that_name_is_the_reference(tmp_path) -> None:
+    drafts = put(tmp_path / "d.csv", "study_id,prediction,text\ns1,a,b\n")
+    with pytest.raises(ValueError, match="no column 'reference'"):
+        read_predictions(drafts)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "joined"),
+    [
+        (["my-images/x.png", "my-images/y.png"], ["x", "y"], ["my-images/x.png", "my-images/y.png"]),
+        (["x", "y"], ["a/x.dcm", "/data/b/y.jpg"], ["x", "y"]),
+        (["my-images/x.png"], ["other/place/x.jpg"], ["my-images/x.png"]),
+        (["C:\\films\\x.png"], ["x"], ["C:\\films\\x.png"]),
+        (["1.2.840.113"], ["films/1.2.840.113"], ["1.2.840.113"]),
+        (["x", "a/y.png"], ["x", "y"], ["x", "a/y.png"]),
+        (["a/x.png", "b/x.png", "z"], ["x", "z"], ["z"]),
+        (["x", "z"], ["a/x.png", "b/x.png", "z"], ["z"]),
+        (["a/x.png", "b/x.png"], ["a/x.png", "x"], ["a/x.png"]),
+        (["x.png", "z"], ["x.1", "z"], ["z"]),
+    ],
+)
+def test_ids_given_as_paths_are_joined_by_the_name_of_the_file_where_it_is_unambiguous(
+    tmp_path, ours, theirs, joined
+) -> None:
+    drafts = tmp_path / "d.jsonl"
+    put(drafts, "".join(json.dumps({"study_id": name, "prediction": "a"}) + "\n" for name in ours))
+    reports = put(tmp_path / "r.csv", "study_id,report,age\n" + "".join(f"{name},b,1\n" for name in theirs))
+    found, left_out = read_predictions(drafts, reports)
+    assert [row.study_id for row in found] == joined
+    by_file = len(set(joined) - set(theirs))
+    assert (f"{by_file} predictions are joined" in str(left_out)) == (by_file > 0)
+    assert (f"{len(ours) - len(joined)} predictions without" in str(left_out)) == (len(joined) < len(ours))

@@ -63,7 +63,11 @@ def write_lines(folder: Path, *lines: Any) -> Path:
         ),
         (row(2, sections="Clear."), "sections must be an object, got 'Clear.'"),
         (row(2, sections=[]), "sections must be an object, got []"),
-        (row(2, sections={"findings": None}), "section 'findings' must be a string, got None"),
+        (row(2, sections={"findings": 5}), "section 'findings' must be a string, got 5"),
+        (row(2, study_id="nan"), "study_id must be a non-empty string, got 'nan'"),
+        (row(2, subject_id="<NA>"), "subject_id must be a non-empty string, got '<NA>'"),
+        (row(2, subject_id=float("nan")), "subject_id must be a string, got None"),
+        (row(2, study_id=" "), "study_id must be a non-empty string, got ' '"),
         (row(2, labels=["Edema"]), "labels must be an object, got ['Edema']"),
         (row(2, labels={"Edema": 2}), "label 'Edema' is 2. Choices: 1, 0, -1, null"),
         (row(2, labels={"Edema": True}), "label 'Edema' is True. Choices: 1, 0, -1, null"),
@@ -216,28 +220,29 @@ def test_a_whole_file_appears_at_once(tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
-@pytest.mark.parametrize(
-    ("view", "frontal", "lateral"),
-    [
-        (None, True, False),
-        ("", True, False),
-        ("PA", True, False),
-        ("ap supine", True, False),
-        ("LATERAL", False, True),
-        ("L", False, True),
-        ("LL", False, True),
-        ("SWIMMERS", False, False),
-    ],
-)
-def test_views(view: str | None, frontal: bool, lateral: bool) -> None:
-    image = StudyImage(Path("x.png"), view)
-    assert (image.frontal, image.lateral) == (frontal, lateral)
+NOTHING = [None, float("nan"), "", "  ", "nan", "NaN", "<NA>", "null", "None", "N/A"]
 
 
-def test_main_image_is_the_first_frontal_one(tmp_path: Path) -> None:
-    images = [StudyImage(tmp_path / f"{view}.png", view) for view in ("LATERAL", "AP", "PA")]
-    assert Study("s", "p", "train", images).main_image is images[1]
-    assert Study("s", "p", "train", images[:1]).main_image is images[0]
+@pytest.mark.parametrize("nothing", NOTHING, ids=repr)
+def test_what_is_nothing_is_missing_wherever_it_stands(tmp_path: Path, nothing: object) -> None:
+    images = [{"path": "a.png", "view": nothing, "masks": {"lungs": nothing}}, {"path": "b.png", "view": "PA"}]
+    changes = {
+        "sections": {"findings": nothing, "impression": "Normal.", "comparison": "None"},
+        "labels": {"Edema": nothing, "Mass": 1},
+        "patient": {"age": nothing, "sex": "F"},
+        "source": nothing,
+    }
+    [study] = read_studies(write_lines(tmp_path, row(1, images=images, **changes)))
+    assert study.sections == {"impression": "Normal.", "comparison": "None"}, "no earlier film is an answer"
+    assert (study.labels, study.patient) == ({"Edema": None, "Mass": 1}, {"age": None, "sex": "F"})
+    assert (study.source, study.images[0].view, study.images[0].masks) == (None, None, {})
+    assert study.main_image.path.name == "b.png", "a stated frontal comes before a view that is not stated"
+
+
+@pytest.mark.parametrize("name", ["NA", "null", "None", "0"])
+def test_an_id_may_be_a_word_that_elsewhere_means_nothing(tmp_path: Path, name: str) -> None:
+    [study] = read_studies(write_lines(tmp_path, row(1, study_id=name, subject_id=name)))
+    assert (study.study_id, study.subject_id) == (name, name)
 
 
 def test_real_data_can_be_read(cxr: Path) -> None:

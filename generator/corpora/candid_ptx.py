@@ -13,6 +13,7 @@ from generator.corpora import common
 from generator.corpora.common import Conversion, CorpusError, MissingFileError
 from generator.sections import clean_sections, parse_plain
 from raddraft.studies import Study, StudyImage
+from raddraft.tables import is_nothing
 
 _ORIGIN = "It is part of CANDID-PTX, https://doi.org/10.17608/k6.auckland.14173982 (on application)."
 _REPORTS = "Pneumothorax_reports.csv"
@@ -58,7 +59,7 @@ def convert(
                     f"{where}: needs a column SOPInstanceUID or anon_SOPUID, and EncodedPixels or mask_rle. "
                     f"Columns: {', '.join(row)}"
                 )
-            codes[image][structure] += [code] if code.strip() not in ("-1", "") else []
+            codes[image][structure] += [] if code.strip() == "-1" or is_nothing(code) else [code]
     folder = images or next((root / name for name in _IMAGE_FOLDERS if (root / name).is_dir()), None)
     if folder is None:
         raise MissingFileError(f"{root}: there is no folder {' or '.join(_IMAGE_FOLDERS)}. Name it with --images.")

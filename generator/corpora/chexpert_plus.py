@@ -10,6 +10,7 @@ from generator.corpora.common import Conversion, CorpusError
 from generator.sections import clean_sections
 from raddraft.files import read_jsonl
 from raddraft.studies import Study, StudyImage
+from raddraft.tables import is_nothing
 
 _ORIGIN = (
     "It is part of CheXpert Plus, https://aimi.stanford.edu/datasets/chexpert-plus (free registration). "
@@ -61,7 +62,8 @@ def convert(
         if len(parts) < 4 or not parts[-3].startswith("patient") or not parts[-2].startswith("study"):
             raise CorpusError(f"{where}: path_to_image must end like patient1/study1/view1_frontal.jpg, got {name!r}")
         texts = {section: row.get(f"section_{section.replace(' ', '_')}", "") for section in _SECTIONS}
-        history = row.get("section_clinical_history") or row.get("section_history", "")
+        histories = (row.get(f"section_{kind}", "") for kind in ("clinical_history", "history"))
+        history = next((text for text in histories if not is_nothing(text)), "")
         age, bmi, order = (_number(row, column, where) for column in ("age", "recent_bmi", "patient_report_date_order"))
         study = Study(
             f"{parts[-3]}_{parts[-2]}",
@@ -89,7 +91,7 @@ def _view(row: dict[str, str]) -> str | None:
 
 def _number(row: dict[str, str], column: str, where: str) -> float | int | None:
     value = row.get(column, "")
-    if not value:
+    if is_nothing(value):
         return None
     try:
         number = float(value)

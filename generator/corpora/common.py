@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
 import hashlib
 import json
 import math
@@ -15,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from raddraft.errors import RadDraftError
-from raddraft.studies import SPLITS, Study, StudyImage, write_studies
+from raddraft.studies import SPLITS, Study, StudyImage, drop_nothing, write_studies
+from raddraft.tables import is_nothing, read_cells
 from raddraft.text import format_table, progress
 
 MAX_AGE = 120
@@ -52,6 +51,7 @@ class Conversion:
         """Sentences to print under the table."""
         for study in self.studies:
             study.source = source
+            drop_nothing(study)
             for image in study.images:
                 image.path = image.path.absolute()
         self.n_read = len(self.studies)
@@ -163,7 +163,7 @@ class Conversion:
         """Check the studies and write the manifest; impossible ages are left out and counted.
 
         Raises:
-            CorpusError: no study is left, a duplicate study_id, or a subject in two splits.
+            CorpusError: no study is left, one without study_id or subject_id, a duplicate, or a subject in two splits.
         """
         self._blank_ages()
         if not self.studies:
@@ -175,6 +175,9 @@ class Conversion:
         seen: set[str] = set()
         first: dict[str, Study] = {}
         for study in self.studies:
+            if not study.study_id.strip() or not study.subject_id.strip():
+                names = f"study_id {study.study_id!r}, subject_id {study.subject_id!r}, {study.images[0].path.name}"
+                raise CorpusError(f"{self.source}: a study without a name: {names}")
             if study.study_id in seen:
                 raise CorpusError(f"{self.source}: duplicate study_id {study.study_id!r}")
             seen.add(study.study_id)
@@ -229,28 +232,27 @@ class Conversion:
 def read_table(path: Path, columns: Iterable[str] = ()) -> Iterator[tuple[str, dict[str, str]]]:
     """Rows of a CSV (or TSV, by its name; gzipped or not), each with its location ("x.csv line 7").
 
+    Cells that read NaN are blank, as cells are that a row lacks; other words for nothing, as None, are left to whoever
+    knows what the column holds (`raddraft.tables.is_nothing`; `Conversion` takes them out of its studies).
+
     Raises:
         CorpusError: one of `columns` is not in the header, or the file breaks off.
     """
-    delimiter = "\t" if ".tsv" in path.suffixes else ","
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, delimiter=delimiter, restval="")
-        header = list(reader.fieldnames or [])
-        missing = [column for column in columns if column not in header]
-        if missing:
-            raise CorpusError(f"{path}: no column {missing[0]!r}. Columns: {', '.join(header) or 'none'}")
-        try:
-            for row in reader:
-                yield f"{path.name} line {reader.line_num}", row
-        except (EOFError, csv.Error) as error:
-            raise CorpusError(f"{path} line {reader.line_num + 1}: {error}") from None
+    rows = read_cells(path, CorpusError)
+    _, header = next(rows, (0, []))
+    missing = [column for column in columns if column not in header]
+    if missing:
+        raise CorpusError(f"{path}: no column {missing[0]!r}. Columns: {', '.join(header) or 'none'}")
+    for line, cells in rows:
+        if cells:
+            blanks = [""] * (len(header) - len(cells))
+            yield f"{path.name} line {line}", dict(zip(header, cells + blanks, strict=False))
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file; CorpusError where it is broken."""
+    """A JSON file, with NaN as None; CorpusError where it is broken."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda _: None)
     except ValueError as error:
         raise CorpusError(f"{path}: not valid JSON: {error}") from None
 
@@ -276,6 +278,7 @@ def add_image(studies: dict[str, Study], row: Study, where: str) -> None:
     Raises:
         CorpusError: a later row puts the study under another subject, or into another split.
     """
+    drop_nothing(row)  # or it would keep out what a later row says
     study = studies.setdefault(row.study_id, row)
     if study is row:
         return
@@ -317,10 +320,10 @@ def hash_split(subject_id: str, fractions: tuple[float, float, float] = (0.7, 0.
 
 def parse_label(value: str | float | None, where: str) -> int | None:
     """Label of the CheXpert kind: 1, 0, -1, or blank for not mentioned."""
-    if value is None or value == "" or value != value:  # the last: NaN
+    if is_nothing(value):
         return None
     try:
-        number = float(value)
+        number = float(value)  # type: ignore[arg-type]  # None is nothing
     except ValueError:
         number = math.nan
     if number not in (1, 0, -1):
@@ -344,12 +347,12 @@ def parse_sex(value: str) -> str | None:
 
 
 def parse_age(value: str, where: str) -> int | float | None:
-    """Years of 58, 058Y, 18M, 006W or 045D; None for a blank.
+    """Years of 58, 058Y, 18M, 006W or 045D; None for nothing.
 
     Raises:
         CorpusError: not an age.
     """
-    if not value.strip():
+    if is_nothing(value):
         return None
     match = _AGE.fullmatch(value.strip().upper())
     if match is None:
@@ -374,7 +377,7 @@ def _read_header(study: Study) -> bool:
             sex, age, view = (str(header.get(name) or "").strip() for name in tags[1:])
     except Exception:  # broken bytes make the parser raise anything
         return False
-    image.view = image.view or view or None
+    image.view = image.view or (None if is_nothing(view) else view)
     try:
         years = parse_age(age, image.path.name)
     except CorpusError:  # free text in an age is no reason to lose the image

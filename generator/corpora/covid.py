@@ -9,6 +9,7 @@ from generator.corpora import common
 from generator.corpora.common import Conversion
 from generator.sections import clean_sections
 from raddraft.studies import Study, StudyImage
+from raddraft.tables import is_nothing
 
 _ORIGIN = "It is part of https://github.com/ieee8023/covid-chestxray-dataset. Name the file with --table."
 _COLUMNS = ("patientid", "finding", "view", "modality", "folder", "filename")
@@ -56,6 +57,6 @@ def _study(row: dict[str, str], root: Path, where: str) -> Study:
         common.hash_split(patient),
         [image],
         clean_sections({"note": row.get("clinical_notes", "")}),
-        {level: 1 for level in levels if level.lower() not in ("", "todo", "unknown")},
+        {level: 1 for level in levels if not is_nothing(level) and level.lower() not in ("todo", "unknown")},
         common.parse_patient(row.get("sex", ""), row.get("age", ""), where),
     )

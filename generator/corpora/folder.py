@@ -7,25 +7,26 @@ from __future__ import annotations
 
 import os
 import re
-from collections import Counter
 from pathlib import Path
 from typing import Literal
 
 from generator.corpora import common
 from generator.corpora.common import Conversion, CorpusError, MissingFileError
 from generator.sections import clean_sections, parse_plain
-from raddraft.studies import SPLITS, Study, StudyImage
+from raddraft import tables
+from raddraft.studies import SPLITS, Study, StudyImage, says_something
 
 COLUMNS = {
-    "path": ("path", "image", "image_path", "file", "filename"),
-    "study": ("study_id", "study"),
+    "path": tables.IMAGE,
+    "study": tables.STUDY,
     "subject": ("subject_id", "subject", "patient_id", "patient"),
-    "view": ("view", "ViewPosition"),
+    "view": ("view", "ViewPosition", "projection"),
     "split": ("split",),
-    "report": ("report", "text"),
+    "report": tables.REPORT,
 }
-"""What a column holds -> its usual names, in any case."""
-_SECTIONS = ("indication", "history", "comparison", "technique", "findings", "impression")
+"""What a column holds -> its usual names; case, blanks, - and _ do not matter."""
+_CONTEXT = ("indication", "history", "comparison", "technique")
+_SECTIONS = (*_CONTEXT, "findings", "impression")
 
 Shares = tuple[float, float, float]
 
@@ -70,14 +71,15 @@ def convert(
             such a column each row is a study.
         subject_column: Column with the patient, so that nobody is in two splits. By default subject_id, subject,
             patient_id or patient; without such a column each study is a subject of its own.
-        view_column: Column with the view, e.g. PA, AP, LATERAL. By default view or ViewPosition.
+        view_column: Column with the view, e.g. PA, AP, LATERAL. By default view, ViewPosition or projection.
         split_column: Column with the split: train, val (or valid, validate, validation), test. By default split.
-        report_column: Column with the whole report. By default report or text.
+        report_column: Column with the whole report. By default report or text. Where no report is found but another
+            column holds sentences, nothing is written.
         sections: Sections that a study must have, e.g. findings. By default none.
     """
     names = (path_column, study_column, subject_column, view_column, split_column, report_column)
     columns = dict(zip(COLUMNS, names, strict=True))
-    studies = _walk(root) if table is None else _read(table, root, columns)
+    studies, unused = (_walk(root), {}) if table is None else _read(table, root, columns)
     unknown = {study.subject_id for study in studies if not study.split}
     shares = (0.7, 0.1, 0.2) if split == "random" else split
     split_of = dict.fromkeys(unknown, shares) if isinstance(shares, str) else _deal(unknown, shares)
@@ -89,6 +91,7 @@ def convert(
         conversion.keep_files()
         read = [f"{what} from {name}" for what, name in columns.items() if name]
         conversion.notes.append(f"Columns: {', '.join(read)}")
+        _warn_of_unused(conversion, table, unused)
     conversion.require(sections)
     conversion.write()
     if unknown and split == "test" and all(study.sections for study in conversion.studies):
@@ -107,16 +110,45 @@ def find_image_files(root: Path) -> list[Path]:
     return paths
 
 
+def _warn_of_unused(conversion: Conversion, table: Path, unused: dict[str, list[str]]) -> None:
+    """Note the columns of a table that are not used.
+
+    Raises:
+        CorpusError: there is no report at all, and one of them looks like reports.
+    """
+    reports = next((name for name, cells in unused.items() if _look_like_reports(cells)), None)
+    found = not conversion.sections_read.keys() <= {*_CONTEXT}
+    if reports and not found:
+        raise CorpusError(
+            f"{table}: no report was found, but column {reports!r} looks like reports: name it with --report-column, "
+            "or take it out of the table"
+        )
+    if unused:
+        hint = "" if found else ". If one of them holds the reports, name it with --report-column"
+        conversion.notes.append(f"Columns not used: {', '.join(unused)}{hint}")
+
+
+def _look_like_reports(cells: list[str]) -> bool:
+    """Whether most of the cells that are not blank hold sentences, or many words."""
+    texts = [cell.split() for cell in cells if not tables.is_nothing(cell)]
+    sentences = [words for words in texts if len(words) > 7 or (len(words) > 1 and words[-1].endswith("."))]
+    return 2 * len(sentences) > len(texts)
+
+
 def _walk(root: Path) -> list[Study]:
+    from raddraft.names import name_studies
+
     paths = find_image_files(root)
-    ids = _study_ids([path.relative_to(root).as_posix() for path in paths])
+    ids = name_studies([path.relative_to(root).as_posix() for path in paths])
     return [Study(name, name, "", [StudyImage(path)]) for path, name in zip(paths, ids, strict=True)]
 
 
 def _is_image(path: Path) -> bool:
+    from raddraft.images import IMAGE_SUFFIXES
+
     if path.name.startswith("."):
         return False
-    if _stem(path.name) != path.name:
+    if path.suffix.lower() in IMAGE_SUFFIXES:
         return True
     # DICOM files are often named by a UID: no suffix, or what looks like one but is a number. DICOMDIR is an index.
     if path.name == "DICOMDIR" or not re.fullmatch(r"(\.\d+)?", path.suffix):
@@ -125,39 +157,25 @@ def _is_image(path: Path) -> bool:
         return file.read(132)[128:] == b"DICM"
 
 
-def _stem(name: str) -> str:
-    """The name without the suffix of an image; other dots, as in a UID, are part of the stem."""
-    from raddraft.images import IMAGE_SUFFIXES
-
-    stem, suffix = os.path.splitext(name)
-    return stem if suffix.lower() in IMAGE_SUFFIXES else name
-
-
-def _study_ids(names: list[str]) -> list[str]:
-    """A name for each relative path: the stem, or as much of the path as it takes to tell two files apart."""
-    ids = [_stem(name.rpartition("/")[2]) for name in names]
-    for stage in ([_stem(name).replace("/", "_") for name in names], [name.replace("/", "_") for name in names]):
-        counts = Counter(ids)
-        ids = [longer if counts[short] > 1 else short for short, longer in zip(ids, stage, strict=True)]
-    return ids
-
-
-def _read(table: Path, root: Path, columns: dict[str, str | None]) -> list[Study]:
-    """Studies of a table, without split where it has no such column.
+def _read(table: Path, root: Path, columns: dict[str, str | None]) -> tuple[list[Study], dict[str, list[str]]]:
+    """Studies of a table, without split where it has no such column, and the cells of the columns that are not used.
 
     `columns`: what a column holds -> its name, where the user gave one; the usual ones that are there are filled in.
     """
+    from raddraft.names import name_studies
+
     rows = list(common.read_table(table, [name for name in columns.values() if name]))
-    header = {name.strip().lower(): name for name in (rows[0][1] if rows else ())}
+    header = list(rows[0][1] if rows else ())
     for what, usual in COLUMNS.items():
-        columns[what] = columns[what] or next((header[name.lower()] for name in usual if name.lower() in header), None)
+        columns[what] = columns[what] or tables.find_column(header, usual)
     path_column = columns["path"]
     if path_column is None:
         raise CorpusError(
             f"{table}: no column for the image's path ({', '.join(COLUMNS['path'])}). Columns: "
-            f"{', '.join(header.values()) or 'none'}. Name the right one with --path-column"
+            f"{', '.join(header) or 'none'}. Name the right one with --path-column"
         )
-    ids = _study_ids([row[path_column] for _, row in rows])
+    of_section = {name: column for name in _SECTIONS if (column := tables.find_column(header, (name,)))}
+    ids = name_studies([row[path_column] for _, row in rows])
     studies: dict[str, Study] = {}
     for (where, row), default_id in zip(rows, ids, strict=True):
         found = {what: row[name] if name else None for what, name in columns.items()}
@@ -166,11 +184,14 @@ def _read(table: Path, root: Path, columns: dict[str, str | None]) -> list[Study
         if not study_id or not subject_id or not row[path_column]:
             raise CorpusError(f"{where}: path, study and subject must not be blank, got {row}")
         split = "" if found["split"] is None else common.parse_split(found["split"], where)
-        whole = parse_plain(found["report"]) if found["report"] else {}
-        parts = {name: row[header[name]] for name in _SECTIONS if name in header and row[header[name]]}
+        report = found["report"] or ""
+        whole = {} if tables.is_nothing(report) else parse_plain(report)
+        parts = {name: row[column] for name, column in of_section.items() if says_something(name, row[column])}
         image = StudyImage(root / row[path_column], found["view"] or None)
         common.add_image(studies, Study(study_id, subject_id, split, [image], clean_sections(whole | parts)), where)
-    return list(studies.values())
+    used = {"", *columns.values(), *of_section.values()}
+    unused = {name: [row[name] for _, row in rows] for name in header if name not in used}
+    return list(studies.values()), unused
 
 
 def _deal(subjects: set[str], shares: Shares) -> dict[str, str]:
@@ -187,6 +208,8 @@ def _deal(subjects: set[str], shares: Shares) -> dict[str, str]:
 
 
 def _report_beside(image: Path) -> dict[str, str]:
-    path = image.with_name(f"{_stem(image.name)}.txt")
+    from raddraft.names import image_stem
+
+    path = image.with_name(f"{image_stem(image.name)}.txt")
     text = path.read_text(encoding="utf-8-sig", errors="replace") if path.is_file() else ""
-    return clean_sections(parse_plain(text)) if text else {}
+    return {} if tables.is_nothing(text) else clean_sections(parse_plain(text))

@@ -41,14 +41,15 @@ def convert(
         names = entry.get("image_path")
         if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
             raise CorpusError(f"{where}: image_path must be a non-empty list of paths, got {names!r}")
+        subject, known = (entry.get(key) for key in ("subject_id", "study_id"))
         study = Study(
             str(entry["id"]),
-            str(entry.get("subject_id", entry["id"])),
+            str(entry["id"] if subject is None else subject),
             split,
             [StudyImage((images or root / "images") / name) for name in names],
             clean_sections({"findings": entry.get("report") or ""}),
         )
-        study.extra = {"study": str(entry["study_id"])} if "study_id" in entry else {}
+        study.extra = {} if known is None else {"study": str(known)}
         studies.append(study)
     conversion = Conversion("r2gen", studies, out or root / "studies.jsonl")
     conversion.keep_files()
@@ -71,6 +72,6 @@ def read_annotation(path: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
     for key, entries in parts.items():
         for number, entry in enumerate(entries):
             where = f"{path.name}, {key!r} entry {number}"
-            if not isinstance(entry, dict) or "id" not in entry:
+            if not isinstance(entry, dict) or entry.get("id") is None:
                 raise CorpusError(f"{where}: expected an object with an id, got {str(entry)[:80]!r}")
             yield where, parse_split(entry.get("split") or key, where), entry

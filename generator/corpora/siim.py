@@ -8,6 +8,7 @@ from pathlib import Path
 from generator.corpora import common
 from generator.corpora.common import Conversion, CorpusError
 from raddraft.studies import Study, StudyImage
+from raddraft.tables import is_nothing
 
 _ORIGIN = "It is part of https://www.kaggle.com/c/siim-acr-pneumothorax-segmentation. Name the file with --table."
 
@@ -32,7 +33,9 @@ def convert(root: Path, out: Path | None = None, table: Path | None = None, imag
         row = {key.strip(): value.strip() for key, value in row.items() if key}  # the header has a blank too many
         if not {"ImageId", "EncodedPixels"} <= row.keys():
             raise CorpusError(f"{where}: needs columns ImageId and EncodedPixels. Columns: {', '.join(row)}")
-        codes[row["ImageId"]] += [row["EncodedPixels"]] if row["EncodedPixels"] not in ("-1", "") else []
+        codes[row["ImageId"]] += (
+            [] if row["EncodedPixels"] == "-1" or is_nothing(row["EncodedPixels"]) else [row["EncodedPixels"]]
+        )
     paths = {path.stem: path for path in sorted((images or root).rglob("*.dcm"))}
     studies = []
     for name, found in codes.items():

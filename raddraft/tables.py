@@ -1,0 +1,71 @@
+"""Tables (CSV, TSV): one reader for all of them, what their columns are usually called, and what counts as nothing."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from raddraft.errors import RadDraftError
+
+NAN = frozenset({"nan", "<na>", "nat", "#n/a"})
+"""How pandas, NumPy and spreadsheets write a missing value, in lower case. This is nothing in any cell, an id too."""
+NOTHING = NAN | {"", "na", "n/a", "null", "none"}
+"""What else says that there is nothing. As an id it may be somebody's real name for a study."""
+
+# What a column holds: its usual names, the likeliest first; `find_column` compares letters and digits alone.
+IMAGE = ("path", "image", "image_path", "file", "filename")
+STUDY = ("study_id", "study")
+REPORT = ("report", "text")
+
+
+def is_nothing(value: Any) -> bool:
+    """Whether a cell or a value of JSON is missing: None, NaN, pandas' NA, blank, or a word of `NOTHING`.
+
+    >>> [is_nothing(value) for value in (None, float("nan"), " ", "NaN", "None", 0, "No edema.")]
+    [True, True, True, True, True, False, False]
+    """
+    return value is None or (not isinstance(value, int) and str(value).strip().lower() in NOTHING)
+
+
+def find_column(columns: Iterable[str], names: Sequence[str]) -> str | None:
+    """The column that has the first of `names` that any has, whatever its case, blanks, - and _.
+
+    >>> find_column(["Image Path", "StudyID"], ("study_id", "study"))
+    'StudyID'
+    """
+    by_name = {_letters(column): column for column in reversed(list(columns))}
+    return next((by_name[_letters(name)] for name in names if _letters(name) in by_name), None)
+
+
+def read_cells(path: Path, error: type[RadDraftError] = RadDraftError) -> Iterator[tuple[int, list[str]]]:
+    """Rows of a CSV file (or TSV, by its name; gzipped or not), each with its line; cells that read NaN are blank.
+
+    Raises:
+        RadDraftError: (or `error`) the file breaks off, or is not UTF-8.
+    """
+    delimiter = "\t" if ".tsv" in (suffix.lower() for suffix in path.suffixes) else ","
+    opener = gzip.open if path.suffix.lower() == ".gz" else open
+    with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
+        rows = csv.reader(file, delimiter=delimiter)
+        while True:
+            limit = csv.field_size_limit(sys.maxsize)  # of the whole process; its 128 kB would refuse a long cell
+            try:
+                cells = next(rows, None)
+            except (EOFError, csv.Error) as cause:
+                raise error(f"{path} line {rows.line_num + 1}: {cause}") from None
+            except UnicodeDecodeError as cause:
+                raise error(f"{path}: {cause}") from None
+            finally:
+                csv.field_size_limit(limit)
+            if cells is None:
+                return
+            yield rows.line_num, ["" if cell.strip().lower() in NAN else cell for cell in cells]
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[\W_]", "", name).lower()
