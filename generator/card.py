@@ -21,7 +21,6 @@ CARD = "README.md"
 BEGIN, END = "<!-- scores -->", "<!-- end of scores -->"
 NO_SCORES = "None yet; `raddraft score DRAFTS --model-card FOLDER` writes them here."
 TEMPLATE = Path(__file__).with_name("model_card.md.j2")
-SYNTHETIC = "phantom"  # `source` of synthetic studies
 IMAGES = {
     "frontal": "a frontal chest X-ray",
     "pair": "a frontal and a lateral chest X-ray",
@@ -55,7 +54,7 @@ def write_card(
         return
     splits = ("train", "val") if train.eval_every != 0 else ("train",)
     used = [study for split in splits for study in studies.get(split, ()) if prompt.answer(study) is not None]
-    synthetic = {study.source for study in used} == {SYNTHETIC}
+    synthetic = bool(used) and all(study.is_synthetic for study in used)
     counts = Counter((study.split, _source(study)) for study in used)
     base_model = [name for name in map(_hub_id, (model.tower, model.lm, model.vlm)) if name]
     tags = ["radiology", "chest-x-ray", "report-generation", "raddraft", *(["synthetic-data"] if synthetic else [])]
@@ -109,6 +108,8 @@ def add_scores(folder: Path, title: str, systems: Mapping[str, Mapping[str, Any]
         lines.append(f"| `{metric}` | {' | '.join(cells)} |")
         signatures.setdefault(score["signature"], []).append(f"`{metric}`")
     lines += ["", "Signatures:", "", *(f"- {', '.join(names)}: `{one}`" for one, names in signatures.items())]
+    for warning in first.get("warnings", []):
+        lines += ["", f"Warning: {warning}."]
     if first["skipped"]:
         lines += ["", f"Not measured: {', '.join(f'`{name}`' for name in first['skipped'])}."]
     write_text(folder / CARD, "\n".join([before + BEGIN, *lines, END + after]))
@@ -131,7 +132,7 @@ def _cell(score: Mapping[str, float] | None) -> str:
 
 
 def _source(study: Study) -> str:
-    return f"{SYNTHETIC} (synthetic)" if study.source == SYNTHETIC else study.source or "not stated"
+    return (study.source or "not stated") + (" (synthetic)" if study.is_synthetic else "")
 
 
 def _hub_id(name: str) -> str | None:

@@ -26,6 +26,8 @@ GrayMapping = Literal["window", "minmax", "percentile"]
 """How gray values of an image file become 8 bits, see `raddraft.images`."""
 
 SPLITS = ("train", "val", "test")
+PHANTOM = "phantom"
+"""`source` of computed phantoms."""
 REQUIRED = ("study_id", "subject_id", "split")
 
 
@@ -85,6 +87,11 @@ class Study:
         """The picture to read when a model takes one: the first that is stated to be frontal, else the first whose view
         is not stated, else the first."""
         return min(self.images, key=lambda image: {"frontal": 0, None: 1}.get(image.direction, 2))
+
+    @property
+    def is_synthetic(self) -> bool:
+        """Whether the images or a part of the report were made by software and not by people."""
+        return self.source == PHANTOM or bool(self.extra.get("synthetic"))
 
 
 def read_studies(path: str | Path, split: str | None = None, check_images: bool = False) -> list[Study]:

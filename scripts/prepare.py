@@ -21,6 +21,7 @@ Benchmarks of vision encoders, as published: labels, patients, masks.
     raddraft prepare lung-masks --source jsrt --root JSRT --out jsrt/studies.jsonl   # or montgomery, shenzhen
 
     raddraft prepare resize --studies studies.jsonl --out small --size 518    # images resized once, for pre-training
+    raddraft prepare labels --studies nih.jsonl --out nih_reports.jsonl       # synthetic findings from labels
 
 Every command prints what it read, what it dropped and why (e.g. images not on disk), and what each split holds. Splits
 by a hash are the same everywhere. Masks are written as PNG, masks/STRUCTURE/STUDY.png beside the manifest.
@@ -67,12 +68,27 @@ def resize(
     return 1 if done.errors else 0
 
 
+def labels(studies: Path, out: Path, section: str = "findings") -> None:
+    """Give studies that have labels and no findings a synthetic section of them, in plain sentences.
+
+    It says what the labels say and no more, and is marked as synthetic in the manifest.
+
+    Args:
+        studies: The manifest with labels.
+        out: The manifest to write.
+        section: Name of the section; studies that have one keep it.
+    """
+    from generator.corpora.from_labels import convert
+
+    print(convert(studies, out, section))
+
+
 def _printed(convert: Callable[..., Any]) -> Callable[..., None]:
     """The same command line as `convert`; what it returns is printed."""
     return functools.wraps(convert)(lambda *args, **kwargs: print(convert(*args, **kwargs)))
 
 
-COMMANDS = {name: _printed(converter(name)) for name in CORPORA} | {"resize": resize}
+COMMANDS = {name: _printed(converter(name)) for name in CORPORA} | {"resize": resize, "labels": labels}
 
 if __name__ == "__main__":
     from raddraft.cli import run

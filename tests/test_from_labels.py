@@ -52,7 +52,7 @@ def test_the_manifest_marks_them_and_keeps_what_was_there(tmp_path) -> None:
     studies[2].sections, studies[2].labels = {}, {}
     write_studies(tmp_path / "studies.jsonl", studies)
     told = convert(tmp_path / "studies.jsonl", tmp_path / "out.jsonl")
-    assert told.startswith("1 of 3 studies got synthetic findings")
+    assert told.startswith("1 of 3 studies got a synthetic section 'findings'")
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert rows[0]["sections"] == {"note": "x", "findings": "There is pulmonary edema."}
     assert rows[0]["synthetic"] == ["findings"]
@@ -65,5 +65,5 @@ def test_the_manifest_marks_them_and_keeps_what_was_there(tmp_path) -> None:
         convert(tmp_path / "out.jsonl", tmp_path / "out.jsonl")
     studies[0].labels = studies[1].labels = {}
     write_studies(tmp_path / "none.jsonl", studies)
-    with pytest.raises(RadDraftError, match="no study has labels"):
+    with pytest.raises(RadDraftError, match="no study has labels and no section 'findings'"):
         convert(tmp_path / "none.jsonl", tmp_path / "out2.jsonl")

@@ -54,37 +54,38 @@ def write_findings(labels: Mapping[str, int | None]) -> str:
     return " ".join(sentences)
 
 
-def add_findings(studies: Sequence[Study]) -> tuple[list[Study], int]:
-    """The studies with a synthetic findings section where they have labels and no findings of their own.
+def add_findings(studies: Sequence[Study], section: str = "findings") -> tuple[list[Study], int]:
+    """The studies with a synthetic section where they have labels and no such section of their own.
 
     Returns:
         All studies, and how many got a section.
     """
     done, count = [], 0
     for study in studies:
-        text = "" if study.sections.get("findings") else write_findings(study.labels)
+        text = "" if study.sections.get(section) else write_findings(study.labels)
         if text:
-            mark = {"synthetic": [*study.extra.get("synthetic", []), "findings"]}
-            study = replace(study, sections={**study.sections, "findings": text}, extra=study.extra | mark)
+            mark = {"synthetic": [*study.extra.get("synthetic", []), section]}
+            study = replace(study, sections={**study.sections, section: text}, extra=study.extra | mark)
             count += 1
         done.append(study)
     return done, count
 
 
-def convert(studies: Path, out: Path) -> str:
+def convert(studies: Path, out: Path, section: str = "findings") -> str:
     """Write a manifest with synthetic findings, and tell what it holds.
 
     Args:
         studies: the manifest with labels.
         out: the manifest to write.
+        section: name of the section; studies that have it keep theirs.
 
     Raises:
         RadDraftError: no study has labels, or `out` is `studies`.
     """
     if out.resolve() == studies.resolve():
         raise RadDraftError(f"{out} is the manifest that is read; choose another --out")
-    done, count = add_findings(read_studies(studies))
+    done, count = add_findings(read_studies(studies), section)
     if not count:
-        raise RadDraftError(f"{studies}: no study has labels to make findings from, and none of its own")
+        raise RadDraftError(f"{studies}: no study has labels and no section {section!r}; name another --section")
     write_studies(out, done)
-    return f"{count} of {len(done)} studies got synthetic findings, made from their labels: {out}"
+    return f"{count} of {len(done)} studies got a synthetic section {section!r}, made from their labels: {out}"
