@@ -1,1 +1,1 @@
-"""Speed (`python -m benchmarks`) and the labeler (`python -m benchmarks.labeler`), measured from a clone."""
+"""Measured from a clone: speed (`python -m benchmarks`), the labeler (`.labeler`), odd DICOM films (`.dicom_cases`)."""

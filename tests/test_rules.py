@@ -2,12 +2,15 @@
 
 import csv
 import json
+import time
 from pathlib import Path
 
 import pytest
 
 from benchmarks.labeler import main, read_gold, read_reports
+from metrics import rules
 from metrics.rules import OBSERVATIONS, label
+from raddraft.errors import RadDraftError
 
 SHORT = {
     "ECM": "Enlarged Cardiomediastinum",
@@ -173,10 +176,121 @@ SENTENCES = {
         ("Cervical plate and screws.", "SD+ NF+"),
         ("Elevation of the hemidiaphragm leads to crowding.", ""),
         ("Mitral valve calcification.", ""),
+        ("Surgical clips in the right upper quadrant.", "NF+"),
+        ("Kerley B lines.", "NF+"),
+        ("Thin left pleural line.", "NF+"),
+        ("Nerve sheath tumor.", "LL+"),
+        ("Fractured sternal wires.", "SD+ NF+"),
+    ],
+    "doubt about an exclusion": [
+        ("Pneumonia is not excluded.", "PN?"),
+        ("Pneumonia is not ruled out.", "PN?"),
+        ("Pneumonia has not been definitively ruled out.", "PN?"),
+        ("Effusion hasn't been fully excluded.", "PE?"),
+        ("Consolidation in the left base has not been convincingly excluded.", "CO?"),
+        ("Pneumonia cannot be completely or confidently excluded.", "PN?"),
+        ("Pneumonia cannot, however, be excluded.", "PN?"),
+        ("Pneumonia can hardly be excluded.", "PN?"),
+        ("Pneumonia is neither confirmed nor excluded.", "PN?"),
+        ("Pneumonia is hard to exclude.", "PN?"),
+        ("Effusion is difficult to definitively exclude on this view.", "PE?"),
+        ("Hard to rule out a small effusion on the left.", "PE?"),
+        ("Unable to exclude cardiomegaly.", "CM?"),
+        ("It is not possible to definitively rule out a small pneumothorax.", "PX?"),
+        ("Cannot exclude with certainty a small pneumothorax.", "PX?"),
+        ("We cannot rule pneumonia out.", "PN?"),
+        ("Exclusion of pneumonia is difficult.", "PN?"),
+        ("No definite exclusion of pneumonia.", "PN?"),
+        ("The study is insufficient to exclude a fracture.", "FX?"),
+        ("A negative film doesn't rule out fracture.", "FX?"),
+        ("The absence of opacity does not exclude pneumonia.", "LO- PN?"),
+        ("Pneumonia should be excluded.", "PN?"),
+        ("Likely atelectasis, though infection or aspiration is not excluded.", "AT+ PN?"),
+        ("Bibasilar atelectasis (pneumonia not excluded).", "AT+ PN?"),
+        ("No consolidation, but early pneumonia is not excluded.", "CO- PN?"),
+        ("No pneumothorax is seen, although a small one cannot be excluded.", "PX?"),
+        ("No definite effusion, but not excluded.", "PE?"),
+        ("Pneumonia is unlikely, but cannot be excluded.", "PN?"),
+        ("The effusion is larger and pneumonia is not excluded.", "PE+ PN?"),
+        ("There is an effusion and pneumonia is not excluded.", "PE+ PN?"),
+        ("Heart size is normal and pneumonia is not excluded.", "CM- PN?"),
+        ("Atelectasis, although pneumonia should also be considered.", "AT+ PN?"),
+        ("Consolidation should be considered pneumonia.", "CO+ PN?"),
+        ("Pneumothorax is small, if any.", "PX?"),
+        ("Pneumonia was definitively ruled out.", "PN- NF+"),
+        ("Pneumonia can be excluded.", "PN- NF+"),
+        ("The effusion is partially excluded from the field of view.", "PE+"),
+    ],
+    "what a view can show": [
+        ("No pneumothorax, although the sensitivity to detect pneumothorax is diminished on supine films.", "PX- NF+"),
+        ("No fracture, though radiographs are insensitive in detecting nondisplaced fractures.", "FX- NF+"),
+        ("No effusion, but a small effusion could easily be missed.", "PE- NF+"),
+        ("Supine technique limits detection of pneumothorax.", "NF+"),
+        ("Pneumothorax detection is limited on supine films.", "NF+"),
+        ("Small effusions may be obscured.", "NF+"),
+        ("Small effusions may not be apparent.", "NF+"),
+        ("A small pneumothorax would not be visible on this view.", "NF+"),
+        ("Subtle fractures may go undetected.", "NF+"),
+        ("A small pneumothorax is difficult to detect on supine films.", "NF+"),
+        ("It can be difficult to identify pneumothorax on supine films.", "NF+"),
+        ("The portable exam is insensitive for effusion.", "NF+"),
+        ("This exam is suboptimal for pneumothorax.", "NF+"),
+        ("Bony overlap could obscure a small nodule.", "NF+"),
+        ("In case of suspected pneumothorax, obtain an upright film.", "NF+"),
+        ("For detection of rib fractures, dedicated films are recommended.", "NF+"),
+        ("When a left apical pneumothorax is suspected, obtain an upright film.", "NF+"),
+        ("Should there be concern for pneumothorax, obtain an upright film.", "NF+"),
+        ("CT is advised to detect a nodule.", "NF+"),
+        ("Follow up to ensure clearing of the pneumonia.", "NF+"),
+        ("Recommend follow up until resolution of the opacity.", "NF+"),
+        ("Left effusion, sensitivity for pneumothorax is limited.", "PE+"),
+        ("Effusion is present and assessment for pneumonia is limited.", "PE+"),
+        ("The extent of the effusion is difficult to assess.", "PE+"),
+        ("Nodule on the frontal view, not seen on the lateral view.", "LL+"),
+    ],
+    "things gone": [
+        ("Chest tube removed.", "SD- NF+"),
+        ("The chest tube has been removed and the PICC remains in place.", "SD+ NF+"),
+        ("The chest tube has been withdrawn since the prior study.", "SD- NF+"),
+        ("The chest tube was pulled.", "SD- NF+"),
+        ("Right PICC has been discontinued.", "SD- NF+"),
+        ("The nasogastric tube is no longer in place.", "SD- NF+"),
+        ("Interval chest tube removal.", "SD- NF+"),
+        ("Small pneumothorax after chest tube removal.", "PX+ SD-"),
+        ("Following removal of the chest tube, the pneumothorax has increased.", "SD- PX+"),
+        ("Chest tube, nasogastric tube and PICC have been removed.", "SD- NF+"),
+        ("Pneumonia, resolved.", "PN- NF+"),
+        ("Effusion (now resolved).", "PE- NF+"),
+        ("Pneumonia resolved since the prior study.", "PN- NF+"),
+        ("Pneumonia has now completely cleared.", "PN- NF+"),
+        ("Atelectasis, since cleared.", "AT- NF+"),
+        ("The effusion has disappeared.", "PE- NF+"),
+        ("The edema has subsided.", "ED- NF+"),
+        ("The previous effusion is gone.", "PE- NF+"),
+        ("There is a left effusion which is no longer seen.", "PE- NF+"),
+        ("Previously seen pneumothorax is not found today.", "PX- NF+"),
+        ("Effusion, pneumothorax and edema have resolved.", "PE- PX- ED- NF+"),
+        ("The effusion has improved and pneumothorax has resolved.", "PE+ PX-"),
+        ("Left base opacity is unlikely to represent pneumonia.", "LO+ PN-"),
+    ],
+    "things not gone": [
+        ("The chest tube should be removed.", "SD+ NF+"),
+        ("Recommend removal of the chest tube.", "SD+ NF+"),
+        ("The PICC has been removed and replaced.", "SD+ NF+"),
+        ("The endotracheal tube has been withdrawn and now ends 4 cm above the carina.", "SD+ NF+"),
+        ("The tip of the feeding tube is not seen.", "SD+ NF+"),
+        ("Near complete resolution of the effusion.", "PE+"),
+        ("No resolution of the effusion.", "PE+"),
+        ("Pneumonia has not yet completely resolved.", "PN+"),
+        ("Left effusion, not previously seen.", "PE+"),
+        ("Multiple rib fractures, none of which are displaced.", "FX+"),
     ],
     "over a whole report": [
         ("No effusion on the right. Possible effusion on the left.", "PE?"),
         ("Possible effusion. No effusion on the right. Left effusion.", "PE+"),
+        ("INDICATION: Pneumonia, chest tube.\nFINDINGS: Left effusion.", "PE+"),
+        ("REASON FOR EXAM: Fever, rule out pneumonia or\nedema, known mass.\n\nNo effusion.", "PE- NF+"),
+        ("Clinical history: Fractures. Impression: No edema.", "ED- NF+"),
         ("", "NF+"),
         ("  \n ", "NF+"),
     ],
@@ -200,6 +314,65 @@ def test_case_and_white_space_do_not_matter(text: str) -> None:
     assert label(text.upper()) == expected
     assert label(text.replace(" ", "\n")) == expected
     assert label("\t" + text.replace(" ", " \t  ") + "\n\n") == expected
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("ETT", "ET", "NGT", "NG", "OGT", "Dobbhoff", "Dobhoff", "Dob-hoff", "DHT", "Trach", "PEG"),
+        *("Swan-Ganz", "Swan", "PA line", "IJ sheath", "Introducer sheath", "Cordis", "CVL", "CVC", "TLC", "PIC line"),
+        *("HD line", "Triple lumen", "RIJ", "Hickman", "Broviac", "Portacath", "Mediport", "PermCath"),
+        *("Pigtail", "PleurX", "IABP", "Intra-aortic balloon", "Balloon pump", "LVAD", "Ventricular assist system"),
+        *("Impella", "ECMO cannulae", "Loop recorder", "ILR", "PPM", "CRT-D", "Pacing wire"),
+        *("Pulse generator", "TAVR", "IVC filter"),
+    ],
+)
+def test_devices_by_their_short_names(name: str) -> None:
+    assert mentioned(f"{name} is in standard position.") == {"Support Devices": 1, "No Finding": 1}
+    assert mentioned(f"The {name} has been removed.") == {"Support Devices": 0, "No Finding": 1}
+
+
+@pytest.mark.parametrize("apostrophe", ["'", "’", "‘", "`", "´", "ʼ", "′", ""])
+def test_contractions_in_any_typography(apostrophe: str) -> None:
+    for verb, be in (("ca", "be"), ("could", "be"), ("is", ""), ("has", "been")):
+        assert mentioned(f"Pneumonia {verb}n{apostrophe}t {be} excluded.") == {"Pneumonia": -1}, verb
+
+
+@pytest.mark.parametrize(
+    "joined", ["ruled-out", "ruled\u2010out", "ruled\u2011out", "ruled\u00a0out", "ru\u00adled out"]
+)
+def test_hyphens_and_blanks_in_any_typography(joined: str) -> None:
+    assert mentioned(f"Pneumonia is not {joined}.") == {"Pneumonia": -1}
+
+
+@pytest.mark.parametrize(
+    "name", ["Pneumonia", "Small left effusion", "Cardiomegaly", "A rib fracture", "An early infiltrate"]
+)
+def test_doubt_is_the_same_for_every_finding(name: str) -> None:
+    """Some of their words look like those of the cues: "cardiomegaly" and "early" end like adverbs."""
+    (finding,) = set(mentioned(f"{name}.")) - {"No Finding"}
+    lower = name.lower()
+    for text in (f"{name} is not excluded.", f"Difficult to exclude {lower}.", f"{name} is difficult to exclude."):
+        assert mentioned(text) == {finding: -1}, text
+    for text in (f"{name} may be obscured.", f"Supine films are insensitive for {lower}.", f"CT to exclude {lower}."):
+        assert mentioned(text) == {"No Finding": 1}, text
+    for text in (f"{name}, resolved.", f"Interval resolution of {lower}.", f"There is no longer {lower}."):
+        assert mentioned(text) == {finding: 0, "No Finding": 1}, text
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *("not definitely ", "cannot be ", "neither confirmed nor ", "effusion has resolved ", "effusion and "),
+        *("tube tip removed and ", "withdrawn ", "there is effusion and ", "which is ", "if there is ", "(a ", ", "),
+        *("no effusion, ", "fracture of the ", "history: a ", "difficult to detect ", "heart ", "? ", "can't "),
+    ],
+)
+def test_endless_drafts_take_no_time(words: str) -> None:
+    """A model that repeats itself to the limit of its length; a hundred times as long as that is still read."""
+    started = time.process_time()
+    label(words * (20000 // len(words)))
+    assert time.process_time() - started < 2
 
 
 def test_every_observation_has_a_label() -> None:
@@ -278,6 +451,55 @@ def test_labeler_prints_both_sides_of_the_test_list(
 def test_labeler_counts_doubt_as_told(iu: tuple[Path, Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     main(*iu, uncertain="positive")
     assert figures(capsys.readouterr().out, "Pleural Effusion")[0] == ["0.500", "1.000", "0.667", "1"]
+
+
+@pytest.fixture
+def radlabels(tmp_path: Path) -> Path:
+    """Four made-up reports laid out like the samples of the package radlabels."""
+    (tmp_path / "synthetic_reports").mkdir()
+    labels = {
+        "synth_0001": ("Left effusion.", {"pleural_effusion": "definitely present"}),
+        "synth_0002": ("Pneumonia, resolved. ETT.", {"endotracheal_tube": "definitely present"}),
+        "synth_0003": ("Possible effusion.", {"pleural_effusion": "uncertain"}),
+        "synth_0004": ("HISTORY: Effusion.\n\nAn infiltrate.", {"air_space_opacity": "definitely present"}),
+    }
+    for name, (text, _) in labels.items():
+        (tmp_path / "synthetic_reports" / f"{name}.txt").write_text(text)
+    (tmp_path / "synthetic_labels.json").write_text(json.dumps({name: found for name, (_, found) in labels.items()}))
+    return tmp_path
+
+
+def test_labeler_prints_both_halves_of_radlabels(radlabels: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(radlabels=radlabels)
+    printed = capsys.readouterr().out
+    assert "Even of radlabels: 2 reports" in printed
+    assert "Odd of radlabels: 2 reports" in printed
+    assert figures(printed, "Pleural Effusion") == [["1.000", "1.000", "1.000", "1"], ["0.000", "0.000", "0.000", "0"]]
+    assert figures(printed, "Support Devices")[1] == ["1.000", "1.000", "1.000", "1"]
+    assert figures(printed, "Lung Opacity")[1] == ["1.000", "1.000", "1.000", "1"]
+
+
+def test_labeler_stands_another_version_beside(radlabels: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An older version is its file, under any name."""
+    older = radlabels / "rules_2.py"
+    source = Path(rules.__file__).read_text(encoding="utf-8")
+    older.write_text(source.replace(f'VERSION = "{rules.VERSION}"', 'VERSION = "2"').replace("effusions?", "efusions?"))
+    main(radlabels=radlabels, against=older)
+    printed = capsys.readouterr().out
+    assert f"rules {rules.VERSION} | rules 2 of {older}" in printed
+    assert figures(printed, "Pleural Effusion")[0] == ["1.000", "1.000", "1", "0.000"]
+    assert "times as fast" in printed
+    with pytest.raises(RadDraftError, match=r"rules_1.py is no Python file"):
+        main(radlabels=radlabels, against=radlabels / "rules_1.py")
+
+
+def test_labeler_needs_something_to_measure(iu: tuple[Path, Path, Path]) -> None:
+    with pytest.raises(RadDraftError, match="Nothing to measure"):
+        main()
+    with pytest.raises(RadDraftError, match="Nothing to measure"):
+        main(reports=iu[0])
+    with pytest.raises(RadDraftError, match="Nothing to measure"):
+        main(gold=iu[1], radlabels=iu[0])
 
 
 def test_labeler_names_what_does_not_fit(iu: tuple[Path, Path, Path]) -> None:
