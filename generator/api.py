@@ -29,6 +29,7 @@ from generator.vlm import ChatDrafter, load_chat
 from raddraft.errors import RadDraftError
 from raddraft.processes import WAIT, is_main_process, pick_device
 from raddraft.studies import GrayMapping, Study, StudyImage, read_studies
+from raddraft.text import printable
 
 Images = str | Path | Study | Iterable[str | Path | Study]
 """An image file, a folder of them, a study, or several of these."""
@@ -216,8 +217,10 @@ def find_studies(images: Images, indication: str | None = None, view: str | None
     return list(found.values())
 
 
-def report_failures(errors: Sequence[str], count: int, where: Path | str) -> str:
-    """How many of `count` drafts are in `where`, and a line for each study without a draft."""
-    return "\n".join(
-        [f"{count - len(errors)} of {count} drafts are in {where}", *(f"no draft: {one}" for one in errors)]
-    )
+def report_drafts(drafts: Sequence[Draft], errors: Sequence[str], where: Path | str) -> str:
+    """How many drafts are in `where`, how many of them are blank or cut, and a line for each study without a draft."""
+    told = f"{len(drafts)} of {len(drafts) + len(errors)} drafts are in {where}"
+    told += f"; blank: {sum(not draft.text.strip() for draft in drafts)}"
+    if known := [draft.cut[0] for draft in drafts if draft.cut]:
+        told += f"; cut at the limit of tokens: {sum(known)}"
+    return "\n".join([told, *(f"no draft: {printable(one)}" for one in errors)])

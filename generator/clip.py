@@ -29,6 +29,7 @@ from generator.config import ClipConfig
 from generator.prompts import PromptConfig
 from generator.runs import StagedRun, lr_factor, parameter_groups
 from generator.tiny import train_tokenizer
+from generator.tokens import TextTokens
 from raddraft.errors import DivergedError, RadDraftError
 from raddraft.files import whole_folder
 from raddraft.images import ImageError, load_image
@@ -177,7 +178,7 @@ def train_clip(
         optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98), eps=1e-6)
         run.restore(model)
         run.restore(model, optimizer)
-        steps_per_epoch = math.ceil(len(pairs["train"]) / config.batch_size)
+        steps_per_epoch = _count_batches(len(pairs["train"]), config.batch_size)
         steps = config.epochs * steps_per_epoch
         bar = tqdm(total=steps, initial=progress.step, unit="step")
         while progress.step < steps:
@@ -245,13 +246,18 @@ def evaluate(model: TwoEncoders, pairs: Pairs, batch_size: int) -> dict[str, flo
     """val_loss, of batches in a fixed order, and `recalls` over the whole split."""
     model.eval()
     total, embedded = 0.0, []
-    for rows in torch.arange(len(pairs)).tensor_split(math.ceil(len(pairs) / batch_size)):
+    for rows in torch.arange(len(pairs)).tensor_split(_count_batches(len(pairs), batch_size)):
         images, texts = _embed(model, pairs, rows)
         total += len(rows) * float(contrastive_loss(images, texts, model.log_scale.exp(), pairs.groups[rows]))
         embedded.append((images.cpu(), texts.cpu()))
     images, texts = (torch.cat(part) for part in zip(*embedded, strict=True))
     found = recalls(images, texts, pairs.groups)
     return {"val_loss": total / len(pairs)} | {f"val_{name}": value for name, value in found.items()}
+
+
+def _count_batches(n: int, batch_size: int) -> int:
+    """Batches of nearly equal size, none of them of one pair, which would have nothing to be told apart from."""
+    return min(math.ceil(n / batch_size), n // 2)
 
 
 def _rows(n: int, per_epoch: int, seed: int, step: int) -> Tensor:
@@ -307,7 +313,7 @@ def key_of(report: str) -> str:
 def _tokenize(texts: Sequence[str], tokenizer: PreTrainedTokenizerFast, most: int) -> Tensor:
     """Begin token, text, end token, padding: [n, L], L at most `most`."""
     start, end, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
-    rows = [[start, *ids[: most - 2], end] for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+    rows = [[start, *ids[: most - 2], end] for ids in TextTokens(tokenizer).of_texts(texts)]
     length = max(map(len, rows))
     return torch.tensor([row + [pad] * (length - len(row)) for row in rows])
 

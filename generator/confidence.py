@@ -6,10 +6,12 @@ Neither tells whether a sentence is true; both tell where the model was uncertai
 from __future__ import annotations
 
 import re
+import warnings
 from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any
 
+from metrics.caveats import unreadable
 from metrics.rules import label
 from raddraft.errors import RadDraftError
 
@@ -48,18 +50,27 @@ def agreement(text: str, others: Sequence[str]) -> list[float]:
 
     A candidate states the same if it has the same value (positive, negative, uncertain) as the sentence for every
     observation that the rule-based labeler finds in the sentence, or for a sentence without observations if it
-    contains the sentence word for word. Side, size and location are not compared.
+    contains the sentence word for word. Side, size and location are not compared. The labeler reads English: where
+    most candidates hold hardly an English word, all sentences are compared word for word, with a warning.
 
     Raises:
         RadDraftError: there are no other candidates.
     """
     if not others:
         raise RadDraftError("There are no other candidates to agree with")
+    foreign = unreadable([text, *others])["reports"] > 0.5
+    if foreign:
+        warnings.warn(
+            "confidence: most candidates of a study hold hardly an English word, so the rule-based labeler cannot read "
+            "them; their sentences are compared word for word",
+            stacklevel=2,
+        )
     labels = [label(other) for other in others]
     sentences = [set(split_sentences(other.lower())) for other in others]
     shares = []
     for sentence in split_sentences(text):
         said = {name: value for name, value in label(sentence).items() if value is not None and name != "No Finding"}
+        said = {} if foreign else said
         same = [
             all(found[name] == value for name, value in said.items()) if said else sentence.lower() in lines
             for found, lines in zip(labels, sentences, strict=True)

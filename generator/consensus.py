@@ -6,6 +6,7 @@ highest mean is chosen. With several metrics the candidates are ranked by each, 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations
@@ -14,11 +15,14 @@ from pathlib import Path
 import numpy as np
 
 from generator.confidence import confidence
+from metrics.caveats import reading_caveats, unreadable
 from metrics.models import Models
 from metrics.report import LOWER_IS_BETTER
-from metrics.scoring import METRICS, measure
+from metrics.scoring import METRICS, compute
+from metrics.text import Once
 from raddraft.errors import RadDraftError
 from raddraft.files import read_jsonl, write_jsonl
+from raddraft.text import suggest
 
 BLANK = "No findings."
 """What a blank candidate is taken for."""
@@ -58,6 +62,8 @@ def choose_in_file(
     choices = choose([row["candidates"] for row in rows], utilities, models)
     for row, choice in zip(rows, choices, strict=True):
         row |= {"prediction": choice.text, "consensus": {"utility": list(utilities), "scores": choice.scores}}
+        if "candidates_cut" in row:
+            row["cut"] = row["candidates_cut"][choice.index]
         if row.get("log_probs"):
             row["confidence"] = confidence(row["candidates"], row["log_probs"], choice.index)
     write_jsonl(out, rows)
@@ -77,9 +83,17 @@ def choose(studies: Sequence[Sequence[str]], utilities: Sequence[str], models: M
 
     Raises:
         RadDraftError: an unknown utility, one that is undefined for single reports or whose weights are missing, a
-            study without candidates, or one without a finite score.
+            study without candidates or with one text in place of a list, or one without a finite score.
+
+    Warns where the utilities cannot read the candidates, as by `metrics.caveats`.
     """
     check_utilities(utilities)
+    for number, candidates in enumerate(studies, 1):
+        if isinstance(candidates, str):
+            raise RadDraftError(f"Study {number} of {len(studies)}: expected a list of candidates, got {candidates!r}")
+    shares = {"candidates": unreadable([text for candidates in studies for text in candidates])}
+    for sentence in reading_caveats(shares, utilities):
+        warnings.warn(sentence, stacklevel=2)
     if [] in map(list, studies):
         raise RadDraftError(f"Study {list(map(list, studies)).index([]) + 1} of {len(studies)} has no candidates")
     filled = [[text.strip() or BLANK for text in candidates] for candidates in studies]
@@ -103,7 +117,7 @@ def check_utilities(utilities: Sequence[str]) -> None:
         raise RadDraftError(f"No utility to choose by. Choices: {', '.join(METRICS)}")
     for name in utilities:
         if name not in METRICS:
-            raise RadDraftError(f"Unknown utility {name!r}. Choices: {', '.join(METRICS)}")
+            raise RadDraftError(f"Unknown utility {name!r}. Choices: {', '.join(METRICS)}.{suggest(name, METRICS)}")
         if "_macro_" in name:
             raise RadDraftError(
                 f"{name} is a mean over observations, most of which a single report does not name; take "
@@ -120,7 +134,7 @@ def score_pairs(studies: Sequence[Sequence[str]], utilities: Sequence[str], mode
     pairs = list(dict.fromkeys(pair for candidates in studies for pair in permutations(candidates, 2)))
     found = np.empty((len(utilities), len(pairs)))
     if pairs:
-        measures, _ = measure([ours for ours, _ in pairs], [theirs for _, theirs in pairs], utilities, models)
+        measures, _ = compute([ours for ours, _ in pairs], [theirs for _, theirs in pairs], utilities, models, Once())
         for row, name in enumerate(utilities):
             one = measures[name]
             found[row] = one.reduce(one.statistics)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from encoder.features import FeatureConfig, FeatureStore
@@ -12,6 +13,7 @@ from generator.data import Example, ExampleDataset, count_image_tokens
 from generator.foreign import ForeignTower
 from generator.priors import find_priors
 from generator.prompts import PromptConfig
+from generator.tokens import TextTokens
 from raddraft.errors import RadDraftError
 from raddraft.studies import GrayMapping, Study
 
@@ -33,6 +35,11 @@ class Drafter:
     """How gray values of image files become 8 bits, see `raddraft.images`."""
     kind: ClassVar[str] = "llava"
     """Kept in a saved model's folder; `generator.vlm` has the other kind."""
+
+    @cached_property
+    def tokens(self) -> TextTokens:
+        """Turns texts into token ids."""
+        return TextTokens(self.processor.tokenizer, self.processor)
 
     @property
     def feature_layer(self) -> int:
@@ -84,11 +91,12 @@ class Drafter:
         nothing: list[list[int]] = [[]] * len(kept)
         named, reports = nothing, nothing
         if answers:
-            found = tokenizer([prompt.answer(study) or "" for study in kept], add_special_tokens=False)["input_ids"]
+            found = self.tokens.of_texts(prompt.answer(study) or "" for study in kept)
             reports = [[*ids, tokenizer.eos_token_id] for ids in found]
         if answers and request:
-            named = tokenizer([prompt.observations(study) for study in kept], add_special_tokens=False)["input_ids"]
-        prompts = tokenizer(texts, add_special_tokens=False)["input_ids"]
+            prompt.warn_of_observations(kept)
+            named = self.tokens.of_texts(prompt.observations(study) for study in kept)
+        prompts = self.tokens.of_escaped(texts)
         image_tokens = count_image_tokens(self.processor)
         examples = []
         for study, text, first, report in zip(kept, prompts, named, reports, strict=True):
@@ -112,8 +120,8 @@ class Drafter:
         return ExampleDataset(examples, self.processor, self.gray_mapping, features)
 
     def render(self, study: Study, prior: Study | None = None) -> str:
-        """The prompt of a study as text, with one image token for each image."""
-        messages = self.prompt.messages(study, prior)
+        """The prompt of a study as text, with one image token for each image; what would be others is escaped."""
+        messages = self.tokens.escape_messages(self.prompt.messages(study, prior))
         return self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
     def follow_up_tokens(self) -> list[int]:
@@ -127,7 +135,7 @@ class Drafter:
             {"role": role, "content": [{"type": "text", "text": text}]}
             for role, text in (("user", "?"), ("assistant", mark))
         ]
-        messages.append(self.prompt.follow_up())
+        messages += self.tokens.escape_messages([self.prompt.follow_up()])
         text = self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         _, found, rest = text.partition(mark)
         if not found:
@@ -135,4 +143,4 @@ class Drafter:
                 "prompt.findings_first: the chat template of this language model drops or changes earlier answers; "
                 "turn findings_first off, or choose another language model"
             )
-        return self.processor.tokenizer(rest, add_special_tokens=False)["input_ids"]
+        return self.tokens.of_escaped([rest])[0]

@@ -23,6 +23,7 @@ from generator.speculate import Speculator, speculate
 from raddraft.errors import RadDraftError
 from raddraft.files import cut_log, read_jsonl, write_text
 from raddraft.studies import Study
+from raddraft.text import printable
 
 if TYPE_CHECKING:
     from transformers import DynamicCache
@@ -35,7 +36,7 @@ BANNER = "DRAFT for a radiologist to check. Written by a machine, not a diagnosi
 
 @dataclass
 class Draft:
-    """The draft of one study, for a radiologist to check; `str(draft)` is its text."""
+    """The draft of one study, for a radiologist to check; `str(draft)` is its text, made safe for a terminal."""
 
     candidates: list[str]
     """One text, or as many as were asked for; none where there is an error."""
@@ -47,6 +48,8 @@ class Draft:
     """Of a draft from an image file, the path as given."""
     error: str | None = None
     """Why there is no draft."""
+    cut: list[bool] | None = None
+    """For each candidate whether it ended at the limit of tokens, not by itself; None where that is not known."""
     banner: ClassVar[str] = BANNER
     """To be shown wherever a draft is."""
 
@@ -56,7 +59,7 @@ class Draft:
         return self.candidates[0] if self.candidates else ""
 
     def __str__(self) -> str:
-        return self.text
+        return printable(self.text)
 
     @property
     def confidence(self) -> list[dict[str, Any]] | None:
@@ -66,7 +69,9 @@ class Draft:
     def row(self) -> dict[str, Any]:
         """The optional entries of its line of predictions.jsonl."""
         row: dict[str, Any] = {} if self.observations is None else {"observations": self.observations}
-        row |= {"candidates": self.candidates} if len(self.candidates) > 1 else {}
+        row |= {} if self.cut is None else {"cut": self.cut[0]}
+        if len(self.candidates) > 1:
+            row |= {"candidates": self.candidates, "candidates_cut": self.cut}
         return row if self.log_probs is None else row | {"log_probs": self.log_probs, "confidence": self.confidence}
 
 
@@ -241,14 +246,16 @@ def decode_batch(
         arguments = config.arguments() | {"num_return_sequences": config.candidates}
         tokens = model.generate(**inputs, **arguments)[:, inputs["input_ids"].shape[1] :].tolist()
     tokens = [_until_end(line, ends) for line in tokens]
-    texts = tokenizer.batch_decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    cut = [not line or line[-1] not in ends for line in tokens]
+    decoded = tokenizer.batch_decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    texts = [text.strip() for text in decoded]
     log_probs: list[Any] = [None] * len(texts)
     if config.confidence:
         of_tokens = token_log_probs(model, inputs, tokens)
         log_probs = [sentence_log_probs(tokenizer, *pair) for pair in zip(tokens, of_tokens, strict=True)]
     groups = [slice(at, at + config.candidates) for at in range(0, len(texts), config.candidates)]
     return [
-        Draft([text.strip() for text in texts[group]], log_probs[group] if config.confidence else None, named)
+        Draft(texts[group], log_probs[group] if config.confidence else None, named, cut=cut[group])
         for group, named in zip(groups, observations, strict=True)
     ]
 
@@ -378,6 +385,16 @@ def read_resumable(out: Path, prints: Mapping[str, str], settings: Mapping[str, 
                 f"{where}: the draft of study {study_id!r} was made with other weights, another prompt or another "
                 "image; choose another --out or remove the file"
             )
-        candidates = row.get("candidates", [row["prediction"]])
-        done[study_id] = Draft(candidates, row.get("log_probs"), row.get("observations"), study_id)
+        done[study_id] = _draft_of(row)
     return done
+
+
+def read_drafts(path: Path) -> list[Draft]:
+    """The drafts of a predictions.jsonl; raises RadDraftError where a line is none."""
+    return [_draft_of(row) for _, row in read_jsonl(path, ("study_id", "prediction"))]
+
+
+def _draft_of(row: Mapping[str, Any]) -> Draft:
+    cut = row.get("candidates_cut", [row["cut"]] if "cut" in row else None)
+    candidates = row.get("candidates", [row["prediction"]])
+    return Draft(candidates, row.get("log_probs"), row.get("observations"), row["study_id"], cut=cut)

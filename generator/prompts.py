@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -32,6 +35,10 @@ _FLATTEN = (
     "{%- endfor -%}{%- set messages = flat.messages -%}"
 )
 
+# LLaVA's data write where the images stand into the request, before or after it.
+_IMAGES_FIRST = re.compile(r"(\s*<image>\s*)+")
+_IMAGES_LAST = re.compile(r"(\s*<image>\s*)+$")
+
 QUESTION = f"Which of these does this chest X-ray show? {', '.join(OBSERVATIONS)}."
 
 
@@ -45,13 +52,15 @@ class PromptConfig:
     """What the prompt holds besides the images: view, or any section (indication, comparison, technique …), as far as a
     study has it."""
     images: Literal["frontal", "pair", "all"] = "frontal"
-    """Images of a study in the prompt: the first frontal one (of studies without one, the first image), a pair with the
-    first lateral one, or all, frontal before lateral before others."""
+    """Images of a study in the prompt: the first frontal one (of studies without one, the first whose view is not
+    stated, else the first image), a pair with the first lateral one, or all: stated frontals, views that are not
+    stated, laterals, others."""
     prior: bool = False
     """Add the subject's previous study, its images (chosen alike) and its report; the manifest states the order of
     studies by `prior`, `study_date` or `study_order`."""
     instruction: str | None = None
-    """The request; by default "Describe the TARGETS of this chest X-ray."."""
+    """The request; by default "Describe the TARGETS of this chest X-ray.". <image> before or after it tells where the
+    images stand, by default before; elsewhere in it, as in every text, it is text."""
     findings_first: bool = False
     """Two turns: the model names the CheXpert observations it sees, then writes the report (as M4CXR, arXiv
     2408.16213). It learns from the manifest's positive labels, or those of the rule-based labeler if there are none."""
@@ -72,12 +81,12 @@ class PromptConfig:
 
         With `findings_first` they ask for its observations; `follow_up` then asks for the report.
         """
-        content: list[dict[str, Any]] = []
+        images: list[dict[str, Any]] = []
         for one, when in zip(self._shown(study, prior), ("", "prior "), strict=False):
             for image in self._choose(one):
                 if self.images != "frontal" or self.prior:  # else there is one image, which needs no name
-                    content.append({"type": "text", "text": f"{when}{_view_name(image)} image: ".capitalize()})
-                content.append({"type": "image"})
+                    images.append({"type": "text", "text": f"{when}{_view_name(image)} image: ".capitalize()})
+                images.append({"type": "image"})
         lines = []
         if self.prior and prior is not None and (report := self._report(prior)):
             lines.append(f"Prior report: {report}")
@@ -86,7 +95,10 @@ class PromptConfig:
             if value and value.strip():
                 lines.append(f"{name.capitalize()}: {value.strip()}")
         lines.append(QUESTION if self.findings_first else self._request)
-        return [{"role": "user", "content": [*content, {"type": "text", "text": "\n".join(lines)}]}]
+        text = "\n".join(lines)
+        if self._images_last:
+            return [{"role": "user", "content": [{"type": "text", "text": f"{text}\n"}, *images]}]
+        return [{"role": "user", "content": [*images, {"type": "text", "text": text}]}]
 
     def follow_up(self) -> dict[str, Any]:
         """The message that asks for the report after the observations."""
@@ -94,9 +106,22 @@ class PromptConfig:
 
     def observations(self, study: Study) -> str:
         """The observations to name first: "Cardiomegaly, Edema", "No Finding" or "None of these"."""
-        known = any(study.labels.get(name) is not None for name in OBSERVATIONS)
-        labels = study.labels if known else label(self._report(study))
+        labels = study.labels if _is_labeled(study) else label(self._report(study))
         return ", ".join(name for name in OBSERVATIONS if labels.get(name) == 1) or "None of these"
+
+    def warn_of_observations(self, studies: Sequence[Study]) -> None:
+        """Warn where the rule-based labeler would name the observations of reports that it cannot read."""
+        from metrics.caveats import MOST_FOREIGN, percent, unreadable
+
+        reports = [self._report(study) for study in studies if not _is_labeled(study)]
+        share = unreadable(reports)["reports"]
+        if share > MOST_FOREIGN:
+            warnings.warn(
+                f"prompt.findings_first: {percent(share)} of {len(reports)} reports without labels hold hardly an "
+                "English word, so the rule-based labeler finds nothing in them and the model learns to say No Finding; "
+                "put labels into the manifest",
+                stacklevel=2,
+            )
 
     def answer(self, study: Study) -> str | None:
         """The text to learn; None if the study lacks one of the target sections."""
@@ -104,7 +129,14 @@ class PromptConfig:
 
     @property
     def _request(self) -> str:
-        return self.instruction or f"Describe the {' and '.join(self.targets)} of this chest X-ray."
+        own = self.instruction or ""
+        own = own[found.end() :] if (found := _IMAGES_FIRST.match(own)) else _IMAGES_LAST.sub("", own)
+        return own or f"Describe the {' and '.join(self.targets)} of this chest X-ray."
+
+    @property
+    def _images_last(self) -> bool:
+        own = self.instruction or ""
+        return not _IMAGES_FIRST.match(own) and _IMAGES_LAST.search(own) is not None
 
     def _report(self, study: Study) -> str:
         """The target sections that a study has, as one text."""
@@ -122,8 +154,12 @@ class PromptConfig:
         lateral = [image for image in study.images if image.lateral]
         if self.images == "pair":
             return [study.main_image, *(image for image in lateral[:1] if image is not study.main_image)]
-        frontal = [image for image in study.images if image.frontal]
-        return [*frontal, *lateral, *(image for image in study.images if not image.frontal and not image.lateral)]
+        return sorted(study.images, key=lambda image: ("frontal", None, "lateral", "other").index(image.direction))
+
+
+def _is_labeled(study: Study) -> bool:
+    """Whether the manifest says anything of the observations."""
+    return any(study.labels.get(name) is not None for name in OBSERVATIONS)
 
 
 def _view_name(image: StudyImage) -> str:

@@ -247,7 +247,6 @@ def index_reports(drafter: Drafter, studies: Sequence[Study], most: int = 20_000
     texts = [answer for study in studies if (answer := drafter.prompt.answer(study))]
     if not texts:
         raise RadDraftError(f"No training study has the sections {', '.join(drafter.prompt.targets)}")
-    tokenizer = drafter.processor.tokenizer
     step = max(1, len(texts) // most)
-    tokens = tokenizer(texts[::step][:most], add_special_tokens=False)["input_ids"]
-    return ReportIndex([[*line, tokenizer.eos_token_id] for line in tokens])
+    tokens = drafter.tokens.of_texts(texts[::step][:most])
+    return ReportIndex([[*line, drafter.processor.tokenizer.eos_token_id] for line in tokens])

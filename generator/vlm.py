@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from encoder.features import FeatureStore
 from encoder.tower import Tower
-from encoder.towers import checkpoint_error
+from encoder.towers import reading_checkpoint
 from generator.config import ModelConfig
 from generator.data import IGNORE, Example, Item, labels_of
 from generator.drafter import Drafter
@@ -26,6 +26,7 @@ from generator.model import build
 from generator.priors import find_priors
 from generator.prompts import PromptConfig
 from raddraft.errors import RadDraftError
+from raddraft.loading import load_pretrained
 from raddraft.images import ImageError, load_image
 from raddraft.studies import GrayMapping, Study
 
@@ -69,11 +70,12 @@ class ChatDrafter(Drafter):
             if answers and answer is None:
                 continue
             prior = priors.get(study.study_id)
-            messages = self.prompt.messages(study, prior)
+            messages = self.tokens.escape_messages(self.prompt.messages(study, prior))
             prompt = self._tokens(render(self.processor, messages))
             reply: list[int] = []
             if answer is not None:
-                messages = [*messages, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
+                part = {"type": "text", "text": self.tokens.escape(answer)}
+                messages = [*messages, {"role": "assistant", "content": [part]}]
                 reply = self._reply(study, messages, prompt)
             images = [image.path for image in self.prompt.choose_images(study, prior)]
             example = ChatExample(study.study_id, images, prompt, reply, messages=messages)
@@ -95,7 +97,7 @@ class ChatDrafter(Drafter):
 
     def _tokens(self, text: str) -> list[int]:
         """Token ids of a rendered text, with a single placeholder for each image."""
-        return self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self.tokens.of_escaped([text])[0]
 
     def _reply(self, study: Study, messages: Messages, prompt: list[int]) -> list[int]:
         """Token ids of the answer at the end of messages, after those of the prompt."""
@@ -122,7 +124,7 @@ class ChatExample(Example):
     """One study as messages; `prompt` and `answer` are token ids with a single placeholder for each image."""
 
     messages: Messages = field(default_factory=list)
-    """The prompt and for training the answer, with {"type": "image"} for each image."""
+    """The prompt and for training the answer, with {"type": "image"} for each image; their texts are escaped."""
 
 
 class ChatDataset(Dataset):
@@ -130,7 +132,7 @@ class ChatDataset(Dataset):
 
     def __init__(self, examples: Sequence[ChatExample], drafter: ChatDrafter) -> None:
         self.examples, self.processor, self.gray_mapping = examples, drafter.processor, drafter.gray_mapping
-        self.context_length = drafter.context_length
+        self.context_length, self.tokens = drafter.context_length, drafter.tokens
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -150,8 +152,11 @@ class ChatDataset(Dataset):
             RadDraftError: text and images exceed the language model's context, or the processor tokenizes an answer
                 otherwise than the tokenizer alone.
         """
-        conversations = [_insert(item.example.messages, item.pixels) for item in items]  # type: ignore[attr-defined]
-        inputs = process(self.processor, conversations, answered=bool(items[0].example.answer))
+        messages: list[Messages] = [item.example.messages for item in items]  # type: ignore[attr-defined]
+        conversations = [_insert(one, item.pixels) for one, item in zip(messages, items, strict=True)]
+        answered = bool(items[0].example.answer)
+        inputs = process(self.processor, conversations, answered)
+        inputs = self.tokens.drop_marks(inputs, [render(self.processor, one, answered) for one in messages])
         lengths = inputs["attention_mask"].sum(1)
         if self.context_length is not None and lengths.max() > self.context_length:
             raise RadDraftError(
@@ -232,21 +237,24 @@ def load_chat(
         remote_code: whether code that comes with the model may run.
 
     Raises:
-        RadDraftError: no such model, one of another kind, or one that needs code of its own.
+        RadDraftError: no such model, one of another kind, one whose config contradicts its weights, or one that needs
+            code of its own.
     """
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-    try:
-        AutoConfig.from_pretrained(name, trust_remote_code=remote_code)  # has the best messages for a wrong name
-        processor: Any = AutoProcessor.from_pretrained(name, trust_remote_code=remote_code)
-        model: Any = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, trust_remote_code=remote_code)
-    except (ValueError, OSError, ImportError) as error:
-        if "trust_remote_code" in str(error):
-            raise RadDraftError(f"{name} comes with its own code; if you trust it, --remote-code runs it") from None
-        if "Unrecognized configuration class" in str(error):
-            kind = str(error).split("for this kind")[0].strip()
-            raise RadDraftError(f"{name} is not a vision-language model that transformers knows: {kind}") from None
-        raise checkpoint_error(f"The model {name!r} cannot be loaded", name, error) from error
+    code: dict[str, Any] = {"trust_remote_code": remote_code}
+    with reading_checkpoint(f"The model {name!r} cannot be loaded", name):
+        try:
+            AutoConfig.from_pretrained(name, **code)  # has the best messages for a wrong name
+            processor: Any = AutoProcessor.from_pretrained(name, **code)
+            model: Any = load_pretrained(AutoModelForImageTextToText, name, dtype=dtype, **code)
+        except ValueError as error:
+            if "trust_remote_code" in str(error):
+                raise RadDraftError(f"{name} comes with its own code; if you trust it, --remote-code runs it") from None
+            if "Unrecognized configuration class" in str(error):
+                kind = str(error).split("for this kind")[0].strip()
+                raise RadDraftError(f"{name} is not a vision-language model that transformers knows: {kind}") from None
+            raise
     tokenizer = getattr(processor, "tokenizer", None)
     if tokenizer is None or not hasattr(processor, "image_processor"):
         raise RadDraftError(f"{name} has no processor for images and text, only a {type(processor).__name__}")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from metrics.text import Once, bleu_statistics, rouge_l_f
+from metrics.text import Once, bleu_statistics, check_texts, rouge_l_f
 from metrics.weights import CannotRun, digest
 from raddraft.errors import RadDraftError
 from raddraft.stats import Measure, mean_measure
@@ -51,6 +51,7 @@ def coco(predictions: Sequence[str], references: Sequence[str], once: Once | Non
     the PTB tokenizer is not used. BLEU and ROUGE-L are in [0, 1], CIDEr (Vedantam et al., 2015) in [0, 10]. CIDEr
     weighs n-grams by their document frequency in `references`, so it depends on the whole set, and is 0 on one report.
     """
+    predictions, references = check_texts(predictions, references)
     once = once or Once()
     base = f"raddraft {version('raddraft')}, as pycocoevalcap 1.2|tok:blanks|case:mixed|nrefs:1"
     ours, theirs = once.tokens(str.split, predictions), once.tokens(str.split, references)
@@ -119,6 +120,7 @@ def sentence_bleu(predictions: Sequence[str], references: Sequence[str], order: 
     from nltk.translate.bleu_score import SmoothingFunction
     from nltk.translate.bleu_score import sentence_bleu as nltk_sentence_bleu
 
+    predictions, references = check_texts(predictions, references)
     smooth, weights = SmoothingFunction().method1, (1 / order,) * order
     pairs = zip(predictions, references, strict=True)
     scores = [float(nltk_sentence_bleu([theirs.split()], ours.split(), weights, smooth)) for ours, theirs in pairs]
@@ -140,6 +142,7 @@ def meteor(predictions: Sequence[str], references: Sequence[str]) -> dict[str, M
     from nltk.corpus import wordnet
     from nltk.translate.meteor_score import meteor_score
 
+    predictions, references = check_texts(predictions, references)
     try:
         nltk.data.find("corpora/wordnet")
     except LookupError:
@@ -173,6 +176,7 @@ def bertscore(
     """
     import torch
 
+    predictions, references = check_texts(predictions, references)
     encode = _word_piece_encoder(Path(model), device or ("cuda" if torch.cuda.is_available() else "cpu"))
     pairs = [(ours.strip(), theirs.strip()) for ours, theirs in zip(predictions, references, strict=True)]
     by_length = sorted(set(pairs), key=lambda pair: len(pair[0]) + len(pair[1]))
@@ -200,7 +204,11 @@ def _word_piece_encoder(folder: Path, device: str) -> Callable[[list[str]], list
     logging.set_verbosity_error()  # that the checkpoint also has the head of a masked language model is no news
     try:
         network, report = AutoModel.from_pretrained(
-            folder, local_files_only=True, add_pooling_layer=False, output_loading_info=True
+            folder,
+            local_files_only=True,
+            add_pooling_layer=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # named below
         )
     finally:
         logging.set_verbosity(verbosity)
@@ -208,6 +216,10 @@ def _word_piece_encoder(folder: Path, device: str) -> Callable[[list[str]], list
     if config.num_hidden_layers < BERTSCORE_LAYER:
         needed = f"bertscore takes layer {BERTSCORE_LAYER} of distilroberta-base"
         raise CannotRun(f"{needed}; the model in {folder} has {config.num_hidden_layers}")
+    for name, found, asked in sorted(report["mismatched_keys"]):
+        raise CannotRun(
+            f"bertscore: {name} in {folder} has shape {list(found)}, its config.json asks for {list(asked)}"
+        )
     if report["missing_keys"]:
         raise CannotRun(f"bertscore: the weights in {folder} lack {', '.join(sorted(report['missing_keys'])[:3])} …")
     network.to(device).eval()

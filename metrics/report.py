@@ -12,6 +12,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any, Literal
 
+from metrics.caveats import tell_texts
 from raddraft.errors import RadDraftError
 
 Scores = Mapping[str, Mapping[str, Any]]
@@ -45,6 +46,14 @@ METRICS = {
         for count in (14, 5)
         for average, how in (("macro", "averaged"), ("micro", "pooled"))
     },
+    **{
+        name: (f"{metric}, {unit}", explanation)
+        for suffix, unit in (("unicode", "words of any alphabet"), ("char", "characters"))
+        for name, metric, explanation in (
+            (f"rouge_l_{suffix}", "ROUGE-L", "longest common sequence"),
+            *((f"bleu_{n}_{suffix}", f"BLEU-{n}", f"shared runs of up to {n}") for n in range(1, 5)),
+        )
+    },
     "coco_bleu_1": ("BLEU-1, COCO", "shared words, as in image captioning"),
     **{f"coco_bleu_{n}": (f"BLEU-{n}, COCO", f"shared runs of up to {n} words") for n in (2, 3, 4)},
     "coco_rouge_l": ("ROUGE-L, COCO", "longest common sequence, recall weighs more"),
@@ -57,7 +66,8 @@ METRICS = {
 LOWER_IS_BETTER = {"radcliq_v1"}
 # The bar charts; only metrics that lie in [0, 1].
 F1_PLOTTED = ("chexbert_macro_f1_14", "rule_macro_f1_14", "rule_micro_f1_14")
-PLOTTED = ("rouge_l", "bleu_4", "coco_bleu_4", "radgraph_er", *F1_PLOTTED)
+OTHER_TOKENS = ("rouge_l_unicode", "bleu_4_unicode", "rouge_l_char", "bleu_4_char")
+PLOTTED = ("rouge_l", "bleu_4", *OTHER_TOKENS, "coco_bleu_4", "radgraph_er", *F1_PLOTTED)
 SIGNIFICANT = 0.05
 
 
@@ -152,6 +162,8 @@ def render_report(
         first=first,
         rows=rows,
         panels=[_panel(row) for row in rows if row["name"] in PLOTTED],
+        warnings=systems[first].get("warnings", []),
+        texts=tell_texts(systems),
         skipped=_by_text({name: system.get("skipped", {}) for name, system in systems.items()}),
         signatures=_by_text({name: _signatures(system) for name, system in systems.items()}),
         strata={by: (parts, _table_rows(parts, {})) for by, parts in systems[first].get("strata", {}).items()},

@@ -11,6 +11,7 @@ A name has one definition: other conventions (uncertain as positive, lower case,
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,13 +21,15 @@ import numpy as np
 
 from metrics import extras
 from metrics.annotate import annotate
+from metrics.caveats import caveats, describe
 from metrics.labels import Labels, Uncertain, f1_measures
 from metrics.models import Models
 from metrics.rules import OBSERVATIONS, VERSION, label
-from metrics.text import Once, bleu, rouge_l
+from metrics.text import Once, Unit, bleu, check_texts, rouge_l
 from metrics.weights import CannotRun
 from raddraft.errors import RadDraftError
 from raddraft.stats import Interval, Measure, check_resamples, difference, interval, mean_measure, resample
+from raddraft.text import suggest
 
 if TYPE_CHECKING:
     from metrics.radgraph import RadGraph
@@ -58,6 +61,13 @@ def _f1(labeler: str, uncertain: Uncertain, predictions: Texts, references: Text
 
 def _bleu(predictions: Texts, references: Texts, _: Models, once: Once) -> dict[str, Measure]:
     return {f"bleu_{order}": one for order, one in bleu(predictions, references, once=once).items()}
+
+
+def _other_tokens(unit: Unit, predictions: Texts, references: Texts, _: Models, once: Once) -> dict[str, Measure]:
+    """ROUGE-L and BLEU on other tokens than usual."""
+    scores = {f"rouge_l_{unit}": rouge_l(predictions, references, once, unit)}
+    found = bleu(predictions, references, once=once, unit=unit)
+    return scores | {f"bleu_{order}_{unit}": one for order, one in found.items()}
 
 
 def _graphs(annotator: RadGraph, predictions: Texts, references: Texts, models: Models) -> Iterator[tuple[Any, Any]]:
@@ -102,6 +112,10 @@ def _f1_names(labeler: str, suffix: str = "") -> tuple[str, ...]:
     return tuple(f"{labeler}_{average}_f1_{count}{suffix}" for count in (14, 5) for average in ("macro", "micro"))
 
 
+def _token_names(unit: Unit) -> tuple[str, ...]:
+    return (f"rouge_l_{unit}", *(f"bleu_{order}_{unit}" for order in range(1, 5)))
+
+
 def _graph_names(model: str, suffix: str = "") -> tuple[str, ...]:
     return tuple(f"{model}_{kind}{suffix}" for kind in ("e", "er", "bar_er"))
 
@@ -117,6 +131,8 @@ FAMILIES: dict[str, Family] = {
     "radgraph_lower": Family(_graph_names("radgraph", "_lower"), partial(_radgraph, "radgraph", True)),
     "radgraph_xl": Family(_graph_names("radgraph_xl"), partial(_radgraph, "radgraph_xl", False)),
     "radgraph_xl_lower": Family(_graph_names("radgraph_xl", "_lower"), partial(_radgraph, "radgraph_xl", True)),
+    "unicode": Family(_token_names("unicode"), partial(_other_tokens, "unicode")),
+    "char": Family(_token_names("char"), partial(_other_tokens, "char")),
     "coco": Family(extras.COCO, lambda ours, theirs, _, once: extras.coco(ours, theirs, once)),
     "sentence_bleu": Family(("nltk_sentence_bleu_4",), lambda ours, theirs, *_: extras.sentence_bleu(ours, theirs)),
     "meteor": Family(("meteor",), lambda ours, theirs, *_: extras.meteor(ours, theirs)),
@@ -128,16 +144,16 @@ METRICS = tuple(name for family in FAMILIES.values() for name in family.names)
 
 
 def choose(metrics: Sequence[str] | None) -> tuple[str, ...]:
-    """Names of metrics from names of metrics and families; None for those of DEFAULT, "all" for all.
+    """Names of metrics from names of metrics and families, or one name; None for those of DEFAULT, "all" for all.
 
     Raises:
         RadDraftError: no metric, or an unknown one.
     """
     choices = f"Choices: {', '.join(METRICS)}; families: {', '.join(FAMILIES)}; all"
     wanted: dict[str, None] = {}
-    for name in DEFAULT if metrics is None else metrics:
+    for name in DEFAULT if metrics is None else [metrics] if isinstance(metrics, str) else metrics:
         if name not in METRICS and name not in FAMILIES and name != "all":
-            raise RadDraftError(f"Unknown metric {name!r}. {choices}")
+            raise RadDraftError(f"Unknown metric {name!r}. {choices}.{suggest(name, (*METRICS, *FAMILIES))}")
         names = METRICS if name == "all" else FAMILIES[name].names if name in FAMILIES else (name,)
         wanted |= dict.fromkeys(names)
     if not wanted:
@@ -161,13 +177,22 @@ def measure(
         once: tokens and labels of texts that were scored before, shared by systems.
 
     Raises:
-        RadDraftError: unequal lengths, nothing to score, no or an unknown metric, or one asked for by name cannot run.
+        RadDraftError: as `check_texts`, no or an unknown metric, or one asked for by name cannot run.
+
+    Warns where the texts, by `metrics.caveats`, cannot be read by these metrics, or most are blank or equal.
     """
-    if len(predictions) != len(references):
-        counts = f"{len(predictions)} predictions and {len(references)} references"
-        raise RadDraftError(f"{counts}: the numbers must be equal")
-    if not predictions:
-        raise RadDraftError("Nothing to score: there is no prediction")
+    predictions, references = check_texts(predictions, references)
+    once = once or Once()
+    measures, skipped = compute(predictions, references, metrics, models, once)
+    for sentence in caveats(describe(predictions, references, once=once), measures):
+        warnings.warn(sentence, stacklevel=2)
+    return measures, skipped
+
+
+def compute(
+    predictions: Texts, references: Texts, metrics: Sequence[str] | None, models: Models | None, once: Once | None
+) -> tuple[dict[str, Measure], dict[str, str]]:
+    """`measure` of lists of texts, without warnings."""
     wanted, by_name = choose(metrics), metrics is not None and "all" not in metrics
     models, once = models or Models(), once or Once()
     found: dict[str, Measure] = {}
@@ -205,14 +230,23 @@ def score(
         seed: of the resamples.
 
     Returns:
-        {"n", "metrics": {name: {"value", "low", "high", "median", "signature"}}, "skipped": {name: reason}}
+        {"n", "metrics": {name: {"value", "low", "high", "median", "signature"}}, "skipped": {name: reason}, "drafts",
+        "references", "unreadable", "warnings"}, the last four as by `metrics.caveats`.
 
     Raises:
         RadDraftError: as `measure`, or resamples or a seed out of range.
+
+    Warns as `measure`.
     """
     check_resamples(resamples, seed)
-    measures, skipped = measure(predictions, references, metrics, models)
-    return summarize({"": measures}, resamples, seed, {"": skipped})
+    predictions, references = check_texts(predictions, references)
+    once = Once()
+    measures, skipped = compute(predictions, references, metrics, models, once)
+    found = describe(predictions, references, once=once)
+    told = caveats(found, measures)
+    for sentence in told:
+        warnings.warn(sentence, stacklevel=2)
+    return summarize({"": measures}, resamples, seed, {"": skipped}) | found | {"warnings": told}
 
 
 def summarize(

@@ -16,22 +16,25 @@ from typing import Any
 
 import numpy as np
 
+from metrics.caveats import alike_caveats, describe, reading_caveats, tell_texts
 from metrics.labels import Labels, Uncertain, per_observation
 from metrics.models import Models
-from metrics.read import Prediction, Systems
+from metrics.read import JSON_LINES, Prediction, Systems
 from metrics.report import LOWER_IS_BETTER, Case, compare_labels, render_report
 from metrics.rules import OBSERVATIONS
-from metrics.scoring import choose, measure, read_labels, summarize
+from metrics.scoring import FAMILIES, choose, compute, read_labels, summarize
 from metrics.text import Once
 from raddraft.errors import RadDraftError
-from raddraft.files import write_json, write_text
+from raddraft.files import read_jsonl, write_json, write_text
 from raddraft.stats import Measure, check_resamples
 from raddraft.studies import Study
-from raddraft.text import format_estimate, format_table
+from raddraft.text import format_estimate, format_table, suggest
 
 LABELERS = {"rule": "the rule-based labeler", "chexbert": "CheXbert"}
 STATES = {1: "positive", 0: "negative", -1: "uncertain", None: "not mentioned"}
 FILES = ("scores.json", "per_study.csv", "per_observation.csv", "report.html")
+Told = tuple[str, str, bool | None]
+"""A draft, its reference, and whether it ended at the limit of tokens; None where that is not known."""
 AGES = ((0, 17), (18, 39), (40, 59), (60, 79))
 
 
@@ -45,7 +48,8 @@ class Scored:
     labels: dict[str, dict[str, list[Labels]]]
     """Labeler -> system, or "" for the references -> labels of each study."""
     scores: dict[str, Any]
-    """What scores.json holds, see `metrics.scoring.summarize`; with strata also "strata": {by: {group: the same}}."""
+    """What scores.json holds: as by `metrics.scoring.summarize`, with what `metrics.caveats.describe` tells of each
+    system, and "warnings"; with strata also "strata": {by: {group: the same without warnings}}."""
     studies: dict[str, Study] = field(default_factory=dict)
     """study_id -> what the manifest knows of it."""
     ranked_by: str | None = None
@@ -61,14 +65,18 @@ class Scored:
         return {self.first: self.scores, **self.scores.get("others", {})}
 
     def tables(self) -> str:
-        """Metrics x systems, then for each --by metrics x strata of the first system, as text."""
+        """Metrics x systems, shares of blank, equal and cut drafts, then for each --by metrics x strata of the first
+        system, and what makes scores void, as text."""
         strata = self.scores.get("strata", {})
+        systems = self.by_system()
+        whole = [_table(systems, self.scores.get("differences", {})), _texts_table(systems)]
         parts = [f"{self.first} by {by}\n{_table(groups)}" for by, groups in strata.items()]
-        return "\n\n".join([_table(self.by_system(), self.scores.get("differences", {})), *parts])
+        warnings = [f"warning: {one}" for one in self.scores["warnings"]]
+        return "\n\n".join(["\n".join(whole), *parts, *(["\n".join(warnings)] if warnings else [])])
 
     def title(self) -> str:
         """Heading of the page; says so if the data are synthetic."""
-        synthetic = {study.source for study in self.studies.values()} == {"phantom"}
+        synthetic = bool(self.studies) and all(study.is_synthetic for study in self.studies.values())
         return f"Drafts by {self.first}" + (", on synthetic data" if synthetic else "")
 
     def write(self, folder: Path, title: str | None = None, cases: int = 36) -> list[Path]:
@@ -160,6 +168,7 @@ def score_systems(
     resamples: int = 500,
     seed: int = 0,
     rank_by: str | None = None,
+    cut: Mapping[str, Mapping[str, bool]] | None = None,
 ) -> Scored:
     """Score systems on the same studies, and the parts that the studies fall into.
 
@@ -171,6 +180,7 @@ def score_systems(
         models: where the learned metrics find their weights.
         resamples, seed: of the bootstrap.
         rank_by: metric that tells the worst and the best studies; by default radgraph_er, else rouge_l.
+        cut: system -> study_id -> whether the draft ended at the limit of tokens, as by `read_cut`.
 
     Raises:
         RadDraftError: as `metrics.scoring.measure`, an unknown stratum, or one that needs a manifest.
@@ -189,33 +199,75 @@ def score_systems(
     texts = {name: [row.prediction for row in part] for name, part in systems.items()}
     measures, skipped = {}, {}
     for name, drafts in texts.items():
-        measures[name], skipped[name] = measure(drafts, reports, metrics, models, once)
+        measures[name], skipped[name] = compute(drafts, reports, metrics, models, once)
     first = next(iter(measures.values()))
     ranking = [name for name, one in first.items() if one.is_mean]
     if rank_by not in (None, *ranking):
         raise RadDraftError(f"--rank-by {rank_by!r} is not a score of single studies. Choices: {', '.join(ranking)}")
     default = next((name for name in ("radgraph_er", "rouge_l", *ranking) if name in ranking), None)
 
-    scores = summarize(measures, resamples, seed, skipped)
+    told = {
+        name: [(row.prediction, row.reference, (cut or {}).get(name, {}).get(row.study_id)) for row in part]
+        for name, part in systems.items()
+    }
+    scores = _describe(summarize(measures, resamples, seed, skipped), told, once)
     if by:
-        scores["strata"] = {one: _score_strata(measures, group, resamples, seed) for one, group in groups.items()}
+        scores["strata"] = {
+            one: _score_strata(measures, told, group, resamples, seed, once) for one, group in groups.items()
+        }
     labelers = ["rule", *(["chexbert"] if any(name.startswith("chexbert") for name in first) else [])]
     found = {
         one: {name: read_labels(one, part, models, once) for name, part in (texts | {"": reports}).items()}
         for one in labelers
     }
-    return Scored(systems, measures, found, scores, known, rank_by or default)
+    scored = Scored(systems, measures, found, scores, known, rank_by or default)
+    scores["warnings"] = _caveats(scored.by_system(), [*first, *labelers])
+    return scored
+
+
+def read_cut(path: Path) -> dict[str, bool]:
+    """study_id -> whether its draft ended at the limit of tokens, as far as a predictions.jsonl says so."""
+    if path.suffix.lower() not in JSON_LINES:
+        return {}
+    rows = (row for _, row in read_jsonl(path) if "study_id" in row)
+    return {row["study_id"]: row["cut"] for row in rows if isinstance(row.get("cut"), bool)}
+
+
+def _describe(scores: dict[str, Any], told: Mapping[str, Sequence[Told]], once: Once) -> dict[str, Any]:
+    """Scores of systems, with what the texts of each are like."""
+    first = next(iter(told))
+    for name, part in told.items():
+        found = describe([one[0] for one in part], [one[1] for one in part], [one[2] for one in part], once)
+        (scores if name == first else scores["others"][name]).update(found)
+    return scores
+
+
+def _caveats(systems: Mapping[str, Mapping[str, Any]], metrics: Sequence[str]) -> list[str]:
+    """What makes the scores of systems void or wrong; what holds for several is said once."""
+    several = len(systems) > 1
+    alike = [one for name, found in systems.items() for one in alike_caveats(found, name if several else "")]
+    shares = {
+        f"drafts of {name}" if several else "drafts": found["unreadable"]["drafts"] for name, found in systems.items()
+    }
+    shares["references"] = next(iter(systems.values()))["unreadable"]["references"]
+    return alike + reading_caveats(shares, metrics)
 
 
 def _score_strata(
-    measures: Mapping[str, Mapping[str, Measure]], groups: np.ndarray, resamples: int, seed: int
+    measures: Mapping[str, Mapping[str, Measure]],
+    told: Mapping[str, Sequence[Told]],
+    groups: np.ndarray,
+    resamples: int,
+    seed: int,
+    once: Once,
 ) -> dict[str, dict[str, Any]]:
     """Group -> scores of the systems on its studies, from the statistics of all studies."""
     scores = {}
     for group in np.unique(groups):
         index = np.flatnonzero(groups == group)
         part = {name: {metric: one.subset(index) for metric, one in found.items()} for name, found in measures.items()}
-        scores[str(group)] = summarize(part, resamples, seed)
+        theirs = {name: [rows[i] for i in index.tolist()] for name, rows in told.items()}
+        scores[str(group)] = _describe(summarize(part, resamples, seed), theirs, once)
     return scores
 
 
@@ -230,7 +282,8 @@ def _strata(by: str, rows: Sequence[Prediction], known: Mapping[str, Study], lab
     if any(by in study.labels for study in known.values()):
         return [STATES[known[row.study_id].labels.get(by) if row.study_id in known else None] for row in rows]
     if by not in OBSERVATIONS:
-        raise RadDraftError(f"Unknown --by {by!r}. Choices: view, sex, age, normal, {', '.join(OBSERVATIONS)}")
+        choices = ("view", "sex", "age", "normal", *OBSERVATIONS)
+        raise RadDraftError(f"Unknown --by {by!r}. Choices: {', '.join(choices)}.{suggest(by, choices)}")
     return [STATES[one[by]] for one in labels]
 
 
@@ -262,11 +315,26 @@ def _table(scores: Mapping[str, Mapping[str, Any]], differences: Mapping[str, An
     lines = [format_table(rows)]
     if differences:
         lines.append(f"p: of the difference to {next(iter(scores))}, paired bootstrap; not corrected for many tests")
-    metrics_of: dict[str, dict[str, None]] = {}
-    for one in scores.values():
-        for name, reason in one["skipped"].items():
-            metrics_of.setdefault(reason, {})[name] = None
-    return "\n".join([*lines, *(f"skipped {', '.join(names)}: {reason}" for reason, names in metrics_of.items())])
+    skipped = {name: reason for one in scores.values() for name, reason in one["skipped"].items()}
+    return "\n".join([*lines, *_skipped_lines(skipped)])
+
+
+def _skipped_lines(skipped: Mapping[str, str]) -> list[str]:
+    """A line for each reason, with families in place of their metrics; where weights are looked for is not repeated."""
+    names_of: dict[str, list[str]] = {}
+    for family, members in FAMILIES.items():
+        names = [name for name in members.names if name in skipped]
+        for reason in dict.fromkeys(skipped[name] for name in names):
+            if " is missing (" in reason:  # as metrics.weights says it
+                reason = "weights are missing; `raddraft weights` tells which, where they belong and how to get them"
+            names_of.setdefault(reason, []).extend([family] if len(names) == len(members.names) else names)
+    return [f"skipped {', '.join(names)}: {reason}" for reason, names in names_of.items()]
+
+
+def _texts_table(systems: Mapping[str, Mapping[str, Any]]) -> str:
+    """Shares of blank, equal and cut drafts, beside those of the references."""
+    header = ["", "blank", "most frequent text", "repeated texts", "cut"]
+    return format_table([header, *([name, *shares] for name, shares in tell_texts(systems).items())])
 
 
 def _thumbnail(path: Path, side: int = 512) -> bytes | None:

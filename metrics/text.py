@@ -1,20 +1,27 @@
-"""Word overlap: ROUGE-L as rouge-score computes it, BLEU-1 to 4 as sacrebleu does, from statistics that add up."""
+"""Word overlap: ROUGE-L as rouge-score computes it, BLEU-1 to 4 as sacrebleu does, from statistics that add up.
+
+Both also on words of any alphabet and on characters, for languages that the usual tokenizers break.
+"""
 
 from __future__ import annotations
 
 import itertools
+import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import cache, lru_cache
 from importlib.metadata import version
-from typing import TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
+from raddraft.errors import RadDraftError
 from raddraft.stats import Measure, mean_measure
 
 T = TypeVar("T")
 Tokenize = Callable[[str], Iterable[str]]
+Unit = Literal["usual", "unicode", "char"]
+"""Tokens: those of the package that defines the metric, words of any alphabet, or characters."""
 
 
 class Once:
@@ -42,27 +49,76 @@ class Once:
         return found
 
 
-def rouge_l(predictions: Sequence[str], references: Sequence[str], once: Once | None = None) -> Measure:
+def check_texts(predictions: Any, references: Any) -> tuple[list[str], list[str]]:
+    """Predictions and references as lists of equally many texts.
+
+    Raises:
+        RadDraftError: what is no list of texts (a single text, nested lists, None, bytes), unequal numbers, or none.
+    """
+    ours, theirs = _list_texts(predictions, "predictions"), _list_texts(references, "references")
+    if len(ours) != len(theirs):
+        raise RadDraftError(f"{len(ours)} predictions and {len(theirs)} references: the numbers must be equal")
+    if not ours:
+        raise RadDraftError("Nothing to score: there is no prediction")
+    return ours, theirs
+
+
+def _list_texts(texts: Any, name: str) -> list[str]:
+    if isinstance(texts, str | bytes | Mapping | set | frozenset) or not isinstance(texts, Iterable):
+        raise RadDraftError(f"{name} must be a list with a text for each report, got {_short(texts)}")
+    found = list(texts)
+    for number, text in enumerate(found, 1):
+        if not isinstance(text, str):
+            hint = '"" is a blank one'
+            if isinstance(text, bytes):
+                hint = "decode it first"
+            elif isinstance(text, Iterable):
+                hint = "a report is scored against one reference, not against several"
+            raise RadDraftError(f"{name}, item {number} of {len(found)}: expected a text, got {_short(text)}; {hint}")
+    return found
+
+
+def _short(value: Any) -> str:
+    shown = repr(value)
+    return f"the {type(value).__name__} {shown[:60]}{' …' if len(shown) > 60 else ''}"
+
+
+def rouge_l(
+    predictions: Sequence[str], references: Sequence[str], once: Once | None = None, unit: Unit = "usual"
+) -> Measure:
     """Mean over reports of the ROUGE-L F-measure (Lin, 2004), equal to rouge-score with `use_stemmer=False`.
 
-    Values are in [0, 1]; a report without words scores 0.
+    Values are in [0, 1]; a report without words scores 0. Raises RadDraftError as `check_texts`.
     """
+    predictions, references = check_texts(predictions, references)
     once = once or Once()
-    ours, theirs = once.tokens(rouge_tokens, predictions), once.tokens(rouge_tokens, references)
-    signature = f"rouge-score {version('rouge-score')} rougeL F-measure|stemmer:no|case:lower|mean over reports"
+    tokenize = {"usual": rouge_tokens, "unicode": unicode_words, "char": word_characters}[unit]
+    ours, theirs = once.tokens(tokenize, predictions), once.tokens(tokenize, references)
+    package = f"rouge-score {version('rouge-score')} rougeL F-measure|stemmer:no|case:lower"
+    if unit != "usual":
+        package = f"raddraft {version('raddraft')} rougeL F-measure|tok:{unit} NFC|stemmer:no|case:lower"
+    signature = f"{package}|mean over reports"
     return mean_measure([rouge_l_f(a, b) for a, b in zip(ours, theirs, strict=True)], signature)
 
 
 def bleu(
-    predictions: Sequence[str], references: Sequence[str], max_order: int = 4, once: Once | None = None
+    predictions: Sequence[str],
+    references: Sequence[str],
+    max_order: int = 4,
+    once: Once | None = None,
+    unit: Unit = "usual",
 ) -> dict[int, Measure]:
     """Corpus BLEU-1 to BLEU-`max_order` (Papineni et al., 2002), equal to sacrebleu with `smooth_method="none"`, / 100.
 
-    Tokens are sacrebleu's 13a, case is kept. Values are in [0, 1].
+    Tokens are sacrebleu's 13a, or its `intl` or `char`; case is kept. Values are in [0, 1]. Raises RadDraftError as
+    `check_texts`.
     """
+    predictions, references = check_texts(predictions, references)
     once = once or Once()
-    statistics = bleu_statistics(once.tokens(bleu_tokens, predictions), once.tokens(bleu_tokens, references), max_order)
-    signature = f"sacrebleu {version('sacrebleu')}|nrefs:1|case:mixed|eff:no|tok:13a|smooth:none|corpus"
+    tokenize = {"usual": bleu_tokens, "unicode": bleu_words, "char": bleu_characters}[unit]
+    statistics = bleu_statistics(once.tokens(tokenize, predictions), once.tokens(tokenize, references), max_order)
+    kind = {"usual": "13a", "unicode": "intl", "char": "char"}[unit]
+    signature = f"sacrebleu {version('sacrebleu')}|nrefs:1|case:mixed|eff:no|tok:{kind}|smooth:none|corpus"
     return {
         order: Measure(statistics, lambda sums, order=order: _bleu_value(sums, order, max_order), signature)  # type: ignore[misc]
         for order in range(1, max_order + 1)
@@ -74,6 +130,41 @@ def rouge_tokens(text: str) -> list[str]:
     from rouge_score.tokenize import tokenize  # not rouge_score.tokenizers, which imports all of nltk
 
     return tokenize(text, None)
+
+
+def unicode_words(text: str) -> list[str]:
+    """Lower-case words of letters, marks and digits of any alphabet."""
+    if text.isascii():
+        return rouge_tokens(text)
+    lower = unicodedata.normalize("NFC", text.lower())
+    return "".join(letter if _in_words(letter) else " " for letter in lower).split()
+
+
+@lru_cache(maxsize=1 << 16)
+def _in_words(letter: str) -> bool:
+    return unicodedata.category(letter)[0] in "LMN"
+
+
+def word_characters(text: str) -> list[str]:
+    """The characters of `unicode_words`."""
+    return list("".join(unicode_words(text)))
+
+
+def bleu_words(text: str) -> list[str]:
+    """sacrebleu's international tokens."""
+    return _tokenizer_intl()(text.rstrip()).split()
+
+
+@cache
+def _tokenizer_intl() -> Callable[[str], str]:
+    from sacrebleu.tokenizers.tokenizer_intl import TokenizerV14International
+
+    return TokenizerV14International()
+
+
+def bleu_characters(text: str) -> list[str]:
+    """sacrebleu's characters; blanks do not count."""
+    return list("".join(text.split()))
 
 
 def bleu_tokens(text: str) -> list[str]:

@@ -8,7 +8,6 @@ one. jsonargparse checks and converts the values.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import re
 from collections.abc import Collection, Mapping
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from raddraft.options import Command, Option
+from raddraft.text import closest
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
@@ -225,7 +225,7 @@ def _unknown(what: str, name: str, command: Command, renamed: Mapping[str, str])
 def did_you_mean(name: str, choices: Collection[str]) -> str:
     """The choices that are spelled alike, or end alike; else all of them, if they are few."""
     last = name.rpartition(".")[2]
-    close = difflib.get_close_matches(name, list(choices), 3, 0.75)
+    close = closest(name, choices)
     close += [choice for choice in choices if choice.rpartition(".")[2] == last and choice not in close]
     if close:
         return f"did you mean {' or '.join(close[:3])}?"

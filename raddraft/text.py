@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 
@@ -35,6 +36,37 @@ def show(estimate: Any) -> str:
 def slug(name: str) -> str:
     """A name as it may stand in a file name: other characters than letters, digits, - and _ become -."""
     return "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in name)
+
+
+def printable(text: str) -> str:
+    r"""The text with its control characters, but tabs and line ends, written out: a terminal would obey them.
+
+    >>> print(printable("\x1b[2JNo edema.\r"))
+    \x1b[2JNo edema.\x0d
+    """
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
+def closest(name: str, choices: Collection[str]) -> list[str]:
+    """Up to three of the choices that are spelled like a name; case, blanks, - and _ do not count.
+
+    >>> closest("rouge-l", ["rouge_l", "bleu_4", "Edema"])
+    ['rouge_l']
+    """
+    import difflib
+
+    def fold(text: str) -> str:
+        return re.sub(r"[-_ ]+", "_", text.strip().lower())
+
+    same = [choice for choice in choices if fold(choice) == fold(name)]
+    folded = {fold(choice): choice for choice in reversed([*choices])}
+    return same or [folded[one] for one in difflib.get_close_matches(fold(name), list(folded), 3, 0.75)]
+
+
+def suggest(name: str, choices: Collection[str]) -> str:
+    """A question after a sentence that refuses a name, with a blank before it; empty if no choice is like it."""
+    close = closest(name, choices)
+    return f" Did you mean {' or '.join(close)}?" if close else ""
 
 
 def progress(items: Sequence[Any], what: str) -> Iterable[Any]:

@@ -48,13 +48,14 @@ def main(
         prompt: Prompt.
         decode: Decoding.
     """
-    from generator.api import load_model, report_failures
+    from generator.api import load_model, report_drafts
     from generator.card import add_scores
     from generator.corpora import phantom
+    from generator.generate import read_drafts
     from generator.tiny import make_parts
     from generator.train import run_training
     from metrics.read import read_systems
-    from metrics.systems import score_systems
+    from metrics.systems import read_cut, score_systems
     from raddraft.runs import keep_config
     from raddraft.studies import read_studies
 
@@ -78,10 +79,10 @@ def main(
         options = {f"decode.{key}": value for key, value in changes.items()}
         _say("generate", model=folder, studies=manifest, control=control, out=file, **options)
         errors = drafter.generate(wanted, file, control, training, decode=decoding)  # type: ignore[arg-type]
-        print(report_failures(errors, len(wanted), file))
+        print(report_drafts(read_drafts(file), errors, file))
     _say("score", *files.values(), metrics=METRICS, studies=manifest, model_card=folder)
     systems, notes = read_systems([*files.values()])
-    scored = score_systems(systems, METRICS, studies=studies)
+    scored = score_systems(systems, METRICS, studies=studies, cut={one: read_cut(file) for one, file in files.items()})
     written = scored.write(out / "scores", scored.title(), cases=36)
     add_scores(folder, scored.title(), scored.by_system())
     print(*notes, scored.tables(), "", *written, sep="\n")

@@ -52,19 +52,19 @@ def main(
         workers: Processes that read and prepare images.
         remote_code: Run Python code that comes with a model that was not trained by RadDraft.
     """
-    from generator.api import load_model, report_failures
+    from generator.api import load_model, report_drafts
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise RadDraftError("draft runs in one process; `raddraft generate` shares the work out to several")
     loaded = load_model(model, device, prompt, remote_code)
-    errors, count = [], 0
+    drafts, errors = [], []
     for draft in loaded.stream(images, indication, view, out, speculate, workers, **asdict(decode)):
-        count += 1
         if draft.error:
             errors.append(draft.error)
         else:
             print_draft(draft)
-    print(f"\n{report_failures(errors, count, out or 'the text above')}")
+            drafts.append(draft)
+    print(f"\n{report_drafts(drafts, errors, out or 'the text above')}")
     return 1 if errors else 0
 
 
@@ -73,11 +73,13 @@ def print_draft(draft: Any) -> None:
     import shutil
     import textwrap
 
+    from raddraft.text import printable
+
     width = min(100, shutil.get_terminal_size((100, 24)).columns)
-    print(f"\n{draft.study_id}\n{draft.banner}\n")
+    print(f"\n{printable(draft.study_id)}\n{draft.banner}\n")
     if draft.observations is not None:
-        print(textwrap.fill(f"Observations: {draft.observations}", width, initial_indent="  "))
-    print(textwrap.fill(draft.text or "(empty)", width, initial_indent="  ", subsequent_indent="  "), flush=True)
+        print(textwrap.fill(f"Observations: {printable(draft.observations)}", width, initial_indent="  "))
+    print(textwrap.fill(str(draft) or "(empty)", width, initial_indent="  ", subsequent_indent="  "), flush=True)
 
 
 if __name__ == "__main__":

@@ -56,7 +56,8 @@ def main(
         workers: Processes that read and prepare images.
         remote_code: Run Python code that comes with a model that was not trained by RadDraft.
     """
-    from generator.api import load_model, report_failures
+    from generator.api import load_model, report_drafts
+    from generator.generate import read_drafts
     from raddraft.processes import is_main_process
     from raddraft.studies import read_studies
 
@@ -68,7 +69,7 @@ def main(
     loaded = load_model(model, device, prompt, remote_code)
     errors = loaded.generate(wanted, out, control, training, speculate, workers, decode)
     if is_main_process():
-        print(report_failures(errors, len(wanted), out))
+        print(report_drafts(read_drafts(out), errors, out))
     return 1 if errors and is_main_process() else 0
 
 

@@ -48,8 +48,9 @@ def main(
             joined by study_id, or by line.
         studies: The manifest: adds images to the page, and view, sex and age to --by.
         metrics: Metrics or families of metrics (rouge, bleu, radgraph, chexbert, rule, coco …), or all. By default the
-            first five of these, except those whose weights are missing.
-        by: Also score strata: view, sex, age, normal (against abnormal), or an observation such as Edema.
+            first five of these, except those whose weights are missing. Of languages other than English: unicode, char.
+        by: Also score strata of the first system: view, sex, age, normal (against abnormal), or an observation such as
+            Edema.
         rank_by: Metric that ranks the studies on the page. By default radgraph_er, else rouge_l.
         models: Learned metrics
         resamples: Bootstrap resamples for the 95 % intervals and p-values.
@@ -60,7 +61,7 @@ def main(
     """
     from generator.card import add_scores, check_card
     from metrics.read import read_systems
-    from metrics.systems import score_systems
+    from metrics.systems import read_cut, score_systems
     from raddraft.studies import read_studies
 
     if model_card:
@@ -72,7 +73,8 @@ def main(
     if known and missing:
         notes.append(f"{len(missing)} of {len(first)} studies are not in {studies}: no image, stratum not stated")
     print("".join(f"{note}\n" for note in notes), end="")
-    scored = score_systems(systems, metrics, by or (), known, models, resamples, seed, rank_by)
+    cut = {path.stem: read_cut(path) for path in predictions}
+    scored = score_systems(systems, metrics, by or (), known, models, resamples, seed, rank_by, cut)
     title = title or scored.title()
     written = scored.write(out or predictions[0].parent / "scores", title, cases)
     if model_card:

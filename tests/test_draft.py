@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from pydicom import dcmread
 
-from generator.api import Model
+from generator.api import Model, report_drafts
 from generator.config import DecodeConfig
 from generator.generate import BANNER, Draft, generate
 from generator.model import load
@@ -188,6 +188,22 @@ def test_a_terminal_that_does_not_know_its_width_shows_the_draft(capsys) -> None
         for descriptor in (saved, master, terminal):
             os.close(descriptor)
     assert "  The lungs are clear.\n" in capsys.readouterr().out
+
+
+CONTROLS = "\x00\x07\x08\x0b\x0c\r\x1b[2J\x1b]0;title\x07\x7f\x9b31m"
+
+
+def test_control_characters_of_a_draft_do_not_reach_the_terminal(capsys) -> None:
+    draft = Draft(
+        [f"No {CONTROLS} edema.\tClear.\nNormal."], observations=f"Edema{CONTROLS}", study_id=f"x{CONTROLS}.png"
+    )
+    print_draft(draft)
+    print(draft)
+    print(report_drafts([draft], [f"{CONTROLS}: gone"], "here"))
+    shown = capsys.readouterr().out
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", shown)
+    assert str(draft) == (r"No \x00\x07\x08\x0b\x0c\x0d\x1b[2J\x1b]0;title\x07\x7f\x9b31m edema." + "\tClear.\nNormal.")
+    assert draft.text == draft.candidates[0] != str(draft), "files keep it as it is"
 
 
 def test_each_draft_is_printed_under_the_banner(model_folder, tmp_path, capsys) -> None:

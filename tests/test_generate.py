@@ -16,12 +16,14 @@ import pytest
 import torch
 
 import raddraft.cli
+from generator.api import report_drafts
 from generator.config import DecodeConfig
 from generator.controls import most_frequent, nearest_reports, shuffle_images
 from generator.data import collate
-from generator.generate import decode_batch, generate
-from generator.model import Drafter, load
+from generator.generate import decode, decode_batch, generate, read_drafts
+from generator.model import Drafter, load, save
 from generator.prompts import PromptConfig
+from generator.speculate import Speculator, index_reports
 from raddraft.studies import read_studies
 from tests.conftest import make_study
 from tests.launch import Job
@@ -149,6 +151,57 @@ def test_rows_of_candidates(drafter, studies, tmp_path) -> None:
         assert len(row["candidates"]) == 3
         assert row["prediction"] == row["candidates"][0]
         assert row["decoding"] == "3 candidates, sampled at temperature 0.5, top_p 1.0, seed 0, 40 new tokens"
+
+
+def test_what_ended_at_the_limit_of_tokens_is_marked(drafter, studies, tmp_path) -> None:
+    tokenizer = drafter.processor.tokenizer
+    generate(drafter, studies, tmp_path / "long.jsonl", CONFIG, "model")
+    whole = read(tmp_path / "long.jsonl")
+    assert not any(row["cut"] for row in whole)
+    lengths = [len(tokenizer(row["prediction"], add_special_tokens=False)["input_ids"]) + 1 for row in whole]
+    limit = sorted(lengths)[len(lengths) // 2]  # a draft of just so many tokens, its end included, is whole
+    out = tmp_path / "short.jsonl"
+    generate(drafter, studies, out, replace(CONFIG, max_new_tokens=limit), "model")
+    assert [row["cut"] for row in read(out)] == [length > limit for length in lengths]
+    assert 0 < sum(row["cut"] for row in read(out)) < len(studies)
+    speculator = Speculator(index_reports(drafter, studies))
+    examples = drafter.encode(studies, answers=False)
+    fast = decode(drafter, examples, replace(CONFIG, max_new_tokens=limit), speculator=speculator)
+    assert [draft.cut for draft in fast] == [[row["cut"]] for row in read(out)]
+    generate(drafter, studies[:3], tmp_path / "several.jsonl", replace(CONFIG, candidates=3, max_new_tokens=3), "model")
+    assert [(row["cut"], row["candidates_cut"]) for row in read(tmp_path / "several.jsonl")] == [(True, [True] * 3)] * 3
+    told = report_drafts(read_drafts(out), ["s9: gone"], out)
+    count = sum(row["cut"] for row in read(out))
+    assert told == f"40 of 41 drafts are in {out}; blank: 0; cut at the limit of tokens: {count}\nno draft: s9: gone"
+
+
+def test_a_file_that_does_not_say_what_was_cut_is_resumed(drafter, studies, tmp_path) -> None:
+    out = tmp_path / "out.jsonl"
+    generate(drafter, studies[:8], out, CONFIG, "model")
+    rows = [{key: value for key, value in row.items() if key != "cut"} for row in read(out)]
+    out.write_text("".join(json.dumps(row) + "\n" for row in rows[:7]))
+    generate(drafter, studies[:8], out, CONFIG, "model")
+    assert [row.get("cut") for row in read(out)] == [None] * 7 + [False]
+    out.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert report_drafts(read_drafts(out), [], "x") == "8 of 8 drafts are in x; blank: 0"
+
+
+def test_generate_and_draft_count_blank_and_cut_drafts(model_folder, studies_file, tmp_path, capsys) -> None:
+    drafter = load(model_folder)
+    with torch.no_grad():
+        drafter.model.lm_head.weight.zero_()  # all that it writes is token 0, which is no text
+    save(drafter, tmp_path / "mute")
+    arguments = ["--model", str(tmp_path / "mute"), "--studies", str(studies_file), "--decode.max_new_tokens", "4"]
+    out = tmp_path / "out.jsonl"
+    for _ in range(2):  # a run that resumes counts all
+        assert run_action("generate", *arguments, "--out", str(out)) == 0
+        assert f"8 of 8 drafts are in {out}; blank: 8; cut at the limit of tokens: 8" in capsys.readouterr().out
+    picture = str(read_studies(studies_file)[0].main_image.path)
+    assert run_action("draft", str(tmp_path / "mute"), picture, "--decode.max_new_tokens", "4") == 0
+    assert "1 of 1 drafts are in the text above; blank: 1; cut at the limit of tokens: 1" in capsys.readouterr().out
+    control = ["--model", str(model_folder), "--studies", str(studies_file), "--control", "most-frequent"]
+    assert run_action("generate", *control, "--out", str(tmp_path / "control.jsonl")) == 0
+    assert "control.jsonl; blank: 0\n" in capsys.readouterr().out, "what was copied was not cut"
 
 
 def test_controls_of_repetition_and_length(drafter, studies) -> None:

@@ -56,7 +56,9 @@ def shown(config: PromptConfig, study: Study, prior: Study | None = None) -> str
         ("L", "0L", "0L", "0L"),
         ("LL", "0L", "0L", "0L 1L"),
         ("OL", "0O", "0O 1L", "1L 0O"),
-        ("O?LAL", "1?", "1? 2L", "1? 3A 2L 4L 0O"),
+        ("O?LAL", "3A", "3A 2L", "3A 1? 2L 4L 0O"),
+        ("?P", "1P", "1P", "1P 0?"),
+        ("OL?", "2?", "2? 1L", "2? 1L 0O"),
     ],
 )
 def test_which_pictures_go_in_and_in_what_order(views, frontal, pair, everything) -> None:

@@ -86,7 +86,9 @@ def test_one_file(tmp_path, capsys) -> None:
     shown, page = capsys.readouterr().out, (folder / "report.html").read_text(encoding="utf-8")
     low, high = metrics["rouge_l"]["low"], metrics["rouge_l"]["high"]
     assert f"rouge_l           0.393 [{low:.3f} {high:.3f}]" in shown
-    assert "skipped radgraph_e, radgraph_er, radgraph_bar_er: radgraph is missing" in shown
+    assert shown.count("skipped ") == 1
+    assert "skipped radgraph, chexbert: weights are missing; `raddraft weights` tells which, where" in shown
+    assert "raddraft weights --fetch radgraph" in scores["skipped"]["radgraph_er"], "the whole reason"
     assert str(folder / "report.html") in shown
     assert "Drafts by model" in page
     assert "data:image" not in page
@@ -244,6 +246,12 @@ def test_metrics_are_chosen_by_name_in_any_spelling_of_a_list(tmp_path, capsys) 
     ("options", "culprits"),
     [
         (("--metrics", "rouge_l", "rouge_2"), ("Unknown metric 'rouge_2'", "Choices: rouge_l, bleu_1")),
+        (("--metrics", "rouge-l"), ("Unknown metric 'rouge-l'", "; all. Did you mean rouge_l?")),
+        (("--metrics", "BLEU4", "ROUGE-L"), ("Unknown metric 'BLEU4'", "Did you mean bleu_4 ")),
+        (("--metrics", "RadGraph"), ("Unknown metric 'RadGraph'", "Did you mean radgraph?")),
+        (("--by", "edema"), ("Unknown --by 'edema'. Choices: view", "Did you mean Edema?")),
+        (("--by", "pleural-effusion"), ("Unknown --by 'pleural-effusion'", "Did you mean Pleural Effusion?")),
+        (("--by", "View"), ("Unknown --by 'View'", "Did you mean view?")),
         (("--rank-by", "bleu_4"), ("'bleu_4' is not a score of single studies. Choices: rouge_l",)),
         (("--rank-by", "rouge"), ("'rouge' is not among the metrics to compute: rouge_l, bleu_1",)),
         (("--by", "sex"), ("--by sex needs the manifest",)),
