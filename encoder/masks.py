@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw, UnidentifiedImageError
 
 from raddraft.errors import RadDraftError
 from raddraft.files import write_whole
+from raddraft.images import stored_size
 
 LOSSLESS = ("PNG", "GIF", "TIFF", "BMP")  # JPEG would leave specks around every border
 SUBPIXELS = 4
@@ -33,7 +34,10 @@ class MaskError(RadDraftError):
 
 
 def load_mask(
-    path: str | Path, size: tuple[int, int] | None = None, labels: Collection[int] | None = None
+    path: str | Path,
+    size: tuple[int, int] | None = None,
+    labels: Collection[int] | None = None,
+    image_path: str | Path | None = None,
 ) -> np.ndarray:
     """A mask from a lossless image file: what is not black belongs to the structure, transparency is ignored.
 
@@ -41,12 +45,15 @@ def load_mask(
         path: the file.
         size: of the image that the mask belongs to; not checked if None.
         labels: the pixel values (of a palette: its indices) that belong to the structure.
+        image_path: of this image; a mask drawn on the pixels that a DICOM file stores, before they were made square, is
+            brought to `size` with them (nearest neighbor).
 
     Returns:
         bool [H, W].
 
     Raises:
         MaskError: no such file, not lossless, several bands where labels are given, another size than its image.
+        ImageError: the image cannot be read.
     """
     try:
         with Image.open(path, formats=LOSSLESS) as image:
@@ -65,6 +72,8 @@ def load_mask(
         values = np.asarray(values[..., : len(bands) - (bands[-1] == "A")].any(-1))
     mask = np.asarray(values != 0) if labels is None else np.isin(values, list(labels))
     if size is not None and mask.shape != tuple(size):
+        if image_path is not None and mask.shape == stored_size(image_path):
+            return _resize(mask, size)
         raise MaskError(
             f"{path}: the mask has {mask.shape[1]} x {mask.shape[0]} pixels, its image {size[1]} x {size[0]}"
         )

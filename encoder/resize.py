@@ -187,7 +187,7 @@ def _resize(job: _Job, config: ResizeConfig) -> _Job:
         Image.fromarray(levels).save(temporary, format="PNG", pnginfo=text)
     for source, target in list(job.masks.items()):
         try:
-            mask = load_mask(source, values.shape)
+            mask = load_mask(source, values.shape, image_path=job.source)
         except MaskError as error:
             job.errors.append(str(error))
             del job.masks[source]

@@ -206,7 +206,7 @@ def load_masks(image: StudyImage, structures: Sequence[str]) -> np.ndarray:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ImageWarning)  # given when the features were made
         width, height = load_image(image.path).size
-    return np.stack([load_mask(image.masks[name], (height, width)) for name in structures])
+    return np.stack([load_mask(image.masks[name], (height, width), image_path=image.path) for name in structures])
 
 
 def train_head(

@@ -92,22 +92,30 @@ def read_jsonl(
             if not line.strip():
                 continue
             where = f"{path.name} line {number}"
-            try:
-                row = json.loads(line, parse_constant=_constant)
-            except json.JSONDecodeError as cause:
-                raise error(f"{where}: not valid JSON: {cause.msg} at character {cause.pos + 1}") from None
-            except UnicodeDecodeError as cause:
-                raise error(f"{where}: not UTF-8: {cause}") from None
-            if not isinstance(row, dict):
-                raise error(f"{where}: expected an object, got {type(row).__name__}")
-            for key in required:
-                if key not in row:
-                    raise error(f"{where}: key {key!r} is missing")
-                if not isinstance(row.get(key), str):
-                    raise error(f"{where}: {key} must be a string, got {row.get(key)!r}")
+            row = parse_line(line, where, required, error)
             if unique and (first := first_line.setdefault(row[unique], number)) != number:
                 raise error(f"{where}: duplicate {unique} {row[unique]!r}, first on line {first}")
             yield where, row
+
+
+def parse_line(
+    line: bytes, where: str, required: Sequence[str] = (), error: type[RadDraftError] = RadDraftError
+) -> dict[str, Any]:
+    """A line of a JSON Lines file, as `read_jsonl` reads it and with its errors, which begin with `where`."""
+    try:
+        row = json.loads(line, parse_constant=_constant)
+    except json.JSONDecodeError as cause:
+        raise error(f"{where}: not valid JSON: {cause.msg} at character {cause.pos + 1}") from None
+    except UnicodeDecodeError as cause:
+        raise error(f"{where}: not UTF-8: {cause}") from None
+    if not isinstance(row, dict):
+        raise error(f"{where}: expected an object, got {type(row).__name__}")
+    for key in required:
+        if key not in row:
+            raise error(f"{where}: key {key!r} is missing")
+        if not isinstance(row.get(key), str):
+            raise error(f"{where}: {key} must be a string, got {row.get(key)!r}")
+    return row
 
 
 def cut_log(log: Path, keep: Callable[[dict[str, Any]], bool]) -> None:

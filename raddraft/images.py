@@ -16,30 +16,33 @@ What cannot be a chest X-ray raises `ImageError`; what looks wrong but may be on
 
 from __future__ import annotations
 
-import warnings
+import struct
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import BinaryIO, get_args
 
 import numpy as np
 from PIL import BmpImagePlugin, GifImagePlugin, Image, ImageFile, ImageOps, JpegImagePlugin, PngImagePlugin
-from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION, PREFIXES, TiffImageFile
+from PIL.TiffImagePlugin import (
+    COMPRESSION,
+    PHOTOMETRIC_INTERPRETATION,
+    PREFIXES,
+    STRIPBYTECOUNTS,
+    STRIPOFFSETS,
+    TILEBYTECOUNTS,
+    TILEOFFSETS,
+    TiffImageFile,
+)
 
+from raddraft.codestreams import CutStreamError, read_stream
+from raddraft.dicom import read_dicom, read_sizes
 from raddraft.errors import RadDraftError
+from raddraft.gray import MIN_SIDE, ImageError, ImageWarning, check_levels, check_size, stretch, warn
 from raddraft.studies import GrayMapping
-
-if TYPE_CHECKING:
-    from pydicom import Dataset
-    from pydicom.uid import UID
 
 IMAGE_SUFFIXES = frozenset({".dcm", ".dicom", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"})
 """Lower-case suffixes to look for in a folder; `load_image` itself recognizes files by content."""
-
-PERCENTILES = (0.5, 99.5)
-MIN_SIDE = 8
-"""Pixels. ChestMNIST's 28 x 28 are the smallest chest X-rays in circulation, so less than this is an accident."""
-
-CHEST_MODALITIES = {"CR", "DX", "RG"}  # RG, radiographic imaging, is what film scanners write
-CHEST_WORDS = ("CHEST", "THORAX", "TORAX", "LUNG", "CXR")  # also inside e.g. CHESTABDOMEN or PORT CHEST
 
 # Opened by their own classes: Image.open also applies Image.MAX_IMAGE_PIXELS, a global that only its owner may change.
 OPENERS: tuple[tuple[tuple[bytes, ...], type[ImageFile.ImageFile]], ...] = (
@@ -53,20 +56,14 @@ OPENERS: tuple[tuple[tuple[bytes, ...], type[ImageFile.ImageFile]], ...] = (
 BARE_DICOM = (b"\x02\x00", b"\x08\x00", b"\x00\x02", b"\x00\x08")
 
 
-class ImageError(RadDraftError):
-    """The file is not a usable chest X-ray; the message names the file and the reason."""
-
-
-class ImageWarning(UserWarning):
-    """The image was read, but something about it looks wrong; the message names the file."""
-
-
 def load_image(path: str | Path, gray_mapping: GrayMapping = "window", max_pixels: int = 100_000_000) -> Image.Image:
     """Read a chest X-ray file, recognized by its content, as it is meant to be displayed.
 
-    DICOM: modality LUT, VOI LUT or window, MONOCHROME1 inverted, pixel padding black. Others: EXIF orientation.
-    Warns (`ImageWarning`) about a DICOM file of another modality or body part, and about an image that looks inverted;
-    neither is changed.
+    DICOM: Modality LUT or rescale, VOI LUT or window, MONOCHROME1 inverted, pixel padding and what a display shutter
+    hides black, pixels resampled to squares. Others: EXIF orientation; check sums of the format are checked.
+    Warns (`ImageWarning`) about a DICOM file of another modality or body part, for processing, mirrored or turned,
+    whose header is incomplete or contradicts itself or the pixels; about a mapping that leaves few gray levels or cuts
+    most pixels to black or white; about an image that looks inverted.
 
     Args:
         path: the file.
@@ -77,11 +74,12 @@ def load_image(path: str | Path, gray_mapping: GrayMapping = "window", max_pixel
         PIL image of mode L, [H, W], 0..255, without any of the file's metadata.
 
     Raises:
-        ImageError: missing, empty or truncated file, not an image, several frames, a side under 8 pixels, more than
-            `max_pixels`, all pixels equal, NaN or infinite values, no pixel data.
+        ImageError: missing, empty, damaged or truncated file, not an image, several frames, a side under 8 pixels,
+            more than `max_pixels`, all pixels equal, NaN or infinite values, no pixel data, a transfer syntax without a
+            decoder, a header whose meaning cannot be told.
         RadDraftError: unknown gray mapping.
     """
-    return Image.fromarray(_load(Path(path), gray_mapping, max_pixels, deep=False))
+    return _load(Path(path), gray_mapping, max_pixels)[1]
 
 
 def load_gray(path: str | Path, gray_mapping: GrayMapping = "window", max_pixels: int = 100_000_000) -> np.ndarray:
@@ -90,34 +88,63 @@ def load_gray(path: str | Path, gray_mapping: GrayMapping = "window", max_pixels
     Returns:
         float32 [H, W], 0..1. Multiplied by 255 and rounded, the values of `load_image`.
     """
-    return _load(Path(path), gray_mapping, max_pixels, deep=True).astype(np.float32) / 255
+    return _load(Path(path), gray_mapping, max_pixels)[0].astype(np.float32) / 255
 
 
-def _load(path: Path, gray_mapping: GrayMapping, max_pixels: int, deep: bool) -> np.ndarray:
-    """Gray values [H, W] on the scale of 0..255: uint8, or where `deep`, unrounded float32 if the file is deeper."""
+def _load(path: Path, gray_mapping: GrayMapping, max_pixels: int) -> tuple[np.ndarray, Image.Image]:
+    """Gray values [H, W] on the scale of 0..255, uint8 if the file holds them, else unrounded floats; and the image."""
     if gray_mapping not in get_args(GrayMapping):
         raise RadDraftError(f"Unknown mapping {gray_mapping!r}. Choices: {', '.join(get_args(GrayMapping))}")
     head = _read_head(path)
-    opener = next((opener for prefixes, opener in OPENERS if head.startswith(prefixes)), None)
+    opener = _opener(head)
     try:
-        if head[128:] == b"DICM" or (opener is None and head.startswith(BARE_DICOM)):
-            pixels = _read_dicom(path, gray_mapping, max_pixels, deep)
+        if _is_dicom(head):
+            pixels = read_dicom(path, gray_mapping, max_pixels)
         elif opener is not None:
-            pixels = _read_raster(path, opener, gray_mapping, max_pixels, deep)
+            pixels = _read_raster(path, opener, gray_mapping, max_pixels)
         else:
             raise ImageError(f"{path}: not an image (known: DICOM, PNG, JPEG, TIFF, BMP, GIF)")
     except (ImageError, ImageWarning):  # the warning, where the caller turned it into an error
         raise
     except Exception as error:  # damaged bytes make decoders raise anything, from SyntaxError to struct.error
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ImageError(f"{path}: truncated, damaged or of an unknown kind: {reason}") from error
-    image = Image.fromarray(pixels if pixels.dtype == np.uint8 else _levels(pixels, deep=False))
+        raise _damaged(path, error) from error
+    image = Image.fromarray(pixels if pixels.dtype == np.uint8 else np.rint(pixels).astype(np.uint8))
     low, high = image.getextrema()
     if low == high:
         raise ImageError(f"{path}: all pixels have the same value, {low} after mapping {gray_mapping!r}")
     if _looks_inverted(image):
-        _warn(path, "looks inverted (air bright, bone dark) or not upright; left as the file states it")
-    return pixels
+        warn(path, "looks inverted (air bright, bone dark) or not upright; left as the file states it")
+    return pixels, image
+
+
+def stored_size(path: str | Path) -> tuple[int, int] | None:
+    """Height and width of a DICOM file before its pixels were made square; None of another file, or if not stated.
+
+    Raises:
+        ImageError: the file cannot be read.
+    """
+    path = Path(path)
+    if not _is_dicom(_read_head(path)):
+        return None
+    try:
+        return read_sizes(path)
+    except (ImageError, ImageWarning):
+        raise
+    except Exception as error:  # as in `_load`
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> ImageError:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return ImageError(f"{path}: truncated, damaged or of an unknown kind: {reason}")
+
+
+def _opener(head: bytes) -> type[ImageFile.ImageFile] | None:
+    return next((opener for prefixes, opener in OPENERS if head.startswith(prefixes)), None)
+
+
+def _is_dicom(head: bytes) -> bool:
+    return head[128:] == b"DICM" or (_opener(head) is None and head.startswith(BARE_DICOM))
 
 
 def _read_head(path: Path) -> bytes:
@@ -132,32 +159,24 @@ def _read_head(path: Path) -> bytes:
     return head
 
 
-def _check_size(path: Path, width: int, height: int, frames: int, max_pixels: int) -> None:
-    if frames > 1:
-        raise ImageError(f"{path}: holds {frames} frames, and a chest X-ray has one")
-    if min(width, height) < MIN_SIDE:
-        raise ImageError(f"{path}: {width} x {height} pixels; each side needs at least {MIN_SIDE}")
-    if width * height > max_pixels:
-        raise ImageError(
-            f"{path}: {width} x {height} = {width * height:,} pixels, more than max_pixels = {max_pixels:,}; "
-            "raise max_pixels to read it"
-        )
-
-
 def _read_raster(
-    path: Path, opener: type[ImageFile.ImageFile], gray_mapping: GrayMapping, max_pixels: int, deep: bool
+    path: Path, opener: type[ImageFile.ImageFile], gray_mapping: GrayMapping, max_pixels: int
 ) -> np.ndarray:
     """Read a file that Pillow knows, upright; see `_load`."""
     # A file object, not the path: from a path Pillow maps raw TIFFs into memory, and garbles rotated ones.
     with open(path, "rb") as file, opener(file) as image:
-        _check_size(path, *image.size, getattr(image, "n_frames", 1), max_pixels)
+        check_size(path, *image.size, getattr(image, "n_frames", 1), max_pixels)
+        with open(path, "rb") as raw:
+            _check_sums(path, raw, image)
         # Pillow inverts WhiteIsZero TIFFs of up to 8 bits, but not deeper ones.
         negative = isinstance(image, TiffImageFile) and image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == 0
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
         if image.mode.startswith(("I", "F")):
             # Not convert("L"), which clips at 255 and turns most of a 12-bit image white.
-            pixels = _stretch(path, np.asarray(image), gray_mapping, deep)
+            values = np.asarray(image)
+            pixels = stretch(path, values, gray_mapping)
+            check_levels(path, values, pixels, f"mapping {gray_mapping!r}")
             return 255 - pixels if negative else pixels
         if image.has_transparency_data:
             rgba = image.convert("RGBA")
@@ -165,161 +184,62 @@ def _read_raster(
             gray = Image.composite(rgba.convert("L"), black, rgba.getchannel("A"))
         else:
             gray = image.convert("L")
-    return np.asarray(gray) if gray_mapping == "window" else _stretch(path, np.asarray(gray), gray_mapping, deep)
+    return np.asarray(gray) if gray_mapping == "window" else stretch(path, np.asarray(gray), gray_mapping)
 
 
-def _levels(values: np.ndarray, deep: bool) -> np.ndarray:
-    """Values on the scale of 0..255 as float32 where `deep`, else rounded to uint8."""
-    return values.astype(np.float32) if deep else np.rint(values).astype(np.uint8)
+def _check_sums(path: Path, file: BinaryIO, image: ImageFile.ImageFile) -> None:
+    """Refuse a file whose own check sums are wrong, or that lacks its end; Pillow stops at the last pixel instead.
 
-
-def _stretch(
-    path: Path, values: np.ndarray, gray_mapping: GrayMapping, deep: bool, hidden: np.ndarray | None = None
-) -> np.ndarray:
-    """Map values [H, W] of any type linearly to `_levels` between their extremes or percentiles.
-
-    Pixels where `hidden` [H, W] is true are left out of the range.
+    PNG: CRC-32 of each chunk. TIFF: Adler-32 of each deflated strip or tile. JPEG has none, but an end marker.
     """
-    shown = values if hidden is None else values[~hidden]
-    if not np.isfinite(shown).all():
-        raise ImageError(f"{path}: holds NaN or infinite pixel values")
-    if shown.size == 0:
-        raise ImageError(f"{path}: all pixels are padding")
-    low, high = np.percentile(shown, PERCENTILES) if gray_mapping == "percentile" else (shown.min(), shown.max())
-    if low == high:
-        where = f" between percentiles {PERCENTILES[0]} and {PERCENTILES[1]}" if gray_mapping == "percentile" else ""
-        raise ImageError(f"{path}: all pixels{where} have the same value, {low}")
-    scaled = (values.astype(np.float64) - float(low)) * 255 / (float(high) - float(low))
-    return _levels(scaled.clip(0, 255), deep)
+    if isinstance(image, PngImagePlugin.PngImageFile):
+        _check_png(path, memoryview(file.read()))
+    elif isinstance(image, JpegImagePlugin.JpegImageFile):
+        try:
+            read_stream(file.read())
+        except CutStreamError as error:
+            raise ImageError(f"{path}: truncated: the JPEG data {error}") from None
+    elif isinstance(image, TiffImageFile) and image.tag_v2.get(COMPRESSION) in (8, 32946):
+        most = image.width * image.height * 16 + 2**20  # four samples of 32 bits, and tiles larger than the image
+        for number, strip in enumerate(_strips(file, image)):
+            _check_deflated(f"{path}: damaged: TIFF strip {number + 1}", strip, most)
 
 
-def _read_dicom(path: Path, gray_mapping: GrayMapping, max_pixels: int, deep: bool) -> np.ndarray:
-    """Read a DICOM file, air dark, see `_load`."""
-    from pydicom import dcmread
-    from pydicom.pixels import apply_modality_lut, pixel_array
-
-    dataset = dcmread(path, force=True)
-    if "PixelData" not in dataset:
-        # pydicom gives an empty or partial data set, without an error, where the file ends early
-        raise ImageError(f"{path}: no pixel data: a truncated DICOM file, or one that holds no image")
-    frames = int(dataset.get("NumberOfFrames") or 1)
-    _check_size(path, dataset.get("Columns") or 0, dataset.get("Rows") or 0, frames, max_pixels)
-    _warn_unless_chest(path, dataset)
-    if "TransferSyntaxUID" not in dataset.file_meta:
-        dataset.file_meta.TransferSyntaxUID = _bare_transfer_syntax(dataset)
-    _check_jpeg_end(path, dataset)
-    stored = pixel_array(dataset)  # [H, W], or [H, W, 3] with YBR already turned into RGB
-    photometric = dataset.PhotometricInterpretation
-    if not photometric.startswith("MONOCHROME"):
-        return _gray_from_color(path, dataset, stored, gray_mapping, deep)
-    padding = _padding(dataset, stored)
-    # Wider integers than stored: pydicom clips the index into a look-up table in the array's own type.
-    values = apply_modality_lut(stored.astype(np.int64), dataset)
-    display = _apply_window(path, dataset, values) if gray_mapping == "window" else None
-    if display is not None:
-        pixels = _levels(display * 255, deep)
-    elif gray_mapping == "window" and dataset.BitsStored == 8 and stored.dtype == np.uint8 and (values == stored).all():
-        pixels = stored.copy()
-    else:
-        pixels = _stretch(path, values, gray_mapping, deep, padding)
-    if photometric == "MONOCHROME1":
-        pixels = 255 - pixels
-    if padding is not None:
-        pixels[padding] = 0
-    return pixels
+def _check_png(path: Path, data: memoryview) -> None:
+    at, kind = 8, b""
+    while kind != b"IEND":
+        if at + 12 > len(data):
+            raise ImageError(f"{path}: truncated: a PNG file without its end chunk")
+        length, kind = struct.unpack_from(">I4s", data, at)
+        end = at + 8 + length
+        if end + 4 > len(data):
+            raise ImageError(f"{path}: truncated: the PNG chunk {kind.decode('latin-1')!r} is cut")
+        if zlib.crc32(data[at + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
+            raise ImageError(f"{path}: damaged: the check sum of the PNG chunk {kind.decode('latin-1')!r} is wrong")
+        at = end + 4
 
 
-def _warn_unless_chest(path: Path, dataset: Dataset) -> None:
-    modality = dataset.get("Modality")
-    if modality and modality not in CHEST_MODALITIES:
-        _warn(path, f"modality {modality!r} is not one of {', '.join(sorted(CHEST_MODALITIES))}")
-    part = dataset.get("BodyPartExamined")
-    if part and not any(word in str(part).upper() for word in CHEST_WORDS):
-        _warn(path, f"body part {part!r} is not the chest")
+def _strips(file: BinaryIO, image: TiffImageFile) -> Iterator[bytes]:
+    """The strips or tiles of a TIFF, as they are stored."""
+    tags = image.tag_v2
+    offsets = tags.get(TILEOFFSETS) or tags.get(STRIPOFFSETS) or ()
+    lengths = tags.get(TILEBYTECOUNTS) or tags.get(STRIPBYTECOUNTS) or ()
+    for offset, length in zip(offsets, lengths, strict=False):
+        file.seek(offset)
+        yield file.read(length)
 
 
-def _bare_transfer_syntax(dataset: Dataset) -> UID:
-    """The transfer syntax of a file that lacks the header which states it."""
-    from pydicom import uid
-
-    implicit, little = dataset.original_encoding
-    if implicit:
-        return uid.ImplicitVRLittleEndian
-    return uid.ExplicitVRLittleEndian if little else uid.ExplicitVRBigEndian
-
-
-def _check_jpeg_end(path: Path, dataset: Dataset) -> None:
-    """Refuse JPEG and JPEG-LS data without an end marker: the decoder would leave the rest of the image gray."""
-    from pydicom.uid import JPEGLSTransferSyntaxes, JPEGTransferSyntaxes
-
-    # Behind the marker there may be padding.
-    jpeg = dataset.file_meta.TransferSyntaxUID in JPEGTransferSyntaxes + JPEGLSTransferSyntaxes
-    if jpeg and b"\xff\xd9" not in dataset.PixelData[-1024:]:
-        raise ImageError(f"{path}: truncated: the JPEG data in it has no end marker")
-
-
-def _gray_from_color(
-    path: Path, dataset: Dataset, stored: np.ndarray, gray_mapping: GrayMapping, deep: bool
-) -> np.ndarray:
-    """RGB [H, W, 3], or palette indices [H, W], to [H, W] by ITU-R 601 luma, as Pillow does it; see `_load`."""
-    from pydicom.pixels import apply_color_lut
-
-    color = apply_color_lut(stored, dataset) if dataset.PhotometricInterpretation == "PALETTE COLOR" else stored
-    luma = color[..., :3] @ np.array([0.299, 0.587, 0.114])
-    if gray_mapping == "window" and color.dtype == np.uint8:
-        return np.rint(luma).astype(np.uint8)
-    return _stretch(path, luma, gray_mapping, deep)
-
-
-def _padding(dataset: Dataset, stored: np.ndarray) -> np.ndarray | None:
-    """Where stored values [H, W] are pixel padding: outside the exposed field, so no part of the gray scale."""
-    value = dataset.get("PixelPaddingValue")
-    if value is None:
-        return None
-    limit = dataset.get("PixelPaddingRangeLimit")
-    low, high = sorted((value, value if limit is None else limit))
-    return (stored >= low) & (stored <= high)
-
-
-def _apply_window(path: Path, dataset: Dataset, values: np.ndarray) -> np.ndarray | None:
-    """Modality values [H, W] through the file's first VOI LUT, else its first window, to 0..1; None without either.
-
-    DICOM PS3.3 C.11.2. Not pydicom's apply_voi_lut: that one wraps around in LUTs of 8-bit output with more than 256
-    entries, and its output range follows from tags that windows and LUTs need not agree with.
-    """
-    if dataset.get("VOILUTSequence"):
-        return _look_up(dataset, dataset.VOILUTSequence[0], values)
-    center, width = (_first(dataset.get(name)) for name in ("WindowCenter", "WindowWidth"))
-    if center is None or width is None:
-        return None
-    function = dataset.get("VOILUTFunction") or "LINEAR"
-    if width < 1 if function == "LINEAR" else width <= 0:
-        _warn(path, f"window width {width:g} is not usable; mapped as if no window were stated")
-        return None
-    if function == "SIGMOID":
-        return (1 + np.tanh(2 * (values - center) / width)) / 2  # = 1 / (1 + exp(-4 (x - c) / w)), without overflow
-    if function == "LINEAR":
-        center, width = center - 0.5, width - 1
-    if width == 0:
-        return (values > center).astype(np.float64)
-    return ((values - center) / width + 0.5).clip(0, 1)
-
-
-def _look_up(dataset: Dataset, item: Dataset, values: np.ndarray) -> np.ndarray:
-    """Values [H, W] through a VOI LUT, as a share of its stated output range, 0..1."""
-    entries, first, bits = item.LUTDescriptor
-    table = item.LUTData
-    if isinstance(table, bytes):
-        packed = len(table) == entries  # 8-bit entries may come one or two to the 16-bit word
-        table = np.frombuffer(table, np.uint8 if packed else "<u2" if dataset.original_encoding[1] else ">u2")
-    table = np.asarray(table, np.float64) / (2**bits - 1)
-    return table[np.rint(values - first).clip(0, len(table) - 1).astype(np.int64)].clip(0, 1)
-
-
-def _first(value: Any) -> float | None:
-    """The first of one or more numbers; None for an element that is missing or empty."""
-    numbers = np.atleast_1d([] if value is None or value == "" else value)
-    return float(numbers[0]) if numbers.size else None
+def _check_deflated(what: str, data: bytes, most: int) -> None:
+    """Inflate to nothing, for the check sum; no further than `most` bytes."""
+    inflater, length = zlib.decompressobj(), 0
+    try:
+        while data and length <= most:
+            length += len(inflater.decompress(data, 2**20))
+            data = inflater.unconsumed_tail
+    except zlib.error as error:
+        raise ImageError(f"{what}: {error}") from None
+    if not inflater.eof:
+        raise ImageError(f"{what} has no end, so its check sum is missing")
 
 
 def _looks_inverted(image: Image.Image) -> bool:
@@ -339,7 +259,3 @@ def _looks_inverted(image: Image.Image) -> bool:
     expected = np.outer(np.linspace(0, 1, height), 1 - np.abs(np.linspace(-1, 1, width)))
     small, expected = small - small.mean(), expected - expected.mean()
     return bool((small * expected).sum() < -0.1 * np.linalg.norm(small) * np.linalg.norm(expected))
-
-
-def _warn(path: Path, text: str) -> None:
-    warnings.warn(f"{path}: {text}", ImageWarning, stacklevel=3)

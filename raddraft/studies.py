@@ -115,7 +115,7 @@ def read_studies(path: str | Path, split: str | None = None, check_images: bool 
     studies: list[Study] = []
     split_of: dict[str, tuple[str, str]] = {}
     for where, row in read_jsonl(path, REQUIRED, "study_id", ManifestError):
-        study = _parse(row, path.parent.absolute(), where)
+        study = parse_study(row, path.parent.absolute(), where)
         other, earlier = split_of.setdefault(study.subject_id, (study.split, where.rpartition(" ")[2]))
         if other != study.split:
             raise ManifestError(
@@ -188,7 +188,8 @@ def count_splits(studies: Iterable[Study]) -> dict[str, int]:
     return {split: counts[split] for split in SPLITS}
 
 
-def _parse(row: dict[str, Any], root: Path, where: str) -> Study:
+def parse_study(row: dict[str, Any], root: Path, where: str) -> Study:
+    """A study from a row of a manifest in the folder `root`; ManifestError, beginning with `where`, if it is none."""
     for key in ("study_id", "subject_id"):
         if row[key].strip().lower() in ("", *NAN):
             raise ManifestError(f"{where}: {key} must be a non-empty string, got {row[key]!r}")

@@ -12,64 +12,14 @@ import pytest
 from PIL import Image, ImageOps
 from pydicom import Dataset, dcmread, uid
 from pydicom.data import get_testdata_file
-from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
 
 from raddraft.images import IMAGE_SUFFIXES, ImageError, ImageWarning, load_gray, load_image
+from tests.films import RAMP, RAMP_8BIT, chest, look_up_table, quietly, read, write_dicom
 
 # A warning that a test does not expect is an error.
 pytestmark = pytest.mark.filterwarnings("error::raddraft.images.ImageWarning")
-
-RAMP = np.arange(4096, dtype=np.uint16).reshape(64, 64)  # 12 bits, brighter downwards as in a chest
-RAMP_8BIT = np.rint(np.arange(4096) * 255 / 4095).astype(np.uint8).reshape(64, 64)
-
-
-def chest(size: int = 64) -> np.ndarray:
-    """A synthetic 8-bit picture with a chest's coarse shading: bright midline and abdomen, noise on top."""
-    shading = np.outer(np.linspace(0.1, 1, size), 1 - np.abs(np.linspace(-1, 1, size)))
-    return (shading * 220 + np.random.default_rng(0).integers(0, 30, (size, size))).astype(np.uint8)
-
-
-def write_dicom(path: Path, stored: np.ndarray, compress: str | None = None, **tags: object) -> Path:
-    """Write stored values [H, W], or RGB [H, W, 3], as an uncompressed or compressed DX file."""
-    dataset = Dataset()
-    dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
-    dataset.SOPClassUID = uid.DigitalXRayImageStorageForPresentation
-    dataset.SOPInstanceUID = "1.2.3.4"
-    dataset.Modality, dataset.BodyPartExamined = "DX", "CHEST"
-    dataset.PatientName, dataset.PatientID = "Invented^Nobody", "ID-4711"
-    dataset.Rows, dataset.Columns = stored.shape[:2]
-    dataset.SamplesPerPixel = 1 if stored.ndim == 2 else 3
-    dataset.PhotometricInterpretation = "MONOCHROME2" if stored.ndim == 2 else "RGB"
-    if stored.ndim == 3:
-        dataset.PlanarConfiguration = 0
-    dataset.BitsAllocated = stored.itemsize * 8
-    dataset.BitsStored = tags.pop("BitsStored", dataset.BitsAllocated)
-    dataset.HighBit = dataset.BitsStored - 1
-    dataset.PixelRepresentation = int(stored.dtype.kind == "i")
-    dataset.PixelData = stored.tobytes()
-    for name, value in tags.items():
-        setattr(dataset, name, value)
-    if compress:
-        dataset.compress(compress, generate_instance_uid=False)
-    dataset.save_as(path, enforce_file_format=True)
-    return path
-
-
-def look_up_table(entries: list[int], bits: int) -> Dataset:
-    item = Dataset()
-    item.LUTDescriptor = [len(entries), 0, bits]
-    item.add_new("LUTData", "US", entries)
-    return item
-
-
-def read(path: str | Path, *args: str) -> np.ndarray:
-    image = load_image(path, *args)
-    assert image.mode == "L"
-    return np.asarray(image)
-
 
 # ---- 8-bit pictures
 
@@ -157,7 +107,8 @@ def test_percentile_ignores_outliers_that_rule_minmax(tmp_path):
     values = RAMP.copy()
     values[-1, -1] = 65535
     Image.fromarray(values).save(tmp_path / "x.png")
-    assert read(tmp_path / "x.png", "minmax")[-1, -2] == round(4094 * 255 / 65535)
+    with pytest.warns(ImageWarning, match=r"x\.png: mapping 'minmax' leaves 18 gray levels of 4,096 values"):
+        assert read(tmp_path / "x.png", "minmax")[-1, -2] == round(4094 * 255 / 65535)
     # Of 0..4094 and one outlier, the percentiles 0.5 and 99.5 lie at ranks 20.475 and 4074.525 of 0..4095.
     expected = np.clip((np.arange(4095) - 20.475) / (4074.525 - 20.475), 0, 1) * 255
     pixels = read(tmp_path / "x.png", "percentile").ravel()
@@ -209,8 +160,9 @@ def test_windows_agree_with_pydicom(tmp_path, function, rescale):
     slope, intercept = rescale or (1, 0)
     windowed = apply_voi_lut(apply_modality_lut(dataset.pixel_array, dataset), dataset)
     expected = (windowed - intercept) / (4095 * slope) * 255
-    assert np.abs(read(path) - expected).max() <= 0.5 + 1e-6
-    assert len(np.unique(read(path))) > 200
+    pixels, _ = quietly(path)  # which cuts most of the ramp
+    assert np.abs(pixels - expected).max() <= 0.5 + 1e-6
+    assert len(np.unique(pixels)) > 200
     assert np.array_equal(read(path, "minmax"), RAMP_8BIT)  # takes no notice of the window
 
 
@@ -256,7 +208,7 @@ def test_modality_lut_of_signed_values_does_not_wrap_around(tmp_path):
     stored = np.arange(-32768, 32768, 16, dtype=np.int16).reshape(64, 64)
     path = write_dicom(tmp_path / "x.dcm", stored, ModalityLUTSequence=[table])
     expected = np.clip(stored.astype(int) + 32768, 0, 32766) / 32766 * 255
-    assert np.array_equal(read(path), np.rint(expected))
+    assert np.array_equal(quietly(path)[0], np.rint(expected))
 
 
 @pytest.mark.parametrize("mapping", ["window", "minmax", "percentile"])
@@ -487,6 +439,139 @@ def test_cut_pictures_are_refused(tmp_path, name):
     assert_no_part_is_read(tmp_path / name)
 
 
+# ---- check sums
+
+
+def textured(size: int = 256) -> np.ndarray:
+    """Smooth enough to look like a film, and too noisy to be compressed to nothing."""
+    return (chest(size) // 2 + np.random.default_rng(1).integers(0, 90, (size, size))).astype(np.uint8)
+
+
+MODES = {"8": textured, "16": lambda: textured().astype(np.uint16) * 16, "RGB": lambda: np.stack([textured()] * 3, -1)}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("share", [0.01, 0.2, 0.5, 0.9, 0.99])
+def test_a_png_with_a_zeroed_end_is_refused(tmp_path, mode, share):
+    path = tmp_path / "x.png"
+    save(path, MODES[mode]())
+    data = path.read_bytes()
+    start = int(len(data) * (1 - share))
+    path.write_bytes(data[:start] + bytes(len(data) - start))
+    with pytest.raises(ImageError, match=r"x\.png: (damaged: the check sum of the PNG chunk|truncated)"):
+        load_image(path)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("at", [0.3, 0.7, 0.999])
+def test_a_png_with_one_wrong_bit_is_refused(tmp_path, mode, at):
+    path = tmp_path / "x.png"
+    save(path, MODES[mode]())
+    data = bytearray(path.read_bytes())
+    data[int(len(data) * at) - 4] ^= 16
+    path.write_bytes(bytes(data))
+    with pytest.raises(ImageError, match=r"check sum of the PNG chunk|truncated, damaged"):
+        load_image(path)
+
+
+def test_wrong_check_sums_of_the_other_chunks_count_too(tmp_path):
+    from PIL.PngImagePlugin import PngInfo
+
+    text = PngInfo()
+    text.add_text("Comment", "film")
+    save(tmp_path / "x.png", textured(), pnginfo=text)
+    data = (tmp_path / "x.png").read_bytes()
+    for chunk in (b"IHDR", b"tEXt", b"IEND"):
+        damaged = bytearray(data)
+        damaged[data.index(chunk) + 4 + int.from_bytes(data[data.index(chunk) - 4 : data.index(chunk)])] ^= 1
+        (tmp_path / "y.png").write_bytes(bytes(damaged))
+        with pytest.raises(
+            ImageError, match=f"check sum of the PNG chunk '{chunk.decode()}' is wrong|truncated, damaged"
+        ):
+            load_image(tmp_path / "y.png")
+
+
+def test_bytes_behind_the_end_of_a_picture_do_not_matter(tmp_path):
+    for name in ("x.png", "x.jpg"):
+        save(tmp_path / name, textured())
+        expected = read(tmp_path / name)
+        for more in (b"\0" * 500, b"junk", b"\xff" * 9):
+            (tmp_path / "more").write_bytes((tmp_path / name).read_bytes() + more)
+            assert np.array_equal(read(tmp_path / "more"), expected)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("strips", [1, 8, 256])
+@pytest.mark.parametrize("compression", ["tiff_adobe_deflate", "tiff_deflate"])
+def test_a_damaged_deflated_tiff_is_refused(tmp_path, mode, strips, compression):
+    path = tmp_path / "x.tif"
+    save(path, MODES[mode](), compression=compression, tiffinfo={278: 256 // strips})
+    read(path)
+    with Image.open(path) as image:
+        tags = image.tag_v2
+        starts, lengths = tags[273], tags[279]
+        assert tags[259] in (8, 32946)
+        assert len(starts) == strips
+    whole = path.read_bytes()
+    rng = np.random.default_rng(2)
+    for strip in {0, strips // 2, strips - 1}:
+        first, last = starts[strip], starts[strip] + lengths[strip]
+        for at in (last - 1, last - 3, int(rng.integers(first + 2, last - 4))):  # the check sum itself, and the data
+            data = bytearray(whole)
+            data[at] ^= 4
+            path.write_bytes(bytes(data))
+            with pytest.raises(ImageError, match=rf"x\.tif: damaged: TIFF strip {strip + 1}"):
+                load_image(path)
+        path.write_bytes(whole[: last - 8] + bytes(8) + whole[last:])
+        with pytest.raises(ImageError, match=rf"damaged: TIFF strip {strip + 1}"):
+            load_image(path)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.8])
+def test_a_jpeg_with_a_zeroed_end_is_refused(tmp_path, share):
+    for options in ({}, {"progressive": True}):
+        save(tmp_path / "x.jpg", textured(), **options)
+        data = (tmp_path / "x.jpg").read_bytes()
+        start = int(len(data) * (1 - share))
+        (tmp_path / "x.jpg").write_bytes(data[:start] + bytes(len(data) - start))
+        with pytest.raises(ImageError, match=r"x\.jpg: truncated"):
+            load_image(tmp_path / "x.jpg")
+
+
+# ---- one absurd value
+
+
+@pytest.mark.parametrize("value", [1e30, -1e30, 3e38, 1e7])
+def test_one_absurd_float_pixel_is_named(tmp_path, value):
+    pixels = RAMP.astype(np.float32)
+    pixels[20, 20] = value
+    save(tmp_path / "x.tif", pixels)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ImageWarning)
+        load_gray(tmp_path / "x.tif")
+    assert any("leaves 2 gray levels of 4,096 values" in str(one.message) for one in caught)
+
+
+@pytest.mark.parametrize("value", [60_000, 2_000_000_000])
+def test_one_absurd_integer_pixel_is_named(tmp_path, value):
+    pixels = RAMP.astype(np.int32)
+    pixels[20, 20] = value
+    save(tmp_path / "x.tif", pixels)
+    with pytest.warns(ImageWarning, match=r"leaves \d+ gray levels of 4,096 values"):
+        load_image(tmp_path / "x.tif")
+    read(tmp_path / "x.tif", "percentile")
+
+
+def test_pictures_at_hand_lose_nothing(cxr):
+    studies = [json.loads(line) for line in (cxr / "studies.jsonl").read_text().splitlines()]
+    for study in studies[::10]:
+        for image in study["images"]:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always", ImageWarning)
+                load_image(cxr / image["path"])
+            assert not any("leaves" in str(one.message) or "cuts" in str(one.message) for one in caught)
+
+
 @pytest.mark.parametrize("syntax", [None, uid.RLELossless, uid.JPEG2000Lossless])
 def test_cut_dicom_is_refused(tmp_path, syntax):
     assert_no_part_is_read(write_dicom(tmp_path / "x.dcm", RAMP, BitsStored=12, compress=syntax))
@@ -559,7 +644,9 @@ def test_pillows_own_limit_neither_interferes_nor_changes(tmp_path, monkeypatch,
         lambda path: write_dicom(path, RAMP, BitsStored=12),
         lambda path: write_dicom(path, RAMP[::-1].copy(), BitsStored=12, PhotometricInterpretation="MONOCHROME1"),
         lambda path: write_dicom(path, RAMP, BitsStored=12, WindowCenter=2000, WindowWidth=3000, PixelPaddingValue=9),
-        lambda path: write_dicom(path, RAMP, BitsStored=12, VOILUTSequence=[look_up_table([0, 9, 200, 255], 8)]),
+        lambda path: write_dicom(
+            path, RAMP, BitsStored=12, VOILUTSequence=[look_up_table([n // 16 for n in range(4096)], 8)]
+        ),
         lambda path: write_dicom(path, np.stack([chest()] * 3, -1)),
     ],
 )
