@@ -16,7 +16,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -139,7 +139,9 @@ def compare(
 
 
 def _read_recipe(task: Task, entry: Entry, tower: str) -> compare_report.Recipe:
-    changed = {key: _expand(value) for key, value in (task.overrides or {}).items()}
+    changed = {
+        key: _expand(value) if isinstance(value, str) else value for key, value in (task.overrides or {}).items()
+    }
     task = replace(task, recipe=_expand(entry.recipe or task.recipe or ""), overrides=changed)
     lm = _expand(entry.lm) if entry.lm else None
     return compare_report.read_recipe(task, tower, entry.image_size, entry.gray_mapping, lm)
@@ -175,7 +177,7 @@ class _Context:
                 make = partial(self._report, recipe, entry.name, task)
             else:
                 make = partial(self._measure_parts, tower, encoder, task)
-            row[task.name] = self._stored(entry.name, task, make, made_of, recipe)
+            row[task.name] = self._stored(entry.name, task, make, made_of, recipe and asdict(recipe))
         return row, made_of
 
     def measure_controls(
@@ -189,13 +191,13 @@ class _Context:
             for task in tasks:
                 if recipe := recipes.get((baseline, task.name)):
                     make = partial(self._report, recipe, baseline, task, control)
-                    rows[row][task.name] = self._stored(row, task, make, made_of, recipe, control)
+                    rows[row][task.name] = self._stored(row, task, make, made_of, asdict(recipe), control)
         return rows
 
     def _stored(self, row: str, task: Task, make: Callable[[], Cell], *made_of: Any) -> Cell:
         """The cell that is stored, if it is made of the same; else it is made, and stored."""
         path = self.out / "cells" / f"{slug(row)}--{slug(task.name)}.json"
-        digest = digest_json(asdict(task), *(asdict(one) if is_dataclass(one) else one for one in made_of))
+        digest = digest_json(asdict(task), *made_of)
         cell = _read_cell(path, digest)
         if cell is None:
             cell = make()

@@ -9,6 +9,7 @@ other is at work on.
 
 from __future__ import annotations
 
+import json
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -92,7 +93,7 @@ def read_recipe(task: Task, tower: str, image_size: int | None, gray_mapping: Gr
     for key, value in (task.overrides or {}).items():
         if key in ("model.tower", "train.seed", "prompt.targets", "train.cached"):
             raise RadDraftError(f"Task {task.name!r}: overrides has {key}, which the table decides")
-        words += [f"--{key}={value}"]
+        words += [f"--{key}={value if isinstance(value, str) else json.dumps(value)}"]
     try:
         values = parse(read_command(_recipe), words)
     except (UsageError, RadDraftError) as error:
