@@ -8,16 +8,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageOps
 
 from encoder.augment import MultiCrop, block_masks
+from encoder.contact_sheet import BACKGROUND, CAPTION, GAP, PANEL, TEXT, caption_font
 from encoder.recipe import PretrainConfig
 from raddraft.errors import RadDraftError
 from raddraft.images import ImageError, load_gray
 
-PANEL, GAP, CAPTION = 200, 8, 26
-"""Layout of the sheet in pixels."""
-BACKGROUND, TEXT = "#101214", "#e4e7ea"
 HIDDEN = (59, 151, 163)
 """Color of masked patches."""
 
@@ -66,9 +64,6 @@ def cut_rows(
 
 def draw_crops(rows: Sequence[CropRow]) -> Image.Image:
     """One line for each row: the image, both global crops with masked patches tinted, the local crops."""
-    from matplotlib.font_manager import findfont  # Pillow's own font lacks letters that file names may hold
-
-    font = ImageFont.truetype(findfont("DejaVu Sans"), 11)
     width = (3 + len(rows[0].local_crops)) * (PANEL + GAP) + GAP
     sheet = Image.new("RGB", (width, len(rows) * (CAPTION + PANEL) + GAP), BACKGROUND)
     draw = ImageDraw.Draw(sheet)
@@ -81,7 +76,7 @@ def draw_crops(rows: Sequence[CropRow]) -> Image.Image:
         top = number * (CAPTION + PANEL) + CAPTION
         for column, (caption, panel) in enumerate(panels):
             left = GAP + column * (PANEL + GAP)
-            draw.text((left, top - 18), caption, TEXT, font)
+            draw.text((left, top - 18), caption, TEXT, caption_font())
             sheet.paste(ImageOps.pad(panel, (PANEL, PANEL), color=BACKGROUND), (left, top))
     return sheet
 

@@ -118,11 +118,13 @@ def koleo(x: Tensor) -> Tensor:
     """Mean of -log of the distance to the nearest neighbor, of vectors [N, D] brought to length 1.
 
     Neighbors are searched among all processes' vectors, in float32 even under autocast: those of radiographs are too
-    much alike to be ranked in 16 bits.
+    much alike to be ranked in 16 bits. A single vector has no neighbor: 0.
     """
     with torch.autocast(x.device.type, enabled=False):
         x = functional.normalize(x.float(), dim=-1, eps=1e-8)
         everyone = gather_rows(x)  # [N * processes, D]
+        if len(everyone) == 1:
+            return 0 * x.sum()
         first = dist.get_rank() * len(x) if is_distributed() else 0
         with torch.no_grad():
             cosines = x @ everyone.T

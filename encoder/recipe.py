@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
@@ -162,7 +163,8 @@ class PretrainConfig:
     batch_size: int = 1024
     """Images per step, over all processes."""
     micro_batch_size: int = 64
-    """Images per process in one forward pass; centers and nearest neighbors are over these, of all processes."""
+    """Images per process in one forward pass; centers and nearest neighbors are over these, of all processes. KoLeo and
+    Sinkhorn-Knopp need two or more."""
     lr: float = 4e-3
     """Peak learning rate at batch size 1024; scaled with the square root of the batch size."""
     min_lr: float = 1e-6
@@ -225,6 +227,24 @@ class PretrainConfig:
             )
         if self.steps < 1 or min(self.batch_size, self.micro_batch_size, self.watch_every, self.save_every) < 1:
             raise RadDraftError(f"steps, batch sizes and intervals must be at least 1, got {self}")
+        self._check_neighbors()
+
+    def _check_neighbors(self) -> None:
+        """Raise RadDraftError if a part of the loss that compares images gets one image at a time."""
+        processes = int(os.environ.get("WORLD_SIZE", "1"))  # set by accelerate launch; neighbors are over all of them
+        if min(self.batch_size, self.micro_batch_size * processes) > 1:
+            return
+        alone = f"batch_size {self.batch_size} and micro_batch_size {self.micro_batch_size}"
+        alone += f" on {processes} processes" if processes > 1 else ""
+        for used, what, instead in (
+            (self.objective.koleo_weight, "KoLeo's nearest neighbor", "set pretrain.objective.koleo_weight: 0"),
+            (self.objective.centering == "sinkhorn", "Sinkhorn-Knopp", "use pretrain.objective.centering: center"),
+        ):
+            if used:
+                raise RadDraftError(
+                    f"{what} needs two or more images at a time, and {alone} make one; raise both to 2 or more, or "
+                    f"{instead}"
+                )
 
     @property
     def peak_lr(self) -> float:

@@ -46,11 +46,9 @@ def read_config(name: str, known: dict[str, Any] | None) -> Any:
     """A config: of a local folder, else the known one, else of the hub. Raises UnavailableError if there is none."""
     from transformers import AutoConfig
 
-    from encoder.towers import checkpoint_error
+    from encoder.towers import reading_checkpoint
 
     if known is not None and not Path(name).is_dir():
         return AutoConfig.for_model(**known)
-    try:
+    with reading_checkpoint(f"The config of {name!r} cannot be read", name):
         return AutoConfig.from_pretrained(name)
-    except OSError as error:
-        raise checkpoint_error(f"The config of {name!r} cannot be read", name, error) from error

@@ -10,12 +10,16 @@ formats are converted once: `raddraft convert`.
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from encoder.tower import Tower, patch_size
 from raddraft.errors import RadDraftError, UnavailableError
+from raddraft.loading import load_pretrained
 
 if TYPE_CHECKING:
     from transformers import BaseImageProcessor
@@ -88,8 +92,9 @@ def resolve_tower(name: str) -> str:
         return name
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return name
+    missing = f"There is no folder {name} here. " if "/" in name else ""
     raise RadDraftError(
-        f"Unknown tower {name!r}. Choices: {', '.join(TOWERS)}, a hub id, or a folder with a config.json"
+        f"{missing}Unknown tower {name!r}. Choices: {', '.join(TOWERS)}, a hub id, or a folder with a config.json"
     )
 
 
@@ -139,7 +144,6 @@ def load_tower(
 def _load(name: str, backend: str) -> tuple[Any, BaseImageProcessor]:
     """Model and image processor of a tower by any of its names."""
     import torch
-    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
     import encoder.biovil  # noqa: F401  # a model that transformers does not know by itself
@@ -152,7 +156,7 @@ def _load(name: str, backend: str) -> tuple[Any, BaseImageProcessor]:
     path = resolve_tower(name.removeprefix("random:"))
     # torchvision is the default anyway; asking for it would draw a warning where a processor has Pillow only.
     options = {} if backend == "torchvision" else {"backend": backend}
-    try:
+    with reading_checkpoint(f"Tower {name!r} cannot be loaded", path):
         if beside := _beside_report_model(path):
             model, _ = _load(name.removesuffix(path) + beside, backend)
         elif name.startswith("random:"):
@@ -163,31 +167,18 @@ def _load(name: str, backend: str) -> tuple[Any, BaseImageProcessor]:
         else:
             model = _load_pretrained(path)
         return model, AutoImageProcessor.from_pretrained(path, **options)
-    except RadDraftError:
-        raise
-    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
-        raise checkpoint_error(f"Tower {name!r} cannot be loaded", path, error) from error
 
 
 def _load_pretrained(path: str) -> Any:
-    """The vision half of a checkpoint, without the heads of another task. Raises RadDraftError if parts are missing."""
+    """The vision half of a checkpoint, without the heads of another task. Raises as `load_pretrained`."""
     from transformers import AutoConfig, AutoModel, LlavaForConditionalGeneration
 
     config = AutoConfig.from_pretrained(path)
     if config.model_type == "llava":
-        return LlavaForConditionalGeneration.from_pretrained(path, dtype="float32").model.vision_tower
+        return load_pretrained(LlavaForConditionalGeneration, path, dtype="float32").model.vision_tower
+    keys = "vision_config." if hasattr(config, "vision_config") else ""
     config = getattr(config, "vision_config", config)
-    options: Any = {"dtype": "float32", "output_loading_info": True, "ignore_mismatched_sizes": True}
-    model, report = AutoModel.from_pretrained(path, config=config, **options)
-    for name, found, expected in report["mismatched_keys"]:
-        raise RadDraftError(f"{path}: {name} has shape {list(found)}, its config.json asks for {list(expected)}")
-    # Poolers and heads are behind the hidden states; a checkpoint of another task may lack them.
-    missing = [key for key in sorted(report["missing_keys"]) if not key.startswith(("pooler.", "head."))]
-    if missing:
-        raise RadDraftError(
-            f"{path} has no weights for {len(missing)} parts of its {config.model_type!r} tower, e.g. {missing[0]}"
-        )
-    return model
+    return load_pretrained(AutoModel, path, "tower", keys, config=config, dtype="float32")
 
 
 def _beside_report_model(path: str) -> str | None:
@@ -199,14 +190,39 @@ def _beside_report_model(path: str) -> str | None:
     return str(Path(path) / tower) if tower and (Path(path) / tower).is_dir() else tower
 
 
-def checkpoint_error(what: str, path: str, error: Exception) -> UnavailableError:
-    """One sentence: what fails, why, and what to do about it, for a folder or hub id that transformers cannot load."""
-    if Path(path).is_dir() or not isinstance(error, OSError):
-        return UnavailableError(f"{what}: {' '.join(str(error).split())}")
-    if path.startswith((".", "/", "~")):
-        return UnavailableError(f"{what}: folder {path} does not exist")
-    reason = str(error).strip().split("\n")[0].rstrip(".")
-    return UnavailableError(
-        f"{what}: {path} is not on this machine and could not be downloaded from the Hugging Face hub ({reason}). On a "
+@contextmanager
+def reading_checkpoint(what: str, path: str) -> Iterator[None]:
+    """Where transformers reads a folder or hub id: what it raises becomes one sentence, which begins with `what`.
+
+    Raises:
+        RadDraftError: from within, as it is.
+        UnavailableError: why it cannot be read, and what to do about it.
+    """
+    import torch
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (RadDraftError, torch.OutOfMemoryError):
+        raise
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError, StrictDataclassError) as error:
+        raise UnavailableError(f"{what}: {_reason(path, error)}") from error
+
+
+def _reason(path: str, error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if Path(path).is_dir():
+        stages = "num_hidden_layers in config.json does not go with its out_features: " if "stage_names" in text else ""
+        return stages + text
+    if Path(path).is_file():
+        return f"{path} is a file; name the folder that holds it"
+    if not re.fullmatch(r"(\w[\w.-]*/)?\w[\w.-]*", path):
+        return f"folder {path} does not exist"
+    if not isinstance(error, OSError):
+        return text
+    first = str(error).strip().split("\n")[0].rstrip(".")
+    return (
+        f"there is no folder {path} here, and it could not be downloaded from the Hugging Face hub ({first}). On a "
         f"machine with network access, run `hf download {path} --local-dir FOLDER`, then name that FOLDER instead"
     )

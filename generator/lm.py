@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from copy import deepcopy
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
-from encoder.towers import checkpoint_error
+from encoder.towers import reading_checkpoint
 from generator.config import ModelConfig
 from raddraft.errors import RadDraftError
+from raddraft.loading import load_pretrained
 
 IMAGE_TOKEN = "<image>"
 
@@ -17,17 +19,18 @@ def load_lm(config: ModelConfig) -> tuple[Any, Any]:
     """Load the language model and its tokenizer, and add the image token to both.
 
     Raises:
-        RadDraftError: no end token; a package that is needed is missing.
+        RadDraftError: no end token; a package that is needed is missing; the config contradicts the weights.
         OSError: the files cannot be reached or read.
     """
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GgufConfig
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GgufConfig
 
     source = {"gguf_file": config.gguf_file} if config.gguf_file else {}
-    try:
+    broken = f"The language model {config.lm!r} cannot be loaded"
+    if (Path(config.lm) / "config.json").is_file():
+        with reading_checkpoint(broken, config.lm):  # the tokenizer reads it too, and would be blamed for it
+            AutoConfig.from_pretrained(config.lm)
+    with reading_checkpoint(f"No tokenizer for the language model {config.lm!r}", config.lm):
         tokenizer = AutoTokenizer.from_pretrained(config.lm, **source)
-    except (ValueError, OSError) as error:
-        raise checkpoint_error(f"No tokenizer for the language model {config.lm!r}", config.lm, error) from error
     unpack: dict[str, Any] = {}
     if config.gguf_file:  # packed weights can neither train nor be saved as an ordinary model
         unpack = {"quantization_config": GgufConfig(dequantize=True)}
@@ -44,10 +47,9 @@ def load_lm(config: ModelConfig) -> tuple[Any, Any]:
             bnb_4bit_compute_dtype=config.dtype,
         )
         unpack = {"quantization_config": packing}
-    try:
-        lm = AutoModelForCausalLM.from_pretrained(config.lm, dtype=config.dtype, **source, **unpack).eval()
-    except (ValueError, OSError, SafetensorError) as error:
-        raise checkpoint_error(f"The language model {config.lm!r} cannot be loaded", config.lm, error) from error
+    with reading_checkpoint(broken, config.lm):
+        options = {"dtype": config.dtype, **source, **unpack}
+        lm = load_pretrained(AutoModelForCausalLM, config.lm, "language model", **options).eval()
     for module in lm.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             # On some CPUs bitsandbytes repacks weights for the first pass in eval mode, and then gives no gradients.

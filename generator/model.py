@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,7 +18,7 @@ import torch
 from torch import nn
 
 from encoder.tower import NotPlainError, Tower, patch_size
-from encoder.towers import load_tower
+from encoder.towers import load_tower, reading_checkpoint
 from generator.config import LoraConfig, ModelConfig
 from generator.data import blank_pixels, count_image_tokens
 from generator.drafter import Drafter
@@ -25,7 +26,8 @@ from generator.foreign import ForeignTower
 from generator.lm import IMAGE_TOKEN, load_lm
 from generator.prompts import PromptConfig, chat_template
 from raddraft.errors import RadDraftError
-from raddraft.files import write_json
+from raddraft.files import write_json, write_text
+from raddraft.loading import load_pretrained
 
 if TYPE_CHECKING:
     from transformers import (
@@ -37,6 +39,29 @@ if TYPE_CHECKING:
     )
 
 SIDECAR = "raddraft.json"
+
+ADAPTER_CARD = """\
+---
+base_model: {base}
+library_name: peft
+tags: [radiology, chest-x-ray, report-generation, raddraft]
+---
+
+# Adapter for drafts of chest X-ray reports
+
+**Every text that this model writes is a draft for a radiologist to check. Nothing about it is clinically validated; it
+is not a medical device.** This folder holds what was trained on top of `{base}`: LoRA, and the projector where it
+trained. The folder `model` beside it is the same with the adapter merged; its card has recipe, data and prompt.
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+base = "{base}"
+model = PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained(base), "path/to/this/folder")
+processor = AutoProcessor.from_pretrained(base)
+```
+"""
 
 # Names of projectors and towers in transformers' vision-language models. A projector may be inside the tower (Qwen-VL).
 PROJECTOR = re.compile(
@@ -64,7 +89,8 @@ def build(config: ModelConfig) -> tuple[LlavaForConditionalGeneration, LlavaProc
         foreign = ForeignTower(loaded)
         tower, image_processor = foreign.placeholder(), foreign.tower.processor
         n_prefix, patch = 1, foreign.patch_size
-    _check_layer(config, None if foreign else tower.config.num_hidden_layers + 1)
+    n_states = None if foreign else tower.config.num_hidden_layers + 1
+    _check_layer(config.feature_layer, n_states, "model.feature_layer", config.tower)
     strategy: Literal["default", "full"] = "default" if n_prefix > 0 else "full"
     lm, tokenizer = load_lm(config)
     model = meta_llava(
@@ -111,14 +137,13 @@ def meta_llava(tower: Any, lm: Any, feature_layer: int, **settings: Any) -> Llav
         return LlavaForConditionalGeneration(LlavaConfig(vision_config=tower, text_config=lm, **settings))
 
 
-def _check_layer(config: ModelConfig, n_states: int | None) -> None:
+def _check_layer(layer: int, n_states: int | None, key: str, name: str) -> None:
     """Raise RadDraftError if the tower has no such hidden state; `n_states` None: it has only its final output."""
-    layer = config.feature_layer
     valid, choices = layer == -1, "-1, its final output"
     if n_states is not None:  # LlavaModel takes 0 for none
         valid, choices = layer != 0 and -n_states <= layer < n_states, f"{-n_states} to -1, or 1 to {n_states - 1}"
     if not valid:
-        raise RadDraftError(f"model.feature_layer is {layer}. Choices for {config.tower}: {choices}")
+        raise RadDraftError(f"{key} is {layer}. Choices for {name}: {choices}")
 
 
 def _shapes(model: nn.Module, names_only: bool) -> set[tuple[str, torch.Size]]:
@@ -275,6 +300,32 @@ def _lora_targets(model: Any) -> list[str]:
     ]
 
 
+def save_adapter(model: Any, folder: Path, trained: Iterable[str], base: str) -> None:
+    """Save LoRA adapters, and whatever else trained, in PEFT's form: `PeftModel.from_pretrained(base_model, folder)`.
+
+    Args:
+        model: what `add_lora` returned.
+        folder: to write to.
+        trained: names of the parameters that trained, LoRA's own among them or not.
+        base: hub id or folder of the model that was wrapped, from which transformers loads it.
+    """
+    from peft.utils import SAFETENSORS_WEIGHTS_NAME
+    from safetensors.torch import load_file, save_file
+
+    prefix = "base_model.model."
+    parts = {name.rpartition(".")[0] for name in trained if "lora_" not in name}
+    outer = sorted(part for part in parts if not any(part.startswith(f"{other}.") for other in parts))
+    config = model.peft_config["default"]
+    config.base_model_name_or_path = str(Path(base).absolute()) if Path(base).is_dir() else base
+    config.modules_to_save = [part.removeprefix(prefix) for part in outer] or None
+    model.save_pretrained(folder, save_embedding_layers=False)
+    # PEFT itself would train a copy of each of these parts. A file that has them under their own names is the same.
+    whole = {f"{part}.{name}": one for part in outer for name, one in model.get_submodule(part).state_dict().items()}
+    file = folder / SAFETENSORS_WEIGHTS_NAME
+    save_file(load_file(file) | {name: one.contiguous() for name, one in whole.items()}, file, {"format": "pt"})
+    write_text(folder / "README.md", ADAPTER_CARD.format(base=config.base_model_name_or_path))
+
+
 def save(drafter: Drafter, folder: str | Path) -> None:
     """Save an ordinary Hub folder, with the prompt and the gray-value mapping in a sidecar, raddraft.json."""
     folder = Path(folder)
@@ -295,7 +346,8 @@ def load(folder: str | Path, dtype: str = "auto", device: str = "cpu") -> Drafte
     """Load what `save` wrote; `dtype` "auto" is the type it was saved in.
 
     Raises:
-        RadDraftError: no such folder, no processor in it, a model of another kind, or image tokens that do not match.
+        RadDraftError: no such folder, no processor in it, a model of another kind, a config that contradicts the
+            weights, or image tokens that do not match.
     """
     from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration, LlavaProcessor
 
@@ -304,13 +356,18 @@ def load(folder: str | Path, dtype: str = "auto", device: str = "cpu") -> Drafte
         raise RadDraftError(f"{folder} is not a model folder: it has no config.json")
     if not any((folder / name).is_file() for name in ("processor_config.json", "preprocessor_config.json")):
         raise RadDraftError(f"{folder} has no processor_config.json; save the processor into the model folder")
-    processor = AutoProcessor.from_pretrained(folder)
-    if not isinstance(processor, LlavaProcessor):
-        raise RadDraftError(f"{folder} has a {type(processor).__name__}; expected a LlavaProcessor")
-    model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype).to(device).eval()  # type: ignore
+    with reading_checkpoint(f"The model {folder} cannot be loaded", str(folder)):
+        processor = AutoProcessor.from_pretrained(folder)
+        if not isinstance(processor, LlavaProcessor):
+            raise RadDraftError(f"{folder} has a {type(processor).__name__}; expected a LlavaProcessor")
+        model = load_pretrained(AutoModelForImageTextToText, str(folder), dtype=dtype).to(device).eval()
     if not isinstance(model, LlavaForConditionalGeneration):
         raise RadDraftError(f"{folder} holds a {type(model).__name__}; expected a LlavaForConditionalGeneration")
     sidecar = read_sidecar(folder)
+    if isinstance(layer := model.config.vision_feature_layer, int) and "tower" not in (sidecar or {}):
+        vision: Any = model.config.vision_config
+        n_states = vision.num_hidden_layers + 1
+        _check_layer(layer, n_states, "config.json: vision_feature_layer", str(folder))
     if sidecar is None:
         warnings.warn(f"{folder} has no {SIDECAR}: the default prompt is used", stacklevel=2)
         sidecar = {}

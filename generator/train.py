@@ -27,12 +27,13 @@ from generator.controls import shuffle_images
 from generator.data import IGNORE, Example, ExampleDataset, batch_indices, load_micro_batches, split_batch
 from generator.drafter import Drafter
 from generator.foreign import ForeignTower
-from generator.model import add_lora, choose_trainable, save
+from generator.model import add_lora, choose_trainable, save, save_adapter
 from generator.priors import find_priors
 from generator.prompts import PromptConfig
 from generator.runs import Progress, StagedRun, lr_factor, parameter_groups, split_studies
 from generator.vlm import make_drafter
 from raddraft.errors import DivergedError, RadDraftError, UnavailableError
+from raddraft.files import whole_folder
 from raddraft.processes import (
     clip_gradients,
     is_main_process,
@@ -343,7 +344,7 @@ def _describe(model: nn.Module, number: int, config: TrainConfig, steps: int) ->
 
 
 def _save_model(model: Any, drafter: Drafter, model_config: ModelConfig, config: TrainConfig, run: StagedRun) -> None:
-    """Save the model with adapters merged, and the adapters by themselves."""
+    """Save the model with adapters merged; and by themselves, where the model that they belong to can be loaded."""
     from accelerate.utils import set_seed
 
     if model_config.quantize != "no" or config.shard:  # put it together again from its parts and the last checkpoint
@@ -352,7 +353,9 @@ def _save_model(model: Any, drafter: Drafter, model_config: ModelConfig, config:
         model = add_lora(drafter.model, config.lora) if config.uses_lora else drafter.model
         run.restore(model)
     if config.uses_lora:
-        model.save_pretrained(run.folder / "adapter")
+        if model_config.vlm:  # a tower and a language model are one model only here, with a projector of this run
+            with whole_folder(run.folder / "adapter") as temporary:
+                save_adapter(model, temporary, run.trained, model_config.vlm)
         model = model.merge_and_unload()
     model = model.to(getattr(torch, model_config.dtype)).eval()
     save(replace(drafter, model=model), run.folder / "model")

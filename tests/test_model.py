@@ -279,7 +279,7 @@ def test_faults_of_the_parts_are_named(parts, tmp_path) -> None:
         message = fault(parts["Llama-bos"], feature_layer=layer)
         assert message == f"model.feature_layer is {layer}. Choices for {parts['dinov2']}: -4 to -1, or 1 to 3"
     assert fault("nobody/lm").startswith(
-        "No tokenizer for the language model 'nobody/lm': nobody/lm is not on this machine and could not be"
+        "No tokenizer for the language model 'nobody/lm': there is no folder nobody/lm here, and it could not"
     )
     assert fault("./nowhere") == "No tokenizer for the language model './nowhere': folder ./nowhere does not exist"
     broken = Path(shutil.copytree(parts["Llama-bos"], tmp_path / "broken"))

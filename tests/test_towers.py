@@ -323,7 +323,7 @@ def test_a_tower_that_is_not_there_says_what_to_do(monkeypatch: pytest.MonkeyPat
         TOWERS, "rad-dino", Card("nobody/rad-dino", "", "")
     )  # the real one may be in this machine's cache
     assert fault("rad-dino") == (
-        "Tower 'rad-dino' cannot be loaded: nobody/rad-dino is not on this machine and could not be downloaded "
+        "Tower 'rad-dino' cannot be loaded: there is no folder nobody/rad-dino here, and it could not be downloaded "
         "from the Hugging Face hub (We couldn't connect to 'https://huggingface.co' to load the files, and couldn't "
         "find them in the cached files). On a machine with network access, run `hf download nobody/rad-dino "
         "--local-dir FOLDER`, then name that FOLDER instead"

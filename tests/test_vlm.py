@@ -222,7 +222,7 @@ def test_models_that_cannot_be_asked_are_refused_in_one_sentence(folders, lm_fol
     assert fault(str(lm_folder)).startswith(f"{lm_folder} is not a vision-language model that transformers knows: ")
     assert fault(str(tmp_path)) == f"{tmp_path} is not a model folder: it has no config.json"
     assert fault("./nowhere") == "The model './nowhere' cannot be loaded: folder ./nowhere does not exist"
-    assert "is not on this machine and could not be downloaded" in fault("nobody/vlm")
+    assert "there is no folder nobody/vlm here, and it could not be downloaded" in fault("nobody/vlm")
     coded = tmp_path / "coded"
     coded.mkdir()
     config = {"model_type": "own", "auto_map": {"AutoConfig": "own.Own", "AutoModelForImageTextToText": "own.Model"}}
