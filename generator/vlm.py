@@ -26,8 +26,8 @@ from generator.model import build
 from generator.priors import find_priors
 from generator.prompts import PromptConfig
 from raddraft.errors import RadDraftError
-from raddraft.loading import load_pretrained
 from raddraft.images import ImageError, load_image
+from raddraft.loading import load_pretrained
 from raddraft.studies import GrayMapping, Study
 
 Messages = list[dict[str, Any]]
