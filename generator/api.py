@@ -13,14 +13,14 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from generator.config import Control, DecodeConfig
 from generator.controls import copy_reports, shuffle_images
 from generator.drafter import Drafter
-from generator.generate import Draft, decode, generate, write_drafts
+from generator.generate import BANNER, Draft, decode, generate, write_drafts
 from generator.model import SIDECAR, load, read_sidecar
 from generator.priors import find_priors
 from generator.prompts import PromptConfig
@@ -31,6 +31,7 @@ from raddraft.processes import WAIT, is_main_process, pick_device
 from raddraft.studies import GrayMapping, Study, StudyImage, read_studies
 from raddraft.text import printable
 
+SYNTHETIC = "Its model was trained on synthetic data only: the draft says nothing about a patient."
 Images = str | Path | Study | Iterable[str | Path | Study]
 """An image file, a folder of them, a study, or several of these."""
 
@@ -69,9 +70,11 @@ def load_model(
     else:
         gray_mapping: GrayMapping = sidecar["gray_mapping"] if sidecar else "window"
         drafter = load_chat(name, own if sidecar else prompt, gray_mapping, "auto", pick_device(device), remote_code)
+        drafter.is_synthetic = bool(sidecar and sidecar.get("synthetic"))
         if not sidecar and not changes:
             warnings.warn(f"{name} has no {SIDECAR}: the default prompt is used", stacklevel=2)
-    return Model(drafter, " ".join([str(Path(name)), *changes]))
+    kind = ["(trained on synthetic data only)"] if drafter.is_synthetic else []
+    return Model(drafter, " ".join([str(Path(name)), *changes, *kind]))
 
 
 class Model:
@@ -134,10 +137,12 @@ class Model:
         self._warn_without_priors(studies)
         speculator = self._speculator(speculate)
         if out:
-            yield from write_drafts(self.drafter, studies, out, config, self.name, workers, speculator)
+            drafts = write_drafts(self.drafter, studies, out, config, self.name, workers, speculator)
         else:
             examples = self.drafter.encode(studies, answers=False, reserve=config.max_new_tokens)
-            yield from decode(self.drafter, examples, config, workers, speculator=speculator)
+            drafts = decode(self.drafter, examples, config, workers, speculator=speculator)
+        for draft in drafts:
+            yield replace(draft, banner=f"{BANNER} {SYNTHETIC}" if self.drafter.is_synthetic else BANNER)
 
     def generate(
         self,

@@ -9,6 +9,7 @@ from pathlib import Path
 from pprint import pformat
 from typing import TYPE_CHECKING, Any
 
+from metrics.summary import tell_doubts
 from raddraft.errors import RadDraftError
 from raddraft.files import read_jsonl, write_text
 from raddraft.studies import Study, StudyImage
@@ -100,7 +101,8 @@ def add_scores(folder: Path, title: str, systems: Mapping[str, Mapping[str, Any]
     """
     before, after = _split(folder)
     first = next(iter(systems.values()))
-    lines = [f"{title}: {first['n']} studies, 95 % intervals by bootstrap over studies.", ""]
+    drawn = f"{first['subjects']} subjects" if "subjects" in first else "studies by themselves"
+    lines = [f"{title}: {first['n']} studies, 95 % intervals over {drawn}.", ""]
     lines += [f"| | {' | '.join(systems)} |", f"|---|{'---|' * len(systems)}"]
     signatures: dict[str, list[str]] = {}
     for metric, score in first["metrics"].items():
@@ -108,7 +110,7 @@ def add_scores(folder: Path, title: str, systems: Mapping[str, Mapping[str, Any]
         lines.append(f"| `{metric}` | {' | '.join(cells)} |")
         signatures.setdefault(score["signature"], []).append(f"`{metric}`")
     lines += ["", "Signatures:", "", *(f"- {', '.join(names)}: `{one}`" for one, names in signatures.items())]
-    for warning in first.get("warnings", []):
+    for warning in [*tell_doubts(systems), *first.get("warnings", [])]:
         lines += ["", f"Warning: {warning}."]
     if first["skipped"]:
         lines += ["", f"Not measured: {', '.join(f'`{name}`' for name in first['skipped'])}."]

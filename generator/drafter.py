@@ -33,6 +33,8 @@ class Drafter:
     prompt: PromptConfig = field(default_factory=PromptConfig)
     gray_mapping: GrayMapping = "window"
     """How gray values of image files become 8 bits, see `raddraft.images`."""
+    is_synthetic: bool = False
+    """Whether it was trained on synthetic studies only."""
     kind: ClassVar[str] = "llava"
     """Kept in a saved model's folder; `generator.vlm` has the other kind."""
 

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import DataLoader
@@ -50,7 +50,7 @@ class Draft:
     """Why there is no draft."""
     cut: list[bool] | None = None
     """For each candidate whether it ended at the limit of tokens, not by itself; None where that is not known."""
-    banner: ClassVar[str] = BANNER
+    banner: str = BANNER
     """To be shown wherever a draft is."""
 
     @property

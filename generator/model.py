@@ -331,6 +331,7 @@ def save(drafter: Drafter, folder: str | Path) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     sidecar = {"kind": drafter.kind, "prompt": asdict(drafter.prompt), "gray_mapping": drafter.gray_mapping}
+    sidecar |= {"synthetic": True} if drafter.is_synthetic else {}
     tower: Any = drafter.model.get_encoder(modality="image")
     if isinstance(tower, ForeignTower):
         sidecar["tower"] = tower.save(folder)
@@ -376,7 +377,7 @@ def load(folder: str | Path, dtype: str = "auto", device: str = "cpu") -> Drafte
         model.model.vision_tower = ForeignTower(tower).to(model.device, model.dtype)
     check_image_tokens(model, processor)
     prompt = PromptConfig(**sidecar.get("prompt", {}))
-    return Drafter(model, processor, prompt, sidecar.get("gray_mapping", "window"))
+    return Drafter(model, processor, prompt, sidecar.get("gray_mapping", "window"), sidecar.get("synthetic", False))
 
 
 def read_sidecar(folder: str | Path) -> dict[str, Any] | None:

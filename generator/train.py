@@ -127,6 +127,7 @@ def train(
     accelerator = make_accelerator(out, config.precision, config.trackers, "train.shard")
     set_seed(config.seed)
     drafter = make_drafter(model_config, prompt, gray_mapping)
+    drafter.is_synthetic = all(study.is_synthetic for study in studies["train"])
     validate = config.eval_every != 0
     examples = {split: _encode(drafter, studies, split) for split in (("train", "val") if validate else ("train",))}
     if prompt.prior and not find_priors(studies["train"]):

@@ -52,10 +52,11 @@ def main(
         workers: Processes that read and prepare images.
         remote_code: Run Python code that comes with a model that was not trained by RadDraft.
     """
-    from generator.api import load_model, report_drafts
+    from generator.api import find_studies, load_model, report_drafts
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise RadDraftError("draft runs in one process; `raddraft generate` shares the work out to several")
+    find_studies(images)  # what is not there is told before a model is loaded
     loaded = load_model(model, device, prompt, remote_code)
     drafts, errors = [], []
     for draft in loaded.stream(images, indication, view, out, speculate, workers, **asdict(decode)):

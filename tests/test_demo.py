@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import raddraft
 from raddraft.studies import read_studies
 from scripts.demo import CONTROLS
 from tests.test_cli import run
@@ -115,3 +116,13 @@ def test_the_commands_it_prints_are_commands(first) -> None:
         assert run(action, *words, "--print_config") == (0, ""), f"raddraft {action} {shlex.join(words)}"
     assert str(finished / "scores" / "report.html") in printed
     assert "The data are synthetic." in printed
+
+
+def test_its_drafts_say_that_the_model_knows_synthetic_data_only(first, capsys) -> None:
+    out, _ = first
+    rows = read(out / "model.jsonl")
+    assert rows[0]["model"].endswith("(trained on synthetic data only)")
+    image = read_studies(out / "phantom" / "studies.jsonl")[0].main_image.path
+    assert "synthetic data only" in raddraft.load_model(out / "model").draft(image, max_new_tokens=2).banner
+    assert run("draft", out / "model", image, "--decode.max-new-tokens", 2) == (0, "")
+    assert "trained on synthetic data only: the draft says nothing about a patient" in capsys.readouterr().out
