@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from raddraft.errors import RadDraftError
 from raddraft.studies import GrayMapping
@@ -71,7 +71,7 @@ class Task:
     recipe: str | None = None
     """Of report tasks: a recipe as `raddraft train --config` takes it, e.g. report/small_lm.yaml. Its tower is replaced
     by the row's, which stays frozen."""
-    overrides: dict[str, Any] | None = None
+    overrides: dict[str, str | bool | int | float] | None = None
     """Options of the recipe to change, e.g. {model.lm: gpt2, train.batch_size: 32}."""
     seeds: int = 3
     """Runs of the recipe for each row; the value is their mean."""
