@@ -330,7 +330,11 @@ def save(drafter: Drafter, folder: str | Path) -> None:
     """Save an ordinary Hub folder, with the prompt and the gray-value mapping in a sidecar, raddraft.json."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    sidecar = {"kind": drafter.kind, "prompt": asdict(drafter.prompt), "gray_mapping": drafter.gray_mapping}
+    sidecar: dict[str, Any] = {
+        "kind": drafter.kind,
+        "prompt": asdict(drafter.prompt),
+        "gray_mapping": drafter.gray_mapping,
+    }
     sidecar |= {"synthetic": True} if drafter.is_synthetic else {}
     tower: Any = drafter.model.get_encoder(modality="image")
     if isinstance(tower, ForeignTower):
