@@ -39,13 +39,14 @@ from generator.config import Control
 from generator.prompts import PromptConfig
 from generator.retrieve import Retriever
 from metrics.scoring import METRICS, measure
+from metrics.summary import interval_of_mean, sign
 from raddraft.errors import RadDraftError
 from raddraft.files import digest_json, write_json
 from raddraft.stats import difference, holm, resample
 from raddraft.studies import Study, deal_folds, read_studies
 from raddraft.text import show, slug
 
-RULES = 5
+RULES = 6
 """Version of how cells are measured; raised when the same settings give other numbers, so that no old cell is kept."""
 
 MEASURES = {"regression": ("r2", "mae"), "segmentation": ("dice", "iou"), "retrieval": METRICS, "report": METRICS}
@@ -218,9 +219,8 @@ class _Context:
             found = compare_report.score_runs(files, task.shown, self.studies, self.resamples)
         except RadDraftError as error:
             return Cell(None, notes=[str(error)])
-        low, high = bounds(found.resamples)
         sample = digest_json(found.studies)
-        return Cell(found.value, low, high, len(found.studies), [], found.details, found.resamples, sample)
+        return Cell(found.value, found.low, found.high, len(found.studies), [], found.details, found.resamples, sample)
 
 
 def _expand(name: str | Path) -> str:
@@ -349,8 +349,10 @@ def _retrieve(task: Task, studies: Sequence[Study], store: FeatureStore, resampl
     one = measure(*texts, [task.shown])[0][task.shown]
     subjects = [study.subject_id for study in test]
     values = resample([one], resamples, subjects=subjects)[0]
+    low, high = interval_of_mean([one], values, subjects)
     sample = digest_json([study.study_id for study in test], subjects)
-    return Cell(one.value, *bounds(values), len(test), [], {"signature": one.signature}, values, sample)
+    signature = f"{one.signature}{sign(one.n, subjects)}|bootstrap:{resamples} seed 0"
+    return Cell(one.value, low, high, len(test), [], {"signature": signature}, values, sample)
 
 
 def join_folds(cells: Sequence[Cell]) -> Cell:

@@ -171,6 +171,8 @@ def _explain(result: Mapping[str, Any]) -> list[str]:
         "choice of test images, not that of the training images.",
         "↑ higher is better, ↓ lower is better. Bold: the best of the column, however small its lead.",
     ]
+    if any(task["kind"] in ("report", "retrieval") for task in result["tasks"]) and not result.get("folds"):
+        sentences.append("Brackets of texts (retrieval and reports): Student's t interval of the jackknife by subject.")
     if any(task["kind"] == "report" for task in result["tasks"]):
         sentences.append(
             "Reports: drafts of the test split by a model that the same recipe trained on each encoder. With several "

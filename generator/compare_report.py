@@ -28,6 +28,7 @@ from generator.config import Control, ModelConfig, TrainConfig
 from generator.prompts import PromptConfig
 from generator.train import run_training
 from metrics.scoring import measure
+from metrics.summary import interval_of_mean, sign
 from raddraft.errors import RadDraftError
 from raddraft.files import digest_json, read_jsonl
 from raddraft.grammar import UsageError, parse
@@ -188,6 +189,8 @@ class Scored:
 
     value: float
     """Mean over the seeds."""
+    low: float
+    high: float
     resamples: np.ndarray
     """Means over the seeds on the same resamples of the test subjects [R]."""
     studies: list[str]
@@ -214,12 +217,15 @@ def score_runs(files: Sequence[Path], metric: str, studies: Sequence[Study], res
     if not common:
         raise RadDraftError("no study was drafted by every run")
     measures = list(_measures(rows, common, metric))
-    drawn = resample(measures, resamples, subjects=[subjects[study] for study in common])
+    people = [subjects[study] for study in common]
+    drawn = resample(measures, resamples, subjects=people).mean(0)
     values = [one.value for one in measures]
-    details: dict[str, Any] = {"signature": measures[0].signature}
+    signature = f"{measures[0].signature}{sign(len(common), people)}|bootstrap:{resamples} seed 0"
+    details: dict[str, Any] = {"signature": signature}
     if len(values) > 1:
         details |= {"seeds": values, "sd": statistics.stdev(values)}
-    return Scored(statistics.fmean(values), drawn.mean(0), common, details)
+    low, high = interval_of_mean(measures, drawn, people)
+    return Scored(statistics.fmean(values), low, high, drawn, common, details)
 
 
 def _measures(rows: Sequence[dict[str, Any]], studies: Sequence[str], metric: str) -> Iterator[Measure]:

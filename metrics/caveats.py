@@ -41,7 +41,18 @@ UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "T
 # Shares above which a metric is warned of.
 MOST_WORDS, MOST_UNSPACED, MOST_FOREIGN, MOST_ALIKE = 0.02, 0.02, 0.1, 0.5
 
-READ_ENGLISH = ("rule", "chexbert", "radgraph", "bertscore", "radcliq", "meteor")
+READ_ENGLISH = (
+    "rule",
+    "chexbert",
+    "radgraph",
+    "bertscore",
+    "radcliq",
+    "meteor",
+    "modern_radgraph_xl",
+    "cxr_bert",
+    "cxrfescore",
+    "ratescore",
+)
 SPLIT_AT_BLANKS = ("bleu", "coco", "nltk", "meteor")
 OTHER_TOKENS = ("_unicode", "_char")
 
@@ -166,9 +177,10 @@ def reading_caveats(shares: Mapping[str, Mapping[str, float]], metrics: Iterable
         large = any(one[share] > most for one in shares.values())
         return " and ".join(f"{percent(one[share])} of {part}the {kind}" for kind, one in shares.items() if large)
 
-    if "rouge_l" in names and (text := parts("words", MOST_WORDS, "the words of ")):
+    rouge = next((name for name in names if name in ("rouge_l", "rouge_l_stem")), None)
+    if rouge and (text := parts("words", MOST_WORDS, "the words of ")):
         told.append(
-            f"rouge_l keeps the letters a to z only, so it loses or breaks {text}: take rouge_l_unicode, or "
+            f"{rouge} keeps the letters a to z only, so it loses or breaks {text}: take rouge_l_unicode, or "
             "rouge_l_char where no blanks stand between words"
         )
     split = [name for name in names if name.startswith(SPLIT_AT_BLANKS) and not name.endswith(OTHER_TOKENS)]

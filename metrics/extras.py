@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from metrics.text import Once, bleu_statistics, check_texts, rouge_l_f
+from metrics.networks import load_network
+from metrics.text import Once, bleu_statistics, check_texts, in_batches, rouge_l_f
 from metrics.weights import CannotRun, digest
 from raddraft.errors import RadDraftError
-from raddraft.stats import Measure, mean_measure
+from raddraft.stats import UNBOUNDED, Measure, mean_measure
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,7 +67,7 @@ def coco(predictions: Sequence[str], references: Sequence[str], once: Once | Non
     measures["coco_rouge_l"] = mean_measure(rouge, f"{base}|beta:{COCO_BETA}|mean over reports")
     cider_choices = f"n-grams:1-{COCO_ORDER}|sigma:{CIDER_SIGMA:g}|mean over reports"
     fixed = "document frequencies: of these references, kept fixed in the interval"
-    measures["coco_cider"] = mean_measure(_cider(ours, theirs), f"{base}|{cider_choices}|{fixed}")
+    measures["coco_cider"] = mean_measure(_cider(ours, theirs), f"{base}|{cider_choices}|{fixed}", (0.0, math.inf))
     return measures
 
 
@@ -174,10 +175,8 @@ def bertscore(
     Raises:
         CannotRun: there is no model in the folder, one of fewer than 5 layers, or one whose weights are incomplete.
     """
-    import torch
-
     predictions, references = check_texts(predictions, references)
-    encode = _word_piece_encoder(Path(model), device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    encode = _word_piece_encoder(Path(model), device)
     pairs = [(ours.strip(), theirs.strip()) for ours, theirs in zip(predictions, references, strict=True)]
     by_length = sorted(set(pairs), key=lambda pair: len(pair[0]) + len(pair[1]))
     found: dict[tuple[str, str], float] = {}
@@ -189,40 +188,19 @@ def bertscore(
     choices = f"layer:{BERTSCORE_LAYER}|idf:no|rescaled:en F {BERTSCORE_BASELINE}|mean over reports"
     implementation = f"raddraft {version('raddraft')}, as bert-score 0.3.13 F1"
     signature = f"{implementation}|distilroberta-base sha256:{digest(model)[:12]}|{choices}"
-    return {"bertscore_f1": mean_measure([found[pair] for pair in pairs], signature)}
+    return {"bertscore_f1": mean_measure([found[pair] for pair in pairs], signature, UNBOUNDED)}
 
 
-def _word_piece_encoder(folder: Path, device: str) -> Callable[[list[str]], list[Embedded]]:
+def _word_piece_encoder(folder: Path, device: str | None) -> Callable[[list[str]], list[Embedded]]:
     """A function from stripped texts to their `Embedded`."""
     import torch
     from transformers import AutoModel, AutoTokenizer
-    from transformers.utils import logging
 
-    if not (folder / "config.json").is_file():
-        raise CannotRun(f"bertscore needs a folder with distilroberta-base, and {folder} has no config.json")
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # that the checkpoint also has the head of a masked language model is no news
-    try:
-        network, report = AutoModel.from_pretrained(
-            folder,
-            local_files_only=True,
-            add_pooling_layer=False,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # named below
-        )
-    finally:
-        logging.set_verbosity(verbosity)
+    network, device = load_network(AutoModel, folder, "bertscore", device, add_pooling_layer=False)
     config = network.config
     if config.num_hidden_layers < BERTSCORE_LAYER:
         needed = f"bertscore takes layer {BERTSCORE_LAYER} of distilroberta-base"
         raise CannotRun(f"{needed}; the model in {folder} has {config.num_hidden_layers}")
-    for name, found, asked in sorted(report["mismatched_keys"]):
-        raise CannotRun(
-            f"bertscore: {name} in {folder} has shape {list(found)}, its config.json asks for {list(asked)}"
-        )
-    if report["missing_keys"]:
-        raise CannotRun(f"bertscore: the weights in {folder} lack {', '.join(sorted(report['missing_keys'])[:3])} …")
-    network.to(device).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     # RoBERTa counts positions from 2; a folder without tokenizer_config.json states no limit.
     longest = min(tokenizer.model_max_length, config.max_position_embeddings - 2)
@@ -275,7 +253,7 @@ def radcliq_v1(
     scores = radcliq_formula(radgraph.statistics[:, 0], bertscore.statistics[:, 0], semb, bleu.statistics[:, 0])
     inputs = f"radgraph ({radgraph.signature}), bertscore ({bertscore.signature}), CheXbert cosine, {bleu.signature}"
     formula = "RadCliQ-v1, coefficients of CXR-Report-Metric|lower is better"
-    return {"radcliq_v1": mean_measure(scores, f"{formula}|of {inputs}|mean over reports")}
+    return {"radcliq_v1": mean_measure(scores, f"{formula}|of {inputs}|mean over reports", UNBOUNDED)}
 
 
 def radcliq_formula(radgraph: np.ndarray, bertscore: np.ndarray, semb: np.ndarray, bleu: np.ndarray) -> np.ndarray:
@@ -311,10 +289,8 @@ def _facts(annotation: dict[str, Any]) -> tuple[set[tuple[str, ...]], set[tuple[
 
 def cosine_similarities(model: CheXbert, predictions: Sequence[str], references: Sequence[str]) -> np.ndarray:
     """Cosine of the embeddings of each prediction and its reference [n], in [-1, 1]."""
-    texts = sorted({*predictions, *references}, key=len)
     units: dict[str, np.ndarray] = {}
-    for start in range(0, len(texts), model.batch_size):
-        batch = texts[start : start + model.batch_size]
+    for batch in in_batches([*predictions, *references], model.batch_size):
         vectors = model.embed(batch).double().numpy()
         units |= zip(batch, vectors / np.linalg.norm(vectors, axis=1, keepdims=True), strict=True)
     return np.array([units[ours] @ units[theirs] for ours, theirs in zip(predictions, references, strict=True)])

@@ -40,9 +40,11 @@ def f1_measures(
     suffix = "_plus" if uncertain == "positive" else ""
     measures = {}
     for name, part in ((f"{len(observations)}", counts), ("5", counts[:, five])):
-        for average, reduce in (("macro", _macro), ("micro", _micro)):
+        for average, reduce, positives in (("macro", _macro, _positives), ("micro", _micro, None)):
             text = f"{signature}|uncertain:{uncertain}|average:{average}|classes:{name}|zero_division:0"
-            measures[f"{prefix}_{average}_f1_{name}{suffix}"] = Measure(part.reshape(len(part), -1), reduce, text)
+            measures[f"{prefix}_{average}_f1_{name}{suffix}"] = Measure(
+                part.reshape(len(part), -1), reduce, text, positives=positives
+            )
     return measures
 
 
@@ -93,3 +95,9 @@ def _macro(sums: np.ndarray) -> np.ndarray:
 
 def _micro(sums: np.ndarray) -> np.ndarray:
     return _f1(sums.reshape(len(sums), -1, 3).sum(1))
+
+
+def _positives(statistics: np.ndarray) -> np.ndarray:
+    """Positives of each class among the references [n, classes]."""
+    hit, _, missed = np.moveaxis(statistics.reshape(len(statistics), -1, 3), -1, 0)
+    return hit + missed

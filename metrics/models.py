@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from metrics.annotate import AnnotationCache, cache_folder
-from metrics.weights import locate
+from metrics.weights import CannotRun, locate
+from raddraft.errors import UnavailableError
 
 if TYPE_CHECKING:
     from metrics.chexbert import CheXbert
+    from metrics.embeddings import CXRBert, FactExtractor
     from metrics.radgraph import RadGraph
+    from metrics.ratescore import RaTEScore
 
 
 @dataclass
@@ -34,6 +37,20 @@ class Models:
     """Folder of the tokenizer and config that RadGraph's config.json names."""
     bertscore: Path | None = None
     """Folder of distilroberta-base, for BERTScore and RadCliQ."""
+    modern_radgraph_xl: Path | None = None
+    """RadGraph-XL on a ModernBERT: modern-radgraph-xl.tar.gz or the folder unpacked from it."""
+    modern_radgraph_xl_tokenizer: Path | None = None
+    """Folder of the tokenizer and config that its config.json names, if not in the hub's cache."""
+    cxr_bert: Path | None = None
+    """Folder of CXR-BERT-specialized."""
+    cxrfe: Path | None = None
+    """Folder of CXRFE, for CXRFEScore."""
+    cxrfe_facts: Path | None = None
+    """Folder of T5FactExtractor, for CXRFEScore."""
+    ratescore_ner: Path | None = None
+    """Folder of RaTE-NER-Deberta, for RaTEScore."""
+    ratescore_synonyms: Path | None = None
+    """Folder of BioLORD-2023-C, for RaTEScore."""
     batch_size: int = 16
     """Reports of similar length that a model reads at a time; changes the speed, not the labels."""
     device: str | None = None
@@ -65,11 +82,54 @@ class Models:
         """RadGraph-XL."""
         return self._radgraph("radgraph-xl", self.radgraph_xl)
 
+    @cached_property
+    def modern_radgraph_xl_model(self) -> RadGraph:
+        """RadGraph-XL on a ModernBERT. Raises CannotRun if its tokenizer is missing."""
+        from metrics.radgraph import RadGraph
+
+        model = locate("modern-radgraph-xl", self.modern_radgraph_xl)
+        tokenizer = self.modern_radgraph_xl_tokenizer
+        try:
+            return RadGraph(model, tokenizer, "modern-radgraph-xl", self.batch_size, self.device)
+        except UnavailableError as error:
+            raise CannotRun(str(error)) from error
+
     def _radgraph(self, name: Literal["radgraph", "radgraph-xl"], path: Path | None) -> RadGraph:
         from metrics.radgraph import RadGraph
 
         model, tokenizer = locate(name, path), locate("radgraph-tokenizer", self.radgraph_tokenizer)
         return RadGraph(model, tokenizer, name, self.batch_size, self.device)
+
+    @cached_property
+    def cxr_bert_model(self) -> CXRBert:
+        """CXR-BERT-specialized."""
+        return self._cxr_bert("cxr-bert", self.cxr_bert, "cxr_bert_cosine")
+
+    @cached_property
+    def cxrfe_model(self) -> CXRBert:
+        """CXRFE, CXR-BERT for facts."""
+        return self._cxr_bert("cxrfe", self.cxrfe, "cxrfescore")
+
+    def _cxr_bert(self, name: str, path: Path | None, metric: str) -> CXRBert:
+        from metrics.embeddings import CXRBert
+
+        return CXRBert(locate(name, path), metric, self.batch_size, self.device)
+
+    @cached_property
+    def fact_extractor(self) -> FactExtractor:
+        """The T5 of CXRFEScore."""
+        from metrics.embeddings import FactExtractor
+
+        return FactExtractor(locate("cxrfe-facts", self.cxrfe_facts), self.batch_size, self.device)
+
+    @cached_property
+    def ratescore_model(self) -> RaTEScore:
+        """The networks of RaTEScore."""
+        from metrics.ratescore import RaTEScore
+
+        ner = locate("ratescore-ner", self.ratescore_ner)
+        synonyms = locate("ratescore-synonyms", self.ratescore_synonyms)
+        return RaTEScore(ner, synonyms, self.batch_size, self.device)
 
     @property
     def bertscore_folder(self) -> Path:

@@ -28,7 +28,7 @@ from raddraft.files import digest_file, whole_folder
 if TYPE_CHECKING:
     import torch
 
-ModelType = Literal["radgraph", "radgraph-xl"]
+ModelType = Literal["radgraph", "radgraph-xl", "modern-radgraph-xl"]
 
 PAIR_VALUES = 2**24
 """Values of span pairs held at once: 64 MB."""
@@ -41,11 +41,12 @@ class RadGraph:
     spans are scored in parts (the package needs 100 GB for 5,000 words). A report without a word has no entities.
 
     Args:
-        model: `radgraph.tar.gz` or `radgraph-xl.tar.gz` of the Hub's StanfordAIMI/RRG_scorers, or the folder unpacked
-            from it: config.json, weights.th, vocabulary/. If a folder is incomplete, the archive beside it is used.
+        model: `radgraph.tar.gz`, `radgraph-xl.tar.gz` or `modern-radgraph-xl.tar.gz` of the Hub's
+            StanfordAIMI/RRG_scorers, or the folder unpacked from it: config.json, weights.th, vocabulary/.
+            If a folder is incomplete, the archive beside it is used.
         tokenizer: folder (or name in the local Hub cache) of the BERT config and tokenizer; by default those named in
             config.json. Nothing is downloaded.
-        model_type: which of the two models this is: they split words differently.
+        model_type: which of these models this is: they split words differently.
         batch_size: reports in one batch, and stretches of text that BERT reads at a time.
         device: e.g. "cuda:1"; by default a GPU if there is one.
         cache: where an archive is unpacked; by default `cache_folder()`.

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from raddraft.errors import RadDraftError
 from raddraft.files import read_jsonl
-from raddraft.tables import IMAGE, REPORT, STUDY, find_column, is_nothing, read_cells
+from raddraft.tables import IMAGE, REPORT, STUDY, SUBJECT, find_column, is_nothing, read_cells
 
 JSON_LINES = (".jsonl", ".ndjson")
 TABLES = (".csv", ".tsv")
@@ -25,6 +25,8 @@ class Prediction:
     study_id: str
     prediction: str
     reference: str
+    subject_id: str | None = field(default=None, compare=False)
+    """The patient, if a file names it; the draft is the same without."""
 
 
 Texts = dict[str | int, str]
@@ -83,6 +85,8 @@ def read_predictions(path: str | Path, references: str | Path | None = None) -> 
             if neither file has ids. A table without study_id may name an image file. Ids that only one file has are
             joined by the name of the image file, x for my-images/x.png, unless another id of its file has the same.
 
+    Either file may name the subject of each study, as subject_id, subject or patient_id.
+
     Raises:
         RadDraftError: an unknown file type, broken JSON, a missing key or column, a wrong type, a duplicate study,
             unequal numbers of lines, ids in one file only, or no prediction with a reference.
@@ -112,7 +116,29 @@ def read_predictions(path: str | Path, references: str | Path | None = None) -> 
         notes.append(f"{source}: {count} references without a prediction in {path} are left out")
     if not key_of:
         raise RadDraftError(f"{path}: no prediction with a reference ({len(drafts)} without)")
-    return [Prediction(str(key), drafts[key], reports[other]) for key, other in key_of.items()], notes
+    ours, theirs = (read_subjects(one) for one in (path, source))
+    return [
+        Prediction(str(key), drafts[key], reports[other], ours.get(key) or theirs.get(other))
+        for key, other in key_of.items()
+    ], notes
+
+
+def read_subjects(path: str | Path) -> dict[str | int, str]:
+    """Subject of each study, by the keys of `read_texts`, as far as a file of JSON Lines or a table names it."""
+    path = Path(path)
+    if path.suffix.lower() in TABLES:
+        columns, *cells = _read_rows(path) or [[]]
+        study = find_column(columns, (*STUDY, *IMAGE))
+        rows = [dict(zip(columns, row, strict=False)) for row in cells]
+        keys: list[str | int] = [row[study] if study else number for number, row in enumerate(rows, 1)]
+    elif path.suffix.lower() in JSON_LINES:
+        rows = [row for _, row in read_jsonl(path, ("study_id",))]
+        keys, columns = [row["study_id"] for row in rows], list({key: None for row in rows for key in row})
+    else:
+        return {}
+    subject = find_column(columns, SUBJECT)
+    found = zip(keys, (row.get(subject) for row in rows), strict=True) if subject else ()
+    return {key: str(value) for key, value in found if not is_nothing(value)}
 
 
 def read_texts(path: str | Path, column: str, optional: bool = False) -> Texts:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from metrics.caveats import tell_texts
+from metrics.summary import tell_statistics
 from raddraft.errors import RadDraftError
 
 Scores = Mapping[str, Mapping[str, Any]]
@@ -28,8 +29,12 @@ METRICS = {
     **{f"bleu_{n}": (f"BLEU-{n}", f"shared runs of up to {n} words") for n in (2, 3, 4)},
     **{
         f"{model}_{kind}{suffix}": (f"{name} {label}{', lower case' if suffix else ''}", explanation)
-        for model, name in (("radgraph", "RadGraph"), ("radgraph_xl", "RadGraph-XL"))
-        for suffix in ("", "_lower")
+        for model, name, suffixes in (
+            ("radgraph", "RadGraph", ("", "_lower")),
+            ("radgraph_xl", "RadGraph-XL", ("", "_lower")),
+            ("modern_radgraph_xl", "Modern RadGraph-XL", ("",)),
+        )
+        for suffix in suffixes
         for kind, label, explanation in (
             ("e", "E", "clinical entities"),
             ("er", "ER", "entities, and whether they have a relation"),
@@ -54,6 +59,7 @@ METRICS = {
             *((f"bleu_{n}_{suffix}", f"BLEU-{n}", f"shared runs of up to {n}") for n in range(1, 5)),
         )
     },
+    "rouge_l_stem": ("ROUGE-L, stems", "longest common sequence of word stems"),
     "coco_bleu_1": ("BLEU-1, COCO", "shared words, as in image captioning"),
     **{f"coco_bleu_{n}": (f"BLEU-{n}, COCO", f"shared runs of up to {n} words") for n in (2, 3, 4)},
     "coco_rouge_l": ("ROUGE-L, COCO", "longest common sequence, recall weighs more"),
@@ -61,6 +67,9 @@ METRICS = {
     "nltk_sentence_bleu_4": ("Sentence BLEU-4, NLTK", "mean over reports"),
     "meteor": ("METEOR", "words, their stems and synonyms, in order"),
     "bertscore_f1": ("BERTScore F1", "likeness of words in context; rescaled, may be negative"),
+    "cxr_bert_cosine": ("CXR-BERT cosine", "likeness of whole reports"),
+    "cxrfescore": ("CXRFEScore", "likeness of the facts in them"),
+    "ratescore": ("RaTEScore", "likeness of the entities in them, and whether they are denied"),
     "radcliq_v1": ("RadCliQ-v1 ↓", "predicted errors; lower is better, no bounds"),
 }
 LOWER_IS_BETTER = {"radcliq_v1"}
@@ -163,6 +172,7 @@ def render_report(
         rows=rows,
         panels=[_panel(row) for row in rows if row["name"] in PLOTTED],
         warnings=systems[first].get("warnings", []),
+        statistics=tell_statistics(systems),
         texts=tell_texts(systems),
         skipped=_by_text({name: system.get("skipped", {}) for name, system in systems.items()}),
         signatures=_by_text({name: _signatures(system) for name, system in systems.items()}),
@@ -195,7 +205,8 @@ def _table_row(metric: str, columns: Scores, differences: Differences) -> dict[s
     verdict: dict[str, list[str]] = {"better": [], "worse": [], "unclear": []}
     for name, difference in found.items():
         better = (difference["value"] < 0) if lower else (difference["value"] > 0)
-        verdict["unclear" if difference["p"] >= SIGNIFICANT else "better" if better else "worse"].append(name)
+        p = difference.get("p_holm", difference["p"])
+        verdict["unclear" if p >= SIGNIFICANT else "better" if better else "worse"].append(name)
     label, explanation = METRICS.get(metric, (metric, ""))
     return {
         **{"name": metric, "label": label, "explanation": explanation, "scores": scores, "differences": found},

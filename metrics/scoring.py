@@ -10,9 +10,8 @@ A name has one definition: other conventions (uncertain as positive, lower case,
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -25,10 +24,11 @@ from metrics.caveats import caveats, describe
 from metrics.labels import Labels, Uncertain, f1_measures
 from metrics.models import Models
 from metrics.rules import OBSERVATIONS, VERSION, label
+from metrics.summary import Intervals, summarize
 from metrics.text import Once, Unit, bleu, check_texts, rouge_l
 from metrics.weights import CannotRun
 from raddraft.errors import RadDraftError
-from raddraft.stats import Interval, Measure, check_resamples, difference, interval, mean_measure, resample
+from raddraft.stats import Measure, check_resamples, mean_measure
 from raddraft.text import suggest
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def _radgraph(
 ) -> dict[str, Measure]:
     from metrics.radgraph import radgraph_f1
 
-    annotator = models.radgraph_model if model == "radgraph" else models.radgraph_xl_model
+    annotator: RadGraph = getattr(models, f"{model}_model")
     graphs = _graphs(annotator, predictions, references, models)
     scores = np.array([radgraph_f1(ours, theirs, lower) for ours, theirs in graphs])
     case = "lower" if lower else "as written"
@@ -108,6 +108,24 @@ def _radcliq(predictions: Texts, references: Texts, models: Models, once: Once) 
     )
 
 
+def _cxr_bert(predictions: Texts, references: Texts, models: Models, _: Once) -> dict[str, Measure]:
+    from metrics.embeddings import cxr_bert_cosine
+
+    return cxr_bert_cosine(predictions, references, models.cxr_bert_model)
+
+
+def _cxrfescore(predictions: Texts, references: Texts, models: Models, _: Once) -> dict[str, Measure]:
+    from metrics.embeddings import cxrfescore
+
+    return cxrfescore(predictions, references, models.cxrfe_model, models.fact_extractor)
+
+
+def _ratescore(predictions: Texts, references: Texts, models: Models, _: Once) -> dict[str, Measure]:
+    from metrics.ratescore import ratescore
+
+    return ratescore(predictions, references, models.ratescore_model)
+
+
 def _f1_names(labeler: str, suffix: str = "") -> tuple[str, ...]:
     return tuple(f"{labeler}_{average}_f1_{count}{suffix}" for count in (14, 5) for average in ("macro", "micro"))
 
@@ -133,11 +151,18 @@ FAMILIES: dict[str, Family] = {
     "radgraph_xl_lower": Family(_graph_names("radgraph_xl", "_lower"), partial(_radgraph, "radgraph_xl", True)),
     "unicode": Family(_token_names("unicode"), partial(_other_tokens, "unicode")),
     "char": Family(_token_names("char"), partial(_other_tokens, "char")),
+    "rouge_stem": Family(
+        ("rouge_l_stem",), lambda ours, theirs, _, once: {"rouge_l_stem": rouge_l(ours, theirs, once, "stem")}
+    ),
     "coco": Family(extras.COCO, lambda ours, theirs, _, once: extras.coco(ours, theirs, once)),
     "sentence_bleu": Family(("nltk_sentence_bleu_4",), lambda ours, theirs, *_: extras.sentence_bleu(ours, theirs)),
     "meteor": Family(("meteor",), lambda ours, theirs, *_: extras.meteor(ours, theirs)),
     "bertscore": Family(("bertscore_f1",), _bertscore),
     "radcliq": Family(("radcliq_v1",), _radcliq),
+    "modern_radgraph_xl": Family(_graph_names("modern_radgraph_xl"), partial(_radgraph, "modern_radgraph_xl", False)),
+    "cxr_bert": Family(("cxr_bert_cosine",), _cxr_bert),
+    "cxrfescore": Family(("cxrfescore",), _cxrfescore),
+    "ratescore": Family(("ratescore",), _ratescore),
 }
 DEFAULT = ("rouge", "bleu", "radgraph", "chexbert", "rule")
 METRICS = tuple(name for family in FAMILIES.values() for name in family.names)
@@ -217,6 +242,8 @@ def score(
     models: Models | None = None,
     resamples: int = 500,
     seed: int = 0,
+    subjects: Sequence[str] | None = None,
+    intervals: Intervals = "jackknife",
 ) -> dict[str, Any]:
     """Score drafts against reports.
 
@@ -226,15 +253,19 @@ def score(
 
     Args:
         predictions, references, metrics, models: as for `measure`.
-        resamples: bootstrap resamples for the 95 % percentile intervals.
+        resamples: bootstrap resamples for medians, biases and percentile intervals.
         seed: of the resamples.
+        subjects: of the reports, if some are of the same patient: such reports are alike, and tell less.
+        intervals: the 95 % intervals of docs/statistics.md, or percentiles as papers print them.
 
     Returns:
         {"n", "metrics": {name: {"value", "low", "high", "median", "signature"}}, "skipped": {name: reason}, "drafts",
-        "references", "unreadable", "warnings"}, the last four as by `metrics.caveats`.
+        "references", "unreadable", "warnings"}, the last four as by `metrics.caveats`. A metric whose interval may not
+        hold has "doubts", e.g. ["too few positives"]. With subjects also "subjects", "studies_per_subject", and for
+        each metric "effective_n", as many independent studies as would tell it as closely.
 
     Raises:
-        RadDraftError: as `measure`, or resamples or a seed out of range.
+        RadDraftError: as `measure`, resamples or a seed out of range, or another number of subjects.
 
     Warns as `measure`.
     """
@@ -246,45 +277,5 @@ def score(
     told = caveats(found, measures)
     for sentence in told:
         warnings.warn(sentence, stacklevel=2)
-    return summarize({"": measures}, resamples, seed, {"": skipped}) | found | {"warnings": told}
-
-
-def summarize(
-    systems: Mapping[str, Mapping[str, Measure]],
-    resamples: int = 500,
-    seed: int = 0,
-    skipped: Mapping[str, dict[str, str]] | None = None,
-) -> dict[str, Any]:
-    """Scores with intervals of systems on the same studies, and how the first differs from each other one.
-
-    Returns:
-        What scores.json holds, that of the first system as by `score`; with others also "others": {system: the same}
-        and "differences": {system: {metric: {"value", "low", "high", "p"}}}, the first system minus the other, by
-        resamples in which both are scored on the same studies.
-    """
-    keys = [(system, name) for system, measures in systems.items() for name in measures]
-    values = dict(zip(keys, resample([systems[system][name] for system, name in keys], resamples, seed), strict=True))
-
-    def part(system: str) -> dict[str, Any]:
-        scores = {}
-        for name, one in systems[system].items():
-            bounds = interval(values[system, name]) or Interval(math.nan, math.nan, math.nan)
-            signature = f"{one.signature}|n:{one.n}|bootstrap:{resamples} seed {seed}"
-            scores[name] = {"value": one.value, **vars(bounds), "signature": signature}
-        return {"n": one.n, "metrics": scores, "skipped": (skipped or {}).get(system, {})}
-
-    def minus(other: str) -> dict[str, Any]:
-        """The first system minus another one."""
-        found = {}
-        for name, one in systems[first].items():
-            if rival := systems[other].get(name):
-                found[name] = difference(one.value - rival.value, values[first, name] - values[other, name])
-        return {name: one for name, one in found.items() if one}
-
-    first, *others = systems
-    if not others:
-        return part(first)
-    return part(first) | {
-        "others": {other: part(other) for other in others},
-        "differences": {other: minus(other) for other in others},
-    }
+    scores = summarize({"": measures}, resamples, seed, {"": skipped}, subjects, intervals)
+    return scores | found | {"warnings": told}

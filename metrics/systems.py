@@ -1,5 +1,7 @@
 """Several systems scored on the same studies: scores, strata, tables and the files of `raddraft score`.
 
+All that a table is made of stays in one file.
+
 systems, notes = read_systems([Path("model.jsonl"), Path("control.jsonl")])
 scored = score_systems(systems, by=["normal"])
 scored.write(Path("scores"), "Test split")
@@ -9,10 +11,11 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -22,7 +25,8 @@ from metrics.models import Models
 from metrics.read import JSON_LINES, Prediction, Systems
 from metrics.report import LOWER_IS_BETTER, Case, compare_labels, render_report
 from metrics.rules import OBSERVATIONS
-from metrics.scoring import FAMILIES, choose, compute, read_labels, summarize
+from metrics.scoring import FAMILIES, choose, compute, read_labels
+from metrics.summary import Intervals, Subjects, summarize, tell_doubts, tell_statistics
 from metrics.text import Once
 from raddraft.errors import RadDraftError
 from raddraft.files import read_jsonl, write_json, write_text
@@ -32,6 +36,7 @@ from raddraft.text import format_estimate, format_table, suggest
 
 LABELERS = {"rule": "the rule-based labeler", "chexbert": "CheXbert"}
 STATES = {1: "positive", 0: "negative", -1: "uncertain", None: "not mentioned"}
+Unit = Literal["subject", "study"]
 FILES = ("scores.json", "per_study.csv", "per_observation.csv", "report.html")
 Told = tuple[str, str, bool | None]
 """A draft, its reference, and whether it ended at the limit of tokens; None where that is not known."""
@@ -69,8 +74,10 @@ class Scored:
         system, and what makes scores void, as text."""
         strata = self.scores.get("strata", {})
         systems = self.by_system()
-        whole = [_table(systems, self.scores.get("differences", {})), _texts_table(systems)]
-        parts = [f"{self.first} by {by}\n{_table(groups)}" for by, groups in strata.items()]
+        whole = [_table(systems, self.scores.get("differences", {})), *tell_statistics(systems), _texts_table(systems)]
+        parts = [
+            "\n".join([f"{self.first} by {by}", _table(groups), *tell_doubts(groups)]) for by, groups in strata.items()
+        ]
         warnings = [f"warning: {one}" for one in self.scores["warnings"]]
         return "\n\n".join(["\n".join(whole), *parts, *(["\n".join(warnings)] if warnings else [])])
 
@@ -169,6 +176,9 @@ def score_systems(
     seed: int = 0,
     rank_by: str | None = None,
     cut: Mapping[str, Mapping[str, bool]] | None = None,
+    unit: Unit = "subject",
+    intervals: Intervals = "jackknife",
+    given: Mapping[str, Mapping[str, Measure]] | None = None,
 ) -> Scored:
     """Score systems on the same studies, and the parts that the studies fall into.
 
@@ -181,11 +191,16 @@ def score_systems(
         resamples, seed: of the bootstrap.
         rank_by: metric that tells the worst and the best studies; by default radgraph_er, else rouge_l.
         cut: system -> study_id -> whether the draft ended at the limit of tokens, as by `read_cut`.
+        unit: what is drawn, left out and swapped: subjects as far as the manifest or the predictions name them, or
+            single studies in any case.
+        intervals: as for `metrics.summary.summarize`.
+        given: system -> metrics that were made elsewhere, as by `metrics.given.read_given`.
 
     Raises:
-        RadDraftError: as `metrics.scoring.measure`, an unknown stratum, or one that needs a manifest.
+        RadDraftError: as `metrics.scoring.measure`, an unknown stratum, one that needs a manifest, or two files that
+            name different subjects of a study.
     """
-    names = choose(metrics)
+    names = (*choose(metrics), *{metric: None for part in (given or {}).values() for metric in part})
     if rank_by not in (None, *names):
         raise RadDraftError(f"--rank-by {rank_by!r} is not among the metrics to compute: {', '.join(names)}")
     check_resamples(resamples, seed)
@@ -200,6 +215,7 @@ def score_systems(
     measures, skipped = {}, {}
     for name, drafts in texts.items():
         measures[name], skipped[name] = compute(drafts, reports, metrics, models, once)
+        measures[name] |= (given or {}).get(name, {})
     first = next(iter(measures.values()))
     ranking = [name for name, one in first.items() if one.is_mean]
     if rank_by not in (None, *ranking):
@@ -210,10 +226,12 @@ def score_systems(
         name: [(row.prediction, row.reference, (cut or {}).get(name, {}).get(row.study_id)) for row in part]
         for name, part in systems.items()
     }
-    scores = _describe(summarize(measures, resamples, seed, skipped), told, once)
+    subjects = _find_subjects(systems, known) if unit == "subject" else None
+    summed = partial(summarize, resamples=resamples, seed=seed, intervals=intervals)
+    scores = _describe(summed(measures, skipped=skipped, subjects=subjects), told, once)
     if by:
         scores["strata"] = {
-            one: _score_strata(measures, told, group, resamples, seed, once) for one, group in groups.items()
+            one: _score_strata(measures, told, group, subjects, summed, once) for one, group in groups.items()
         }
     labelers = ["rule", *(["chexbert"] if any(name.startswith("chexbert") for name in first) else [])]
     found = {
@@ -257,8 +275,8 @@ def _score_strata(
     measures: Mapping[str, Mapping[str, Measure]],
     told: Mapping[str, Sequence[Told]],
     groups: np.ndarray,
-    resamples: int,
-    seed: int,
+    subjects: Subjects,
+    summed: Callable[..., dict[str, Any]],
     once: Once,
 ) -> dict[str, dict[str, Any]]:
     """Group -> scores of the systems on its studies, from the statistics of all studies."""
@@ -267,8 +285,28 @@ def _score_strata(
         index = np.flatnonzero(groups == group)
         part = {name: {metric: one.subset(index) for metric, one in found.items()} for name, found in measures.items()}
         theirs = {name: [rows[i] for i in index.tolist()] for name, rows in told.items()}
-        scores[str(group)] = _describe(summarize(part, resamples, seed), theirs, once)
+        drawn = None if subjects is None else [subjects[i] for i in index.tolist()]
+        scores[str(group)] = _describe(summed(part, subjects=drawn), theirs, once)
     return scores
+
+
+def _find_subjects(systems: Systems, known: Mapping[str, Study]) -> Subjects:
+    """Subject of each study by the manifest, or else by the predictions; a study without one is its own.
+
+    None where no subject is known.
+    """
+    found: list[str] = []
+    named = False
+    for rows in zip(*systems.values(), strict=True):
+        study = rows[0].study_id
+        theirs = {row.subject_id: name for name, row in zip(systems, rows, strict=True) if row.subject_id}
+        if len(theirs) > 1:
+            (one, other), (subject, another) = list(theirs.values())[:2], list(theirs)[:2]
+            raise RadDraftError(f"The subjects of study {study!r} differ: {subject!r} in {one}, {another!r} in {other}")
+        subject = known[study].subject_id if study in known else next(iter(theirs), None)
+        named |= subject is not None
+        found.append(f"study {study}" if subject is None else subject)
+    return found if named else None
 
 
 def _strata(by: str, rows: Sequence[Prediction], known: Mapping[str, Study], labels: Sequence[Labels]) -> list[str]:
@@ -310,13 +348,22 @@ def _table(scores: Mapping[str, Mapping[str, Any]], differences: Mapping[str, An
             found = one["metrics"].get(metric)
             cell = format_estimate(found["value"], found["low"], found["high"]) if found else "-"
             compared = differences.get(name, {}).get(metric)
-            cells.append(cell + (f" p {compared['p']:.3f}" if compared else ""))
+            cells.append(cell + (_p_text(compared) if compared else ""))
         rows.append(cells)
     lines = [format_table(rows)]
-    if differences:
-        lines.append(f"p: of the difference to {next(iter(scores))}, paired bootstrap; not corrected for many tests")
+    if tests := sum(map(len, differences.values())):
+        unit = "subject" if "subjects" in next(iter(scores.values())) else "study"
+        lines.append(
+            f"p: of the difference to {next(iter(scores))}, by swapping both at random {unit} by {unit}; *: below .05 "
+            f"after Holm's correction for {tests} {'test' if tests == 1 else 'tests'}"
+        )
     skipped = {name: reason for one in scores.values() for name, reason in one["skipped"].items()}
     return "\n".join([*lines, *_skipped_lines(skipped)])
+
+
+def _p_text(compared: Mapping[str, float]) -> str:
+    shown = "<.001" if compared["p"] < 0.0005 else f"{compared['p']:.3f}"
+    return f" p {shown}" + "*" * (compared["p_holm"] < 0.05)
 
 
 def _skipped_lines(skipped: Mapping[str, str]) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import cache, lru_cache
 from importlib.metadata import version
 from typing import Any, Literal, TypeVar
@@ -49,6 +49,13 @@ class Once:
         return found
 
 
+def in_batches(texts: Iterable[str], size: int) -> Iterator[list[str]]:
+    """Each text once, at most `size` of like length at a time."""
+    once = sorted(set(texts), key=lambda text: (len(text), text))
+    for start in range(0, len(once), size):
+        yield once[start : start + size]
+
+
 def check_texts(predictions: Any, references: Any) -> tuple[list[str], list[str]]:
     """Predictions and references as lists of equally many texts.
 
@@ -84,18 +91,23 @@ def _short(value: Any) -> str:
 
 
 def rouge_l(
-    predictions: Sequence[str], references: Sequence[str], once: Once | None = None, unit: Unit = "usual"
+    predictions: Sequence[str],
+    references: Sequence[str],
+    once: Once | None = None,
+    unit: Unit | Literal["stem"] = "usual",
 ) -> Measure:
     """Mean over reports of the ROUGE-L F-measure (Lin, 2004), equal to rouge-score with `use_stemmer=False`.
 
-    Values are in [0, 1]; a report without words scores 0. Raises RadDraftError as `check_texts`.
+    With the unit "stem" it is equal to rouge-score with `use_stemmer=True`. Values are in [0, 1]; a report without
+    words scores 0. Raises RadDraftError as `check_texts`.
     """
     predictions, references = check_texts(predictions, references)
     once = once or Once()
-    tokenize = {"usual": rouge_tokens, "unicode": unicode_words, "char": word_characters}[unit]
-    ours, theirs = once.tokens(tokenize, predictions), once.tokens(tokenize, references)
-    package = f"rouge-score {version('rouge-score')} rougeL F-measure|stemmer:no|case:lower"
-    if unit != "usual":
+    tokenizers = {"usual": rouge_tokens, "stem": rouge_stems, "unicode": unicode_words, "char": word_characters}
+    ours, theirs = (once.tokens(tokenizers[unit], texts) for texts in (predictions, references))
+    stemmer = f"Porter of nltk {version('nltk')}, words of 4 letters and more" if unit == "stem" else "no"
+    package = f"rouge-score {version('rouge-score')} rougeL F-measure|stemmer:{stemmer}|case:lower"
+    if unit not in ("usual", "stem"):
         package = f"raddraft {version('raddraft')} rougeL F-measure|tok:{unit} NFC|stemmer:no|case:lower"
     signature = f"{package}|mean over reports"
     return mean_measure([rouge_l_f(a, b) for a, b in zip(ours, theirs, strict=True)], signature)
@@ -130,6 +142,23 @@ def rouge_tokens(text: str) -> list[str]:
     from rouge_score.tokenize import tokenize  # not rouge_score.tokenizers, which imports all of nltk
 
     return tokenize(text, None)
+
+
+def rouge_stems(text: str) -> list[str]:
+    """The stems of `rouge_tokens` as rouge-score takes them: of words of four letters and more."""
+    return [_stem(word) if len(word) > 3 else word for word in rouge_tokens(text)]
+
+
+@lru_cache(maxsize=1 << 16)  # reports are made of the same words
+def _stem(word: str) -> str:
+    return _porter()(word)
+
+
+@cache
+def _porter() -> Callable[[str], str]:
+    from nltk.stem.porter import PorterStemmer
+
+    return PorterStemmer().stem
 
 
 def unicode_words(text: str) -> list[str]:

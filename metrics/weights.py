@@ -105,7 +105,57 @@ WEIGHTS = {
         size="332 MB",
         terms="Apache-2.0",
     ),
+    "modern-radgraph-xl": Weights(
+        what="RadGraph-XL on a ModernBERT, of the package radgraph 0.1.18",
+        used_by="modern_radgraph_xl_*",
+        repo=_SCORERS,
+        files=("modern-radgraph-xl.tar.gz",),
+        size="not known",
+        terms="MIT by its repository",
+    ),
+    "cxr-bert": Weights(
+        what="CXR-BERT-specialized (Boecking et al., ECCV 2022)",
+        used_by="cxr_bert_cosine",
+        repo="microsoft/BiomedVLP-CXR-BERT-specialized",
+        files=("config.json", "pytorch_model.bin", "vocab.txt", "tokenizer_config.json"),
+        size="439 MB",
+        terms="MIT; for research by its card",
+    ),
+    "cxrfe": Weights(
+        what="CXRFE, the encoder of facts of CXRFEScore (Messina et al., Findings of ACL 2024)",
+        used_by="cxrfescore",
+        repo="pamessina/CXRFE",
+        files=("config.json", "model.safetensors", "vocab.txt", "tokenizer_config.json"),
+        size="439 MB",
+        terms="Apache-2.0",
+    ),
+    "cxrfe-facts": Weights(
+        what="T5FactExtractor, which takes sentences apart for CXRFEScore",
+        used_by="cxrfescore",
+        repo="pamessina/T5FactExtractor",
+        files=("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"),
+        size="245 MB",
+        terms="Apache-2.0",
+    ),
+    "ratescore-ner": Weights(
+        what="RaTE-NER-Deberta, which reads the entities of RaTEScore (Zhao et al., EMNLP 2024)",
+        used_by="ratescore",
+        repo="Angelakeke/RaTE-NER-Deberta",
+        files=("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"),
+        size="744 MB",
+        terms="MIT",
+    ),
+    "ratescore-synonyms": Weights(
+        what="BioLORD-2023-C, which compares the entities of RaTEScore (Remy et al., 2023)",
+        used_by="ratescore",
+        repo="FremyCompany/BioLORD-2023-C",
+        files=("config.json", "pytorch_model.bin", "tokenizer.json", "tokenizer_config.json"),
+        size="438 MB",
+        terms="licenses of SNOMED International and the NLM (UMLS), which ask for registration",
+    ),
 }
+CXR_BERTS = ("cxr-bert", "cxrfe")
+"""Folders in the layout of CXR-BERT, whose model_type transformers knows only by code of the repository."""
 
 
 class CannotRun(RadDraftError):
@@ -226,7 +276,8 @@ def check(name: str, source: Path) -> None:
 
         check_model(source, entry.unpacked)
     else:
-        _check_transformers_folder(source, with_model=name == "bertscore")
+        with_model = any(file.endswith((".safetensors", ".bin")) for file in entry.files)
+        _check_transformers_folder(source, with_model, name in CXR_BERTS)
 
 
 def digest(path: Path) -> str:
@@ -307,15 +358,17 @@ def _reason(error: Exception) -> str:
     return f"is there a network? ({first})"
 
 
-def _check_transformers_folder(source: Path, with_model: bool) -> None:
-    from transformers import AutoConfig, AutoTokenizer
+def _check_transformers_folder(source: Path, with_model: bool, of_cxr_bert: bool) -> None:
+    from transformers import AutoConfig, AutoTokenizer, BertConfig, BertTokenizer
 
     if with_model and not any((source / file).is_file() for file in ("model.safetensors", "pytorch_model.bin")):
         raise RadDraftError(f"{source} lacks model.safetensors")
-    if not (source / "config.json").is_file():
-        raise RadDraftError(f"{source} lacks config.json")
+    for file in ("config.json", *(["vocab.txt"] if of_cxr_bert else [])):
+        if not (source / file).is_file():
+            raise RadDraftError(f"{source} lacks {file}")
+    config, tokenizer = (BertConfig, BertTokenizer) if of_cxr_bert else (AutoConfig, AutoTokenizer)
     try:
-        AutoConfig.from_pretrained(source, local_files_only=True)
-        AutoTokenizer.from_pretrained(source, local_files_only=True)
+        config.from_pretrained(source, local_files_only=True)
+        tokenizer.from_pretrained(source, local_files_only=True)
     except Exception as error:  # damaged files fail in many ways
         raise RadDraftError(f"{source} has no tokenizer that loads: {str(error).strip().splitlines()[0]}") from error

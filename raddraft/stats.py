@@ -1,12 +1,15 @@
-"""Bootstrap intervals, paired differences and corrections: one set of draws for reports, probes and masks.
+"""Metrics as statistics that add up, and draws of them: one bootstrap for reports, probes and masks.
 
 A metric is given as per-study statistics that add up (ROUGE values, n-gram counts, true and false positives) and a
 function from their sums to the value. A resample is then a row of counts, and all resamples of all metrics are one
 matrix product: no study is scored twice, and systems that are resampled together are paired.
+
+Percentile intervals are what papers print; `raddraft.jackknife` has intervals and tests that hold for few studies.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,7 +19,10 @@ import numpy as np
 from raddraft.errors import RadDraftError
 
 Reduce = Callable[[np.ndarray], np.ndarray]
+Units = Sequence[Hashable] | np.ndarray
+"""The unit of each study [n]: its subject; for studies by themselves, anything that differs from row to row."""
 
+UNBOUNDED = (-math.inf, math.inf)
 AT_A_TIME = 4_000_000
 """Counts that are held at once, 32 MB."""
 
@@ -33,6 +39,10 @@ class Measure:
     """How the number is made: implementation, version and every choice; not the number of studies."""
     is_mean: bool = False
     """Whether the value is the mean of per-study scores, which are the first column of the statistics."""
+    bounds: tuple[float, float] = (0.0, 1.0)
+    """Range of the value; with finite ends, no study or subset has one outside."""
+    positives: Callable[[np.ndarray], np.ndarray] | None = None
+    """For F1: statistics [n, k] -> positives of each class among the references [n, classes]."""
 
     @property
     def n(self) -> int:
@@ -54,18 +64,19 @@ class Measure:
         return replace(self, statistics=self.statistics[index])
 
 
-def mean_measure(scores: Sequence[float] | np.ndarray, signature: str) -> Measure:
+def mean_measure(
+    scores: Sequence[float] | np.ndarray, signature: str, bounds: tuple[float, float] = (0.0, 1.0)
+) -> Measure:
     """The mean of per-study scores."""
     statistics = np.column_stack([scores, np.ones(len(scores))])
-    return Measure(statistics, lambda sums: sums[:, 0] / sums[:, 1], signature, is_mean=True)
+    return Measure(statistics, lambda sums: sums[:, 0] / sums[:, 1], signature, is_mean=True, bounds=bounds)
 
 
-def draw(units: Sequence[Hashable] | np.ndarray, resamples: int, seed: int = 0) -> Iterator[np.ndarray]:
+def draw(units: Units, resamples: int, seed: int = 0) -> Iterator[np.ndarray]:
     """How often each row is drawn, [r, n] float64 at a time: as many units as there are, with replacement.
 
     Args:
-        units: the unit of each row [n]. Subjects, so that all images of a subject are drawn together; for draws of
-            studies, anything that differs from row to row.
+        units: the unit of each row [n]. With subjects, all images of a subject are drawn together.
         resamples: how many sets are drawn.
         seed: of the draws. The same units, resamples and seed give the same draws.
     """
@@ -81,7 +92,7 @@ def draw(units: Sequence[Hashable] | np.ndarray, resamples: int, seed: int = 0) 
 
 
 def resample(
-    measures: Sequence[Measure], resamples: int = 500, seed: int = 0, subjects: Sequence[str] | None = None
+    measures: Sequence[Measure], resamples: int = 500, seed: int = 0, subjects: Units | None = None
 ) -> np.ndarray:
     """Each metric on the same resamples: [metrics, resamples].
 

@@ -20,6 +20,7 @@ NOTHING = NAN | {"", "na", "n/a", "null", "none"}
 # What a column holds: its usual names, the likeliest first; `find_column` compares letters and digits alone.
 IMAGE = ("path", "image", "image_path", "file", "filename")
 STUDY = ("study_id", "study")
+SUBJECT = ("subject_id", "subject", "patient_id")
 REPORT = ("report", "text")
 
 

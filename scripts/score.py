@@ -17,6 +17,7 @@ Writes scores.json, per_study.csv, per_observation.csv and report.html.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from metrics.models import Models
 from raddraft.cli import run
@@ -30,11 +31,14 @@ def main(
     references: Path | None = None,
     studies: Path | None = None,
     metrics: list[str] | None = None,
+    extra: Path | None = None,
     by: list[str] | None = None,
     rank_by: str | None = None,
     models: Models = Models(),  # noqa: B008 - the parser reads its fields and defaults from here
     resamples: int = 500,
     seed: int = 0,
+    unit: Literal["subject", "study"] = "subject",
+    intervals: Literal["jackknife", "percentile"] = "jackknife",
     cases: int = 36,
     title: str | None = None,
     model_card: Path | None = None,
@@ -46,20 +50,26 @@ def main(
         out: Output folder. By default `scores` beside the first file.
         references: The reports, if the files of drafts lack them: .jsonl, .csv, .tsv, or text with a report a line;
             joined by study_id, or by line.
-        studies: The manifest: adds images to the page, and view, sex and age to --by.
+        studies: The manifest: adds subjects to the intervals, images to the page, and view, sex and age to --by.
         metrics: Metrics or families of metrics (rouge, bleu, radgraph, chexbert, rule, coco …), or all. By default the
             first five of these, except those whose weights are missing. Of languages other than English: unicode, char.
+        extra: Per-study scores that were made elsewhere, such as by a large language model: a CSV with the columns
+            study_id, system (the name of a file of drafts, without suffix) and one for each metric.
         by: Also score strata of the first system: view, sex, age, normal (against abnormal), or an observation such as
             Edema.
         rank_by: Metric that ranks the studies on the page. By default radgraph_er, else rouge_l.
         models: Learned metrics
-        resamples: Bootstrap resamples for the 95 % intervals and p-values.
-        seed: Seed of the resamples.
+        resamples: Bootstrap resamples.
+        seed: Seed of the resamples and swaps.
+        unit: What intervals and p-values draw: subjects, as far as the manifest or a subject_id in the predictions
+            names them, because studies of one patient are alike; or single studies.
+        intervals: 95 % intervals that hold for few studies, or the percentile intervals of papers.
         cases: Number of studies on the page: worst, best, and some between.
         title: Heading of the page.
         model_card: Folder of the trained model that is the first system; its README.md gets the scores.
     """
     from generator.card import add_scores, check_card
+    from metrics.given import read_given
     from metrics.read import read_systems
     from metrics.systems import read_cut, score_systems
     from raddraft.studies import read_studies
@@ -74,7 +84,10 @@ def main(
         notes.append(f"{len(missing)} of {len(first)} studies are not in {studies}: no image, stratum not stated")
     print("".join(f"{note}\n" for note in notes), end="")
     cut = {path.stem: read_cut(path) for path in predictions}
-    scored = score_systems(systems, metrics, by or (), known, models, resamples, seed, rank_by, cut)
+    given = read_given(extra, systems) if extra else None
+    scored = score_systems(
+        systems, metrics, by or (), known, models, resamples, seed, rank_by, cut, unit, intervals, given
+    )
     title = title or scored.title()
     written = scored.write(out or predictions[0].parent / "scores", title, cases)
     if model_card:

@@ -1,4 +1,4 @@
-"""The vectorized bootstrap against scipy's, and the F1s against scikit-learn's."""
+"""The vectorized bootstrap against scipy's, the F1s against scikit-learn's, and what 0.2.0 printed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sklearn.metrics import f1_score, precision_recall_fscore_support
 
 from metrics.labels import FIVE, f1_measures, per_observation
 from metrics.rules import OBSERVATIONS
-from metrics.scoring import summarize
+from metrics.scoring import compute, summarize
 from metrics.text import bleu
 from raddraft.stats import Interval, Measure, interval, mean_measure, resample
 
@@ -110,3 +110,57 @@ def test_systems_that_say_the_same_do_not_differ() -> None:
     summary = summarize(dict.fromkeys(("one", "two", "three"), measures), 500, 0)
     for found in summary["differences"].values():
         assert {one["p"] for one in found.values()} == {1.0}
+
+
+# Metric -> value, low, median and high of a system, and value, low, high and p of its difference to another one, as
+# version 0.2.0 printed them, signed "|n:40|bootstrap:200 seed 3".
+GOLDEN = {
+    "rouge_l": (
+        (0.7799908424908428, 0.7402335164835165, 0.7761675824175824, 0.8117496565934065),
+        (0.1845267956681006, 0.14173445214206085, 0.22285142936773394, 0.009950248756218905),
+    ),
+    "bleu_1": (
+        (0.8211382113821138, 0.7896354896067724, 0.8184790282725201, 0.8462071778140293),
+        (0.13842127296228102, 0.10131097295228479, 0.17293816596908201, 0.009950248756218905),
+    ),
+    "bleu_4": (
+        (0.7427874336878914, 0.697658509299229, 0.7375571617864485, 0.7790099892460285),
+        (0.24590263484471775, 0.1897988239317243, 0.294952958346575, 0.009950248756218905),
+    ),
+    "rule_macro_f1_14": (
+        (0.19999999999999998, 0.17983303941418022, 0.19914692525371058, 0.21071057113467828),
+        (0.06190476190476188, 0.036959455075825695, 0.08692491291947393, 0.009950248756218905),
+    ),
+    "rule_micro_f1_5": (
+        (0.6956521739130435, 0.6434782608695652, 0.6935483870967742, 0.7387742072781442),
+        (0.2194616977225673, 0.12650532018953073, 0.3087848612465337, 0.009950248756218905),
+    ),
+}
+FINDINGS = (
+    "The heart is enlarged.",
+    "The heart size is normal.",
+    "No pleural effusion.",
+    "Small left pleural effusion.",
+    "The lungs are clear.",
+    "Right lower lobe consolidation.",
+    "No pneumothorax is seen.",
+    "There is mild pulmonary edema.",
+)
+
+
+def write_reports(*steps: int) -> list[str]:
+    return [" ".join(FINDINGS[(i * k + j) % 8] for j, k in enumerate(steps)) for i in range(40)]
+
+
+def test_percentile_intervals_by_study_are_those_of_0_2_0() -> None:
+    references = write_reports(1, 3, 5)
+    systems = {
+        name: compute(write_reports(*steps), references, list(GOLDEN), None, None)[0]
+        for name, steps in (("a", (1, 3, 7)), ("b", (1, 5, 2)))
+    }
+    found = summarize(systems, 200, 3, intervals="percentile")
+    for name, (scored, compared) in GOLDEN.items():
+        one, apart = found["metrics"][name], found["differences"]["b"][name]
+        assert [one[key] for key in ("value", "low", "median", "high")] == pytest.approx(scored, rel=1e-13)
+        assert [apart[key] for key in ("value", "low", "high", "p_bootstrap")] == pytest.approx(compared, rel=1e-13)
+        assert one["signature"] == f"{systems['a'][name].signature}|n:40|bootstrap:200 seed 3"

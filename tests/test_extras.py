@@ -280,6 +280,9 @@ def test_bertscore_refuses_what_is_not_the_model(tmp_path: Path) -> None:
     (half / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 7}))
     with pytest.raises(extras.CannotRun, match=r"half lack encoder\.layer\.6"):
         extras.bertscore(["heart"], ["heart"], half)
+    (half / "config.json").write_text(json.dumps(config | {"vocab_size": config["vocab_size"] + 1}))
+    with pytest.raises(extras.CannotRun, match=r"word_embeddings\.weight in .*half has shape \[\d+, \d+\], its config"):
+        extras.bertscore(["heart"], ["heart"], half)
 
 
 def test_radcliq_by_hand() -> None:

@@ -95,7 +95,7 @@ def test_batches_give_the_packages_annotations(
     assert in_batches(annotator, reports) == expected
 
 
-@pytest.mark.parametrize("model_type", ["radgraph", "radgraph-xl"])
+@pytest.mark.parametrize("model_type", ["radgraph", "radgraph-xl", "modern-radgraph-xl"])
 def test_odd_texts_as_the_package_reads_them(bert_folder: Path, tmp_path: Path, model_type: Any) -> None:
     folder = make_model(tmp_path, bert_folder, model_type)
     texts = ODD_TEXTS + SENTENCES

@@ -337,8 +337,8 @@ def test_table_holds_values_intervals_differences_and_verdict():
     assert (
         "better than every system it is compared with in 1 of 2 metrics, and worse than at least one in 0" in page.text
     )
-    assert "paired bootstrap over the same studies" in page.text
-    assert "not corrected for many comparisons" in page.text
+    assert "the share of random swaps of the two systems" in page.text
+    assert "after Holm's correction for all comparisons of this table" in page.text
 
 
 def test_verdict_follows_p_not_overlap_and_leaves_out_what_was_not_compared():

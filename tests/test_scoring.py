@@ -19,8 +19,10 @@ from metrics.weights import CannotRun
 from raddraft.stats import mean_measure
 from tests.conftest import SENTENCES
 from tests.test_chexbert import random_state, write_checkpoint
+from tests.test_embeddings import save_cxr_bert
 from tests.test_extras import save_roberta
 from tests.test_radgraph import make_model
+from tests.test_ratescore import save_networks
 
 # Drafts and references that differ in findings, doubt and case, one of them blank.
 PAIRS = [
@@ -42,9 +44,24 @@ def models(bert_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Model
     checkpoint = write_checkpoint(
         folder / "chexbert.pth", random_state(len(AutoTokenizer.from_pretrained(bert_folder)))
     )
-    v1, xl = (make_model(folder / name, bert_folder, name) for name in ("radgraph", "radgraph-xl"))
-    roberta = save_roberta(folder / "roberta")
-    return Models(checkpoint, bert_folder, v1, xl, bert_folder, roberta, batch_size=2, keep=False)
+    names = ("radgraph", "radgraph-xl", "modern-radgraph-xl")
+    v1, xl, modern = (make_model(folder / name, bert_folder, name) for name in names)
+    ner, synonyms = save_networks(folder)
+    return Models(
+        checkpoint,
+        bert_folder,
+        v1,
+        xl,
+        bert_folder,
+        save_roberta(folder / "roberta"),
+        modern_radgraph_xl=modern,
+        modern_radgraph_xl_tokenizer=bert_folder,
+        cxr_bert=save_cxr_bert(folder / "cxr-bert"),
+        ratescore_ner=ner,
+        ratescore_synonyms=synonyms,
+        batch_size=2,
+        keep=False,
+    )
 
 
 @pytest.fixture
@@ -57,7 +74,8 @@ def nothing_installed(tmp_path, monkeypatch) -> None:
 
 
 def test_every_metric_runs_with_the_models_at_hand_and_signs_itself(models) -> None:
-    wanted = [name for name in METRICS if name != "meteor"]  # needs WordNet, see test_extras
+    lacking = ("meteor", "cxrfescore")  # data of nltk, see test_extras and test_embeddings
+    wanted = [name for name in METRICS if name not in lacking]
     scores = score(PREDICTIONS, REFERENCES, wanted, models, resamples=50)
     assert list(scores["metrics"]) == wanted
     assert scores["n"] == 5
@@ -125,7 +143,8 @@ def test_what_lacks_its_weights_is_skipped_with_the_reason_unless_asked_for() ->
         assert f"raddraft weights --fetch {weights}" in reason
     everything = score(PREDICTIONS, REFERENCES, ["all"], resamples=10)
     assert set(everything["metrics"]) | set(everything["skipped"]) == set(METRICS)
-    for name in ("radgraph_er", "chexbert", "radgraph_xl_lower", "bertscore_f1", "radcliq"):
+    learned = ("radgraph_er", "chexbert", "radgraph_xl_lower", "bertscore_f1", "radcliq", "modern_radgraph_xl")
+    for name in (*learned, "cxr_bert_cosine", "cxrfescore", "ratescore"):
         with pytest.raises(CannotRun, match="is missing"):
             score(PREDICTIONS, REFERENCES, ["rouge_l", name])
 
@@ -156,12 +175,16 @@ def test_differences_are_paired() -> None:
     difference = summary["differences"]["b"]["m"]
     assert difference["value"] == pytest.approx(a["value"] - b["value"])
     assert 0 < difference["low"] < difference["value"] < difference["high"] < 0.02
-    assert difference["p"] == pytest.approx(2 / 501)
+    assert difference["p"] == pytest.approx(1 / 10_001)
+    assert difference["p_bootstrap"] == pytest.approx(2 / 501)
     same = summarize({"a": {"m": better}, "b": {"m": better}}, 100, seed=0)["differences"]["b"]["m"]
-    assert same == {"value": 0.0, "low": 0.0, "high": 0.0, "p": 1.0}
+    assert {key: same[key] for key in ("value", "low", "high", "p", "differ")} == {
+        **{"value": 0.0, "low": 0.0, "high": 0.0, "p": 1.0, "differ": 0}
+    }
     away = summarize({"b": {"m": mean_measure(reference, "x")}, "a": {"m": better}}, 500, 0)["differences"]["a"]["m"]
     assert away["value"] == pytest.approx(-difference["value"])
     assert away["p"] == difference["p"]
+    assert away["p_bootstrap"] == difference["p_bootstrap"]
 
 
 def test_p_is_right_under_the_null_hypothesis() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import random
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -23,12 +25,14 @@ def random_reports(n: int, seed: int, longest: int = 40) -> list[str]:
 
 
 def check_against_packages(predictions: list[str], references: list[str]) -> None:
-    scorer = RougeScorer(["rougeL"], use_stemmer=False)
-    pairs = zip(predictions, references, strict=True)
-    theirs = [scorer.score(reference, prediction)["rougeL"].fmeasure for prediction, reference in pairs]
-    measure = rouge_l(predictions, references)
-    np.testing.assert_allclose(measure.statistics[:, 0], theirs, atol=1e-9, rtol=0)
-    assert measure.value == pytest.approx(np.mean(theirs), abs=1e-9)
+    units: tuple[Literal["usual", "stem"], ...] = ("usual", "stem")
+    for unit in units:
+        scorer = RougeScorer(["rougeL"], use_stemmer=unit == "stem")
+        pairs = zip(predictions, references, strict=True)
+        theirs = [scorer.score(reference, prediction)["rougeL"].fmeasure for prediction, reference in pairs]
+        measure = rouge_l(predictions, references, unit=unit)
+        np.testing.assert_allclose(measure.statistics[:, 0], theirs, atol=1e-9, rtol=0)
+        assert measure.value == pytest.approx(np.mean(theirs), abs=1e-9)
     for order, ours in bleu(predictions, references).items():
         corpus = sacrebleu.corpus_bleu(predictions, [references], smooth_method="none")
         reference = sacrebleu.BLEU(max_ngram_order=order, smooth_method="none").corpus_score(predictions, [references])
@@ -101,3 +105,31 @@ def test_tokens_word_by_word_are_those_of_the_whole_text() -> None:
 def test_signature_names_implementation() -> None:
     assert "rouge-score 0" in rouge_l(["a", "b"], ["a", "c"]).signature
     assert "smooth:none" in bleu(["a"], ["a"])[4].signature
+
+
+def test_rouge_l_of_stems_of_real_reports(cxr: Path) -> None:
+    """Each report against the next one, as rouge-score with its stemmer."""
+    with open(cxr / "iu" / "indiana_reports.csv", newline="", encoding="utf-8") as file:
+        reports = [row["findings"] for row in csv.DictReader(file) if row["findings"]][:201]
+    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    measure = rouge_l(reports[1:], reports[:-1], unit="stem")
+    theirs = [scorer.score(b, a)["rougeL"].fmeasure for a, b in zip(reports[1:], reports[:-1], strict=True)]
+    np.testing.assert_allclose(measure.per_study, theirs, atol=1e-9, rtol=0)
+    plain = rouge_l(reports[1:], reports[:-1])
+    assert measure.value > plain.value
+    assert measure.signature != plain.signature
+
+
+@pytest.mark.parametrize(
+    ("prediction", "reference", "expected"),
+    [
+        ("effusions", "effusion", 1.0),
+        ("enlarged heart", "Enlargement, heart", 1.0),
+        ("lobes", "lobe", 1.0),
+        ("was", "wa", 0.0),  # three letters stay as they are
+        ("enlarged", "normal", 0.0),
+        ("", "normal", 0.0),
+    ],
+)
+def test_rouge_l_of_stems_by_hand(prediction: str, reference: str, expected: float) -> None:
+    assert rouge_l([prediction], [reference], unit="stem").value == pytest.approx(expected)
