@@ -7,12 +7,13 @@ Weights are listed by `raddraft weights`, with their licenses and how to get the
 
 from __future__ import annotations
 
-from metrics.catalog import format_metrics
 from raddraft.cli import run
 
 
 def main() -> None:
     """List every family of metrics."""
+    from metrics.catalog import format_metrics
+
     print(format_metrics())
 
 
