@@ -106,7 +106,12 @@ def test_what_is_there_is_kept_and_what_another_command_makes_is_waited_for(tmp_
 
 def test_rows_may_differ_in_the_language_model(tmp_path, studies, recipe, lm_folder) -> None:  # noqa: F811
     rows = [PIXELS, {"tower": "pixels", "lm": str(lm_folder), "label": "another"}]
-    config = write_config(tmp_path, studies, rows, [task(recipe, seeds=1, overrides={"train.stages.0.epochs": 1, "train.precision": "no", "train.shard": True})])
+    config = write_config(
+        tmp_path,
+        studies,
+        rows,
+        [task(recipe, seeds=1, overrides={"train.stages.0.epochs": 1, "train.precision": "no", "train.shard": True})],
+    )
     assert run("compare", "--config", config) == (0, "")
     result = json.loads((tmp_path / "out" / "compare.json").read_text())["towers"]
     assert result["another"]["Notes"] == result["pixels"]["Notes"], "the same model under another name"
