@@ -154,10 +154,14 @@ def alike_caveats(found: Mapping[str, Any], system: str = "") -> list[str]:
     """
     drafts, references, told = found["drafts"], found["references"], []
     if drafts["blank"] + drafts["equal"] > max(MOST_ALIKE, references["blank"] + references["equal"]):
-        told.append(
-            f"{percent(drafts['blank'])} of the drafts are blank and {percent(drafts['equal'])} the same text; of the "
-            f"references {percent(references['blank'])} and {percent(references['equal'])}: their scores tell little"
+        kinds = {
+            kind: words for kind, words in (("blank", "blank"), ("equal", "one and the same text")) if drafts[kind]
+        }
+        ours, theirs = (
+            " and ".join(f"{percent(part[kind])} {words}" for kind, words in kinds.items())
+            for part in (drafts, references)
         )
+        told.append(f"of the drafts {ours} (of the references {theirs}): such scores tell little")
     if (drafts["cut"] or 0) > MOST_ALIKE:
         told.append(f"{percent(drafts['cut'])} of the drafts are cut at the limit of tokens (decode.max_new_tokens)")
     return [f"{system}: {one}" if system else one for one in told]
