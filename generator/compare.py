@@ -165,17 +165,17 @@ class _Context:
     def measure_row(
         self, entry: Entry, name: str, tasks: Sequence[Task], recipes: Mapping[Any, compare_report.Recipe]
     ) -> tuple[dict[str, Cell], str]:
-        """Task -> cell of one row, and a digest of what its cells are made of, but for the task."""
+        """Task -> cell of one row, and a digest of the tower and the data that they are made of."""
         encoder = EncoderConfig(
             **vars(self.compute), tower=name, image_size=entry.image_size, gray_mapping=entry.gray_mapping
         )
         tower = encoder.load()
         described = describe(tower, FeatureConfig(gray_mapping=entry.gray_mapping))
-        made_of = digest_json(RULES, described, self.data, self.resamples, len(self.parts))
+        made_of = digest_json(described, self.data)
         row = {}
         for task in tasks:
             if recipe := recipes.get((entry.name, task.name)):
-                make = partial(self._report, recipe, entry.name, task)
+                make = partial(self._report, recipe, made_of, entry.name, task)
             else:
                 make = partial(self._measure_parts, tower, encoder, task)
             row[task.name] = self._stored(entry.name, task, make, made_of, recipe and asdict(recipe))
@@ -191,14 +191,14 @@ class _Context:
             rows[row] = {task.name: Cell(None, notes=["a control of report tasks only"]) for task in tasks}
             for task in tasks:
                 if recipe := recipes.get((baseline, task.name)):
-                    make = partial(self._report, recipe, baseline, task, control)
+                    make = partial(self._report, recipe, made_of, baseline, task, control)
                     rows[row][task.name] = self._stored(row, task, make, made_of, asdict(recipe), control)
         return rows
 
     def _stored(self, row: str, task: Task, make: Callable[[], Cell], *made_of: Any) -> Cell:
         """The cell that is stored, if it is made of the same; else it is made, and stored."""
         path = self.out / "cells" / f"{slug(row)}--{slug(task.name)}.json"
-        digest = digest_json(asdict(task), *made_of)
+        digest = digest_json(RULES, self.resamples, len(self.parts), asdict(task), *made_of)
         cell = _read_cell(path, digest)
         if cell is None:
             cell = make()
@@ -209,10 +209,12 @@ class _Context:
     def _measure_parts(self, tower: Tower, encoder: EncoderConfig, task: Task) -> Cell:
         return join_folds([_measure(tower, encoder, task, part, self.resamples) for part in self.parts])
 
-    def _report(self, recipe: compare_report.Recipe, row: str, task: Task, control: Control = "none") -> Cell:
+    def _report(
+        self, recipe: compare_report.Recipe, made_of: str, row: str, task: Task, control: Control = "none"
+    ) -> Cell:
         """The drafts of a row, or of a control of it, scored; a cell that says why where that cannot be."""
         seeds = task.seeds if control in ("none", "shuffled-images") else 1  # the others copy reports
-        runs = compare_report.list_runs(recipe, row, seeds, self.out)
+        runs = compare_report.list_runs(recipe, row, seeds, self.out, made_of)
         try:
             compare_report.make_drafts(runs, self.manifest, self.studies, self.compute, control)
             files = [run.drafts(control) for run in runs]

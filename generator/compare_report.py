@@ -2,7 +2,7 @@
 
     task = Task("Reports", "report", ["findings"], recipe="report/small_lm.yaml", overrides={"model.lm": "gpt2"})
 
-A run of one tower with one seed is an ordinary run folder, OUT/reports/<tower>--<recipe>/seed-0, with drafts.jsonl
+A run of one tower with one seed is an ordinary run folder, OUT/reports/<row>--<digest>/seed-0, with drafts.jsonl
 beside its model, and resumes as any other. Several commands on one folder share the runs out: each takes one that no
 other is at work on.
 """
@@ -114,9 +114,12 @@ def _recipe(
     """The part of `raddraft train` that a recipe sets."""
 
 
-def list_runs(recipe: Recipe, row: str, seeds: int, out: Path) -> list[Run]:
-    """A run for each seed."""
-    place = out / "reports" / f"{slug(row)}--{recipe.digest}"
+def list_runs(recipe: Recipe, row: str, seeds: int, out: Path, made_of: str) -> list[Run]:
+    """A run for each seed, in a folder of its own for every recipe, tower and data: `made_of` is a digest of these two.
+
+    So a tower that was trained on under the same name, or an image that was replaced, leaves no old drafts in a table.
+    """
+    place = out / "reports" / f"{slug(row)}--{digest_json(recipe.digest, made_of)[:8]}"
     seeded = [replace(recipe, train=replace(recipe.train, seed=seed)) for seed in range(seeds)]
     return [Run(one, place / f"seed-{seed}") for seed, one in enumerate(seeded)]
 

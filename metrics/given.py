@@ -32,7 +32,7 @@ def read_given(path: Path, systems: Systems) -> dict[str, dict[str, Measure]]:
 
     Raises:
         RadDraftError: no such columns, a name that another metric has, an unknown system, no finite number, a study
-            that stands twice, or one without a score.
+            that is listed twice, or one without a score.
     """
     rows = iter(read_cells(path))
     _, columns = next(rows, (0, []))
@@ -60,7 +60,7 @@ def read_given(path: Path, systems: Systems) -> dict[str, dict[str, Measure]]:
             hint = f"Choices: {', '.join(found)}.{suggest(name, tuple(found))}"
             raise RadDraftError(f"{where}: unknown system {name!r}. {hint}")
         if row[study] in found[name]:
-            raise RadDraftError(f"{where}: study {row[study]!r} of {name} stands twice")
+            raise RadDraftError(f"{where}: study {row[study]!r} of {name} is listed twice")
         found[name][row[study]] = {metric: _number(row[metric], f"{where}, {metric}") for metric in metrics}
     signature = f"per-study scores from {path.name} sha256:{(digest_file(path) or '')[:12]}|mean over reports"
     return {

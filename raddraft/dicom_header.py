@@ -81,7 +81,7 @@ class Header:
         try:
             return [float(one) for one in values]
         except (TypeError, ValueError):
-            self.warn(f"{name_of(keyword)} is no number; taken as empty")
+            self.warn(f"{name_of(keyword)} is not a number; taken as empty")
             return []
 
     def text(self, keyword: str) -> str:
@@ -104,7 +104,7 @@ class Header:
         try:
             return None if value is None else float(value)
         except (TypeError, ValueError):
-            self.warn(f"{name_of(keyword)} is no number; taken as empty")
+            self.warn(f"{name_of(keyword)} is not a number; taken as empty")
             return None
 
     def integer(self, keyword: str) -> int | None:

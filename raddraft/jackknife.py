@@ -154,11 +154,6 @@ class Swapped:
     differ: int
     """Units in which the systems differ."""
 
-    @property
-    def few(self) -> bool:
-        """Whether too few units differ for a test."""
-        return self.differ < FEW_DIFFER
-
 
 def sign_flips(
     ours: Sequence[Measure],

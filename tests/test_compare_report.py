@@ -102,6 +102,9 @@ def test_what_is_there_is_kept_and_what_another_command_makes_is_waited_for(tmp_
         compare_report.time.sleep = keep
     assert drafts.read_text() == text
     assert model.stat().st_mtime_ns == before
+    (tmp_path / "1.png").write_bytes((tmp_path / "0.png").read_bytes())
+    assert run("compare", "--config", config) == (0, "")
+    assert len(list((tmp_path / "out").glob("reports/*/seed-0/model"))) == 2, "other images, another run"
 
 
 def test_rows_may_differ_in_the_language_model(tmp_path, studies, recipe, lm_folder) -> None:  # noqa: F811

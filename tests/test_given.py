@@ -87,7 +87,7 @@ ALL = "".join(f"{study},model,1\n" for study in STUDIES)
         ("study_id,system,green,green\n", "'green' cannot name a metric"),
         ("study_id,green\ns1,1\n", "has no column system, which must tell model, other apart"),
         ("study_id,system,green\ns1,moddel1,1\n", r"line 2: unknown system 'moddel1'\. Choices: .*Did you mean model"),
-        ("study_id,system,green\n" + ALL + "s1,model,2\n", "line 8: study 's1' of model stands twice"),
+        ("study_id,system,green\n" + ALL + "s1,model,2\n", "line 8: study 's1' of model is listed twice"),
         ("study_id,system,green\ns1,model,good\n", "line 2, green: expected a number, got 'good'"),
         ("study_id,system,green\ns1,model,inf\n", "line 2, green: expected a number, got 'inf'"),
         ("study_id,system,green\ns1,model\n", "line 2 has 2 cells, the header has 3"),
