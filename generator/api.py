@@ -14,9 +14,13 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from encoder.tower import weights_digest
+from generator.clinic import Ids
+from generator.clinic.grouping import study_files
 from generator.config import Control, DecodeConfig
 from generator.controls import copy_reports, shuffle_images
 from generator.drafter import Drafter
@@ -61,7 +65,7 @@ def load_model(
     changes = [f"{key}={value!r}" for key, value in asdict(prompt).items() if value != getattr(default, key)]
     sidecar, own = read_sidecar(name), default
     if sidecar:
-        own = PromptConfig(**sidecar["prompt"])
+        own = PromptConfig.read(sidecar["prompt"], name)
         if changes and prompt != own:
             raise RadDraftError(f"{name} was trained with its own prompt, {own}; leave out the options of prompt")
     no_config = Path(name).is_dir() and not (Path(name) / "config.json").is_file()
@@ -88,8 +92,13 @@ class Model:
     def __init__(self, drafter: Drafter, name: str) -> None:
         self.drafter, self.name = drafter, name
 
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 (hex) that tells its weights from those of other models."""
+        return weights_digest(self.drafter.model, first=64)
+
     def draft(self, images: Images, **options: Any) -> Draft | list[Draft]:
-        """Draft the report of an image file or a study, or of each one in a folder or a list. Options as of `stream`.
+        """Draft the report of an image file or a study, or of each study in a folder or a list. Options as of `stream`.
 
         Returns:
             A Draft, whose `str()` is the text. For a folder or a list a list of Drafts, where one of an image that
@@ -118,9 +127,10 @@ class Model:
         """Yield each draft as soon as its batch is decoded.
 
         Args:
-            images: image files (DICOM, PNG, JPEG, TIFF), folders of them, or studies; one or several.
+            images: image files (DICOM, PNG, JPEG, TIFF), folders of them, or studies; one or several. DICOM files make
+                studies, see `find_studies`.
             indication: why the images were taken, for a model that reads it.
-            view: PA, AP or LATERAL, for a model that reads it.
+            view: PA, AP or LATERAL, of images that state none, for a model that reads it.
             out: a predictions.jsonl to write or to resume; drafts that it holds come first.
             speculate: studies, or their manifest, from whose training reports tokens are proposed: the same greedy
                 text in fewer passes.
@@ -130,9 +140,8 @@ class Model:
         Raises:
             RadDraftError: no image, an option that the model cannot use, or as `generator.generate.write_drafts`.
         """
-        config, prompt = DecodeConfig(**decoding), self.drafter.prompt
-        self._check_used("indication", indication, "indication" in prompt.context)
-        self._check_used("view", view, "view" in prompt.context or prompt.images != "frontal" or prompt.prior)
+        config = DecodeConfig(**decoding)
+        self.check_used(indication, view)
         studies = find_studies(images, indication, view)
         self._warn_without_priors(studies)
         speculator = self._speculator(speculate)
@@ -177,8 +186,13 @@ class Model:
         speculator = self._speculator(training if speculate else None)
         return generate(self.drafter, studies, out, decode or DecodeConfig(), name, workers, speculator)
 
+    def check_used(self, indication: str | None, view: str | None) -> None:
+        """Raise RadDraftError if something is given that has no place in the prompt."""
+        prompt = self.drafter.prompt
+        self._check_used("indication", indication, "indication" in prompt.context)
+        self._check_used("view", view, "view" in prompt.context or prompt.images != "frontal" or prompt.prior)
+
     def _check_used(self, option: str, value: str | None, used: bool) -> None:
-        """Raise RadDraftError if an option was given that has no place in the prompt."""
         if value and not used:
             prompt = self.drafter.prompt
             reads = ", ".join([f"{prompt.images} images", *(["prior study"] if prompt.prior else []), *prompt.context])
@@ -196,8 +210,19 @@ class Model:
         return Speculator(index_reports(self.drafter, [study for study in studies if study.split == "train"]))
 
 
-def find_studies(images: Images, indication: str | None = None, view: str | None = None) -> list[Study]:
-    """Studies as they are, and for each image file named or inside a folder named a study whose id is the path.
+def find_studies(
+    images: Images, indication: str | None = None, view: str | None = None, ids: Ids = "pseudonymous"
+) -> list[Study]:
+    """Studies as they are, those that DICOM files make up, and for each other file a study whose id is the path.
+
+    DICOM files, named or inside a folder, are grouped as `generator.clinic.grouping` says; what is left out is warned
+    of. A DICOM file without a Study Instance UID is a file like others.
+
+    Args:
+        images: image files, folders of them, or studies; one or several.
+        indication: of all studies that are made.
+        view: of images that state none.
+        ids: what DICOM studies are called.
 
     Raises:
         RadDraftError: no image, or an indication or view for studies, which hold their own.
@@ -205,21 +230,49 @@ def find_studies(images: Images, indication: str | None = None, view: str | None
     from generator.corpora.folder import find_image_files
 
     sections = {"indication": indication} if indication else {}
-    found: dict[str, Study] = {}
     items = [images] if isinstance(images, str | Path | Study) else list(images)
+    found: dict[str, Study | Path] = {}
+    named = set()
     for item in items:
         if isinstance(item, Study):
             if indication or view:
                 raise RadDraftError(f"Study {item.study_id!r} holds its own indication and view; leave them out")
-            found[item.study_id] = item
+            found[f"{item.study_id} {item.main_image.path}"] = item  # bytes of a file name may be lost in an id
             continue
         path = Path(item)
+        if not path.is_dir():
+            named.add(path)
         for file in find_image_files(path) if path.is_dir() else [path]:
-            name = os.fsencode(file).decode(errors="replace")  # file names may hold any bytes
-            found.setdefault(str(file), Study(name, name, "test", [StudyImage(file.absolute(), view)], sections))
-    if not found:
+            found.setdefault(str(file), file)
+    paths = [one for one in found.values() if isinstance(one, Path)]
+    of_file, grouped = study_files(paths, ids, view=view, sections=sections, named=named)
+    for file, reason in grouped.left_out:
+        warnings.warn(f"left out: {file}: {reason}", stacklevel=2)
+    studies: dict[str, Study] = {}
+    for key, one in found.items():
+        if isinstance(one, Study):
+            studies[key] = one
+        elif one in of_file:
+            study = of_file[one]
+            studies.setdefault(study.study_id if study else key, study or _study_of(one, view, sections))
+    if not studies:
         raise RadDraftError(f"No image in {', '.join(map(str, items))}")
-    return list(found.values())
+    return list(studies.values())
+
+
+def _study_of(file: Path, view: str | None, sections: dict[str, str]) -> Study:
+    name = _text_of(file)
+    return Study(name, name, "test", [StudyImage(file.absolute(), view)], dict(sections))
+
+
+def _text_of(file: str | Path) -> str:
+    return os.fsencode(file).decode(errors="replace")  # file names may hold any bytes
+
+
+def name_with_files(study: Study) -> str:
+    """The id of a study and, where it is not the path of its one file, the names of its files, for a console."""
+    names = [_text_of(image.path.name) for image in study.images]
+    return study.study_id if study.study_id.endswith(names[0]) else f"{study.study_id}: {', '.join(names)}"
 
 
 def report_drafts(drafts: Sequence[Draft], errors: Sequence[str], where: Path | str) -> str:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import csv
 import os
-import tempfile
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,12 +20,12 @@ from typing import NamedTuple
 
 from encoder.contact_sheet import Tile, draw_tiles
 from encoder.survey import duplicates, survey
-from generator.corpora.folder import convert, find_image_files
+from generator.corpora.folder import report_beside, study_per_file
 from generator.headers import BOTH, find_headers
 from raddraft.errors import RadDraftError
 from raddraft.files import parse_line, write_whole
 from raddraft.images import ImageWarning, load_image
-from raddraft.studies import REQUIRED, SPLITS, GrayMapping, ManifestError, Study, parse_study
+from raddraft.studies import REQUIRED, SPLITS, GrayMapping, ManifestError, Study, drop_nothing, parse_study
 from raddraft.text import format_table
 
 KINDS = {
@@ -177,10 +176,13 @@ def _whose(owners: Mapping[Path, Study], one: Path | None, other: Path) -> str:
 
 
 def _read_folder(folder: Path) -> list[Study]:
-    if not find_image_files(folder):
+    studies = study_per_file(folder.absolute())
+    if not studies:
         raise RadDraftError(f"{folder}: no film in this folder")
-    with tempfile.TemporaryDirectory() as temporary:
-        return convert(folder.absolute(), Path(temporary, "studies.jsonl")).studies
+    for study in studies:
+        study.split, study.sections = "test", report_beside(study)
+        drop_nothing(study)
+    return studies
 
 
 def _read_manifest(path: Path) -> tuple[list[Study], list[Row]]:

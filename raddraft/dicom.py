@@ -6,7 +6,9 @@ shutters), polarity, pixels that are not square, and warnings of what looks wron
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -27,8 +29,8 @@ MOST_ASPECT = 4
 """A ratio beyond this, or its reciprocal, is nonsense."""
 
 
-def read_dicom(path: Path, gray_mapping: GrayMapping, max_pixels: int) -> np.ndarray:
-    """Read a DICOM file.
+def read_dicom(path: Path, gray_mapping: GrayMapping, max_pixels: int, data: bytes | None = None) -> np.ndarray:
+    """Read a DICOM file, or its content where that was read before.
 
     Returns:
         [H, W], 0..255: uint8 where the file holds such values and nothing maps them, else float64, unrounded. Pixels
@@ -39,7 +41,7 @@ def read_dicom(path: Path, gray_mapping: GrayMapping, max_pixels: int) -> np.nda
     """
     from pydicom import dcmread
 
-    header = Header(path, dcmread(path, force=True))
+    header = Header(path, dcmread(path if data is None else io.BytesIO(data), force=True))
     frame = open_frame(header)
     layout = read_layout(header, frame.stream, frame.length)
     header.settle("PixelRepresentation", int(bool(layout.signed)))  # pydicom parses other elements by it
@@ -64,11 +66,26 @@ def read_dicom(path: Path, gray_mapping: GrayMapping, max_pixels: int) -> np.nda
 
 def read_sizes(path: Path) -> tuple[int, int] | None:
     """Height and width in pixels as stored, before these were made square; None where the header lacks them."""
-    from pydicom import dcmread
-
-    header = Header(path, dcmread(path, force=True, stop_before_pixels=True, specific_tags=["Rows", "Columns"]))
+    header = _read_header(path)
     rows, columns = header.integer("Rows"), header.integer("Columns")
     return None if rows is None or columns is None else (rows, columns)
+
+
+def read_shown_size(path: Path) -> tuple[int, int] | None:
+    """Height and width of what `read_dicom` gives; None where the header lacks them."""
+    stored = read_sizes(path)
+    if stored is None:
+        return None
+    width, height = _square_size(stored[1], stored[0], pixel_ratio(_read_header(path)))
+    return height, width
+
+
+def _read_header(path: Path) -> Header:
+    """The elements that tell the size."""
+    from pydicom import dcmread
+
+    tags: list[Any] = ["Rows", "Columns", *SPACINGS]
+    return Header(path, dcmread(path, force=True, stop_before_pixels=True, specific_tags=tags))
 
 
 def _gray(

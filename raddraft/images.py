@@ -16,6 +16,7 @@ What cannot be a chest X-ray raises `ImageError`; what looks wrong but may be on
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from collections.abc import Iterator
@@ -36,7 +37,7 @@ from PIL.TiffImagePlugin import (
 )
 
 from raddraft.codestreams import CutStreamError, read_stream
-from raddraft.dicom import read_dicom, read_sizes
+from raddraft.dicom import read_dicom, read_shown_size, read_sizes
 from raddraft.errors import RadDraftError
 from raddraft.gray import MIN_SIDE, ImageError, ImageWarning, check_levels, check_size, stretch, warn
 from raddraft.studies import GrayMapping
@@ -52,11 +53,17 @@ OPENERS: tuple[tuple[tuple[bytes, ...], type[ImageFile.ImageFile]], ...] = (
     ((b"BM",), BmpImagePlugin.BmpImageFile),
     ((b"GIF8",), GifImagePlugin.GifImageFile),
 )
+ORIENTATION = 274  # of EXIF
 # A DICOM file without preamble begins with group 0002 or 0008, in either byte order.
 BARE_DICOM = (b"\x02\x00", b"\x08\x00", b"\x00\x02", b"\x00\x08")
 
 
-def load_image(path: str | Path, gray_mapping: GrayMapping = "window", max_pixels: int = 100_000_000) -> Image.Image:
+def load_image(
+    path: str | Path,
+    gray_mapping: GrayMapping = "window",
+    max_pixels: int = 100_000_000,
+    data: bytes | None = None,
+) -> Image.Image:
     """Read a chest X-ray file, recognized by its content, as it is meant to be displayed.
 
     DICOM: Modality LUT or rescale, VOI LUT or window, MONOCHROME1 inverted, pixel padding and what a display shutter
@@ -69,6 +76,7 @@ def load_image(path: str | Path, gray_mapping: GrayMapping = "window", max_pixel
         path: the file.
         gray_mapping: how pixel values become 0..255: window, minmax or percentile, see the top of this module.
         max_pixels: a larger image is refused before it is decoded (TIFF: Pillow's Image.MAX_IMAGE_PIXELS applies too).
+        data: content of the file, where it was read before; the file is then not opened.
 
     Returns:
         PIL image of mode L, [H, W], 0..255, without any of the file's metadata.
@@ -79,29 +87,36 @@ def load_image(path: str | Path, gray_mapping: GrayMapping = "window", max_pixel
             decoder, a header whose meaning cannot be told.
         RadDraftError: unknown gray mapping.
     """
-    return _load(Path(path), gray_mapping, max_pixels)[1]
+    return _load(Path(path), gray_mapping, max_pixels, data)[1]
 
 
-def load_gray(path: str | Path, gray_mapping: GrayMapping = "window", max_pixels: int = 100_000_000) -> np.ndarray:
+def load_gray(
+    path: str | Path,
+    gray_mapping: GrayMapping = "window",
+    max_pixels: int = 100_000_000,
+    data: bytes | None = None,
+) -> np.ndarray:
     """Read a chest X-ray file as `load_image` does, with the same arguments and errors, at the full depth of the file.
 
     Returns:
         float32 [H, W], 0..1. Multiplied by 255 and rounded, the values of `load_image`.
     """
-    return _load(Path(path), gray_mapping, max_pixels)[0].astype(np.float32) / 255
+    return _load(Path(path), gray_mapping, max_pixels, data)[0].astype(np.float32) / 255
 
 
-def _load(path: Path, gray_mapping: GrayMapping, max_pixels: int) -> tuple[np.ndarray, Image.Image]:
+def _load(
+    path: Path, gray_mapping: GrayMapping, max_pixels: int, data: bytes | None
+) -> tuple[np.ndarray, Image.Image]:
     """Gray values [H, W] on the scale of 0..255, uint8 if the file holds them, else unrounded floats; and the image."""
     if gray_mapping not in get_args(GrayMapping):
         raise RadDraftError(f"Unknown mapping {gray_mapping!r}. Choices: {', '.join(get_args(GrayMapping))}")
-    head = _read_head(path)
+    head = _read_head(path, data)
     opener = _opener(head)
     try:
         if _is_dicom(head):
-            pixels = read_dicom(path, gray_mapping, max_pixels)
+            pixels = read_dicom(path, gray_mapping, max_pixels, data)
         elif opener is not None:
-            pixels = _read_raster(path, opener, gray_mapping, max_pixels)
+            pixels = _read_raster(path, opener, gray_mapping, max_pixels, data)
         else:
             raise ImageError(f"{path}: not an image (known: DICOM, PNG, JPEG, TIFF, BMP, GIF)")
     except (ImageError, ImageWarning):  # the warning, where the caller turned it into an error
@@ -134,6 +149,43 @@ def stored_size(path: str | Path) -> tuple[int, int] | None:
         raise _damaged(path, error) from error
 
 
+def shown_size(path: str | Path) -> tuple[int, int]:
+    """Height and width of the image that `load_image` makes of a file, read from its header alone.
+
+    Raises:
+        ImageError: the header cannot be read, or states no size.
+    """
+    path = Path(path)
+    head = _read_head(path)
+    opener = _opener(head)
+    try:
+        if _is_dicom(head):
+            size = read_shown_size(path)
+        elif opener is not None:
+            with open(path, "rb") as file, opener(file) as image:
+                # Pillow turns the size of a TIFF as it opens it, of other files as it loads them.
+                orientation = image.getexif().get(ORIENTATION)
+                turned = orientation in (5, 6, 7, 8) and not isinstance(image, TiffImageFile)
+                size = (image.width, image.height) if turned else (image.height, image.width)
+        else:
+            size = None
+    except (ImageError, ImageWarning):
+        raise
+    except Exception as error:  # as in `_load`
+        raise _damaged(path, error) from error
+    if size is None:
+        raise ImageError(f"{path}: the header states no size")
+    return size
+
+
+def is_dicom(path: str | Path) -> bool:
+    """Whether a file is DICOM by its first bytes; False where these cannot be read."""
+    try:
+        return _is_dicom(_read_head(Path(path)))
+    except ImageError:
+        return False
+
+
 def _damaged(path: Path, error: Exception) -> ImageError:
     reason = " ".join(str(error).split()) or type(error).__name__
     return ImageError(f"{path}: truncated, damaged or of an unknown kind: {reason}")
@@ -147,10 +199,14 @@ def _is_dicom(head: bytes) -> bool:
     return head[128:] == b"DICM" or (_opener(head) is None and head.startswith(BARE_DICOM))
 
 
-def _read_head(path: Path) -> bytes:
+def _open(path: Path, data: bytes | None) -> BinaryIO:
+    return open(path, "rb") if data is None else io.BytesIO(data)
+
+
+def _read_head(path: Path, data: bytes | None = None) -> bytes:
     """The first 132 bytes: enough to recognize every format."""
     try:
-        with open(path, "rb") as file:
+        with _open(path, data) as file:
             head = file.read(132)
     except OSError as error:
         raise ImageError(f"{path}: cannot be read: {error.strerror}") from error
@@ -160,13 +216,13 @@ def _read_head(path: Path) -> bytes:
 
 
 def _read_raster(
-    path: Path, opener: type[ImageFile.ImageFile], gray_mapping: GrayMapping, max_pixels: int
+    path: Path, opener: type[ImageFile.ImageFile], gray_mapping: GrayMapping, max_pixels: int, data: bytes | None
 ) -> np.ndarray:
     """Read a file that Pillow knows, upright; see `_load`."""
     # A file object, not the path: from a path Pillow maps raw TIFFs into memory, and garbles rotated ones.
-    with open(path, "rb") as file, opener(file) as image:
+    with _open(path, data) as file, opener(file) as image:
         check_size(path, *image.size, getattr(image, "n_frames", 1), max_pixels)
-        with open(path, "rb") as raw:
+        with _open(path, data) as raw:
             _check_sums(path, raw, image)
         # Pillow inverts WhiteIsZero TIFFs of up to 8 bits, but not deeper ones.
         negative = isinstance(image, TiffImageFile) and image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == 0

@@ -24,6 +24,7 @@ WORDS: dict[str, tuple[str, ...]] = {
 """Words of a view and what they tell. decubitus: the patient lies on a side and the film is frontal, also where it is
 called a lateral decubitus. silent: nothing about the direction. How they combine is in `direction`."""
 
+_SHORT = {"POSTEROANTERIOR": "PA", "ANTEROPOSTERIOR": "AP"}
 _KIND = {word: kind for kind, words in WORDS.items() for word in words}
 # A.P., A-P, P/A, postero-anterior, postero anterior
 _SPELLED = [
@@ -45,12 +46,7 @@ def direction(view: str | None) -> Direction | None:
     """
     if view is None or is_nothing(view):
         return None
-    text = view.upper()
-    if text.strip() == "L":  # alone it means lateral (PadChest, COVID-19 Image Data Collection); else left
-        return "lateral"
-    for pattern, joined in _SPELLED:
-        text = pattern.sub(joined, text)
-    kinds = [_KIND.get(word, "unknown") for word in re.findall(r"[^\W\d_]+", text)]
+    kinds = [_KIND.get(word, "unknown") for word in _split(view)]
     if "decubitus" in kinds:
         return "frontal"
     if "lateral" in kinds:
@@ -58,3 +54,27 @@ def direction(view: str | None) -> Direction | None:
     if "frontal" in kinds and "other" not in kinds:
         return "frontal"
     return None if set(kinds) <= {"silent"} else "other"
+
+
+def name_view(text: str | None) -> str | None:
+    """The words of a text that tell a direction, PA and AP by their short names; None where it does not tell one.
+
+    Whatever else the text says, be it a name, is left out.
+
+    >>> [name_view(text) for text in ("Chest, postero-anterior", "Doe XTABLE LATERAL", "PA AND LATERAL", "Doe")]
+    ['PA', 'LATERAL', None, None]
+    """
+    if direction(text) is None:
+        return None
+    told = [_SHORT.get(word, word) for word in _split(text or "") if _KIND.get(word, "silent") != "silent"]
+    return " ".join(dict.fromkeys(told)) or None
+
+
+def _split(text: str) -> list[str]:
+    """The words of a view in capitals."""
+    text = text.upper()
+    if text.strip() == "L":  # alone it means lateral (PadChest, COVID-19 Image Data Collection); else left
+        return ["LATERAL"]
+    for pattern, joined in _SPELLED:
+        text = pattern.sub(joined, text)
+    return re.findall(r"[^\W\d_]+", text)

@@ -23,6 +23,12 @@ def cxr() -> Path:
     return path
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_key(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The key of pseudonymous ids is none of the user's."""
+    os.environ["RADDRAFT_KEY"] = str(tmp_path_factory.mktemp("key") / "pseudonyms.key")
+
+
 @pytest.fixture(scope="session")
 def tower_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A two-layer Dinov2 for 28 x 28 pixels (2 x 2 patches), random weights, with its image processor."""

@@ -73,6 +73,7 @@ def test_every_faulty_file_is_named_and_the_others_get_their_drafts(random_model
     text = capsys.readouterr().out
     rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     assert [row["study_id"] for row in rows] == [str(folder / name) for name in ("a.png", "m.dcm", "z.png")]
+    assert "subject_id" not in rows[0], "a picture does not tell whose it is"
     assert text.count(BANNER) == 3
     assert f"3 of {len(FAULTS) + 5} drafts are in {out}" in text
     errors = [line for line in text.splitlines() if line.startswith("no draft: ")]

@@ -1,6 +1,6 @@
 """Any folder or table of chest X-rays, with or without reports -> studies.
 
-Images are not opened here; one that cannot be read is reported by name when it is used.
+Of images only DICOM headers are read here; one that cannot be read is reported by name when it is used.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from typing import Literal
 
+from generator.clinic import Ids
 from generator.corpora import common
 from generator.corpora.common import Conversion, CorpusError, MissingFileError
 from generator.sections import clean_sections, parse_plain
@@ -43,6 +44,7 @@ def convert(
     split_column: str | None = None,
     report_column: str | None = None,
     sections: tuple[str, ...] = (),
+    ids: Ids = "pseudonymous",
 ) -> Conversion:
     """Your own images, from a folder or a table, with or without reports (PNG, JPEG, TIFF, BMP, DICOM).
 
@@ -53,14 +55,16 @@ def convert(
 
     and `raddraft prepare folder --root my-images --table reports.csv --split random`.
 
-    Without a table every image below root is a study and a subject of its own, named after its file, or after its
-    path where two files share a name; a text file of the same name beside it (x1.png, x1.txt) is its report. Files
-    without suffix are taken if they are DICOM; DICOM headers are not read. A report is split at headers such as
-    FINDINGS: where there are any, else it is findings as a whole.
+    Without a table the DICOM files below root are put into studies by their headers: frontal and lateral, no film for
+    processing beside the one for presentation, nothing that is no chest film (each is named), the patient's earlier
+    study as the prior. Every other image is a study and a subject of its own, named after its file, or after its path
+    where two files share a name. A text file of the same name beside an image (x1.png, x1.txt) is its report. Files
+    without suffix are taken if they are DICOM. A report is split at headers such as FINDINGS: where there are any, else
+    it is findings as a whole.
 
     Args:
-        root: The folder. Paths in a table start here. Names of files become names of studies: they must not tell who
-            the patient is.
+        root: The folder. Paths in a table start here. Names of files become names of studies, but for DICOM files, and
+            paths stand in the manifest: they must not tell who the patient is.
         out: The manifest to write. By default studies.jsonl in root.
         table: A CSV or TSV with one image a row. Its columns findings, impression, indication, history, comparison
             and technique, where it has them, become sections.
@@ -76,17 +80,25 @@ def convert(
         report_column: Column with the whole report. By default report or text. Where no report is found but another
             column holds sentences, nothing is written.
         sections: Sections that a study must have, e.g. findings. By default none.
+        ids: Ids of studies and subjects of DICOM files: pseudonymous, under the user's key, or original, the Study
+            Instance UID and the Patient ID.
     """
     names = (path_column, study_column, subject_column, view_column, split_column, report_column)
     columns = dict(zip(COLUMNS, names, strict=True))
-    studies, unused = (_walk(root), {}) if table is None else _read(table, root, columns)
+    notes: list[str] = []
+    unused: dict[str, list[str]] = {}
+    if table is None:
+        studies, notes = _walk(root, ids)
+    else:
+        studies, unused = _read(table, root, columns)
     unknown = {study.subject_id for study in studies if not study.split}
     shares = (0.7, 0.1, 0.2) if split == "random" else split
     split_of = dict.fromkeys(unknown, shares) if isinstance(shares, str) else _deal(unknown, shares)
     for study in studies:
         study.split = study.split or split_of[study.subject_id]
-        study.sections = study.sections or _report_beside(study.images[0].path)
+        study.sections = study.sections or report_beside(study)
     conversion = Conversion("folder", studies, out or root / "studies.jsonl")
+    conversion.notes += notes
     if table is not None:
         conversion.keep_files()
         read = [f"{what} from {name}" for what, name in columns.items() if name]
@@ -135,12 +147,29 @@ def _look_like_reports(cells: list[str]) -> bool:
     return 2 * len(sentences) > len(texts)
 
 
-def _walk(root: Path) -> list[Study]:
+def study_per_file(root: Path) -> list[Study]:
+    """A study for each image file below a folder, whatever its header says, without split and report."""
+    return _name(find_image_files(root), root)
+
+
+def _walk(root: Path, ids: Ids) -> tuple[list[Study], list[str]]:
+    """Studies of a folder, without split and report, and what to note of the files that are in none."""
+    from generator.clinic.grouping import study_files
+
+    of_file, grouped = study_files(find_image_files(root), ids, split="")
+    others = {study.images[0].path: study for study in _name([path for path, one in of_file.items() if not one], root)}
+    studies = {study.study_id: study for study in (study or others[path] for path, study in of_file.items())}
+    notes = [f"left out: {path}: {reason}" for path, reason in grouped.left_out]
+    if grouped.passed_over:
+        notes.append(f"passed over: {grouped.passed_over} reports, presentation states and the like")
+    return list(studies.values()), notes
+
+
+def _name(paths: list[Path], root: Path) -> list[Study]:
     from raddraft.names import name_studies
 
-    paths = find_image_files(root)
-    ids = name_studies([path.relative_to(root).as_posix() for path in paths])
-    return [Study(name, name, "", [StudyImage(path)]) for path, name in zip(paths, ids, strict=True)]
+    names = name_studies([path.relative_to(root).as_posix() for path in paths])
+    return [Study(name, name, "", [StudyImage(path)]) for path, name in zip(paths, names, strict=True)]
 
 
 def _is_image(path: Path) -> bool:
@@ -207,9 +236,13 @@ def _deal(subjects: set[str], shares: Shares) -> dict[str, str]:
     return split_of
 
 
-def _report_beside(image: Path) -> dict[str, str]:
+def report_beside(study: Study) -> dict[str, str]:
+    """Sections of the text file beside the first image of a study that has one."""
     from raddraft.names import image_stem
 
-    path = image.with_name(f"{image_stem(image.name)}.txt")
-    text = path.read_text(encoding="utf-8-sig", errors="replace") if path.is_file() else ""
-    return {} if tables.is_nothing(text) else clean_sections(parse_plain(text))
+    for image in study.images:
+        path = image.path.with_name(f"{image_stem(image.path.name)}.txt")
+        text = path.read_text(encoding="utf-8-sig", errors="replace") if path.is_file() else ""
+        if not tables.is_nothing(text):
+            return clean_sections(parse_plain(text))
+    return {}
