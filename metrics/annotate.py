@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -34,12 +33,6 @@ class Annotator(Protocol):
 
     def annotate(self, texts: list[str]) -> list[Any]:
         """What JSON can hold, for each text of one batch."""
-
-
-def cache_folder() -> Path:
-    """$RADDRAFT_CACHE, by default `raddraft` in $XDG_CACHE_HOME or ~/.cache. It may not exist yet."""
-    default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "raddraft"
-    return Path(os.environ.get("RADDRAFT_CACHE") or default).expanduser()
 
 
 class AnnotationCache:
@@ -99,7 +92,7 @@ def annotate(annotator: Annotator, texts: Sequence[str], cache: AnnotationCache 
         missing |= set(part) - cache.read(annotator.key, part).keys()
     # Similar lengths share a batch, so that little is padding; longest first, so that memory fails at once or never.
     ordered = sorted(missing, key=lambda text: (-len(text), text))
-    with tqdm(total=len(ordered), desc=annotator.signature.split()[0], unit="report", disable=None) as bar:
+    with tqdm(total=len(ordered), desc=annotator.signature.split()[0], unit="report", disable=None, leave=False) as bar:
         for batch in _batches(ordered, annotator.batch_size):
             cache.write(annotator.key, dict(zip(batch, annotator.annotate(batch), strict=True)))
             bar.update(len(batch))

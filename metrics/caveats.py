@@ -4,6 +4,7 @@ equal or cut; and what is no list of texts at all.
 
 from __future__ import annotations
 
+import itertools
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -71,19 +72,29 @@ class _Reading(NamedTuple):
 
 
 def _read(text: str) -> _Reading:
-    words = unicode_words(text)
-    told = [word for word in words if word not in SHARED and word.strip("x0123456789") and not _is_unit(word)]
-    foreign = bool(told) and sum(word in ENGLISH for word in told) < LEAST_ENGLISH * len(told)
+    told = list(itertools.chain.from_iterable(map(_kinds, text.split())))
+    english, other = told.count("English"), told.count("other")
+    foreign = english < LEAST_ENGLISH * (english + other)
     if text.isascii():
-        return _Reading(len(words), 0, 0, 0, foreign)
+        return _Reading(len(told), 0, 0, 0, foreign)
+    words = unicode_words(text)
     broken = sum(rouge_tokens(word) != [word] for word in words)
     letters = [letter for word in words for letter in word]
     return _Reading(len(words), broken, len(letters), sum(map(_is_unspaced, letters)), foreign)
 
 
-def _is_unit(word: str) -> bool:
-    """Whether this is as short as mm, II or PA, which stand in all languages."""
-    return len(word) < 3 and word.isascii()
+@lru_cache(maxsize=1 << 16)  # reports are made of the same words
+def _kinds(text: str) -> list[str]:
+    """Whether each word tells that a text is "English" or in some "other" language, or nothing (""); also as short as
+    mm, II or PA, which stand in all languages, tells nothing."""
+    return [
+        ""
+        if word in SHARED or not word.strip("x0123456789") or (len(word) < 3 and word.isascii())
+        else "English"
+        if word in ENGLISH
+        else "other"
+        for word in unicode_words(text)
+    ]
 
 
 @lru_cache(maxsize=1 << 16)

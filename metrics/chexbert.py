@@ -2,7 +2,7 @@
 
 The authors' checkpoint is loaded into transformers' plain BertModel: the hidden state of [CLS] in the last layer goes
 through one linear head for each observation, without dropout. All arithmetic is 32-bit, so that labels do not depend on
-the device.
+the device, unless products in bfloat16 are asked for.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from metrics.networks import last_states, multiply_in_bfloat16
 from metrics.rules import NEGATIVE, OBSERVATIONS, POSITIVE, UNCERTAIN
 from raddraft.errors import RadDraftError
 from raddraft.files import digest_file
@@ -35,6 +36,7 @@ class CheXbert:
         tokenizer: folder with the tokenizer of bert-base-uncased.
         batch_size: texts that fit into memory together; for the caller, who makes the batches.
         device: by default a GPU, if there is one.
+        bfloat16: multiply in bfloat16, where `metrics.models.Models` says what that means.
 
     Raises:
         RadDraftError: not a CheXbert checkpoint (the parameters at fault are named), or not its tokenizer.
@@ -45,14 +47,24 @@ class CheXbert:
     signature: str
     batch_size: int
 
-    def __init__(self, checkpoint: Path, tokenizer: Path, batch_size: int = 16, device: str | None = None) -> None:
+    def __init__(
+        self,
+        checkpoint: Path,
+        tokenizer: Path,
+        batch_size: int = 16,
+        device: str | None = None,
+        bfloat16: bool = False,
+    ) -> None:
         import torch
 
         self.batch_size = batch_size
         self._tokenizer = _load_tokenizer(tokenizer)
-        self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._bert, self._heads = load_network(checkpoint)  # the heads stay on the CPU, they are small
-        torch.nn.Module.to(self._bert, self._device)  # transformers' own `to` has no usable types
+        on = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        torch.nn.Module.to(self._bert, on)  # transformers' own `to` has no usable types
+        self._bfloat16 = bfloat16
+        if bfloat16:
+            multiply_in_bfloat16(self._bert)
         config = self._bert.config
         if len(self._tokenizer) != config.vocab_size:
             raise RadDraftError(
@@ -61,8 +73,8 @@ class CheXbert:
             )
         self._max_length = config.max_position_embeddings
         sha256 = digest_file(checkpoint) or ""
-        self.key = f"chexbert:{sha256}:{_vocabulary_digest(self._tokenizer)}"
-        self.signature = f"chexbert sha256:{sha256[:12]}"
+        self.key = f"chexbert:{sha256}:{_vocabulary_digest(self._tokenizer)}{':bfloat16' * bfloat16}"
+        self.signature = f"chexbert sha256:{sha256[:12]}{' bfloat16' * bfloat16}"
 
     def annotate(self, texts: list[str]) -> list[dict[str, int | None]]:
         """Observation -> 1 positive, 0 negative, -1 uncertain, None not mentioned (No Finding: 1 or None)."""
@@ -82,34 +94,14 @@ class CheXbert:
     def embed(self, texts: list[str]) -> Tensor:
         """[B, 768]: the last hidden state of [CLS], on the CPU. A text is cut after 512 word pieces."""
         import torch
-        from torch.nn.utils.rnn import pad_sequence
 
         cleaned = [" ".join(text.split()) for text in texts]
         options = {"truncation": True, "max_length": self._max_length}
         pieces = self._tokenizer(cleaned, **options)["input_ids"] if cleaned else []
-        lengths = [len(ids) for ids in pieces]
         embedded = torch.empty(len(texts), self._bert.config.hidden_size)
-        for group in alike(lengths):
-            ids = pad_sequence([torch.tensor(pieces[i]) for i in group], batch_first=True)  # [G, T]
-            mask = torch.arange(ids.shape[1]) < torch.tensor([[lengths[i]] for i in group])  # [G, T]
-            with torch.inference_mode():
-                hidden = self._bert(ids.to(self._device), mask.long().to(self._device)).last_hidden_state
-                embedded[group] = hidden[:, 0].cpu()
+        for row, state in zip(embedded, last_states(self._bert, pieces, self._bfloat16), strict=True):
+            row.copy_(state[0])
         return embedded
-
-
-def alike(lengths: list[int], waste: float = 0.1) -> list[list[int]]:
-    """Indices in groups of similar lengths, so that less than `waste` of the length in a padded group is padding."""
-    groups: list[list[int]] = []
-    filled = 0
-    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
-        filled += lengths[i]
-        if groups and filled > (1 - waste) * lengths[i] * (len(groups[-1]) + 1):
-            groups[-1].append(i)
-        else:
-            groups.append([i])
-            filled = lengths[i]
-    return groups
 
 
 def load_network(checkpoint: Path) -> tuple[BertModel, nn.ModuleList]:

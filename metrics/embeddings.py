@@ -135,19 +135,27 @@ def cxrfescore(
         text: list(dict.fromkeys(fact for one in found if one.strip() for fact in facts_of[one.strip()]))
         for text, found in sentences.items()
     }
-    units = encoder.embed([fact for found in facts.values() for fact in found])
-
-    def likeness(ours: list[str], theirs: list[str]) -> float:
-        if not ours or not theirs:
-            return 0.0
-        cosines = np.array([units[fact] for fact in ours]) @ np.array([units[fact] for fact in theirs]).T
-        return float(cosines.max(1).mean() + cosines.max(0).mean()) / 2
-
-    scores = [likeness(facts[ours], facts[theirs]) for ours, theirs in zip(predictions, references, strict=True)]
+    scores = set_likeness([facts[text] for text in predictions], [facts[text] for text in references], encoder)
     models = f"CXRFE sha256:{encoder.sha256[:12]}|T5 sha256:{extractor.sha256[:12]}"
     choices = f"nltk {version('nltk')} sentences|no facts:0|mean over reports"
     signature = f"raddraft {version('raddraft')}, as cxrfescore 0.2.4|{models}|{choices}"
     return {"cxrfescore": mean_measure(scores, signature, (-1.0, 1.0))}
+
+
+def set_likeness(ours: Sequence[list[str]], theirs: Sequence[list[str]], encoder: CXRBert) -> list[float]:
+    """Of each pair of sets of texts, the mean cosine of the best match of each text in the other set, from either side.
+
+    In [-1, 1]; 0 where a set is empty.
+    """
+    units = encoder.embed([text for found in (*ours, *theirs) for text in found])
+
+    def likeness(one: list[str], other: list[str]) -> float:
+        if not one or not other:
+            return 0.0
+        cosines = np.array([units[text] for text in one]) @ np.array([units[text] for text in other]).T
+        return float(cosines.max(1).mean() + cosines.max(0).mean()) / 2
+
+    return [likeness(one, other) for one, other in zip(ours, theirs, strict=True)]
 
 
 class FactExtractor:

@@ -40,11 +40,10 @@ def f1_measures(
     suffix = "_plus" if uncertain == "positive" else ""
     measures = {}
     for name, part in ((f"{len(observations)}", counts), ("5", counts[:, five])):
+        statistics = part.reshape(len(part), -1)
         for average, reduce, positives in (("macro", _macro, _positives), ("micro", _micro, None)):
             text = f"{signature}|uncertain:{uncertain}|average:{average}|classes:{name}|zero_division:0"
-            measures[f"{prefix}_{average}_f1_{name}{suffix}"] = Measure(
-                part.reshape(len(part), -1), reduce, text, positives=positives
-            )
+            measures[f"{prefix}_{average}_f1_{name}{suffix}"] = Measure(statistics, reduce, text, positives=positives)
     return measures
 
 

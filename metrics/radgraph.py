@@ -21,9 +21,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from metrics.annotate import cache_folder
+from metrics.networks import last_states, multiply_in_bfloat16
 from raddraft.errors import RadDraftError, UnavailableError
-from raddraft.files import digest_file, whole_folder
+from raddraft.files import cache_folder, digest_file, whole_folder
 
 if TYPE_CHECKING:
     import torch
@@ -50,6 +50,7 @@ class RadGraph:
         batch_size: reports in one batch, and stretches of text that BERT reads at a time.
         device: e.g. "cuda:1"; by default a GPU if there is one.
         cache: where an archive is unpacked; by default `cache_folder()`.
+        bfloat16: multiply in bfloat16 in BERT, where `metrics.models.Models` says what that means.
 
     Raises:
         RadDraftError: folder incomplete, archive truncated or harmful, weights and config that do not match; as
@@ -64,6 +65,7 @@ class RadGraph:
         batch_size: int = 16,
         device: str | None = None,
         cache: Path | None = None,
+        bfloat16: bool = False,
     ):
         import torch
 
@@ -88,6 +90,9 @@ class RadGraph:
                 f"{folder / 'weights.th'} is truncated or does not match config.json, vocabulary or tokenizer: {reason}"
             ) from error
         self._network.to(self.device).eval()
+        self._bfloat16 = bfloat16
+        if bfloat16:
+            multiply_in_bfloat16(self._bert)
         self._widths = self._network._endpoint_span_extractor._span_width_embedding.weight  # [widths, F]
         self._max_width: int = config["model"]["max_span_width"]
         max_length = config["dataset_reader"]["token_indexers"]["bert"].get("max_length")
@@ -99,8 +104,11 @@ class RadGraph:
         settings = {key: value for key, value in bert_config.to_dict().items() if key not in volatile}
         parts = [weights, *(f"{file.name} {digest_file(file)}" for file in others), version("radgraph")]
         parts += [self._tokenizer.backend_tokenizer.to_str(), json.dumps(settings, sort_keys=True, default=str)]
+        parts += ["bfloat16"] * bfloat16
         self.key = f"radgraph:{model_type}:{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()}"
-        self.signature = f"radgraph {version('radgraph')} model {model_type} sha256:{weights[:12]}"
+        self.signature = (
+            f"radgraph {version('radgraph')} model {model_type} sha256:{weights[:12]}{' bfloat16' * bfloat16}"
+        )
 
     def annotate(self, texts: list[str]) -> list[dict[str, Any]]:
         """Annotations of one batch, each as the package gives it: {"text", "entities": {id: {"tokens", "label",
@@ -129,8 +137,13 @@ class RadGraph:
         for report_pieces in pieces_of:
             ids = [piece for word in report_pieces for piece in word]
             stretches += [ids[start : start + room] for start in range(0, len(ids), room)]
-        parts = [self._read(stretches[i : i + self.batch_size]) for i in range(0, len(stretches), self.batch_size)]
-        vectors = torch.cat(parts) if parts else self._widths.new_empty(0, size)  # [pieces of all reports, D]
+        begin, end = self._tokenizer.cls_token_id, self._tokenizer.sep_token_id
+        stretches = [[begin, *ids, end] for ids in stretches]
+        parts = [self._widths.new_empty(0, size)]
+        for i in range(0, len(stretches), self.batch_size):
+            states = last_states(self._bert, stretches[i : i + self.batch_size], self._bfloat16)
+            parts += [state[1:-1] for state in states]
+        vectors = torch.cat(parts)  # [pieces of all reports, D]
         for report_pieces in pieces_of:
             counts = torch.tensor([len(word) for word in report_pieces], dtype=torch.long, device=self.device)
             total = int(counts.sum())
@@ -138,21 +151,6 @@ class RadGraph:
             word_of = torch.arange(len(counts), device=self.device).repeat_interleave(counts)
             sums = own.new_zeros(len(counts), size).index_add_(0, word_of, own)
             yield sums / counts.clamp(min=1).unsqueeze(1)
-
-    def _read(self, stretches: list[list[int]]) -> torch.Tensor:
-        """BERT's last hidden state of the pieces of all stretches, one after another, without [CLS] and [SEP]."""
-        import torch
-
-        tokenizer = self._tokenizer
-        longest = max(map(len, stretches)) + 2
-        ids = torch.full((len(stretches), longest), tokenizer.pad_token_id or 0)
-        for row, stretch in zip(ids, stretches, strict=True):
-            row[: len(stretch) + 2] = torch.tensor([tokenizer.cls_token_id, *stretch, tokenizer.sep_token_id])
-        ids = ids.to(self.device)
-        position = torch.arange(longest, device=self.device)
-        length = torch.tensor([len(stretch) for stretch in stretches], device=self.device).unsqueeze(1)
-        hidden = self._bert(input_ids=ids, attention_mask=(position < length + 2).float())[0]  # [B, longest, D]
-        return hidden[(position > 0) & (position <= length)]
 
     def _entities(self, words: list[str], vectors: torch.Tensor) -> dict[str, dict[str, Any]]:
         """DyGIE++'s entities of one report, and the relations between them."""

@@ -41,7 +41,7 @@ from collections.abc import Iterator
 from functools import cache, lru_cache
 from itertools import accumulate
 
-VERSION = "3"
+VERSION = "4"
 """Changes whenever a rule changes; part of every score's signature."""
 
 OBSERVATIONS = (
@@ -73,7 +73,10 @@ _SEEN = (
     r"|visible|found|recogni[sz]ed)"
 )
 _WELL_SEEN = rf"(?:{_SEEN}|(?:evaluat|assess|imag)ed(?! for))"
-_TAKEN = r"(?:removed(?! and (?:replaced|exchanged))|retrieved|discontinued|explanted|extracted|taken out)"
+_TAKEN = (
+    r"(?:removed(?! and (?:replaced|exchanged))|retrieved|discontinued|d ?c'?d|explanted|extracted|taken out"
+    r"|decannulated)"
+)
 # A line that is pulled back is still there.
 _NOT_BACK = r"(?!.{0,60}\b(?:tip|now|\d*[cm]m|back|by|to the|into|slightly|partially|terminat\w*|ends?)\b)"
 _GONE = (
@@ -86,11 +89,11 @@ _HOW = (
 )
 # "not", and what may stand between it and the exclusion that it denies.
 _NOT = (
-    r"(?:can ?not|not|never|by no means|neither|hardly|scarcely|barely|unable|inability|fail\w*|difficult\w*|hard"
-    r"|challenging|impossible|in(?:sufficient|adequate|complete)\w*|preclud\w*|limit\w*|no (?:evidence|way|means)"
-    r"|(?:no|without)(?= (?:\w+ ){0,2}exclusion))"
-    r"(?:,? (?:be|been|being|to|of|in|for|at|as|an?|the|any|this|us|our|yet|still|even|quite|well|also|however|though"
-    r"|either|nor|or|and|able|ability|possible|enough|sufficient|adequate|sensitive|specific|allow\w*|help|used|time"
+    r"(?:can ?not|not|never|nothing|none|by no means|neither|hardly|scarcely|barely|unable|inability|fail\w*"
+    r"|difficult\w*|hard|challenging|impossible|in(?:sufficient|adequate|complete)\w*|preclud\w*|limit\w*"
+    r"|no (?:evidence|way|means)|(?:no|without)(?= (?:\w+ ){0,2}exclusion))"
+    r"(?:,? (?:be|been|being|to|of|in|for|at|as|an?|the|any|this|these|that|here|above|us|our|yet|still|even|quite"
+    r"|well|also|however|though|either|nor|or|and|able|ability|possible|enough|sufficient|adequate|sensitive|specific|allow\w*|help|used|time"
     r"|point|safe|certain|reliable|complete|confident|confirm\w*|prove[dn]?|diagnosed|established|with|certainty"
     r"|confidence|definite|definitive|\d+%?|x{4}|\w+ly),?){0,6}"
 )
@@ -149,23 +152,27 @@ FINDINGS = {
     r"|defibrillators?|stimulators?|generators?|loop recorders?|ilrs?|linq|micra|(?:cardiac|event) monitors?"
     r"|(?:pacing|defibrillat\w+) pads?"
     # lines
-    r"|(?:central|venous|subclavian|jugular|arterial|ij|rij|lij|femoral|access|dialysis|hd|pa|support|monitoring"
+    r"|(?:central|venous|subclavian|sc|lsc|rsc|jugular|arterial|ij|rij|lij|femoral|access|dialysis|hd|pa|support|monitoring"
     r"|infusion|intravenous|iv|indwelling|art|lumen|tunneled|umbilical) lines?|lines and tubes"
     r"|(?:all|other|multiple) lines(?! of)|a lines?(?! (?:of|along|that|parallel|between|across|which|represent\w*)\b)"
-    r"|picc?s?|(?:porta?|perma?)?catheters?|(?:porta?|perma?|va\w) ?cath|cv[lcp]s?|tlcs?|triple lumen|ij|rij|lij|u[va]c"
-    r"|(?:(?:medi|media|infusa|chemo|power) ?)?ports?|swan(?: ganz)?|sheaths?(?! tumou?r)|cordis|hickman|broviac"
-    r"|groshong|quinton"
+    r"|picc?s?|(?:porta?|perma?)?catheters?|(?:port(?: ?a)?|perm(?: ?a)?|va\w) ?cath|cv[lcp]s?|pcv[lcp]s?|tlcs?"
+    r"|triple lumen|ij|rij|lij|u[va]c"
+    r"|(?:(?:medi|media|infusa|chemo|power) ?)?ports?|swan(?: ganz)?|sgc|introducers?|sheaths?(?! tumou?r)|cordis"
+    r"|hickman|broviac|groshong|quinton"
     # tubes and drains
-    r"|tubes?|etts?|ngts?|ogts?|dhts?|dob+ ?hof+|(?:et|ng|og)(?= (?:and|is|in|are|tip|ends?|has|was|terminat\w+)\b)"
-    r"|trachs?|tracheostom\w+|tracheotom\w+|shiley|cannula[se]?|pegs?|blakemore|(?:temperature|esophageal) probes?"
+    r"|tubes?|etts?|n[gjd]ts?|o[gjd]ts?|dhts?|d[ou][bp]+ ?ho+f+"
+    r"|(?:et|ng|nj|og|oj)(?= (?:and|is|in|are|tip|ends?|has|was|terminat\w+)\b)"
+    r"|corpak|entriflex|keofeed|trachs?|tracheostom\w+|tracheotom\w+|shiley|cannula[se]?|pegs?|blakemore"
+    r"|(?:temperature|esophageal) probes?"
     r"|drains?|pigtails?|pleur ?x|shunts?"
     # the heart
     r"|ecmo|iabps?|(?:balloon|infusion|insulin|pain) pumps?|intra ?aortic balloons?|counterpulsation|vads?|lvads?"
     r"|rvads?|bivads?|ventricular assist|impella|heart ?(?:mate|ware)|valves?(?! calcif)|tavr|tavi|mitra ?clips?"
-    r"|annuloplasty|watchman|amplatzer|occluders?"
+    r"|annuloplasty|watchman|amplatzer|occluders?|avrs?|mvrs?|tvrs?"
     # the rest
-    r"|(?:sternal|sternotomy|pac(?:ing|er|emaker)|epicardial|guide|cerclage) ?wires?|(?:ivc|caval|cava) filters?"
-    r"|stents?|hardware|devices?|screws?|plates?(?! like)(?<!end plate)(?<!end plates)|prosthe\w+|arthroplast\w+",
+    r"|(?:sternal|sternotomy|pac(?:ing|er|emaker)|epicardial|temp(?:orary)?|guide|cerclage) ?wires?"
+    r"|(?:ivc|caval|cava) filters?|stents?|hardware|devices?|screws?"
+    r"|plates?(?! like)(?<!end plate)(?<!end plates)|prosthe\w+|arthroplast\w+",
 }
 # Uncertain even where no doubt is expressed.
 HINTS = {"Edema": r"(?:vascular|venous|pulmonary) congestion|vascular (?:prominence|indistinctness)"}
@@ -213,11 +220,12 @@ CUES = {
     r"|(?:is|are|also|remains?) (?:(?!not\b)\w+ )?(?:possible(?! to)|suspected|presumed|question(?:ed|able))"
     r"|(?:is|remains) an? (?:\w+ )?(?:possibility|consideration|concern)"
     rf"|(?:possible|suspected|questionable|less likely|if any|if present)(?= ?,|$)|{_SETTING}(?=$)"
+    r"|can ?not be (?:\w+ly )?(?:confirmed|proven|verified|ascertained|assured|guaranteed|established)"
     rf"|(?:not|can ?not be) (?:well|clearly|fully|adequately|optimally) {_WELL_SEEN}"
     rf"|(?:is|are) (?:poorly|incompletely|suboptimally) {_WELL_SEEN}",
     # what a view cannot show
     "dropped_after": rf"(?:may|might|can|could|would|will)(?: \w+)? be (?:\w+ly )?(?:{_HIDDEN}|(?:below|beyond)(?= ))"
-    rf"|(?:may|might|will|would)(?: \w+)? not(?: always| necessarily| be){{0,2}}(?: \w+ly)? {_SEEN}"
+    rf"|(?:may|might|will|would)(?: \w+)? not(?: always| necessarily| be| expected| to){{0,4}}(?: \w+ly)? {_SEEN}"
     rf"|(?:may|might|can|could|would|will) (?:\w+ly )?(?:escape|elude|evade|go) (?:detection|{_HIDDEN})"
     rf"|(?:often|frequently|commonly|easily|usually|radiographically) (?:{_HIDDEN}|not {_SEEN})"
     r"|(?:not|can ?not be) (?:\w+ly )?(?:evaluated|assessed|determined)(?! for)"
@@ -235,27 +243,31 @@ CUES = {
     # what is looked for
     "dropped_before": r"(?:evaluat\w+|assess\w*)(?: (?:of|\w+ of)|(?: \w+){0,3} for)|eval(?: for)?|identification of"
     r"|(?:look\w*|search\w*|screen\w*|check\w*|monitor\w*)(?: \w+)? for|(?:history|h o|risk) (?:of|for)|^is there"
-    r"|(?:to )?(?:rule out|r o|exclude)|excluding"
-    r"|exclusion of(?![^,]{0,80} (?:not|cannot|limited|difficult|impossible|incomplete|hard)\b)"
+    r"|(?:to )?(?:rule out|r o|exclude)|(?:exclusion of|excluding|ruling out)"
+    r"(?![^,]{0,80} (?:not|cannot|limited|difficult|impossible|incomplete|hard|requires?|needs?)\b)"
     # what a view cannot show
-    r"|(?:in|un)?sensiti\w+|detect(?:ion|ing|ability)"
+    rf"|(?:in|un)?sensiti\w+|detect(?:ion|ing|ability)|ability to (?:\w+ly )?(?:{_DETECT}|demonstrate|show)"
+    r"|underestimat\w+"
     r"|(?:to|may|might|could|can|would|will|better|reliably) (?:\w+ly )?detect"
+    r"|(?:may|might|could|can|would|will) better (?:demonstrate|show|reveal|depict)"
     r"|(?:limited|suboptimal|inadequate|unreliable|tailored|optimized|designed|ideal|optimal|suit\w+|non ?diagnostic)"
     r" for|(?:may|might|can|could|would|will|potentially) (?:\w+ly )?"
     r"(?:obscure|mask|hide|conceal|miss|overlook|limit|preclude)"
     # what is to be done, and when
+    r"|for (?:suspected|possible|suspicion of|concern for)(?= [^,]+,)"
     r"|(?:if|unless|should there be)(?: there (?:is|are|remains?|were|persists?))?"
     r"|(?:^|(?<=, ))should(?= (?:\w+ ){1,8}be\b)"
     r"|(?:when|where|whenever|in case|in the event|in cases)(?: \w+){0,8}"
     r" (?:concern\w*|suspicion|suspect\w*|question\w*)(?: (?:for|of|about))?"
     r"|(?:until|till|to|pending|(?:to )?(?:ensure|document|confirm|verify|establish|assure))(?: \w+){0,2}"
     r" (?:resolution|clearing|clearance|resolved|cleared)(?: of)?",
-    "uncertain_before": r"(?:can ?not|not|to|hard|difficult) (?:\w+ly )?rule(?= (?:\w+ ){1,6}out\b)|exclusion of"
+    "uncertain_before": r"(?:can ?not|not|to|hard|difficult) (?:\w+ly )?rule(?= (?:\w+ ){1,6}out\b)"
+    r"|(?:exclusion of|excluding|ruling out)"
     r"|may(?:be)?|might|could|possibl[ey]|possibility|conceivabl[ey]|presum\w+|question\w*|equivocal|suspect\w*"
     r"|suspici(?:ous|on) (?:for|of)|concern(?:s|ing)? (?:for|of)|worrisome for|suggest\w*|favor\w*|less likely"
-    rf"|consider(?!ing)\w*|differential|correlat\w+(?: \w+){{0,2}} (?:for|as to)|{_SETTING}|[?](?= \w)"
+    rf"|consider(?!ing)\w*|non ?exclu\w+|differential|correlat\w+(?: \w+){{0,2}} (?:for|as to)|{_SETTING}|[?](?= \w)"
     r"|(?:hard|impossible) to say(?: (?:if|whether)(?: there (?:is|are))?)?",
-    "negative_before": r"no|not|without|w o|negative for|nor|neither|rather than"
+    "negative_before": r"no|not|without|w o|negative for|nor|neither|rather than|excludes|rules out"
     r"|(?:free|clear|absence|lack|disappearance|resolution|clearing|clearance|removal|drainage|explantation|extraction"
     rf"|discontinuation|retrieval) (?:of|from)|withdrawal of{_NOT_BACK}",
     "versus": r"versus",
@@ -263,8 +275,11 @@ CUES = {
     "back": r"(?:which|it|this(?: finding| possibility)?|these|that|one|they)"
     r"(?= (?:can|could|is|are|has|have|was|were|may|might|cannot|would|remains?)\b)",
     "stop": r"but|however|although|though|while|whereas|except|with|there (?:is|are|has|have)|there(?= may)"
-    r"|and (?:the|there|a|an)|which|is (?:again )?(?:seen|noted|present)"
+    r"|and (?:the|there|a|an)|and(?= (?:unchanged|stable|persistent|residual|remaining)\b)|which"
+    r"|is (?:again )?(?:seen|noted|present)"
     r"|(?:after|following|since|status post|s p)(?= (?:\w+ ){0,5}removal)"
+    r"|so(?<=, so)|thus(?<=, thus)|hence(?<=, hence)|therefore(?<=, therefore)"
+    r"|(?:bearing|keeping) in mind|(?:recogni[sz]|acknowledg|realiz)ing|mindful"
     # "no pneumothorax, small effusion": these words assert what they describe
     r"|(?<=, )(?:small|tiny|trace|mild|minimal|slight|persistent)",
 }
@@ -274,6 +289,7 @@ _EITHER = ("uncertain_either", "dropped_either", "negative_either")
 _AFTER = {"uncertain_after": UNCERTAIN, "dropped_after": _DROPPED, "negative_after": NEGATIVE}
 
 _VERSUS = re.compile(r"\bvs\b\.?")
+_DOTTED = re.compile(r"(?<=\b[a-z])\.(?=[a-z]\b)")  # "E.T.T."
 _PARENTHESIS = re.compile(r" \( ?")  # but not that of "effusion(s)"
 _BLANKS = str.maketrans(dict.fromkeys("-_/\\)", " ") | {"`": "'", "?": " ? "})
 # What word processors make of apostrophes, hyphens and dashes; soft hyphens and zero-width characters are dropped.
@@ -290,6 +306,11 @@ _ASKED = re.compile(
 )
 # "can't" and its like, with and without the apostrophe
 _CONTRACTED = re.compile(r"\b(can|could|is|are|was|were|ha[sd]|have|do|does|did|would|should)(?:(?<=can)|n)[' ]?t\b")
+# "neither effusion nor edema can be excluded"
+_NEITHER = re.compile(
+    r"\bneither ([^,]{1,60}?) nor ([^,]{1,60}?) (can|could|may|is|are|was|were|has|have)"
+    r"(?= (?:\w+ ){0,3}(?:excluded|ruled out)\b)"
+)
 _SENTENCE_END = re.compile(r"(?<=[.;!])\s+|(?<=\w\?)\s+|(?<=[.;])(?=[a-z]{2})|\n\s*\n")
 # What can come after the statement of an "…_either".
 _END = re.compile(
@@ -348,6 +369,7 @@ def label(text: str) -> dict[str, int | None]:
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text.translate(_TYPOGRAPHY))
     text = text.lower()
+    text = _DOTTED.sub("", text)
     if ":" in text:
         text = _ASKED.sub("\n\n", text)
     for sentence in _SENTENCE_END.split(_VERSUS.sub("versus", text)):
@@ -420,6 +442,8 @@ def _read(sentence: str) -> tuple[tuple[str, int], ...]:
     if "(" in sentence:
         sentence = _PARENTHESIS.sub(", ", sentence).replace("(", " ")
     sentence = _CONTRACTED.sub(r"\1 not", sentence)
+    if "neither" in sentence:
+        sentence = _NEITHER.sub(r"\1 and \2 \3 not", sentence)
     said: list[_Said] = []
     organs: list[re.Match[str]] = []
     state: int | None = POSITIVE

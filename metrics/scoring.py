@@ -23,6 +23,7 @@ from metrics.annotate import annotate
 from metrics.caveats import caveats, describe
 from metrics.labels import Labels, Uncertain, f1_measures
 from metrics.models import Models
+from metrics.report import LOWER_IS_BETTER
 from metrics.rules import OBSERVATIONS, VERSION, label
 from metrics.summary import Intervals, summarize
 from metrics.text import Once, Unit, bleu, check_texts, rouge_l
@@ -155,7 +156,9 @@ FAMILIES: dict[str, Family] = {
         ("rouge_l_stem",), lambda ours, theirs, _, once: {"rouge_l_stem": rouge_l(ours, theirs, once, "stem")}
     ),
     "coco": Family(extras.COCO, lambda ours, theirs, _, once: extras.coco(ours, theirs, once)),
-    "sentence_bleu": Family(("nltk_sentence_bleu_4",), lambda ours, theirs, *_: extras.sentence_bleu(ours, theirs)),
+    "sentence_bleu": Family(
+        ("nltk_sentence_bleu_4",), lambda ours, theirs, _, once: extras.sentence_bleu(ours, theirs, once=once)
+    ),
     "meteor": Family(("meteor",), lambda ours, theirs, *_: extras.meteor(ours, theirs)),
     "bertscore": Family(("bertscore_f1",), _bertscore),
     "radcliq": Family(("radcliq_v1",), _radcliq),
@@ -233,6 +236,23 @@ def compute(
                 raise
             skipped |= dict.fromkeys(names, str(error))
     return {name: found[name] for name in wanted if name in found}, skipped
+
+
+def per_report(
+    predictions: Texts, references: Texts, metrics: Sequence[str], models: Models, once: Once
+) -> dict[str, np.ndarray]:
+    """Metric -> its value for each report by itself [n]; of what is better when lower, the negative value.
+
+    An F1 of labels is 1 where neither text names an observation. Raises as `measure`.
+    """
+    measures, _ = compute(predictions, references, metrics, models, once)
+    found = {}
+    for name, one in measures.items():
+        values = one.reduce(one.statistics)
+        if "_f1_" in name:  # of labels: nothing to find, and nothing found
+            values = np.where(one.statistics.any(1), values, 1.0)
+        found[name] = -values if name in LOWER_IS_BETTER else values
+    return found
 
 
 def score(

@@ -35,16 +35,23 @@ Subjects = Sequence[str] | None
 
 
 @dataclass
-class _Value:
+class Sampled:
     """A metric, or the difference of two, on all studies, on resamples, and without each subject."""
 
     value: float
     resampled: np.ndarray
+    """[resamples]; NaN where it is undefined."""
     deviations: np.ndarray
+    """As by `raddraft.jackknife.jackknife` [subjects]."""
     bounds: tuple[float, float]
 
-    def __sub__(self, other: _Value) -> _Value:
-        return _Value(
+    @classmethod
+    def of(cls, measure: Measure, resampled: np.ndarray, subjects: Subjects) -> Sampled:
+        """A measure and its resamples."""
+        return cls(measure.value, resampled, jackknife(measure, subjects), measure.bounds)
+
+    def __sub__(self, other: Sampled) -> Sampled:
+        return Sampled(
             self.value - other.value,
             self.resampled - other.resampled,
             self.deviations - other.deviations,
@@ -91,9 +98,11 @@ def summarize(
     measures = [systems[system][name] for system, name in keys]
     if subjects is not None and {one.n for one in measures} != {len(subjects)}:
         raise RadDraftError(f"{len(subjects)} subjects of {measures[0].n} studies: the numbers must be equal")
+    if subjects is not None:
+        subjects = np.unique(subjects, return_inverse=True)[1].tolist()  # numbers are sorted faster
+    drawn = resample(measures, resamples, seed, subjects)
     values = {
-        key: _Value(one.value, resampled, jackknife(one, subjects), one.bounds)
-        for key, one, resampled in zip(keys, measures, resample(measures, resamples, seed, subjects), strict=True)
+        key: Sampled.of(one, resampled, subjects) for key, one, resampled in zip(keys, measures, drawn, strict=True)
     }
 
     def part(system: str) -> dict[str, Any]:
@@ -112,9 +121,8 @@ def summarize(
         swaps = sign_flips(ours, theirs, subjects, seed=seed)
         found = {}
         for name, swapped in zip(names, swaps, strict=True):
-            apart = values[first, name] - values[other, name]
-            if bounds := apart.interval(intervals):
-                found[name] = _compare(apart, bounds, swapped)
+            if one := tell_apart(values[first, name], values[other, name], swapped, intervals):
+                found[name] = one
         return found
 
     first, *others = systems
@@ -127,16 +135,20 @@ def summarize(
     return part(first) | {"others": {other: part(other) for other in others}, "differences": differences}
 
 
-def interval_of_mean(measures: Sequence[Measure], resampled: np.ndarray, subjects: Subjects) -> tuple[float, float]:
-    """Interval of the mean of one metric over several runs on the same studies, from its resamples [r]."""
-    mean = _Value(
-        float(np.mean([one.value for one in measures])),
-        resampled,
-        np.mean([jackknife(one, subjects) for one in measures], axis=0),
-        measures[0].bounds,
-    )
-    found = mean.interval("jackknife") or Interval(math.nan, math.nan, math.nan)
-    return found.low, found.high
+def tell_apart(
+    ours: Sampled, theirs: Sampled, swapped: Swapped, intervals: Intervals = "jackknife"
+) -> dict[str, float] | None:
+    """A difference as `summarize` gives it, but for p_holm; None where it is undefined in all resamples."""
+    apart = ours - theirs
+    bounds = apart.interval(intervals)
+    if bounds is None:
+        return None
+    resampled = apart.resampled[~np.isnan(apart.resampled)]
+    return {
+        **{"value": apart.value, "low": bounds.low, "high": bounds.high},
+        **{"p": swapped.p, "p_bootstrap": p_value(resampled), "differ": swapped.differ},
+        "detectable": POWER * standard_error(apart.deviations),
+    }
 
 
 def sign(n: int, subjects: Subjects, intervals: Intervals = "jackknife") -> str:
@@ -156,15 +168,6 @@ def _tell(measure: Measure, subjects: Subjects) -> dict[str, Any]:
     worth = {} if subjects is None else {"effective_n": effective_studies(measure, subjects)}
     doubtful = doubts(measure, subjects)
     return worth | ({"doubts": doubtful} if doubtful else {})
-
-
-def _compare(apart: _Value, bounds: Interval, swapped: Swapped) -> dict[str, float]:
-    resampled = apart.resampled[~np.isnan(apart.resampled)]
-    return {
-        **{"value": apart.value, "low": bounds.low, "high": bounds.high},
-        **{"p": swapped.p, "p_bootstrap": p_value(resampled), "differ": swapped.differ},
-        "detectable": POWER * standard_error(apart.deviations),
-    }
 
 
 def tell_statistics(systems: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -30,7 +30,7 @@ from metrics.summary import Intervals, Subjects, summarize, tell_doubts, tell_st
 from metrics.text import Once
 from raddraft.errors import RadDraftError
 from raddraft.files import read_jsonl, write_json, write_text
-from raddraft.stats import Measure, check_resamples
+from raddraft.stats import Measure, check_resamples, take
 from raddraft.studies import Study
 from raddraft.text import format_estimate, format_table, suggest
 
@@ -283,7 +283,7 @@ def _score_strata(
     scores = {}
     for group in np.unique(groups):
         index = np.flatnonzero(groups == group)
-        part = {name: {metric: one.subset(index) for metric, one in found.items()} for name, found in measures.items()}
+        part = {name: take(found, index) for name, found in measures.items()}
         theirs = {name: [rows[i] for i in index.tolist()] for name, rows in told.items()}
         drawn = None if subjects is None else [subjects[i] for i in index.tolist()]
         scores[str(group)] = _describe(summed(part, subjects=drawn), theirs, once)

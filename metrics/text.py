@@ -22,6 +22,8 @@ T = TypeVar("T")
 Tokenize = Callable[[str], Iterable[str]]
 Unit = Literal["usual", "unicode", "char"]
 """Tokens: those of the package that defines the metric, words of any alphabet, or characters."""
+PAIRS = 128
+"""Of texts of like length, whose n-grams are compared at a time."""
 
 
 class Once:
@@ -30,14 +32,36 @@ class Once:
     def __init__(self) -> None:
         self._results: dict[Hashable, dict[str, object]] = defaultdict(dict)
         self._numbers: dict[str, int] = defaultdict(itertools.count().__next__)
+        self._tokens: dict[Tokenize, _TokensOf] = {}
 
     def each(self, function: Callable[[str], T], texts: Iterable[str]) -> list[T]:
         """The function's value for each text."""
         return self._each(function, function, texts)
 
-    def tokens(self, tokenize: Tokenize, texts: Iterable[str]) -> list[list[int]]:
-        """The tokens of each text as numbers: equal tokens have equal numbers, whatever the tokenizer."""
-        return self._each(tokenize, lambda text: [self._numbers[token] for token in tokenize(text)], texts)
+    def tokens(self, tokenize: Tokenize, texts: Iterable[str], cut: Tokenize = str.split) -> list[list[int]]:
+        """The tokens of each text as numbers: equal tokens have equal numbers, whatever the tokenizer.
+
+        Reports are made of the same words, so a word is tokenized once.
+
+        Args:
+            tokenize: gives the tokens of a word.
+            texts: of any number.
+            cut: gives the words of a text, to be tokenized one by one; `whole` where what stands around them matters.
+        """
+        known = self._tokens.setdefault(tokenize, _TokensOf(tokenize, self._numbers))
+
+        def number(text: str) -> list[int]:
+            return list(itertools.chain.from_iterable(map(known.__getitem__, cut(text))))
+
+        return self._each((tokenize, cut), number, texts)
+
+    def forget(self, texts: Iterable[str]) -> None:
+        """Give up what is known of these texts."""
+        gone = set(texts)
+        tables: list[dict[str, Any]] = [*self._results.values(), *self._tokens.values()]
+        for known in tables:
+            for text in gone & known.keys():
+                del known[text]
 
     def _each(self, key: Hashable, function: Callable[[str], T], texts: Iterable[str]) -> list[T]:
         known: dict[str, T] = self._results[key]  # type: ignore[assignment]
@@ -47,6 +71,22 @@ class Once:
                 known[text] = function(text)
             found.append(known[text])
         return found
+
+
+class _TokensOf(dict[str, list[int]]):
+    """Word -> its tokens as numbers, made when they are first asked for."""
+
+    def __init__(self, tokenize: Tokenize, numbers: dict[str, int]) -> None:
+        self._tokenize, self._numbers = tokenize, numbers
+
+    def __missing__(self, word: str) -> list[int]:
+        found = self[word] = [self._numbers[token] for token in self._tokenize(word)]
+        return found
+
+
+def whole(text: str) -> tuple[str]:
+    """A text as a single word."""
+    return (text,)
 
 
 def in_batches(texts: Iterable[str], size: int) -> Iterator[list[str]]:
@@ -127,8 +167,14 @@ def bleu(
     """
     predictions, references = check_texts(predictions, references)
     once = once or Once()
-    tokenize = {"usual": bleu_tokens, "unicode": bleu_words, "char": bleu_characters}[unit]
-    statistics = bleu_statistics(once.tokens(tokenize, predictions), once.tokens(tokenize, references), max_order)
+    tokenizers: dict[Unit, tuple[Tokenize, Tokenize]] = {
+        "usual": (bleu_tokens, cut_13a),
+        "unicode": (bleu_words, cut_intl),
+        "char": (list, str.split),
+    }
+    tokenize, cut = tokenizers[unit]
+    ours, theirs = (once.tokens(tokenize, texts, cut) for texts in (predictions, references))
+    statistics = bleu_statistics(ours, theirs, max_order)
     kind = {"usual": "13a", "unicode": "intl", "char": "char"}[unit]
     signature = f"sacrebleu {version('sacrebleu')}|nrefs:1|case:mixed|eff:no|tok:{kind}|smooth:none|corpus"
     return {
@@ -179,9 +225,20 @@ def word_characters(text: str) -> list[str]:
     return list("".join(unicode_words(text)))
 
 
+def cut_intl(text: str) -> list[str]:
+    """A text in words for `bleu_words`, with the blanks around them: its rules mind whether there is any."""
+    words = text.rstrip().split()
+    spaced = [f" {word} " for word in words]
+    if words:
+        spaced[-1] = spaced[-1][:-1]
+        spaced[0] = spaced[0] if text[0].isspace() else spaced[0][1:]
+    return spaced
+
+
+@lru_cache(maxsize=1 << 16)
 def bleu_words(text: str) -> list[str]:
-    """sacrebleu's international tokens."""
-    return _tokenizer_intl()(text.rstrip()).split()
+    """sacrebleu's international tokens of a word of `cut_intl`."""
+    return _tokenizer_intl()(text).split()
 
 
 @cache
@@ -191,21 +248,17 @@ def _tokenizer_intl() -> Callable[[str], str]:
     return TokenizerV14International()
 
 
-def bleu_characters(text: str) -> list[str]:
-    """sacrebleu's characters; blanks do not count."""
-    return list("".join(text.split()))
-
-
-def bleu_tokens(text: str) -> list[str]:
-    """sacrebleu's 13a tokens. Its rules look no further than the next character, so words can be split one by one."""
+def cut_13a(text: str) -> list[str]:
+    """A text in words for `bleu_tokens`, whose rules look no further than the next character."""
     text = text.rstrip()
-    if "<" in text:  # its "<skipped>" is removed, which joins what stands around it
-        return _split_13a(text)
-    return list(itertools.chain.from_iterable(map(_split_13a, text.replace("-\n", "").split())))
+    if "<" in text:  # "<skipped>" is removed, which joins what stands around it
+        return [text]
+    return text.replace("-\n", "").split()
 
 
 @lru_cache(maxsize=1 << 16)  # reports are made of the same words
-def _split_13a(text: str) -> list[str]:
+def bleu_tokens(text: str) -> list[str]:
+    """sacrebleu's 13a tokens of a word of `cut_13a`."""
     return _tokenizer_13a()(text).split()
 
 
@@ -222,26 +275,53 @@ def bleu_statistics(predictions: Sequence[list[int]], references: Sequence[list[
     Lengths of prediction and reference, then for each order the clipped matches, then for each order the number of
     n-grams of the prediction.
     """
-    n = len(predictions)
-    lengths = np.array([len(text) for text in (*predictions, *references)], dtype=np.int64)
-    tokens = np.fromiter(itertools.chain(*predictions, *references), np.int64, lengths.sum())
-    text = np.repeat(np.arange(2 * n), lengths)  # of each token
-    n_tokens = tokens.max(initial=0) + 1
-    start, ngram = np.arange(len(tokens)), tokens  # of each n-gram: where it begins, and a number for what it says
-    columns = [lengths[:n], lengths[n:]]
+    lengths = np.array([[len(text) for text in side] for side in (predictions, references)])  # [2, n]
+    tokens = [np.fromiter(itertools.chain.from_iterable(side), np.int64) for side in (predictions, references)]
+    starts = lengths.cumsum(1) - lengths
+    matches = np.empty((lengths.shape[1], max_order))
+    by_length = lengths.sum(0).argsort()
+    for first in range(0, len(by_length), PAIRS):
+        pairs = by_length[first : first + PAIRS]
+        ours, theirs = (_pad(tokens[side], starts[side, pairs], lengths[side, pairs]) for side in range(2))
+        matches[pairs] = _clipped_matches(ours, theirs, max_order)
+    totals = [np.maximum(0, lengths[0] - order + 1) for order in range(1, max_order + 1)]
+    return np.column_stack([*lengths, matches, *totals])
+
+
+def _pad(tokens: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """The tokens of texts in rows, counted from 1, and 0 after their ends: [texts, longest]."""
+    place = np.arange(lengths.max(initial=0))
+    inside = place < lengths[:, None]
+    padded = np.zeros(inside.shape, np.int64)
+    padded[inside] = tokens[(starts[:, None] + place)[inside]] + 1
+    return padded
+
+
+def _clipped_matches(ours: np.ndarray, theirs: np.ndarray, max_order: int) -> np.ndarray:
+    """Common n-grams of pairs of texts as `_pad` gives them, each as often as both have it: [pairs, max_order].
+
+    An n-gram is a number, even in a prediction and odd in a reference, so that a short sort brings equal ones together.
+    """
+    tokens = np.concatenate([ours, np.zeros_like(ours, shape=(len(ours), 1)), theirs], axis=1)
+    odd = np.arange(tokens.shape[1]) > ours.shape[1]
+    n_tokens = int(tokens.max()) + 1
+    ngrams, n_ngrams, is_whole, found = tokens, n_tokens, tokens > 0, []
     for order in range(1, max_order + 1):
         if order > 1:
-            inside = start + order - 1 < len(tokens)
-            inside[inside] = text[start[inside] + order - 1] == text[start[inside]]
-            start, ngram = start[inside], ngram[inside]
-            _, ngram = np.unique(ngram * n_tokens + tokens[start + order - 1], return_inverse=True)
-        ours = text[start] < n
-        ngram_of_pair = ngram * n + text[start] % n
-        (a, in_a), (b, in_b) = (np.unique(ngram_of_pair[side], return_counts=True) for side in (ours, ~ours))
-        common, at_a, at_b = np.intersect1d(a, b, assume_unique=True, return_indices=True)
-        columns.append(np.bincount(common % n, np.minimum(in_a[at_a], in_b[at_b]), minlength=n))
-    columns += [np.maximum(0, lengths[:n] - order + 1) for order in range(1, max_order + 1)]
-    return np.column_stack(columns).astype(np.float64)
+            if n_ngrams * n_tokens >= 2**62:
+                known, ngrams = np.unique(ngrams, return_inverse=True)
+                n_ngrams, ngrams = len(known), ngrams.reshape(is_whole.shape)
+            ngrams = ngrams[:, :-1] * n_tokens + tokens[:, order - 1 :]
+            is_whole = is_whole[:, :-1] & (tokens[:, order - 1 :] > 0)
+            n_ngrams *= n_tokens
+        keys = np.sort(np.where(is_whole, 2 * ngrams + odd[order - 1 :], -1), axis=1)
+        is_first = np.ones(keys.shape, bool)
+        is_first[:, 1:] = keys[:, 1:] >> 1 != keys[:, :-1] >> 1
+        starts = np.flatnonzero(is_first)
+        in_reference = np.add.reduceat(keys.ravel() & 1, starts)
+        both = np.minimum(in_reference, np.diff(starts, append=keys.size) - in_reference)
+        found.append(np.bincount(starts // keys.shape[1], both, minlength=len(keys)))
+    return np.stack(found, axis=1)
 
 
 def _bleu_value(sums: np.ndarray, order: int, max_order: int) -> np.ndarray:

@@ -7,14 +7,12 @@ Places, in this order: a path given by the caller; the weights folder ($RADDRAFT
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from metrics.annotate import cache_folder
 from raddraft.errors import RadDraftError, UnavailableError
-from raddraft.files import digest_file, whole_folder, write_whole
+from raddraft.files import digest_file, weights_folder, whole_folder, write_whole
 
 
 @dataclass(frozen=True)
@@ -164,11 +162,6 @@ class CannotRun(RadDraftError):
 
 class MissingWeights(CannotRun):
     """Weights are not on this machine; the message says where they were looked for and how to get them."""
-
-
-def weights_folder() -> Path:
-    """$RADDRAFT_WEIGHTS, by default `weights` in `cache_folder()`. It may not exist yet."""
-    return Path(os.environ.get("RADDRAFT_WEIGHTS") or cache_folder() / "weights").expanduser()
 
 
 def places_looked_in(name: str) -> list[Path]:

@@ -9,6 +9,7 @@ Percentile intervals are what papers print; `raddraft.jackknife` has intervals a
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -64,12 +65,38 @@ class Measure:
         return replace(self, statistics=self.statistics[index])
 
 
+def take(measures: Mapping[str, Measure], index: np.ndarray) -> dict[str, Measure]:
+    """The same metrics over the studies at these positions; statistics that they share stay shared."""
+    shared = {id(one.statistics): one.statistics for one in measures.values()}
+    taken = {key: statistics[index] for key, statistics in shared.items()}
+    return {name: replace(one, statistics=taken[id(one.statistics)]) for name, one in measures.items()}
+
+
 def mean_measure(
     scores: Sequence[float] | np.ndarray, signature: str, bounds: tuple[float, float] = (0.0, 1.0)
 ) -> Measure:
     """The mean of per-study scores."""
     statistics = np.column_stack([scores, np.ones(len(scores))])
     return Measure(statistics, lambda sums: sums[:, 0] / sums[:, 1], signature, is_mean=True, bounds=bounds)
+
+
+def average(measures: Sequence[Measure]) -> Measure:
+    """The mean of measures over the same studies, of several runs say, as one; signed and bounded as the first."""
+    if len(measures) == 1:
+        return measures[0]
+    first = measures[0]
+    ends = np.cumsum([one.statistics.shape[1] for one in measures])[:-1]
+
+    def reduce(sums: np.ndarray) -> np.ndarray:
+        parts = zip(measures, np.split(sums, ends, axis=1), strict=True)
+        return np.mean([one.reduce(part) for one, part in parts], axis=0)
+
+    def positives(statistics: np.ndarray) -> np.ndarray:
+        parts = zip(measures, np.split(statistics, ends, axis=1), strict=True)
+        return np.sum([one.positives(part) for one, part in parts if one.positives], axis=0)
+
+    statistics = np.concatenate([one.statistics for one in measures], axis=1)
+    return Measure(statistics, reduce, first.signature, False, first.bounds, positives if first.positives else None)
 
 
 def draw(units: Units, resamples: int, seed: int = 0) -> Iterator[np.ndarray]:
@@ -110,16 +137,32 @@ def resample(
         raise RadDraftError("Nothing to resample: there is no study")
     if len(sizes) != 1:
         raise RadDraftError(f"Measures over different numbers of studies cannot be paired: {sorted(sizes)}")
-    statistics = np.concatenate([measure.statistics for measure in measures], axis=1, dtype=np.float64)
-    ends = np.cumsum([measure.statistics.shape[1] for measure in measures])
+    (statistics,), columns = side_by_side(measures)
     values = np.empty((len(measures), resamples))
     done = 0
     for counts in draw(np.arange(sizes.pop()) if subjects is None else subjects, resamples, seed):
-        parts = np.split(counts @ statistics, ends[:-1], axis=1)
-        for row, (measure, sums) in enumerate(zip(measures, parts, strict=True)):
-            values[row, done : done + len(counts)] = measure.reduce(sums)
+        sums = counts @ statistics
+        for row, (measure, part) in enumerate(zip(measures, columns, strict=True)):
+            values[row, done : done + len(counts)] = measure.reduce(sums[:, part])
         done += len(counts)
     return values
+
+
+def side_by_side(*systems: Sequence[Measure]) -> tuple[list[np.ndarray], list[slice]]:
+    """Statistics of the same metrics of each system [n, k], and the columns of each metric.
+
+    Metrics that share their statistics, as BLEU-1 to 4 do, share the columns.
+    """
+    metrics = list(zip(*systems, strict=True))
+    keys = [tuple(id(one.statistics) for one in metric) for metric in metrics]
+    distinct = dict(zip(keys, metrics, strict=True))
+    ends = np.cumsum([0, *(metric[0].statistics.shape[1] for metric in distinct.values())]).tolist()
+    columns = dict(zip(distinct, itertools.starmap(slice, itertools.pairwise(ends)), strict=True))
+    statistics = [
+        np.concatenate([one.statistics for one in system], axis=1, dtype=np.float64)
+        for system in zip(*distinct.values(), strict=True)
+    ]
+    return statistics, [columns[key] for key in keys]
 
 
 def check_resamples(resamples: int, seed: int) -> None:

@@ -388,6 +388,27 @@ def test_sentences_are_labeled_on_their_own() -> None:
     assert mentioned(" ".join(reversed(texts))) == together
 
 
+NOT_YET = {
+    "Low lung volumes; atelectasis at the bases cannot be differentiated from pneumonia.",
+    "Pneumonia is excluded neither clinically nor radiographically.",
+    "Failure to see a fracture does not exclude one.",
+    "ETT out.",
+}
+
+
+def test_phrases_of_doubt_views_things_gone_and_devices() -> None:
+    """tests/phrases.csv: + positive, - negative, ? uncertain, . not mentioned; several where either is right.
+
+    List 1 was written before the rules were read and 2 to mend them by, 3 to 5 to be run once; docs/scoring.md tells how
+    many were right at first.
+    """
+    with open(Path(__file__).with_name("phrases.csv"), encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    names = {1: "+", 0: "-", -1: "?", None: "."}
+    wrong = {row["text"] for row in rows if names[label(row["text"])[row["observation"]]] not in row["label"]}
+    assert wrong == NOT_YET
+
+
 def test_agrees_with_the_chexpert_labeler_on_its_samples(cxr: Path) -> None:
     with open(cxr / "fixtures/chexpert_labeler/labeled_reports.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))

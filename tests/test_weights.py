@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import raddraft.cli
-from metrics.annotate import cache_folder
-from metrics.weights import WEIGHTS, MissingWeights, add, digest, fetch, locate, weights_folder
+from metrics.weights import WEIGHTS, MissingWeights, add, digest, fetch, locate
+from raddraft.files import cache_folder, weights_folder
 from tests.test_chexbert import random_state, write_checkpoint
 
 
