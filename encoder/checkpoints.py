@@ -24,6 +24,7 @@ from raddraft.errors import RadDraftError
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel
 
 # Widths at which some transformers have 16 heads (ViT-H, -g, -G: 80, 88, 104 wide) and others have heads 64 wide.
 SHARED_WIDTHS = (1280, 1408, 1664)
@@ -38,6 +39,9 @@ DROPPABLE = (
 )
 
 LAYER_SCALE = "blocks.0.ls1.gamma"
+
+INNER = ("teacher", "model_ema", "model", "module", "state_dict")
+"""Where training checkpoints have their state dict; the averaged weights come first."""
 
 
 @dataclass(frozen=True)
@@ -74,11 +78,15 @@ class Backbone:
         return LAYER_SCALE in self.weights
 
 
-def read_state(path: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
+def read_state(path: Path, mixed: bool = False) -> tuple[dict[str, torch.Tensor], list[str]]:
     """Tensors of a checkpoint by name, and notes on what was beside them.
 
-    Of a training checkpoint the state dict under `teacher`, `model` or `state_dict` is taken, in this order. Nothing
-    but tensors, plain values and argparse's Namespace (of MAE's checkpoints) is ever unpickled.
+    Of a training checkpoint the state dict under the first of `INNER` is taken. Nothing but tensors, plain values and
+    argparse's Namespace (of MAE's checkpoints) is ever unpickled.
+
+    Args:
+        path: the file.
+        mixed: take the tensors of a file that holds other objects too, which `encoder.pickled` does not unpickle.
 
     Raises:
         RadDraftError: the file has no state dict, or more than tensors and plain values.
@@ -90,14 +98,21 @@ def read_state(path: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    from encoder.pickled import load_inert
+
     if path.is_dir():
         raise RadDraftError(f"{path} is a folder; name the checkpoint file in it")
     try:
         if path.suffix == ".safetensors":
             content: Any = load_file(path)
         else:
-            with torch.serialization.safe_globals([Namespace]):
-                content = torch.load(path, map_location="cpu", weights_only=True)
+            try:
+                with torch.serialization.safe_globals([Namespace]):
+                    content = torch.load(path, map_location="cpu", weights_only=True)
+            except pickle.UnpicklingError:
+                if not mixed:
+                    raise
+                content = load_inert(path)
     except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError) as error:
         unsafe = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
         reason = (str(error).strip() or type(error).__name__).split("\n")[0]
@@ -107,14 +122,10 @@ def read_state(path: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
     notes = []
     while not _is_state(content):
         found = content if isinstance(content, Mapping) else {}
-        inner = next(
-            (name for name in ("teacher", "model", "state_dict") if isinstance(found.get(name), Mapping)), None
-        )
+        inner = next((name for name in INNER if isinstance(found.get(name), Mapping)), None)
         if inner is None:
             what = f"the keys {', '.join(map(str, list(found)[:5]))}" if found else "no dict"
-            raise RadDraftError(
-                f"{path} has {what}; expected tensors by name, or those under teacher, model, state_dict"
-            )
+            raise RadDraftError(f"{path} has {what}; expected tensors by name, or those under {', '.join(INNER)}")
         beside = ", ".join(sorted(str(name) for name in found if name != inner))
         notes.append(f"taken from {inner!r}" + (f"; left out: {beside}" if beside else ""))
         content = found[inner]
@@ -273,6 +284,72 @@ def model_names(backbone: Backbone, wanted: Collection[str]) -> dict[str, list[s
     if backbone.n_registers and "mask_token" not in backbone.weights:
         names.pop("mask_token", None)  # Dinov2WithRegistersModel always has one
     return names
+
+
+def build_transformer(backbone: Backbone) -> tuple[PreTrainedModel, list[str]]:
+    """The model of transformers with the backbone's weights, and notes on what had to be added or changed.
+
+    Raises:
+        RadDraftError: an entry or a shape does not fit; it is named.
+    """
+    import torch
+
+    with torch.device("meta"):
+        model = _empty_model(backbone)
+    wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    names = model_names(backbone, wanted)
+    rows = {name: [wanted[target][0] for target in targets] for name, targets in names.items()}
+    shapes = {name: [sum(rows[name]), *wanted[targets[0]][1:]] for name, targets in names.items()}
+    check_state(backbone.weights, shapes, f"{backbone.path} does not fit {type(model).__name__}")
+    weights: dict[str, torch.Tensor] = {}
+    for name, targets in names.items():  # more than one target: parts of one fused projection
+        parts = zip(targets, backbone.weights[name].split(rows[name]), strict=True)
+        # Copies: parts of one tensor would look like tied weights when they are saved.
+        weights |= {target: part.to(torch.float32, copy=True) for target, part in parts}
+    notes = []
+    for name in sorted(set(wanted) - set(weights)):  # model_names leaves only these: a mask token, a pooler
+        weights[name] = torch.zeros(wanted[name])
+        notes.append(f"{name} is not in the checkpoint: set to zeros, not to random numbers")
+    if others := {str(backbone.weights[name].dtype).removeprefix("torch.") for name in names} - {"float32"}:
+        notes.append(f"{', '.join(sorted(others))} weights cast to float32")
+    if backbone.width // backbone.heads != 64:
+        notes.append(f"{backbone.heads} heads, as given")
+    model.load_state_dict(weights, strict=True, assign=True)
+    return model, notes
+
+
+def _empty_model(backbone: Backbone) -> PreTrainedModel:
+    """A model of the backbone's sizes; ViTModel with its pooler, which AutoModel would make up at random otherwise."""
+    import transformers as hf
+
+    weights, width = backbone.weights, backbone.width
+    swiglu = "blocks.0.mlp.w3.weight" in weights
+    name = "blocks.0.mlp.w12.weight" if swiglu else "blocks.0.mlp.fc1.weight"
+    if name not in weights:
+        raise RadDraftError(f"{backbone.path} has no {name}")
+    rows = weights[name].shape[0]
+    settings: dict[str, Any] = {
+        "hidden_size": width,
+        "num_hidden_layers": backbone.depth,
+        "num_attention_heads": backbone.heads,
+        "image_size": backbone.image_size,
+        "patch_size": backbone.patch_size,
+        "qkv_bias": "blocks.0.attn.qkv.bias" in weights,
+        "layer_norm_eps": 1e-6,  # ViTConfig's own default is 1e-12
+    }
+    if not backbone.scaled:
+        return hf.ViTModel(hf.ViTConfig(**settings, intermediate_size=rows))
+    # Dinov2Config makes the width of the hidden layer from a whole ratio; with SwiGLU it is two thirds of ratio times
+    # width, rounded up to a multiple of 8, and gate and values are packed.
+    hidden = [ratio * width for ratio in range(1, 17)]
+    made = [2 * ((size * 2 // 3 + 7) // 8 * 8) for size in hidden] if swiglu else hidden
+    if rows not in made:
+        raise RadDraftError(f"{backbone.path}: no whole mlp_ratio makes the {rows} rows of {name} from {width}")
+    settings |= {"mlp_ratio": 1 + made.index(rows), "use_swiglu_ffn": swiglu}
+    if backbone.n_registers:
+        config = hf.Dinov2WithRegistersConfig(**settings, num_register_tokens=backbone.n_registers)
+        return hf.Dinov2WithRegistersModel(config)
+    return hf.Dinov2Model(hf.Dinov2Config(**settings, use_mask_token="mask_token" in weights))
 
 
 def _some(names: Collection[str]) -> str:

@@ -12,6 +12,8 @@ from raddraft.studies import GrayMapping
 if TYPE_CHECKING:
     from encoder.tower import Tower
 
+DType = Literal["float16", "bfloat16", "float32", "float8"]
+
 
 @dataclass
 class ComputeConfig:
@@ -27,6 +29,9 @@ class ComputeConfig:
     """cpu, cuda, cuda:1, mps …; auto takes the first accelerator."""
     features: Path = Path("features")
     """Folder of stored features, shared by all commands."""
+    dtype: DType = "float16"
+    """Data type of stored features. float8: each token as 8-bit numbers with a scale of its own, half of float16's
+    space; pooled vectors and mean patches stay float16."""
 
 
 @dataclass
@@ -51,6 +56,8 @@ class EncoderConfig(ComputeConfig):
         if not self.tower:
             raise RadDraftError("No tower is named; give --tower, e.g. --tower rad-dino")
         tower = load_tower(self.tower, self.image_size, backend)
+        if self.precision != "float32":
+            _ = tower.digest  # of the weights as they were loaded
         tower.model.to(pick_device(self.device), getattr(torch, self.precision))
         return tower
 
@@ -59,22 +66,18 @@ class EncoderConfig(ComputeConfig):
 class FeatureConfig:
     """What is kept of each image."""
 
-    keep: Literal["pooled", "grid", "hidden"] = "pooled"
-    """pooled: the pooled vector (class token, or what the tower pools) and the mean patch; grid: the pooled vector and
-    every patch; hidden: one raw hidden state with its prefix tokens, for training a report model."""
+    keep: Literal["pooled", "tokens"] = "pooled"
+    """pooled: the pooled vector (class token, or what the tower pools) and the mean patch; tokens: every token besides,
+    for patch grids and to train report models."""
     layers: tuple[int, ...] | None = None
-    """Indices of hidden states, concatenated. By default the tower's final output, after the last LayerNorm."""
+    """Indices of hidden states. By default the tower's final output, after the last LayerNorm."""
     average: bool = False
     """Average the layers instead of concatenating them."""
-    dtype: Literal["float16", "bfloat16", "float32"] = "float16"
-    """Data type of stored features."""
-    gray_mapping: GrayMapping = "window"
-    """How gray values become 8 bits, see `raddraft.images`."""
 
     def __post_init__(self) -> None:
         if self.layers == ():
             raise RadDraftError("layers is empty; leave it out to store the tower's final output")
         if self.average and len(self.layers or ()) < 2:
             raise RadDraftError(f"average needs two or more layers, got {self.layers}")
-        if self.keep == "hidden" and (self.layers is None or len(self.layers) != 1):
-            raise RadDraftError(f"keep 'hidden' takes one layer, not {self.layers}")
+        if self.keep not in ("pooled", "tokens"):
+            raise RadDraftError(f"keep is {self.keep!r}. Choices: pooled, tokens (grid and hidden of earlier versions)")

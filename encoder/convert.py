@@ -16,27 +16,26 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from encoder.checkpoints import Backbone, check_state, find_backbone, model_names, read_state, resize
+from encoder.cards import IMAGENET, MRM, OPENAI_CLIP, RAD_DINO, Images, Statistics
+from encoder.checkpoints import Backbone, build_transformer, find_backbone, read_state, resize
+from encoder.official import make_processor
 from raddraft.errors import RadDraftError
 from raddraft.files import digest_file, whole_folder
 
 if TYPE_CHECKING:
     import torch
-    from transformers import BaseImageProcessor, PreTrainedModel
-
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-OPENAI_CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
 class Kind:
     """What the keys of a layout do not tell: how its images were prepared, and where its terms of use are."""
 
-    mean: Sequence[float]
+    mean: Statistics
     """Mean of each channel, of values between 0 and 1."""
-    std: Sequence[float]
+    std: Statistics
     """Standard deviation of each channel."""
     terms: str
     """Where the terms of use of the published weights are."""
@@ -52,13 +51,11 @@ class Kind:
 
 KINDS = {
     "dinov2": Kind(*IMAGENET, "github.com/facebookresearch/dinov2", resize=256, crop=224, antialias=False),
-    "rad-dino": Kind(
-        (0.5307,) * 3, (0.2583,) * 3, "huggingface.co/microsoft/rad-dino", antialias=False, gray_mapping="minmax"
-    ),
+    "rad-dino": Kind(*RAD_DINO, "huggingface.co/microsoft/rad-dino", antialias=False, gray_mapping="minmax"),
     "biomedclip": Kind(*OPENAI_CLIP, "huggingface.co/microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224"),
     # Both numbers: main_pretrain.py and NIH_ChestX-ray/utils/data_utils.py of the repository. It starts from MAE's
     # weights, whose position embeddings are resized without antialiasing (util/pos_embed.py of facebookresearch/mae).
-    "mrm": Kind((0.4978,) * 3, (0.2449,) * 3, "github.com/RL4M/MRM-pytorch", antialias=False),
+    "mrm": Kind(*MRM, "github.com/RL4M/MRM-pytorch", antialias=False),
     "vit": Kind(*IMAGENET, "those of its source"),
 }
 
@@ -164,11 +161,12 @@ def convert(
 
 
 def _write_transformer(backbone: Backbone, kind: str, preparation: Kind, folder: Path) -> Conversion:
-    model, notes = _build(backbone)
+    model, notes = build_transformer(backbone)
     side = backbone.image_size
     resized, crop = preparation.resize or side, preparation.crop or side
     model.save_pretrained(folder)
-    _processor(preparation, resized, crop).save_pretrained(folder)
+    mean, std = preparation.mean, preparation.std
+    make_processor(Images(crop, mean, std, resize=resized)).save_pretrained(folder)
     return Conversion(
         kind=kind,
         model=model,
@@ -268,7 +266,7 @@ def _preparation(
         for name, values, low in (("mean", mean, 0.0), ("std", std, 1e-3)):
             if len(values) not in (1, 3) or not all(low <= value <= 1 for value in values):
                 raise RadDraftError(f"{name} is {list(values)}; expected one value or three, on a scale from 0 to 1")
-        preparation = replace(preparation, mean=(*mean,) * (3 // len(mean)), std=(*std,) * (3 // len(std)))
+        preparation = replace(preparation, mean=_three(mean), std=_three(std))
     elif kind == "vit":
         warnings.warn(
             "The checkpoint does not tell how images were normalized; ImageNet's mean and standard deviation are "
@@ -276,6 +274,12 @@ def _preparation(
             stacklevel=3,
         )
     return replace(preparation, resize=image_size, crop=image_size) if image_size is not None else preparation
+
+
+def _three(values: Sequence[float]) -> Statistics:
+    """One value for all channels, or one for each."""
+    red, green, blue = (*values,) * (3 // len(values))
+    return red, green, blue
 
 
 def _read_open_clip(path: Path, preparation: Kind) -> Kind:
@@ -288,77 +292,3 @@ def _read_open_clip(path: Path, preparation: Kind) -> Kind:
         if found.get(name, usual) != usual:
             raise RadDraftError(f"{path}: preprocess_cfg.{name} is {found[name]!r}. Choices here: {usual}")
     return replace(preparation, mean=found.get("mean") or preparation.mean, std=found.get("std") or preparation.std)
-
-
-def _processor(preparation: Kind, resize: int, crop: int) -> BaseImageProcessor:
-    """Shorter side resized (bicubic), center square, values from 0 to 1 normalized."""
-    from transformers import BitImageProcessor
-
-    return BitImageProcessor(
-        size={"shortest_edge": resize},
-        crop_size={"height": crop, "width": crop},
-        image_mean=list(preparation.mean),
-        image_std=list(preparation.std),
-    )
-
-
-def _build(backbone: Backbone) -> tuple[PreTrainedModel, list[str]]:
-    """The model with the backbone's weights, and notes on what had to be added or changed."""
-    import torch
-
-    with torch.device("meta"):
-        model = _empty_model(backbone)
-    wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    names = model_names(backbone, wanted)
-    rows = {name: [wanted[target][0] for target in targets] for name, targets in names.items()}
-    shapes = {name: [sum(rows[name]), *wanted[targets[0]][1:]] for name, targets in names.items()}
-    check_state(backbone.weights, shapes, f"{backbone.path} does not fit {type(model).__name__}")
-    weights: dict[str, torch.Tensor] = {}
-    for name, targets in names.items():  # more than one target: parts of one fused projection
-        parts = zip(targets, backbone.weights[name].split(rows[name]), strict=True)
-        # Copies: parts of one tensor would look like tied weights when they are saved.
-        weights |= {target: part.to(torch.float32, copy=True) for target, part in parts}
-    notes = []
-    for name in sorted(set(wanted) - set(weights)):  # model_names leaves only these: a mask token, a pooler
-        weights[name] = torch.zeros(wanted[name])
-        notes.append(f"{name} is not in the checkpoint: set to zeros, not to random numbers")
-    if others := {str(backbone.weights[name].dtype).removeprefix("torch.") for name in names} - {"float32"}:
-        notes.append(f"{', '.join(sorted(others))} weights cast to float32")
-    if backbone.width // backbone.heads != 64:
-        notes.append(f"{backbone.heads} heads, as given")
-    model.load_state_dict(weights, strict=True, assign=True)
-    return model, notes
-
-
-def _empty_model(backbone: Backbone) -> PreTrainedModel:
-    """A model of the backbone's sizes; ViTModel with its pooler, which AutoModel would make up at random otherwise."""
-    import transformers as hf
-
-    weights, width = backbone.weights, backbone.width
-    swiglu = "blocks.0.mlp.w3.weight" in weights
-    name = "blocks.0.mlp.w12.weight" if swiglu else "blocks.0.mlp.fc1.weight"
-    if name not in weights:
-        raise RadDraftError(f"{backbone.path} has no {name}")
-    rows = weights[name].shape[0]
-    settings: dict[str, Any] = {
-        "hidden_size": width,
-        "num_hidden_layers": backbone.depth,
-        "num_attention_heads": backbone.heads,
-        "image_size": backbone.image_size,
-        "patch_size": backbone.patch_size,
-        "qkv_bias": "blocks.0.attn.qkv.bias" in weights,
-        "layer_norm_eps": 1e-6,  # ViTConfig's own default is 1e-12
-    }
-    if not backbone.scaled:
-        return hf.ViTModel(hf.ViTConfig(**settings, intermediate_size=rows))
-    # Dinov2Config makes the width of the hidden layer from a whole ratio; with SwiGLU it is two thirds of ratio times
-    # width, rounded up to a multiple of 8, and gate and values are packed.
-    hidden = [ratio * width for ratio in range(1, 17)]
-    made = [2 * ((size * 2 // 3 + 7) // 8 * 8) for size in hidden] if swiglu else hidden
-    if rows not in made:
-        raise RadDraftError(f"{backbone.path}: no whole mlp_ratio makes the {rows} rows of {name} from {width}")
-    settings |= {"mlp_ratio": 1 + made.index(rows), "use_swiglu_ffn": swiglu}
-    if backbone.n_registers:
-        config = hf.Dinov2WithRegistersConfig(**settings, num_register_tokens=backbone.n_registers)
-        return hf.Dinov2WithRegistersModel(config)
-    return hf.Dinov2Model(hf.Dinov2Config(**settings, use_mask_token="mask_token" in weights))

@@ -1,55 +1,42 @@
 """Features of a frozen tower, computed once and kept on disk: memory-mapped, append-only, resumable.
 
-    FOLDER/files.jsonl           SHA-256 of every image file, with what tells that it has not changed since
-    FOLDER/<key>/meta.json       what the features are; the key is a digest of it
-    FOLDER/<key>/part-0.bin      [n images, T vectors, D], row after row
-    FOLDER/<key>/part-0.jsonl    SHA-256 of the image of each row; further parts are written by other processes
+    FOLDER/files.jsonl             SHA-256 of every image file, see `encoder.digests`
+    FOLDER/<key>/meta.json         tower, processor, gray mapping, data types; the key is a digest of it
+    FOLDER/<key>/norm.safetensors  the tower's last LayerNorm
+    FOLDER/<key>/tokens/           rows of the final output: pooled vector, mean patch, last hidden state
+    FOLDER/<key>/pooled/           the two vectors alone
+    FOLDER/<key>/tokens-6/ …       the same of hidden state 6; for rows see `encoder.rows`
 
-The key covers the tower's weights and settings, the image processor, the gray-value mapping, the layers and the data
-type; a row belongs to the content of a file. So stale features are never read, and copies of an image are encoded once.
+One store serves probes, retrieval, segmentation and training: vectors are the beginning of a row, and patches of the
+final output are made of the last hidden state as they are read. A row belongs to the content of a file, so stale
+features are never read, and copies of an image are stored once. An image is read once: the worker that decodes it
+digests it.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
-import time
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from filelock import FileLock
-from torch.utils.data import DataLoader, Dataset
 
 from encoder.config import ComputeConfig, EncoderConfig, FeatureConfig
-from encoder.digests import File, digest_files, file_state, whole_lines
-from encoder.tower import Tower, weights_digest
+from encoder.digests import FileList, digest_files
+from encoder.encoding import Computed, Stock, Wanted, compute_features
+from encoder.rows import N_VECTORS, Form, Place
+from encoder.store_folder import Content, Norm, StoreFolder, describe_store, read_folder
+from encoder.tower import Tower
 from raddraft.errors import RadDraftError
-from raddraft.files import digest_json, write_json
-from raddraft.images import ImageError, load_image
+from raddraft.images import ImageError
 from raddraft.processes import process_share
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-
-@dataclass
-class Computed:
-    """What `compute_features` did."""
-
-    folder: Path
-    """Of the store."""
-    errors: list[str] = field(default_factory=list)
-    """A sentence for each image that cannot be read."""
-    n_images: int = 0
-    """Images encoded and stored."""
-    seconds: float = 0.0
-    tower_seconds: float = 0.0
-    """Part of `seconds` in which the tower ran; the rest was spent on reading images and writing features."""
 
 
 @dataclass
@@ -59,14 +46,18 @@ class FeatureStore:
     folder: Path
     config: FeatureConfig
     shape: tuple[int, int]
-    """Vectors and width of one image: (T, D)."""
+    """Of `store[path]`: (T, D)."""
     grid: tuple[int, int]
     """Rows and columns of patches: (H, W)."""
-    rows: dict[str, tuple[str, int]]
-    """Path of an image -> part and row."""
-    errors: list[str] = field(default_factory=list)
-    """A sentence for each image that could not be read."""
-    computed: Computed | None = None
+    forms: dict[str, Form]
+    """Name of a content, see `encoder.store_folder.Content` -> form of its rows."""
+    rows: dict[str, tuple[Place, ...]]
+    """Path of an image -> for each layer its part, which begins with the name of the content, and row."""
+    norm: Norm | None = None
+    """What makes the final patches of tokens; None where it is nothing."""
+    failed: dict[str, str] = field(default_factory=dict)
+    """Path of an image that could not be read -> a sentence."""
+    computed: Computed | None = field(default=None, repr=False)
     """What this process did to open the store, if it had a tower."""
     tower: Tower | None = field(default=None, repr=False)
     """The tower, if it was at hand."""
@@ -76,43 +67,52 @@ class FeatureStore:
         return str(path) in self.rows
 
     def __getitem__(self, path: Path) -> torch.Tensor:
-        """All that is kept of an image: [T, D].
+        """All that is asked of an image, [T, D]: the two vectors; with tokens the raw hidden states, prefix included.
+
+        Of the final output with tokens it is the pooled vector and the patches, the form of a tower with a class token.
 
         Raises:
             ImageError: no features are stored, since the image could not be read.
         """
-        if str(path) not in self.rows:
-            raise ImageError(f"{path}: no features are stored for this image")
-        part, row = self.rows[str(path)]
-        if part not in self._parts:
-            self._parts[part] = np.memmap(self.folder / part, np.uint8, "r")
-        size = _row_bytes(self.shape, self.config.dtype)
-        found = torch.from_numpy(np.array(self._parts[part][row * size : (row + 1) * size]))
-        return found.view(getattr(torch, self.config.dtype)).view(self.shape)
+        if self.config.keep == "pooled":
+            return self._join(path, self._vectors)
+        if self.config.layers:
+            return self._join(path, lambda _, place: self._tokens(place))
+        return torch.cat([self._join(path, self._vectors)[:1].float(), self.patches(path).flatten(0, 1)])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Of what a loader's worker reads from."""
+        return vars(self) | {"_parts": {}, "tower": None, "computed": None}
+
+    @property
+    def errors(self) -> list[str]:
+        """A sentence for each image that could not be read."""
+        return list(self.failed.values())
 
     def patches(self, path: Path) -> torch.Tensor:
-        """The patch grid of an image, [H, W, D]. Raises RadDraftError without a grid, ImageError as `store[path]`."""
-        if self.config.keep != "grid":
+        """The patch grid of an image, float32 [H, W, D], layers side by side or averaged.
+
+        Raises:
+            RadDraftError: the store keeps no tokens.
+            ImageError: as `store[path]`.
+        """
+        if self.config.keep != "tokens":
             raise RadDraftError(f"This store keeps {self.config.keep!r}, not the patch grid")
-        return self[path][1:].unflatten(0, self.grid)
+        return self._join(path, self._patches).unflatten(0, self.grid)
 
     def vectors(self, paths: Iterable[Path], pooling: Literal["class", "mean", "both"] = "class") -> torch.Tensor:
         """One vector per image, float32 [n, D]: the pooled one, the mean patch, or both side by side, [n, 2 D].
 
         Raises:
-            RadDraftError: the store keeps hidden states.
             ImageError: an image has no features.
         """
-        if self.config.keep == "hidden":
-            raise RadDraftError("This store keeps hidden states; vectors are read from 'pooled' or 'grid'")
-        rows = (self[path].float() for path in paths)
-        found = [torch.stack([row[0], row[1:].mean(0)]) for row in rows]  # pooled: the mean of one vector
+        found = [self._join(path, self._vectors).float() for path in paths]
         stacked = torch.stack(found) if found else torch.empty(0, 2, self.shape[1])  # [n, 2, D]
         return {"class": stacked[:, 0], "mean": stacked[:, 1], "both": stacked.flatten(1)}[pooling]
 
     def describe(self) -> str:
         """Shape and size of the store, and how fast this process added to it."""
-        size = sum(file.stat().st_size for file in self.folder.glob("part-*.bin"))
+        size = sum(file.stat().st_size for file in self.folder.glob("*/part-*.bin"))
         text = f"{self.shape[0]} vectors of {self.shape[1]} each, {size / 1e6:.1f} MB"
         done = self.computed
         if not done or not done.n_images:
@@ -124,6 +124,46 @@ class FeatureStore:
     def blank(self) -> torch.Tensor:
         """Zeros in the shape of one image's features, [T, D]."""
         return torch.zeros(self.shape)
+
+    def _join(self, path: Path, read: Callable[[int | None, Place], torch.Tensor]) -> torch.Tensor:
+        """What is read of each layer, side by side or averaged."""
+        if str(path) not in self.rows:
+            raise ImageError(f"{path}: no features are stored for this image")
+        found = [read(*one) for one in zip(self.config.layers or (None,), self.rows[str(path)], strict=True)]
+        if self.config.average:
+            return torch.stack([one.float() for one in found]).mean(0)
+        return torch.cat(found, dim=-1)
+
+    def _vectors(self, layer: int | None, place: Place) -> torch.Tensor:
+        """The pooled vector and the mean patch: [2, D]."""
+        if layer is not None and place[0].startswith(f"{FINAL.name}/"):  # the last state is there, its vectors are not
+            tokens, patches = self._tokens(place), self._patches(layer, place)
+            mean = patches.mean(0)
+            return torch.stack([tokens[0].float() if len(tokens) > len(patches) else mean, mean])
+        form, row = self._row(place, whole=False)
+        return form.vectors(row)
+
+    def _tokens(self, place: Place) -> torch.Tensor:
+        form, row = self._row(place)
+        return form.tokens(row)
+
+    def _patches(self, layer: int | None, place: Place) -> torch.Tensor:
+        """Patches, float32 [H * W, D]."""
+        patches = self._tokens(place)[-math.prod(self.grid) :]
+        return (patches if layer is not None or self.norm is None else self.norm(patches)).float()
+
+    def _row(self, place: Place, whole: bool = True) -> tuple[Form, torch.Tensor]:
+        """The bytes of a row, or of its vectors alone."""
+        part, row = place
+        form = self.forms[part.partition("/")[0]]
+        if part not in self._parts:
+            self._parts[part] = np.memmap(self.folder / part, np.uint8, "r")
+        start = row * form.row_bytes
+        size = form.row_bytes if whole else form.vector_bytes
+        return form, torch.from_numpy(np.array(self._parts[part][start : start + size]))
+
+
+FINAL = Content(None, True)
 
 
 def open_store(
@@ -141,9 +181,9 @@ def open_store(
     Args:
         encoder: what to load, or a loaded tower on its device.
         paths: image files.
-        kept: what is kept of each image; by default the pooled vector and the mean patch. Where `encoder` or `compute`
-            is an EncoderConfig, its gray_mapping applies.
-        compute: batch size, workers and folder of stored features; by default those of `encoder`.
+        kept: what is kept of each image; by default the pooled vector and the mean patch.
+        compute: batch size, workers, data type and folder of stored features, and as an EncoderConfig the gray mapping;
+            by default those of `encoder`.
         accelerator: of processes that each compute a share; all of them get the whole store.
         quiet: print nothing.
 
@@ -155,221 +195,122 @@ def open_store(
         OSError: the folder cannot be written, e.g. a full disk; what is stored stays good.
     """
     kept = kept or FeatureConfig()
+    return open_stores(encoder, {kept: paths}, compute, accelerator, quiet)[kept]
+
+
+def open_stores(
+    encoder: EncoderConfig | Tower,
+    wanted: Wanted,
+    compute: ComputeConfig | None = None,
+    accelerator: Accelerator | None = None,
+    quiet: bool = False,
+) -> dict[FeatureConfig, FeatureStore]:
+    """As `open_store`, for several things to keep, each of images of its own, in one pass over all of them."""
     compute = compute or (encoder if isinstance(encoder, EncoderConfig) else ComputeConfig())
-    if isinstance(compute, EncoderConfig):
-        kept = replace(kept, gray_mapping=compute.gray_mapping)
     tower = encoder.load() if isinstance(encoder, EncoderConfig) else encoder
-    share = (0, 1)
-    if accelerator:
-        share = process_share(accelerator)
-        digest_files(paths[share[0] :: share[1]], compute.features, compute.workers)  # or each would read every file
-        accelerator.wait_for_everyone()
-    computed = compute_features(tower, paths, kept, compute, share)
+    computed = compute_features(tower, wanted, compute, process_share(accelerator) if accelerator else (0, 1))
     if not quiet:
-        for sentence in computed.errors:
+        for sentence in computed.failed.values():
             print(f"no features: {sentence}")
-    if accelerator:
+        _tell_old(compute.features)
+    digests, stock = computed.digests, computed.stock
+    if accelerator and accelerator.num_processes > 1:  # what the others have read and stored
         accelerator.wait_for_everyone()
-    store = open_features(computed.folder, paths)
-    store.errors, store.computed, store.tower = computed.errors, computed, tower
-    return store
-
-
-def compute_features(
-    tower: Tower, paths: Sequence[Path], kept: FeatureConfig, compute: ComputeConfig, process: tuple[int, int] = (0, 1)
-) -> Computed:
-    """The part of `open_store` that computes and stores what is missing. Raises as that.
-
-    Batches depend on `paths` only, so an interrupted run resumes bit-exactly. `process` is the index of this process
-    and the number of processes: each computes a share and writes a part of its own.
-    """
-    number, n_processes = process
-    meta = describe(tower, kept)
-    target = compute.features / digest_json(meta)[:16]
-    target.mkdir(parents=True, exist_ok=True)
-    with FileLock(target / "meta.lock"):
-        write_json(target / "meta.json", meta)
-    files = digest_files(paths, compute.features, compute.workers)
-    part = target / f"part-{number}.bin"
-    # Runs that share a part wait for each other here: rows of two at once would not match the index.
-    with FileLock(f"{part}.lock"):
-        row_bytes = _row_bytes(meta["shape"], kept.dtype)
-        _cut(part, row_bytes)
-        stored = _stored(target, row_bytes).keys()
-        wanted = [files.get(path) or File(path, None, f"missing {path}") for path in paths]
-        unique = {file.digest: file for file in reversed(wanted)}
-        items = [(file, digest not in stored) for digest, file in reversed(unique.items())]
-        size = compute.batch_size
-        batches = [items[start : start + size] for start in range(0, len(items), size)][number::n_processes]
-        batches = [batch for batch in batches if any(missing for _, missing in batch)]
-        return _append(tower, _Batches(batches, tower, kept.gray_mapping), part, kept, compute.workers)
-
-
-def open_features(store: str | Path, paths: Sequence[Path]) -> FeatureStore:
-    """The stored features of images, by the folder of the store; images without features are not in it.
-
-    Raises:
-        RadDraftError: the folder is not a feature store.
-    """
-    store = Path(store)
-    try:
-        meta = json.loads((store / "meta.json").read_text(encoding="utf-8"))
-        names = ("keep", "average", "dtype", "gray_mapping")
-        config = FeatureConfig(layers=tuple(meta["layers"]) if meta["layers"] else None, **{n: meta[n] for n in names})
-    except (OSError, ValueError, KeyError) as error:
-        raise RadDraftError(
-            f"{store} is not a feature store, the folder that `raddraft features` prints at its end: {error}"
-        ) from error
-    stored = _stored(store, _row_bytes(meta["shape"], config.dtype))
-    files = digest_files(paths, store.parent)
-    rows = {str(path): stored[file.digest] for path, file in files.items() if file.digest in stored}
-    return FeatureStore(store, config, tuple(meta["shape"]), tuple(meta["grid"]), rows)
-
-
-def describe(tower: Tower, config: FeatureConfig) -> dict[str, Any]:
-    """All that features depend on except the images, for JSON; `shape` and `grid` follow from the rest."""
-    black = _vectors(tower, tower.black_pixels, config)
-    processor: Any = tower.processor
+        names = list(dict.fromkeys(str(path) for paths in wanted.values() for path in paths))
+        found = FileList(compute.features).find([Path(name) for name in names])
+        digests = {name: digest for name, digest in zip(names, found, strict=True) if digest}
+        stock = read_stock(computed.folder, wanted)
     return {
-        "weights": weights_digest(tower.model),
-        "model": [type(tower.model).__name__, _settings(tower.model.config)],
-        "processor": [type(processor).__name__, json.loads(processor.to_json_string())],
-        "gray_mapping": config.gray_mapping,
-        "keep": config.keep,
-        "layers": list(config.layers) if config.layers else None,
-        "average": config.average,
-        "dtype": config.dtype,
-        "shape": list(black.shape[1:]),
-        "grid": list(tower.shape[:2]),
+        kept: _open(computed.folder, kept, paths, digests, stock, computed, tower) for kept, paths in wanted.items()
     }
 
 
-def _settings(config: Any) -> dict[str, Any]:
-    """A model's config without what does not change its output."""
-    settings = asdict(config) if is_dataclass(config) else config.to_dict()  # type: ignore[arg-type]
-    unrelated = ("_name_or_path", "transformers_version", "architectures", "dtype", "id2label", "label2id")
-    return {key: value for key, value in settings.items() if key not in unrelated}
+def open_features(store: str | Path, paths: Sequence[Path], kept: FeatureConfig | None = None) -> FeatureStore:
+    """The stored features of images, by the folder of the store; images without features are not in it.
+
+    Args:
+        store: FOLDER/<key>, as `raddraft features` prints it.
+        paths: image files.
+        kept: what is asked of each image; by default the pooled vector and the mean patch.
+
+    Raises:
+        RadDraftError: the folder is not a feature store, or has nothing of that kind.
+    """
+    folder, kept = read_folder(Path(store)), kept or FeatureConfig()
+    digests = dict(zip(map(str, paths), digest_files(paths, folder.path.parent), strict=True))
+    known = {name: digest for name, digest in digests.items() if digest}
+    return _open(folder, kept, paths, known, read_stock(folder, [kept]))
 
 
-def _vectors(tower: Tower, pixels: torch.Tensor, config: FeatureConfig) -> torch.Tensor:
-    """What is kept of pixels [B, 3, height, width]: [B, T, D]."""
-    if config.keep == "hidden" and config.layers:
-        return tower.hidden(pixels, config.layers[0])
-    encoded = tower.encode(pixels, config.layers, config.average)
-    rest = encoded.patches.flatten(1, 2)
-    rest = rest.mean(1, keepdim=True) if config.keep == "pooled" else rest
-    return torch.cat([encoded.pooled[:, None], rest], dim=1)
+def find_settings(tower: Tower, paths: Sequence[Path], kept: FeatureConfig, encoder: EncoderConfig) -> EncoderConfig:
+    """An encoder with the precision and the data type in which most of these images are stored already, if any are.
+
+    So training takes what `raddraft features` has stored, whatever its types.
+
+    Args:
+        tower: as it was loaded, in float32.
+        paths: image files.
+        kept: what is asked of each image.
+        encoder: settings to change; they are kept where as many images are stored with them.
+    """
+    free = ("precision", "dtype")
+    own = describe_store(tower, encoder) | {"precision": encoder.precision}
+    digests = {digest for digest in FileList(encoder.features).find(paths) if digest}
+    best, most = encoder, 0
+    for file in sorted(encoder.features.glob("*/meta.json")):
+        meta = json.loads(file.read_text(encoding="utf-8"))
+        if any(meta.get(name) != value for name, value in own.items() if name not in free):
+            continue
+        folder = StoreFolder(file.parent, meta)
+        stock = read_stock(folder, [kept])
+        n_stored = sum(not stock.lacks(list(stock.sources), digest) for digest in digests)
+        if n_stored > most or (n_stored == most and meta == own):
+            best, most = replace(encoder, **{name: meta[name] for name in free}), n_stored
+    return best
 
 
-def _append(tower: Tower, batches: _Batches, part: Path, config: FeatureConfig, workers: int) -> Computed:
-    """Append the features of the missing images of these batches."""
-    from tqdm import tqdm
-
-    computed = Computed(part.parent)
-    started = time.perf_counter()
-    loader: DataLoader = DataLoader(batches, batch_size=None, num_workers=workers, generator=torch.Generator())
-    with open(part, "ab") as features, open(part.with_suffix(".jsonl"), "a", encoding="utf-8") as index:
-        for batch in tqdm(loader, desc="features", disable=not len(batches), unit="batch"):
-            computed.errors += batch.errors
-            if not batch.missing:
-                continue
-            tower_started = time.perf_counter()
-            vectors = _vectors(tower, batch.pixels, config)[batch.missing].cpu()  # waits for a GPU
-            computed.tower_seconds += time.perf_counter() - tower_started
-            if not vectors.isfinite().all():
-                raise RadDraftError(f"{tower.name} returns NaN or infinite features")
-            kept = vectors.to(getattr(torch, config.dtype))
-            if not kept.isfinite().all():
-                raise RadDraftError(
-                    f"{tower.name} returns values too large for {config.dtype}; use bfloat16 or float32"
-                )
-            features.write(kept.contiguous().view(torch.uint8).numpy().tobytes())
-            features.flush()
-            index.write("".join(json.dumps(digest) + "\n" for digest in batch.digests))
-            index.flush()
-            computed.n_images += len(batch.missing)
-    computed.seconds = time.perf_counter() - started
-    return computed
+def read_stock(folder: StoreFolder, wanted: Iterable[FeatureConfig]) -> Stock:
+    """What of these is stored."""
+    sources = {each[0]: each for kept in wanted for each in folder.asked(kept)}
+    return Stock(sources, {one: folder.rows(one) for one in {one for each in sources.values() for one in each}})
 
 
-@dataclass
-class _Batch:
-    pixels: torch.Tensor
-    """Of all readable images, stored ones too: the result for an image may depend on its neighbors in the last bit."""
-    missing: list[int]
-    """Rows of `pixels` that are to be stored."""
-    digests: list[str]
-    """Of their files."""
-    errors: list[str]
+def _open(
+    folder: StoreFolder,
+    kept: FeatureConfig,
+    paths: Sequence[Path],
+    digests: Mapping[str, str],
+    stock: Stock,
+    computed: Computed | None = None,
+    tower: Tower | None = None,
+) -> FeatureStore:
+    """The store of what is asked. Raises RadDraftError if nothing of the kind was ever stored."""
+    asked = folder.asked(kept)
+    forms = {one.name: form for each in asked for one in each if (form := folder.form(one))}
+    for each in asked:
+        if not any(one.name in forms for one in each):
+            there = sorted(file.parent.name for file in folder.path.glob("*/meta.json"))
+            raise RadDraftError(f"{folder.path} has no {each[0].name}, only {', '.join(there) or 'nothing'}")
+    found = [next(forms[one.name] for one in each if one.name in forms) for each in asked]
+    layers = [each[0] for each in asked]
+    rows = {}
+    for name in map(str, paths):
+        places = [stock.find(content, digests[name]) for content in layers] if name in digests else [None]
+        if None not in places:
+            rows[name] = tuple(place for place in places if place)
+    first, grid = found[0]
+    width = sum(form.width for form, _ in found) // (len(found) if kept.average else 1)
+    n_patches = math.prod(grid)
+    n_vectors = N_VECTORS if kept.keep == "pooled" else first.n_tokens if kept.layers else 1 + n_patches
+    told = computed.failed if computed else {}
+    failed = {name: sentence for name in map(str, paths) if (sentence := told.get(name))}
+    shapes = {name: form for name, (form, _) in forms.items()}
+    return FeatureStore(
+        folder.path, kept, (n_vectors, width), grid, shapes, rows, folder.norm(), failed, computed, tower
+    )
 
 
-class _Batches(Dataset):
-    """Batches of (file, whether its features are missing), prepared in workers."""
-
-    def __init__(self, batches: list[list[tuple[File, bool]]], tower: Tower, gray_mapping: str) -> None:
-        self.batches, self.processor, self.gray_mapping = batches, tower.processor, gray_mapping
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, index: int) -> _Batch:
-        batch = self.batches[index]
-        pixels: dict[str, torch.Tensor] = {}
-        errors = []
-        for file, missing in sorted(batch, key=lambda item: not item[1]):  # missing ones first
-            if not missing and not pixels:
-                break  # nothing that is missing can be read
-            try:
-                pixels[file.digest] = self._prepare(file)
-            except (ImageError, OSError) as error:
-                errors += [str(error)] if missing else []
-        rows = [(file.digest, missing) for file, missing in batch if file.digest in pixels]
-        return _Batch(
-            torch.stack([pixels[digest] for digest, _ in rows]) if rows else torch.empty(0),
-            [row for row, (_, missing) in enumerate(rows) if missing],
-            [digest for digest, missing in rows if missing],
-            errors,
-        )
-
-    def _prepare(self, file: File) -> torch.Tensor:
-        pixels = prepare_pixels(self.processor, file.path, self.gray_mapping)
-        if file_state(file.path) != file.state:
-            raise ImageError(f"{file.path}: changed while it was read; start again")
-        return pixels
-
-
-def prepare_pixels(image_processor: Any, path: Path, gray_mapping: str) -> torch.Tensor:
-    """An image file as the tower gets it: [3, H, W]. Raises ImageError if it cannot be read."""
-    image = load_image(path, gray_mapping=gray_mapping).convert("RGB")  # type: ignore[arg-type]
-    # One image is too little work to share: with several threads it took ten times as long on two cores.
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return image_processor([image], return_tensors="pt")["pixel_values"][0]
-    finally:
-        torch.set_num_threads(n_threads)
-
-
-def _cut(part: Path, row_bytes: int) -> None:
-    """Cut off what an interrupted run left behind the last whole row."""
-    index = part.with_suffix(".jsonl")
-    for path in (part, index):
-        path.touch()
-    lines = whole_lines(index)[: part.stat().st_size // row_bytes]
-    os.truncate(part, len(lines) * row_bytes)
-    os.truncate(index, sum(map(len, lines)))
-
-
-def _stored(folder: Path, row_bytes: int) -> dict[str, tuple[str, int]]:
-    """Digest of an image -> part and row, of all rows that are whole."""
-    found: dict[str, tuple[str, int]] = {}
-    for index in sorted(folder.glob("part-*.jsonl")):
-        part = index.with_suffix(".bin")
-        n_rows = part.stat().st_size // row_bytes if part.is_file() else 0
-        for row, line in enumerate(whole_lines(index)[:n_rows]):
-            found.setdefault(json.loads(line), (part.name, row))
-    return found
-
-
-def _row_bytes(shape: Sequence[int], dtype: str) -> int:
-    return math.prod(shape) * getattr(torch, dtype).itemsize
+def _tell_old(features: Path) -> None:
+    """Print which stores of an earlier version lie in a folder, for they are large and no longer read."""
+    if old := sorted(part.parent.name for part in features.glob("*/part-0.bin")):
+        print(f"{features} also holds features of an earlier version, no longer read; delete: {', '.join(old)}")

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from encoder.features import FeatureStore, prepare_pixels
+from encoder.encoding import prepare_pixels
+from encoder.features import FeatureStore
 from encoder.fitting import ProbeResult, Scores, as_scores, choose_and_measure, moments, rows_in, sum_losses
 from encoder.probe_config import ProbeConfig
 from encoder.targets import Target

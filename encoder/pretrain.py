@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from encoder.config import ComputeConfig, FeatureConfig
-from encoder.digests import digest_files
+from encoder.config import EncoderConfig
+from encoder.digests import FileList
 from encoder.dino import Dino, parameter_groups
 from encoder.features import open_store
 from encoder.figures import draw, look
@@ -30,7 +30,7 @@ from encoder.probe_config import ProbeConfig
 from encoder.recipe import PretrainConfig, Watch
 from encoder.resize import SOURCE
 from encoder.start import load_head, load_start
-from encoder.stream import CropDataset, Order, load_batches
+from encoder.stream import Batch, CropDataset, Order, load_batches
 from encoder.targets import Target, make_target
 from encoder.tower import Tower
 from raddraft.errors import DivergedError, RadDraftError
@@ -75,11 +75,14 @@ def pretrain(sources: Sequence[Sequence[Study]], labeled: Sequence[Study], out: 
     if config.head:
         load_head(model, config.head)
     dataset = CropDataset(paths, config, start)
+    files = FileList(out / "watch")
+    dataset.listed[:] = torch.tensor([digest is not None for digest in files.find(paths)])
     order = Order([len(part) for part in images], config.weights, config.batch_size, config.seed)
     if config.calibrate and not run.newest:
         model.to(accelerator.device)
         n_steps = min(16, math.ceil(config.objective.prototypes / (2 * config.batch_size)))
         parts = load_batches(dataset, order, range(n_steps), config.micro_batch_size, workers=config.workers)
+        parts = (_list_files(part, dataset, files) for part in parts)
         model.calibrate((part.global_crops.to(accelerator.device) for part in parts), config.seed)
     if config.activation_checkpointing:
         model.backbone.activation_checkpointing_enable()
@@ -109,7 +112,7 @@ def pretrain(sources: Sequence[Sequence[Study]], labeled: Sequence[Study], out: 
             for sentence in sorted(set(batch.errors) - unreadable):
                 tqdm.write(f"not trained on: {sentence}")
                 unreadable.add(sentence)
-            batch = send_to_device(batch, accelerator.device, non_blocking=True)
+            batch = send_to_device(_list_files(batch, dataset, files), accelerator.device, non_blocking=True)
             with nullcontext() if number == n_micro - 1 else accelerator.no_sync(wrapped):
                 losses = wrapped(batch.global_crops, batch.local_crops, batch.masks, now["temperature"])
                 accelerator.backward(losses["loss"] / n_micro)
@@ -144,11 +147,19 @@ def pretrain(sources: Sequence[Sequence[Study]], labeled: Sequence[Study], out: 
             run.save(f"step-{step:09d}", model.state_dict().items(), {"step": step}, optimizer)
     bar.close()
     if accelerator.is_main_process:  # `compare` warns of a tower that has seen test images
-        digests = {file.digest for file in digest_files(paths, out / "watch", config.workers).values()}
-        digests |= {image.extra[SOURCE] for part in images for image in part if SOURCE in image.extra}
+        origins = (image.extra.get(SOURCE) for part in images for image in part)
+        known = [(digest, origin) for digest, origin in zip(files.find(paths), origins, strict=True) if digest]
+        digests = {digest for pair in known for digest in pair if digest}
         write_text(out / "images.sha256", "".join(f"{digest}\n" for digest in sorted(digests)))
     accelerator.end_training()
     return out / "model"
+
+
+def _list_files(batch: Batch, dataset: CropDataset, files: FileList) -> Batch:
+    """List the files that were read for the first time. The batch goes on without them."""
+    files.add(list(batch.read.values()))
+    dataset.listed[list(batch.read)] = True
+    return batch._replace(read={})
 
 
 def _images(studies: Sequence[Study], fraction: float, seed: int) -> list[StudyImage]:
@@ -220,9 +231,10 @@ class Run(RunFolder):
         paths = list(dict.fromkeys(path for _, target in self.watches for path in target.paths))
         if not paths:
             return found
-        compute = ComputeConfig(workers=self.config.workers, features=self.folder / "watch")
-        kept = FeatureConfig(gray_mapping=self.config.gray_mapping)
-        store = open_store(tower, paths, kept, compute, quiet=True)
+        compute = EncoderConfig(
+            workers=self.config.workers, features=self.folder / "watch", gray_mapping=self.config.gray_mapping
+        )
+        store = open_store(tower, paths, compute=compute, quiet=True)
         for watch, target in self.watches:
             decays = (watch.weight_decay,) if watch.solver == "lbfgs" else None
             settings = ProbeConfig("both", watch.solver, decays, resamples=1, evaluate="val")

@@ -1,6 +1,6 @@
 """Segmentation on frozen features: a small head reads stored patch grids and outlines structures.
 
-    store = open_store(tower, paths, FeatureConfig("grid"))
+    store = open_store(tower, paths, FeatureConfig("tokens"))
     result, heads = segment(store, studies, tower.processor, SegmentConfig(("lungs",), head="linear"))
     result.to_dict()["scores"]["lungs"]["dice"]      # {"value": …, "low": …, "high": …}
 
@@ -28,7 +28,7 @@ from encoder.masks import Geometry, MaskError, load_mask, prepare_mask, processo
 from encoder.probe_config import Grid, SegmentConfig
 from raddraft import stats
 from raddraft.errors import RadDraftError
-from raddraft.images import ImageError, ImageWarning, load_image
+from raddraft.images import ImageError, ImageWarning, shown_size
 from raddraft.studies import SPLITS, Study, StudyImage
 
 SCALES = (4, 2, 1, 0.5)
@@ -205,8 +205,8 @@ def load_masks(image: StudyImage, structures: Sequence[str]) -> np.ndarray:
     """Masks of an image on its own grid: bool [S, H, W]; raises MaskError or ImageError if one cannot be used."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ImageWarning)  # given when the features were made
-        width, height = load_image(image.path).size
-    return np.stack([load_mask(image.masks[name], (height, width), image_path=image.path) for name in structures])
+        size = shown_size(image.path)
+    return np.stack([load_mask(image.masks[name], size, image_path=image.path) for name in structures])
 
 
 def train_head(

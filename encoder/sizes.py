@@ -13,6 +13,7 @@ _DINOV2_BASE = _DINOV2 | {"hidden_size": 768, "num_hidden_layers": 12, "num_atte
 _LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16}
 _CLIP_LARGE = _LARGE | {"model_type": "clip_vision_model", "intermediate_size": 4096, "patch_size": 14}
 _VIT_BASE = {"model_type": "vit", "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}
+_VIT_LARGE_512 = _DINOV2 | _LARGE | {"image_size": 512, "patch_size": 16}
 TOWERS: dict[str, tuple[dict[str, Any], int]] = {
     "microsoft/rad-dino": (_DINOV2_BASE, 518),
     "microsoft/rad-dino-maira-2": (_DINOV2_BASE, 518),
@@ -25,8 +26,13 @@ TOWERS: dict[str, tuple[dict[str, Any], int]] = {
         _VIT_BASE | {"image_size": 224, "patch_size": 16},
         224,
     ),
+    "github.com/facebookresearch/dinov2": (_VIT_LARGE_512, 512),
+    "github.com/RPIDIAL/CheXFound": (
+        _VIT_LARGE_512 | {"model_type": "dinov2_with_registers", "num_register_tokens": 4, "use_swiglu_ffn": True},
+        512,
+    ),
 }
-"""Hub id -> config, and the side in pixels of the square that its image processor makes."""
+"""Hub id or repository -> config, and the side in pixels of the square that its image processor makes."""
 
 
 def tower_config(source: str) -> tuple[Any, int | None]:

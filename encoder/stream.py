@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from encoder.augment import MultiCrop, block_masks
+from encoder.digests import File, read_file
 from encoder.recipe import PretrainConfig
 from encoder.tower import Tower
 from raddraft.errors import RadDraftError
@@ -35,6 +36,7 @@ class Batch(NamedTuple):
     local_crops: Tensor  # [n B, 1, s, s], in the same order
     masks: Tensor  # bool [2 B, S / patch, S / patch]
     errors: list[str]  # a sentence for each image that could not be read and was replaced by its neighbor
+    read: dict[int, File]  # position of an image -> its file, where this is not in `CropDataset.listed`
 
 
 class Order:
@@ -90,6 +92,9 @@ class CropDataset(Dataset):
         paths: the images.
         config: the recipe.
         tower: whose image processor and patch size the crops are for.
+
+    Attributes:
+        listed: bool [n]: images whose digests are known. Others are digested as they are read.
     """
 
     def __init__(self, paths: Sequence[Path], config: PretrainConfig, tower: Tower) -> None:
@@ -102,9 +107,10 @@ class CropDataset(Dataset):
             block_masks, grid=(side, side), probability=config.mask_probability, ratio=config.objective.mask_ratio
         )
         self.gray_mapping = config.gray_mapping
+        self.listed = torch.zeros(len(paths), dtype=torch.bool).share_memory_()  # workers see what is set later
 
-    def __getitem__(self, item: Item) -> tuple[Item, Tensor, Tensor, list[str]]:
-        """The item, its global crops [2, 1, S, S] and local ones [n, 1, s, s], and sentences on unreadable images.
+    def __getitem__(self, item: Item) -> tuple[Item, Tensor, Tensor, list[str], dict[int, File]]:
+        """The item, its global crops [2, 1, S, S] and local ones [n, 1, s, s], errors and `read` as in a Batch.
 
         Raises:
             ImageError: none of a hundred neighbors can be read.
@@ -112,18 +118,23 @@ class CropDataset(Dataset):
         position, seed = item
         errors: list[str] = []
         for offset in range(100):
-            path = Path(os.fsdecode(self.paths[(position + offset) % len(self.paths)]))
+            place = (position + offset) % len(self.paths)
+            path = Path(os.fsdecode(self.paths[place]))
+            read = {}
             try:
-                image = torch.from_numpy(load_gray(path, self.gray_mapping))[None]
+                data = None
+                if not self.listed[place]:
+                    data, read[place] = read_file(path)
+                image = torch.from_numpy(load_gray(path, self.gray_mapping, data=data))[None]
             except (ImageError, OSError) as error:
                 errors.append(str(error))
             else:
-                return item, *self.crops(image, seed), errors
+                return item, *self.crops(image, seed), errors, read
         raise ImageError(f"100 images in a row cannot be read; the first: {errors[0]}")
 
-    def collate(self, rows: list[tuple[Item, Tensor, Tensor, list[str]]]) -> Batch:
+    def collate(self, rows: list[tuple[Item, Tensor, Tensor, list[str], dict[int, File]]]) -> Batch:
         """One Batch, with masks."""
-        items, global_crops, local_crops, errors = zip(*rows, strict=True)
+        items, global_crops, local_crops, errors, read = zip(*rows, strict=True)
         masks = []
         for start in range(0, len(items), MASK_GROUP):
             group = items[start : start + MASK_GROUP]
@@ -134,6 +145,7 @@ class CropDataset(Dataset):
             torch.stack(local_crops, 1).flatten(0, 1),
             torch.cat(masks, 1).flatten(0, 1),
             [sentence for part in errors for sentence in part],
+            {place: file for part in read for place, file in part.items()},
         )
 
 

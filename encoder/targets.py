@@ -180,19 +180,20 @@ def check_leaks(
         where = " and ".join(sorted(subjects[several[0]]))
         found.append(f"{len(several)} subjects are in more than one split, e.g. {several[0]!r} in {where}")
     with tempfile.TemporaryDirectory() as temporary:
-        files = digest_files(list(images), features or Path(temporary))
-    if unread := len(images) - len(files):
-        found.append(f"{unread} images cannot be read, and were not checked")
+        digests = digest_files(list(images), features or Path(temporary))
     contents: dict[str, list[Path]] = {}
-    for path, file in files.items():
-        contents.setdefault(file.digest, []).append(path)
+    for path, digest in zip(images, digests, strict=True):
+        if digest:
+            contents.setdefault(digest, []).append(path)
+    if unread := digests.count(None):
+        found.append(f"{unread} images cannot be read, and were not checked")
     places = {digest: set().union(*(images[path] for path in paths)) for digest, paths in contents.items()}
     if shared := [digest for digest, where in places.items() if len(where) > 1]:
         example = ", ".join(f"{path} ({' and '.join(sorted(images[path]))})" for path in contents[shared[0]])
         found.append(f"{len(shared)} images are in more than one split with the same content, e.g. {example}")
     if hashes:
         test = {digest for digest, where in places.items() if where & set(tested)}
-        if met := len(_read_hashes(hashes) & test):
+        if met := len(read_hashes(hashes) & test):
             found.append(f"{met} of {len(test)} test images were in the tower's pre-training, by {hashes.name}")
     return found
 
@@ -202,7 +203,8 @@ def split_groups(studies: Sequence[Study]) -> dict[str, list[Study]]:
     return {split: [study for study in studies if study.split == split] for split in SPLITS}
 
 
-def _read_hashes(path: Path) -> set[str]:
+def read_hashes(path: Path) -> set[str]:
+    """The SHA-256 digests of a text file. Raises RadDraftError for a line that does not begin with one."""
     found = set()
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if line.strip():

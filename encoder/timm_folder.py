@@ -1,13 +1,17 @@
-"""A state dict of any timm architecture -> a folder that transformers' timm wrapper loads as a tower."""
+"""Architectures of timm as towers: a state dict -> a folder for transformers' timm wrapper, or a model as it is."""
 
 from __future__ import annotations
 
 import math
+import re
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from encoder.cards import Checkpoint
 from encoder.checkpoints import check_state
 from raddraft.errors import RadDraftError
 
@@ -69,6 +73,68 @@ def _match(
         f"The checkpoint does not fit {architecture}, by name or by order",
     )
     return rest, notes
+
+
+def build_timm(file: Path, state: Mapping[str, torch.Tensor], checkpoint: Checkpoint, side: int | None) -> Any:
+    """The network of a published checkpoint, in transformers' timm wrapper (float32, eval mode).
+
+    A first layer for one gray channel gets a third of its weights for each of three equal ones.
+
+    Args:
+        file: for messages.
+        state: its entries.
+        checkpoint: the architecture and the names of the entries.
+        side: pixels of the square that the network takes.
+
+    Raises:
+        RadDraftError: entries that have no place, are missing or do not fit; they are named.
+    """
+    from transformers import TimmWrapperConfig, TimmWrapperModel
+
+    from encoder.ark import ProjectedTimm, ProjectedTimmConfig
+
+    projected = checkpoint.projection is not None
+    arguments = dict(checkpoint.expected) | _rotary_grid(file, state, checkpoint.expected)
+    settings = {"architecture": checkpoint.architecture, "num_classes": 0, "model_args": arguments}
+    settings |= {"projection": checkpoint.projection} if projected else {}
+    config = (ProjectedTimmConfig if projected else TimmWrapperConfig).from_dict(settings)
+    config.image_size, config.patch_size = side, checkpoint.patch_size
+    kind: Any = ProjectedTimm if projected else TimmWrapperModel
+    with torch.device("meta"):  # spares the time of random weights
+        own = kind(config).timm_model.state_dict()
+    named: dict[str, torch.Tensor] = {}
+    for name, value in state.items():
+        plain = re.sub(r"^(module\.)+", "", name)
+        if any(re.match(pattern, plain) for pattern in checkpoint.dropped):
+            continue
+        for pattern, replacement in checkpoint.renames:
+            plain = re.sub(pattern, replacement, plain)
+        if plain in named:
+            raise RadDraftError(f"{file}: {name} and another entry both are {plain}")
+        if plain in own and value.ndim == 4 and (value.shape[1], own[plain].shape[1]) == (1, 3):
+            value = value.expand(-1, 3, -1, -1) / 3
+        named[plain] = value.float() if value.is_floating_point() else value
+    what = f"{file} is not {checkpoint.file} or a file like it"
+    check_state(named, {name: value.shape for name, value in own.items()}, what)
+    return kind.from_pretrained(None, config=config, state_dict={f"timm_model.{name}": named[name] for name in own})
+
+
+def _rotary_grid(file: Path, state: Mapping[str, torch.Tensor], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The grid that rotary positions are scaled to, where the file has another than the arguments.
+
+    EVA-02's files hold a table of cosines, row after row of patches; its first frequency is 1, so that the second patch
+    of the first row has the cosine of its position. (EVA-X's own eva_x.py and classification code differ for the base
+    model: 14 and 16.)
+    """
+    table = next((state[name] for name in ("rope.freqs_cos", "module.rope.freqs_cos") if name in state), None)
+    if table is None or "ref_feat_shape" not in arguments:
+        return {}
+    n_tokens, width = table.shape
+    grid = round(math.isqrt(n_tokens) * math.acos(float(table[1, width // 2])))
+    if [grid, grid] == list(arguments["ref_feat_shape"]):
+        return {}
+    warnings.warn(f"{file}: rotary positions are those of a grid of {grid}, as its own table has them", stacklevel=4)
+    return {"ref_feat_shape": [grid, grid]}
 
 
 def plain_processor(processor: BaseImageProcessor) -> BaseImageProcessor:

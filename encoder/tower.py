@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from raddraft.errors import RadDraftError
 
@@ -41,6 +41,15 @@ class Encoded:
     """[B, H, W, D]."""
 
 
+class Layer(NamedTuple):
+    """What a batch of images is after one layer."""
+
+    encoded: Encoded
+    tokens: torch.Tensor | None
+    """The raw hidden state [B, T, D], prefix tokens included, as LLaVA reads it. Of the final output the last hidden
+    state, from which `Tower.last_norm` leads to the patches; where there is none, the patches."""
+
+
 class NotPlainError(RadDraftError):
     """The model is not a plain vision transformer, so a LLaVA model cannot hold it."""
 
@@ -69,9 +78,51 @@ class Tower:
         return next(self.model.parameters()).device
 
     @cached_property
+    def digest(self) -> str:
+        """`weights_digest` of the model as it was when this was first asked for."""
+        return weights_digest(self.model)
+
+    @cached_property
     def shape(self) -> tuple[int, int, int]:
         """Rows and columns of patches, and width: (H, W, D). Raises RadDraftError if images do not fit the model."""
         return tuple(self.encode(self.black_pixels).patches.shape[1:])  # type: ignore[return-value]
+
+    @property
+    def last_norm(self) -> torch.nn.Module | None:
+        """The LayerNorm that makes the final tokens of the last hidden state, or Identity where they are the same.
+
+        None for other models.
+        """
+        return self._states[1]
+
+    @property
+    def n_states(self) -> int:
+        """Hidden states that it has, the embedding first; 0 where there is only the final output."""
+        return self._states[0]
+
+    @cached_property
+    def _states(self) -> tuple[int, torch.nn.Module | None]:
+        """Number of hidden states, and `last_norm`, which is found by what it takes and gives, whatever its name."""
+        import torch
+
+        if not hasattr(self.model.config, "num_hidden_layers"):
+            return 0, None
+        calls = []
+        norms = [module for module in self.model.modules() if isinstance(module, torch.nn.LayerNorm)]
+        hooks = [norm.register_forward_hook(lambda *call: calls.append(call)) for norm in norms]
+        try:
+            with torch.no_grad():
+                outputs = self._forward(self.black_pixels, output_hidden_states=True)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        states = outputs.hidden_states or ()
+        if not states or states[-1].ndim != 3:
+            return len(states), None
+        if outputs.last_hidden_state is states[-1]:
+            return len(states), torch.nn.Identity()
+        found = (norm for norm, (given, *_), made in calls if given is states[-1] and made is outputs.last_hidden_state)
+        return len(states), next(found, None)
 
     @cached_property
     def black_pixels(self) -> torch.Tensor:
@@ -126,13 +177,28 @@ class Tower:
                 return Encoded(torch.stack(pooled).mean(0), torch.stack(patches).mean(0))
             return Encoded(torch.cat(pooled, dim=-1), torch.cat(patches, dim=-1))
 
-    def hidden(self, pixels: torch.Tensor, layer: int) -> torch.Tensor:
-        """One raw hidden state [B, T, D], prefix tokens included, as LLaVA reads it. Raises as `encode`."""
+    def encode_layers(self, pixels: torch.Tensor, layers: Sequence[int | None], tokens: bool = True) -> list[Layer]:
+        """Layers of pixels [B, 3, height, width] in one pass, with their tokens or without; None: the final output.
+
+        Raises:
+            RadDraftError: as `encode`.
+        """
         import torch
 
+        final = tokens and self.last_norm is not None
+        options = {"output_hidden_states": True} if final or any(layer is not None for layer in layers) else {}
+        found = []
         with torch.no_grad():
-            (state,) = pick_layers(self._forward(pixels, output_hidden_states=True), [layer])
-        return state
+            outputs = self._forward(pixels, **options)
+            for layer in layers:
+                if layer is None:
+                    encoded = self._final(outputs, pixels)
+                    state = outputs.hidden_states[-1] if final else encoded.patches.flatten(1, 2)
+                else:
+                    (state,) = pick_layers(outputs, [layer])
+                    encoded = self._tokens(state, pixels)
+                found.append(Layer(encoded, state if tokens else None))
+        return found
 
     def _forward(self, pixels: torch.Tensor, **options: Any) -> Any:
         parameter = next(self.model.parameters())

@@ -3,8 +3,9 @@
     tower = load_tower("rad-dino")
     encoded = tower.encode(tower.prepare([image]))  # pooled [1, 768], patches [1, 37, 37, 768]
 
-Any vision model that transformers can load will do, its timm wrapper included, and BioViL-T. Checkpoints in other
-formats are converted once: `raddraft convert`.
+Any vision model that transformers can load will do, its timm wrapper included, and BioViL-T; the towers of
+`encoder.cards` whose authors publish a file of another layout; and features that something else has written, see
+`encoder.given`. Other checkpoints are converted once: `raddraft convert`.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from encoder.cards import TOWERS
+from encoder.official import find_file, load_official
 from encoder.tower import Tower, patch_size
 from raddraft.errors import RadDraftError, UnavailableError
 from raddraft.loading import load_pretrained
@@ -25,63 +27,16 @@ if TYPE_CHECKING:
     from transformers import BaseImageProcessor
 
 
-@dataclass(frozen=True)
-class Card:
-    """What a short name stands for."""
-
-    source: str
-    """Hub id or repository."""
-    what: str
-    """Architecture, and side of its input in px."""
-    license: str
-    """As far as known here; the terms on its page apply."""
-    converted: bool = False
-    """Whether `source` is a checkpoint that `raddraft convert` turns into a folder first."""
-    in_llava: bool = True
-    """Whether a LLaVA model can hold it; otherwise it runs beside one, frozen."""
-
-
-DINOV2 = "Apache-2.0"
-DINOV3 = "DINOv3 license, gated"
-
-TOWERS = {
-    "rad-dino": Card(
-        "microsoft/rad-dino", "ViT-B/14, 518 px, DINOv2 on chest X-rays", "MIT (earlier MSRLA), for research"
-    ),
-    "rad-dino-maira-2": Card("microsoft/rad-dino-maira-2", "ViT-B/14, 518 px, RAD-DINO on more data", "MSRLA"),
-    "dinov2-small": Card("facebook/dinov2-small", "ViT-S/14, 224 px", DINOV2),
-    "dinov2-base": Card("facebook/dinov2-base", "ViT-B/14, 224 px", DINOV2),
-    "dinov2-large": Card("facebook/dinov2-large", "ViT-L/14, 224 px", DINOV2),
-    "dinov2-giant": Card("facebook/dinov2-giant", "ViT-g/14, 224 px", DINOV2),
-    "dinov2-small-registers": Card("facebook/dinov2-with-registers-small", "ViT-S/14, 4 registers, 224 px", DINOV2),
-    "dinov2-base-registers": Card("facebook/dinov2-with-registers-base", "ViT-B/14, 4 registers, 224 px", DINOV2),
-    "dinov2-large-registers": Card("facebook/dinov2-with-registers-large", "ViT-L/14, 4 registers, 224 px", DINOV2),
-    "dinov2-giant-registers": Card("facebook/dinov2-with-registers-giant", "ViT-g/14, 4 registers, 224 px", DINOV2),
-    "dinov3-small": Card("facebook/dinov3-vits16-pretrain-lvd1689m", "ViT-S/16, 4 registers, 224 px", DINOV3),
-    "dinov3-base": Card("facebook/dinov3-vitb16-pretrain-lvd1689m", "ViT-B/16, 4 registers, 224 px", DINOV3),
-    "dinov3-large": Card("facebook/dinov3-vitl16-pretrain-lvd1689m", "ViT-L/16, 4 registers, 224 px", DINOV3),
-    "clip-224": Card("openai/clip-vit-large-patch14", "ViT-L/14, 224 px", "MIT, by its repository"),
-    "clip-336": Card("openai/clip-vit-large-patch14-336", "ViT-L/14, 336 px", "MIT, by its repository"),
-    "siglip2-base": Card("google/siglip2-base-patch16-224", "ViT-B/16, no class token, 224 px", "Apache-2.0"),
-    "siglip2-base-512": Card("google/siglip2-base-patch16-512", "ViT-B/16, no class token, 512 px", "Apache-2.0"),
-    "biomedclip": Card(
-        "microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224", "ViT-B/16, 224 px", "MIT", converted=True
-    ),
-    "biovil-t": Card(
-        "microsoft/BiomedVLP-BioViL-T", "ResNet-50 hybrid, 448 px of 512", "MIT", converted=True, in_llava=False
-    ),
-    "mrm": Card("github.com/RL4M/MRM-pytorch", "ViT-B/16, 448 px fine-tuned", "see its repository", converted=True),
-}
-
-
 def resolve_tower(name: str) -> str:
     """Local folder or hub id of a tower.
 
     Raises:
         RadDraftError: `name` is not a short name, a folder, or of the form owner/model; or it stands for a checkpoint
-            that has to be converted first.
+            that has to be converted first, or that is a file.
     """
     if card := TOWERS.get(name):
+        if card.checkpoint:
+            raise RadDraftError(f"Tower {name!r} is a file, {card.checkpoint.file}, which has no config.json")
         if card.converted:
             raise RadDraftError(
                 f"Tower {name!r} is not a transformers checkpoint: download it from {card.source}, run `raddraft "
@@ -94,7 +49,8 @@ def resolve_tower(name: str) -> str:
         return name
     missing = f"There is no folder {name} here. " if "/" in name else ""
     raise RadDraftError(
-        f"{missing}Unknown tower {name!r}. Choices: {', '.join(TOWERS)}, a hub id, or a folder with a config.json"
+        f"{missing}Unknown tower {name!r}. Choices: {', '.join(TOWERS)}, a hub id, a folder with a config.json, or "
+        "features:FILE"
     )
 
 
@@ -107,8 +63,10 @@ def load_tower(
     model that could not hold its tower has it in a folder of its own, which its raddraft.json names.
 
     Args:
-        name: short name (`raddraft towers` lists them), hub id or local folder; "pixels" for 16 x 16 raw pixels;
-            "random:" before the name of a tower for the same architecture with random weights (seed 0).
+        name: short name (`raddraft towers` lists them), hub id or local folder; NAME:FILE for the short name of a
+            tower whose authors publish a file, and where that file is; features:FILE for features that something else
+            has written (`encoder.given`); "pixels" for 16 x 16 raw pixels; "random:" before the name of a tower for
+            the same architecture with random weights (seed 0).
         image_size: side in pixels of the tower's square input, instead of the checkpoint's own: the shorter side is
             resized to it and the center square is kept. Position embeddings are interpolated.
         backend: library that resizes images. A saved report model uses torchvision, as transformers does by default;
@@ -143,16 +101,27 @@ def load_tower(
 
 def _load(name: str, backend: str) -> tuple[Any, BaseImageProcessor]:
     """Model and image processor of a tower by any of its names."""
-    import torch
-    from transformers import AutoConfig, AutoImageProcessor, AutoModel
+    from transformers import AutoConfig, AutoImageProcessor
 
-    import encoder.biovil  # noqa: F401  # a model that transformers does not know by itself
+    import encoder.ark
+    import encoder.biovil  # noqa: F401  # models that transformers does not know by itself
 
     if name == "pixels":
         from encoder.baselines import Pixels, pixels_processor
 
         model = Pixels()
         return model, pixels_processor(model.config)
+    known, _, file = name.removeprefix("random:").partition(":")
+    if known == "features":
+        from encoder.given import given_processor, load_given
+
+        if name.startswith("random:"):
+            raise RadDraftError(f"{name}: features that are given have no architecture to give random weights to")
+        given = load_given(file)
+        return given, given_processor(given.config)
+    if (card := TOWERS.get(known)) and (card.checkpoint or file):
+        model, processor = load_official(known, card, find_file(known, card, file), backend)
+        return (_with_random_weights(model.config) if name.startswith("random:") else model), processor
     path = resolve_tower(name.removeprefix("random:"))
     # torchvision is the default anyway; asking for it would draw a warning where a processor has Pillow only.
     options = {} if backend == "torchvision" else {"backend": backend}
@@ -161,12 +130,20 @@ def _load(name: str, backend: str) -> tuple[Any, BaseImageProcessor]:
             model, _ = _load(name.removesuffix(path) + beside, backend)
         elif name.startswith("random:"):
             config = AutoConfig.from_pretrained(path)
-            with torch.random.fork_rng():
-                torch.manual_seed(0)
-                model = AutoModel.from_config(getattr(config, "vision_config", config))
+            model = _with_random_weights(getattr(config, "vision_config", config))
         else:
             model = _load_pretrained(path)
         return model, AutoImageProcessor.from_pretrained(path, **options)
+
+
+def _with_random_weights(config: Any) -> Any:
+    """A model of the config with weights of seed 0."""
+    import torch
+    from transformers import AutoModel
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return AutoModel.from_config(config)
 
 
 def _load_pretrained(path: str) -> Any:
