@@ -69,10 +69,9 @@ def _bench(
     best = min(seconds, key=seconds.__getitem__)
     tower = load_tower(str(folder), backend="pil")
     tower.model.to(getattr(torch, precision))
-    config = FeatureConfig("grid", dtype="float32")
     with TemporaryDirectory() as scratch:
-        compute = ComputeConfig(batch_size=our_batch_size, workers=1, features=Path(scratch))
-        ours, store = timed(lambda: open_store(tower, paths, config, compute))
+        compute = ComputeConfig(batch_size=our_batch_size, workers=1, features=Path(scratch), dtype="float32")
+        ours, store = timed(lambda: open_store(tower, paths, FeatureConfig("tokens"), compute))
         pairs = [
             (torch.cat([vector[None], grid.flatten(1).T]), store[path])
             for path, (vector, grid) in zip(paths, expected, strict=True)

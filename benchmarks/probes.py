@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from encoder.config import ComputeConfig, FeatureConfig
-from encoder.features import FeatureStore, open_store, prepare_pixels
+from encoder.encoding import prepare_pixels
+from encoder.features import FeatureStore, open_store
+from encoder.rows import Form
 from encoder.finetune import descend
 from encoder.fitting import moments, rows_in, sum_losses
 from encoder.probe import run_probe
@@ -46,8 +48,8 @@ def _bench_epochs(paths: Sequence[Path], folder: Path, epochs: int = 10) -> bool
     splits = np.array(["train"] * (len(paths) * 3 // 4) + ["val"] * (len(paths) - len(paths) * 3 // 4))
     target = Target("multilabel", tuple(map(str, range(FINDINGS))), list(paths), splits, splits, labels)
     started = time.perf_counter()
-    compute = ComputeConfig(workers=0, features=folder / "features")
-    store = open_store(tower, paths, FeatureConfig(dtype="float32"), compute)
+    compute = ComputeConfig(workers=0, features=folder / "features", dtype="float32")
+    store = open_store(tower, paths, compute=compute)
     storing = time.perf_counter() - started
     vectors = store.vectors(paths)
     started = time.perf_counter()
@@ -100,13 +102,15 @@ def _make(folder: Path) -> tuple[FeatureStore, Target]:
     x = generator.normal(size=(N, WIDTH)).astype(np.float16)
     lean = x.astype(np.float32) @ generator.normal(size=(WIDTH, FINDINGS)) / np.sqrt(WIDTH)
     y = (lean + generator.normal(size=lean.shape) > np.linspace(0.5, 2.5, FINDINGS)).astype(float)
-    np.repeat(x[:, None], 2, axis=1).tofile(folder / "part-0.bin")
+    (folder / "pooled").mkdir()
+    np.repeat(x[:, None], 2, axis=1).tofile(folder / "pooled" / "part-0.bin")
     paths = [folder / f"{row}.png" for row in range(N)]
-    rows = {str(path): ("part-0.bin", row) for row, path in enumerate(paths)}
+    rows = {str(path): (("pooled/part-0.bin", row),) for row, path in enumerate(paths)}
     splits = np.array((["train"] * 7 + ["val"] + ["test"] * 2) * (N // 10))
     names = tuple(f"finding {i + 1}" for i in range(FINDINGS))
     target = Target("multilabel", names, paths, np.arange(N).astype(str), splits, y)
-    return FeatureStore(folder, FeatureConfig(), (2, WIDTH), (1, 1), rows), target
+    form = Form(0, WIDTH, "float16")
+    return FeatureStore(folder, FeatureConfig(), (2, WIDTH), (1, 1), {"pooled": form}, rows), target
 
 
 def _bench_whole(store: FeatureStore, target: Target, solver: Literal["lbfgs", "adamw"]) -> None:

@@ -139,10 +139,10 @@ def _source(study: Study) -> str:
 
 def _hub_id(name: str) -> str | None:
     """The hub id of a tower or language model; None for a local folder."""
-    from encoder.towers import TOWERS
+    from encoder.cards import TOWERS
 
     if card := TOWERS.get(name):
-        return None if card.converted else card.source
+        return card.hub_id
     return name if re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) and not Path(name).is_dir() else None
 
 

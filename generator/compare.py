@@ -5,65 +5,51 @@
     tasks = [Task("Edema", "binary", ["Edema"]), Task("Nearest report", "retrieval", ["findings"])]
     result = compare("studies.jsonl", ["rad-dino", "dinov2-base"], tasks, out="runs/compare")
 
-Every tower runs once over the images, and all tasks read its stored features. Each cell of the table is stored when it
-is done, so an interrupted comparison resumes.
+Every tower runs once over the images, and all tasks read its stored features; an image is read once for each tower.
+Each cell of the table is stored when it is done, so an interrupted comparison resumes.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from encoder.config import ComputeConfig, EncoderConfig, FeatureConfig
+from encoder.config import ComputeConfig, EncoderConfig
 from encoder.digests import digest_files
-from encoder.features import FeatureStore, describe, open_store
-from encoder.measures import bounds
+from encoder.features import FeatureStore
 from encoder.probe import average_curve, learning_curve, run_probe
 from encoder.probe_config import ProbeConfig, SegmentConfig, TargetSpec
-from encoder.segment import masked_paths, segment
-from encoder.targets import check_leaks, make_target, of_sources, split_groups
+from encoder.segment import segment
+from encoder.store_folder import describe_store
+from encoder.targets import check_leaks, make_target, of_sources, read_hashes, split_groups
 from encoder.tower import Tower
 from generator import compare_report
+from generator.cells import Cell, cell_of_sums, compare_with, join_folds, read_cell, write_cell
 from generator.compare_config import Entry, Task
+from generator.compare_features import RowFeatures, features_of, open_row
 from generator.compare_page import write_page
+from generator.compare_ranks import rank_correlations
 from generator.config import Control
 from generator.prompts import PromptConfig
 from generator.retrieve import Retriever
 from metrics.scoring import METRICS, measure
-from metrics.summary import interval_of_mean, sign
+from metrics.summary import sign
 from raddraft.errors import RadDraftError
-from raddraft.files import digest_json, write_json
-from raddraft.stats import difference, holm, resample
+from raddraft.files import digest_json
+from raddraft.stats import mean_measure
 from raddraft.studies import Study, deal_folds, read_studies
 from raddraft.text import show, slug
 
-RULES = 6
+RULES = 7
 """Version of how cells are measured; raised when the same settings give other numbers, so that no old cell is kept."""
 
 MEASURES = {"regression": ("r2", "mae"), "segmentation": ("dice", "iou"), "retrieval": METRICS, "report": METRICS}
-
-
-@dataclass
-class Cell:
-    """One tower on one task."""
-
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-    n: int | None = None  # test images
-    notes: list[str] = field(default_factory=list)
-    details: dict[str, Any] = field(default_factory=dict)
-    resamples: np.ndarray = field(default_factory=lambda: np.empty(0), repr=False)  # by test subject: [R]
-    sample: str = ""  # digest of test subjects and labels; towers with the same one share their resamples
 
 
 def compare(
@@ -94,7 +80,9 @@ def compare(
 
     Returns:
         What compare.json holds: baseline, tasks, towers (label -> task -> value, low, high, n, notes, details, sample),
-        warnings, differences (label -> task -> value, low, high, p, p_holm), resamples, folds, minutes.
+        controls (labels of rows), ranks (as by `generator.compare_ranks`), writers (label -> lm, tokens_per_second,
+        where rows name language models), warnings, differences (label -> task -> as by `generator.cells.compare_with`),
+        resamples, folds, minutes.
 
     Raises:
         RadDraftError: equal names, an unknown baseline, tower, target, measure or source, or options that do not go
@@ -109,27 +97,34 @@ def compare(
     known = read_studies(manifest)
     parts = deal_folds(known, folds) if folds else [known]
     compute = compute or ComputeConfig()
-    data = _digest_data(known, compute.features)
+    for seen in {seen for _, seen in places if seen}:  # the images are looked at when they have been digested
+        read_hashes(seen)
     recipes = {
         (entry.name, task.name): _read_recipe(task, entry, name)
         for entry, (name, _) in zip(entries, places, strict=True)
         for task in tasks
         if task.kind == "report"
     }
-    context = _Context(Path(manifest), known, parts, data, out, compute, resamples)
-    cells: dict[str, dict[str, Cell]] = {}
-    warnings: dict[str, list[str]] = {}
-    made_of = {}
-    for entry, (name, seen) in zip(entries, places, strict=True):
-        if told := _find_leaks(parts, seen, compute.features):
-            warnings[entry.name] = told
-        cells[entry.name], made_of[entry.name] = context.measure_row(entry, name, tasks, recipes)
-    cells |= context.measure_controls(baseline, tasks, recipes, made_of[baseline])
+    context = _Context(Path(manifest), known, parts, out, compute, resamples, baseline, recipes)
+    cells, made_of = context.measure_rows(entries, [name for name, _ in places], tasks)
+    warnings = {
+        entry.name: told
+        for entry, (_, seen) in zip(entries, places, strict=True)
+        if (told := _find_leaks(parts, seen, compute.features))
+    }
+    for one, cell in context.measure_reports(list(_list_reports(baseline, recipes, tasks, made_of, out))):
+        cells.setdefault(one.row, {})[one.task.name] = cell
+    no_task = Cell(None, notes=["a control of report tasks only"])
+    cells = {name: {task.name: row.get(task.name, no_task) for task in tasks} for name, row in cells.items()}
+    names = [entry.name for entry in entries]
     result = {
         "baseline": baseline,
         "tasks": [asdict(task) for task in tasks],
         "differences": compare_with(baseline, cells),
-        "towers": {name: {task: _public(cell) for task, cell in row.items()} for name, row in cells.items()},
+        "towers": {name: {task: cell.public() for task, cell in row.items()} for name, row in cells.items()},
+        "controls": [name for name in cells if name not in names],
+        "ranks": rank_correlations(cells, tasks, names),
+        "writers": _find_writers(cells) if any(entry.lm or entry.recipe for entry in entries) else {},
         "warnings": warnings,
         "resamples": resamples,
         "folds": folds,
@@ -137,6 +132,15 @@ def compare(
     }
     write_page(result, tasks, out, title)
     return result
+
+
+def _find_writers(cells: Mapping[str, Mapping[str, Cell]]) -> dict[str, dict[str, Any]]:
+    """Row -> parameters of its language model ("lm"), and tokens_per_second that it drafts."""
+    found = {name: cell.details for name, row in cells.items() for cell in row.values() if "parameters" in cell.details}
+    return {
+        name: {"lm": one["parameters"]["lm"], "tokens_per_second": one["tokens_per_second"]}
+        for name, one in found.items()
+    }
 
 
 def _read_recipe(task: Task, entry: Entry, tower: str) -> compare_report.Recipe:
@@ -149,6 +153,36 @@ def _read_recipe(task: Task, entry: Entry, tower: str) -> compare_report.Recipe:
 
 
 @dataclass(frozen=True)
+class _Reports:
+    """A cell of a report task: of a row, or of a control of the baseline's drafts."""
+
+    row: str
+    task: Task
+    runs: list[compare_report.Run]
+    made_of: tuple[Any, ...]
+
+
+def _list_reports(
+    baseline: str,
+    recipes: Mapping[tuple[str, str], compare_report.Recipe],
+    tasks: Sequence[Task],
+    made_of: Mapping[str, str],
+    out: Path,
+) -> Iterator[_Reports]:
+    """The cells of the report tasks of rows, by what these are made of; then the controls, if the baseline is one."""
+    rows: list[tuple[str, str, Control]] = [(row, row, "none") for row in made_of]
+    if baseline in made_of:
+        controls = compare_report.CONTROLS.items()
+        rows += [(name.format(baseline=baseline), baseline, control) for control, name in controls]
+    for label, row, control in rows:
+        for task in tasks:
+            if recipe := recipes.get((row, task.name)):
+                seeds = task.seeds if control in ("none", "shuffled-images") else 1  # the others copy reports
+                runs = compare_report.list_runs(recipe, row, seeds, out, made_of[row], control)
+                yield _Reports(label, task, runs, (made_of[row], asdict(recipe), control))
+
+
+@dataclass(frozen=True)
 class _Context:
     """What all cells of a table share."""
 
@@ -156,73 +190,100 @@ class _Context:
     studies: Sequence[Study]
     parts: Sequence[Sequence[Study]]
     """The studies; or with folds, once for each fold."""
-    data: str
-    """Digest of the studies and their files."""
     out: Path
     compute: ComputeConfig
     resamples: int
+    baseline: str
+    recipes: Mapping[tuple[str, str], compare_report.Recipe]
+    """Row and report task -> recipe."""
+    stores: dict[Path, FeatureStore] = field(default_factory=dict)
+    """Folder of the runs of a recipe -> features that they read."""
 
-    def measure_row(
-        self, entry: Entry, name: str, tasks: Sequence[Task], recipes: Mapping[Any, compare_report.Recipe]
-    ) -> tuple[dict[str, Cell], str]:
-        """Task -> cell of one row, and a digest of the tower and the data that they are made of."""
-        encoder = EncoderConfig(
-            **vars(self.compute), tower=name, image_size=entry.image_size, gray_mapping=entry.gray_mapping
-        )
-        tower = encoder.load()
-        described = describe(tower, FeatureConfig(gray_mapping=entry.gray_mapping))
-        made_of = digest_json(described, self.data)
-        row = {}
-        for task in tasks:
-            if recipe := recipes.get((entry.name, task.name)):
-                make = partial(self._report, recipe, made_of, entry.name, task)
-            else:
-                make = partial(self._measure_parts, tower, encoder, task)
-            row[task.name] = self._stored(entry.name, task, make, made_of, recipe and asdict(recipe))
-        return row, made_of
+    @cached_property
+    def data(self) -> str:
+        """Digest of the studies and their files."""
+        return _digest_data(self.studies, self.compute.features)
 
-    def measure_controls(
-        self, baseline: str, tasks: Sequence[Task], recipes: Mapping[Any, compare_report.Recipe], made_of: str
-    ) -> dict[str, dict[str, Cell]]:
-        """Row -> task -> cell of each control of the baseline's drafts; none without a report task."""
-        rows: dict[str, dict[str, Cell]] = {}
-        for control, name in compare_report.CONTROLS.items() if recipes else ():
-            row = name.format(baseline=baseline)
-            rows[row] = {task.name: Cell(None, notes=["a control of report tasks only"]) for task in tasks}
+    def measure_rows(
+        self, entries: Sequence[Entry], names: Sequence[str], tasks: Sequence[Task]
+    ) -> tuple[dict[str, dict[str, Cell]], dict[str, str]]:
+        """Row -> task -> cell, of all tasks but reports; row -> digest of its tower and the data. One row at a time."""
+        cells: dict[str, dict[str, Cell]] = {entry.name: {} for entry in entries}
+        made_of = dict.fromkeys(cells, "")
+        # Where there may be cells, the files are digested to know; else the pass that reads the images digests them.
+        is_new = not any((self.out / "cells").glob("*.json"))
+
+        def work(row: tuple[Entry, str]) -> None:
+            entry, name = row
+            encoder = EncoderConfig(
+                **vars(self.compute), tower=name, image_size=entry.image_size, gray_mapping=entry.gray_mapping
+            )
+            tower = encoder.load()
+            recipes = {task: recipe for (row_name, task), recipe in self.recipes.items() if row_name == entry.name}
+            features = open_row(tower, encoder, tasks, recipes, self.studies) if is_new else None
+            made_of[entry.name] = digest_json(describe_store(tower, encoder), self.data)
+            mine = {entry.name: made_of[entry.name]}
+            reports = list(_list_reports(self.baseline, self.recipes, tasks, mine, self.out))
+            if features is None:
+                left = [one.task for one in reports if self._find(one.row, one.task, *one.made_of) is None]
+                left += [
+                    task
+                    for task in tasks
+                    if task.kind != "report" and self._find(entry.name, task, made_of[entry.name]) is None
+                ]
+                features = open_row(tower, encoder, left, recipes, self.studies)
+            for one in reports:
+                if store := features.of_reports.get(one.task.name):
+                    self.stores[one.runs[0].folder.parent] = store
             for task in tasks:
-                if recipe := recipes.get((baseline, task.name)):
-                    make = partial(self._report, recipe, made_of, baseline, task, control)
-                    rows[row][task.name] = self._stored(row, task, make, made_of, asdict(recipe), control)
-        return rows
+                if task.kind != "report":
+                    make = partial(self._measure_parts, tower, features, task)
+                    cells[entry.name][task.name] = self._stored(entry.name, task, make, made_of[entry.name])
+
+        rows = list(zip(entries, names, strict=True))
+        compare_report.share_out(rows, lambda row: self.out / "cells" / f"{slug(row[0].name)}.lock", work)
+        return cells, made_of
+
+    def measure_reports(self, reports: Sequence[_Reports]) -> Iterator[tuple[_Reports, Cell]]:
+        """Train and draft whatever the stored cells lack, over all rows, then score."""
+        missing = [one for one in reports if self._find(one.row, one.task, *one.made_of) is None]
+        runs = [run for one in missing for run in one.runs]
+        faults = compare_report.make_drafts(runs, self.manifest, self.studies, self.compute, self.stores)
+        for one in reports:
+            yield one, self._stored(one.row, one.task, partial(self._score, one, faults), *one.made_of)
+
+    def _score(self, reports: _Reports, faults: Mapping[str, str]) -> Cell:
+        """The drafts scored; a cell that says why where that cannot be."""
+        if fault := faults.get(reports.runs[0].group):
+            return Cell(None, notes=[fault])
+        try:
+            return compare_report.score_runs(reports.runs, reports.task.shown, self.studies, self.resamples)
+        except RadDraftError as error:
+            return Cell(None, notes=[str(error)])
+
+    def _find(self, row: str, task: Task, *made_of: Any) -> Cell | None:
+        """The cell that is stored, if it is made of the same."""
+        return read_cell(self._path(row, task), self._digest(task, made_of), task.shown)
 
     def _stored(self, row: str, task: Task, make: Callable[[], Cell], *made_of: Any) -> Cell:
-        """The cell that is stored, if it is made of the same; else it is made, and stored."""
-        path = self.out / "cells" / f"{slug(row)}--{slug(task.name)}.json"
-        digest = digest_json(RULES, self.resamples, len(self.parts), asdict(task), *made_of)
-        cell = _read_cell(path, digest)
+        """The cell that `_find` gives; else it is made and stored, unless drafts failed: those are tried again."""
+        cell = self._find(row, task, *made_of)
         if cell is None:
             cell = make()
-            write_json(path, vars(cell) | {"resamples": cell.resamples.tolist(), "made_of": digest})
+            cell.notes += cell.doubts()
+            if cell.value is not None or task.kind != "report":
+                write_cell(self._path(row, task), cell, self._digest(task, made_of))
         print(f"{row}, {task.name}: {task.shown} {show(cell)}", flush=True)
         return cell
 
-    def _measure_parts(self, tower: Tower, encoder: EncoderConfig, task: Task) -> Cell:
-        return join_folds([_measure(tower, encoder, task, part, self.resamples) for part in self.parts])
+    def _path(self, row: str, task: Task) -> Path:
+        return self.out / "cells" / f"{slug(row)}--{slug(task.name)}.json"
 
-    def _report(
-        self, recipe: compare_report.Recipe, made_of: str, row: str, task: Task, control: Control = "none"
-    ) -> Cell:
-        """The drafts of a row, or of a control of it, scored; a cell that says why where that cannot be."""
-        seeds = task.seeds if control in ("none", "shuffled-images") else 1  # the others copy reports
-        runs = compare_report.list_runs(recipe, row, seeds, self.out, made_of)
-        try:
-            compare_report.make_drafts(runs, self.manifest, self.studies, self.compute, control)
-            files = [run.drafts(control) for run in runs]
-            found = compare_report.score_runs(files, task.shown, self.studies, self.resamples)
-        except RadDraftError as error:
-            return Cell(None, notes=[str(error)])
-        sample = digest_json(found.studies)
-        return Cell(found.value, found.low, found.high, len(found.studies), [], found.details, found.resamples, sample)
+    def _digest(self, task: Task, made_of: Sequence[Any]) -> str:
+        return digest_json(RULES, self.resamples, len(self.parts), asdict(task), *made_of)
+
+    def _measure_parts(self, tower: Tower, features: RowFeatures, task: Task) -> Cell:
+        return join_folds([_measure(tower, features, task, part, self.resamples) for part in self.parts])
 
 
 def _expand(name: str | Path) -> str:
@@ -259,7 +320,7 @@ def _check(entries: Sequence[Entry], tasks: Sequence[Task], baseline: str | None
 def _digest_data(known: Sequence[Study], features: Path) -> str:
     """Digest of the studies and of the content of their images and masks."""
     files = [path for study in known for image in study.images for path in (image.path, *image.masks.values())]
-    contents = {str(path): file.digest for path, file in digest_files(files, features).items()}
+    contents = {str(path): digest for path, digest in zip(files, digest_files(files, features), strict=True) if digest}
     return digest_json([asdict(study) for study in known], contents)
 
 
@@ -271,38 +332,20 @@ def _find_leaks(parts: Sequence[Sequence[Study]], seen: Path | None, features: P
     return check_leaks(folds, seen, features, tested=folds)
 
 
-def _read_cell(path: Path, made_of: str) -> Cell | None:
-    """The stored cell, if it is made of the same."""
-    if not path.is_file():
-        return None
-    row = json.loads(path.read_text(encoding="utf-8"))
-    if row.pop("made_of") != made_of:
-        return None
-    return Cell(**(row | {"resamples": np.array(row["resamples"], dtype=float)}))
-
-
-def _public(cell: Cell) -> dict[str, Any]:
-    return {name: value for name, value in vars(cell).items() if name != "resamples"}
-
-
-def _measure(tower: Tower, encoder: EncoderConfig, task: Task, studies: Sequence[Study], resamples: int) -> Cell:
+def _measure(tower: Tower, features: RowFeatures, task: Task, studies: Sequence[Study], resamples: int) -> Cell:
     """Run one task on one tower. What cannot be measured is a cell without value that says why; the others go on."""
-    segmentation = task.kind == "segmentation"
-    try:
-        chosen = of_sources(studies, task.sources)
-        paths = masked_paths(chosen, task.targets) if segmentation else [study.main_image.path for study in chosen]
-    except RadDraftError as error:
-        raise RadDraftError(f"Task {task.name!r}: {error}") from None
-    if segmentation and tower.shape[:2] == (1, 1):
+    kept, paths = features_of(task, studies)
+    if task.kind == "segmentation" and tower.shape[:2] == (1, 1):
         return Cell(None, notes=["this tower has no patches"])
-    store = open_store(tower, paths, FeatureConfig("grid" if segmentation else "pooled"), encoder, quiet=True)
-    if segmentation:
+    chosen, store = of_sources(studies, task.sources), features.of_tasks[kept]
+    if task.kind == "segmentation":
         cell = _segment(tower, task, chosen, store, resamples)
     elif task.kind == "retrieval":
         cell = _retrieve(task, chosen, store, resamples)
     else:
         cell = _probe(task, chosen, store, resamples)
-    cell.notes += [f"{len(store.errors)} images cannot be read, e.g. {store.errors[0]}"] if store.errors else []
+    if failed := [sentence for path in paths if (sentence := store.failed.get(str(path)))]:
+        cell.notes.append(f"{len(failed)} images cannot be read, e.g. {failed[0]}")
     return cell
 
 
@@ -331,12 +374,11 @@ def _segment(tower: Tower, task: Task, studies: Sequence[Study], store: FeatureS
     except RadDraftError as error:  # a processor that masks cannot follow, or too few masks
         return Cell(None, notes=[str(error)])
     notes = [f"{len(result.errors)} masks cannot be used, e.g. {result.errors[0]}"] if result.errors else []
-    score = result.scores["mean"][task.shown]
     per_image = ("dice", "iou", "paths", "subjects")  # as long as the test split
     details = {name: value for name, value in result.to_dict().items() if name not in per_image}
     sample = digest_json(result.paths, result.subjects)
-    resampled = result.resampled[task.shown][:, -1]
-    return Cell(score.value, score.low, score.high, result.n_images["test"], notes, details, resampled, sample)
+    one = mean_measure(getattr(result, task.shown).mean(1), "")
+    return replace(cell_of_sums([one], result.subjects, resamples, sample, details), notes=notes)
 
 
 def _retrieve(task: Task, studies: Sequence[Study], store: FeatureStore, resamples: int) -> Cell:
@@ -350,44 +392,6 @@ def _retrieve(task: Task, studies: Sequence[Study], store: FeatureStore, resampl
     texts = [row["prediction"] for row in rows], [row["reference"] for row in rows]
     one = measure(*texts, [task.shown])[0][task.shown]
     subjects = [study.subject_id for study in test]
-    values = resample([one], resamples, subjects=subjects)[0]
-    low, high = interval_of_mean([one], values, subjects)
     sample = digest_json([study.study_id for study in test], subjects)
     signature = f"{one.signature}{sign(one.n, subjects)}|bootstrap:{resamples} seed 0"
-    return Cell(one.value, low, high, len(test), [], {"signature": signature}, values, sample)
-
-
-def join_folds(cells: Sequence[Cell]) -> Cell:
-    """The mean of the cells of all folds; resampled within each fold, because each has a probe of its own."""
-    if len(cells) == 1:
-        return cells[0]
-    notes = list(dict.fromkeys(note for cell in cells for note in cell.notes))
-    n = sum(cell.n or 0 for cell in cells) or None
-    if any(cell.value is None for cell in cells):
-        return Cell(None, n=n, notes=notes)
-    # Each fold's resamples in an order of their own: they all draw alike, and images may be ordered alike in all folds.
-    shuffled = [np.random.default_rng(fold).permutation(cell.resamples) for fold, cell in enumerate(cells)]
-    values = np.mean(shuffled, axis=0)
-    details = {"folds": [{"value": cell.value, "n": cell.n} for cell in cells]}
-    sample = digest_json([cell.sample for cell in cells])
-    return Cell(float(np.mean([cell.value for cell in cells])), *bounds(values), n, notes, details, values, sample)
-
-
-def compare_with(baseline: str, cells: Mapping[str, Mapping[str, Cell]]) -> dict[str, dict[str, dict[str, float]]]:
-    """Each tower minus the baseline on each task, in pairs: value, low, high, p, and p_holm (Holm, 1979).
-
-    The correction is over all towers and tasks of the table. Cells that cannot be compared get a note.
-    """
-    found: dict[tuple[str, str], dict[str, float]] = {}
-    for tower, row in cells.items():
-        for task, cell in row.items():
-            other = cells[baseline][task]
-            if tower == baseline or cell.value is None or other.value is None or len(cell.resamples) == 0:
-                continue
-            if cell.sample != other.sample:
-                cell.notes.append(f"no difference to {baseline}: not measured on the same test images")
-            elif one := difference(cell.value - other.value, cell.resamples - other.resamples):
-                found[tower, task] = one
-    for key, p in holm({key: one["p"] for key, one in found.items()}).items():
-        found[key]["p_holm"] = p
-    return {tower: {task: found[tower, task] for task in row if (tower, task) in found} for tower, row in cells.items()}
+    return cell_of_sums([one], subjects, resamples, sample, {"signature": signature})

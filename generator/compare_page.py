@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from generator.compare_config import Task
-from metrics.report import LOWER_IS_BETTER, METRICS, render_template
+from generator.compare_ranks import LOWER, rank
+from metrics.report import METRICS, render_template
 from raddraft.files import write_json, write_text, write_whole
 from raddraft.text import slug
 
@@ -25,12 +26,13 @@ if TYPE_CHECKING:
 
 SIGNIFICANT = 0.05
 MARK = "†"
-LOWER = LOWER_IS_BETTER | {"mae"}
 MEASURES = {"auroc": "AUROC", "auprc": "AUPRC", "r2": "R²", "mae": "MAE", "dice": "Dice", "iou": "IoU"}
 NO_SKILL = {"auroc": 0.5, "r2": 0.0}
 """What a probe that ignores the images reaches."""
 TEXT_MINED = {"nih", "chexpert", "mimic-cxr"}
 """Sources whose findings were read from reports by software (chexpert: those of its train split)."""
+SUMS = {"segmentation": "masks", "retrieval": "retrieved reports", "report": "drafted reports"}
+"""Kinds of tasks whose values are made of statistics that add up, see `generator.cells.Sums`, and what they measure."""
 INK, MUTED, ACCENT = "#1c1e20", "#5d6368", "#0a5c99"
 MARKERS = "osD^vP*X"
 WIDTH, DPI = 6.2, 160
@@ -92,7 +94,9 @@ def write_page(result: dict[str, Any], tasks: Sequence[Task], out: Path, title: 
         columns=columns,
         images=images,
         parts={column.task.name: _parts(column) for column in columns},
-        explained=_explain(result),
+        writers=_writers(result),
+        orders=_orders(result, columns),
+        explained=_explain(result, columns),
         notes=_notes(columns),
         sizes=sizes,
         mined=mined,
@@ -163,36 +167,55 @@ def _notes(columns: Sequence[Column]) -> dict[str, str]:
     }
 
 
-def _explain(result: Mapping[str, Any]) -> list[str]:
+def _explain(result: Mapping[str, Any], columns: Sequence[Column]) -> list[str]:
     """How to read the table."""
     resamples, count = result["resamples"], sum(len(row) for row in result["differences"].values())
+    kinds = {column.task.kind for column in columns}
+    sums = " and ".join(name for kind, name in SUMS.items() if kind in kinds)
+    probes = kinds - set(SUMS)
+    brackets = [f"of {sums} Student's t of the jackknife by test subject"] if sums else []
+    if probes:
+        brackets = [f"percentiles of {resamples:,} bootstrap resamples of the test subjects", *brackets]
     sentences = [
-        f"Brackets: 95 % percentile interval, {resamples} bootstrap resamples of the test subjects. They reflect the "
-        "choice of test images, not that of the training images.",
+        f"Brackets: 95 % intervals, {'; '.join(brackets)}. They reflect the choice of test images, not that of the "
+        "training images.",
         "↑ higher is better, ↓ lower is better. Bold: the best of the column, however small its lead.",
     ]
-    if any(task["kind"] in ("report", "retrieval") for task in result["tasks"]) and not result.get("folds"):
-        sentences.append("Brackets of texts (retrieval and reports): Student's t interval of the jackknife by subject.")
-    if any(task["kind"] == "report" for task in result["tasks"]):
+    if "report" in kinds:
         sentences.append(
             "Reports: drafts of the test split by a model that the same recipe trained on each encoder. With several "
             "seeds the value is their mean; sd is the standard deviation over seeds, which tells how much a new run "
             "would differ, and brackets tell how much other test subjects would. Neither stands for the other."
         )
+    if result.get("writers"):
+        sentences.append(
+            "Tokens per second: written while the test split was drafted, 16 studies at a time, the images read and "
+            "encoded included; the mean over seeds. It holds for the machine that drafted."
+        )
+    if ranks := result.get("ranks"):
+        n = max(one["n"] for row in ranks.values() for one in row.values())
+        sentences.append(
+            f"ρ: Spearman's rank correlation over {n} encoders; brackets: over other test subjects; p: share of all "
+            "orders that agree or disagree as much. It tells of these encoders on these studies. With so few, only "
+            "what is near 1 or −1 is more than chance, and another choice of encoders may give another ρ."
+        )
     if folds := result.get("folds"):
         sentences.append(
             f"Cross-validated: subjects of all splits in {folds} folds, each the test split once. Values are means "
-            "over the folds; brackets resample within each."
+            "over the folds."
         )
+    tests = [f"of {sums} by swapping both at random subject by subject (p is 0.0001 or more)"] if sums else []
+    if probes:
+        tests = ["in pairs on the same resamples", *tests]
     if count:
         sentences.append(
-            f"{MARK} differs from the baseline, {result['baseline']}: p < .05 in pairs on the same resamples, after "
-            f"Holm's correction for all {count} comparisons of the table. No mark does not mean no difference."
+            f"{MARK} differs from the baseline, {result['baseline']}: p < .05, {'; '.join(tests)}, after Holm's "
+            f"correction for all {count} comparisons of the table. No mark does not mean no difference."
         )
-    # No p is below 2 / (resamples + 1), see raddraft.stats.p_value; Holm multiplies the smallest by their number.
-    if count * 2 / (resamples + 1) >= SIGNIFICANT:
+    # By resamples, no p is below 2 / (resamples + 1), see raddraft.stats.p_value; Holm multiplies the smallest.
+    if probes and count * 2 / (resamples + 1) >= SIGNIFICANT:
         sentences.append(
-            f"{resamples} resamples are too few to mark anything: the smallest corrected p of {count} comparisons is "
+            f"{resamples} resamples are too few to mark any probe: the smallest corrected p of {count} comparisons is "
             f"{format_p(min(1, count * 2 / (resamples + 1)))} or more. It takes {round(count * 2 / SIGNIFICANT)}."
         )
     return sentences
@@ -200,15 +223,26 @@ def _explain(result: Mapping[str, Any]) -> list[str]:
 
 def _markdown(result: Mapping[str, Any], columns: Sequence[Column]) -> str:
     heads = [f"{_plain(column.task.name)}, {column.measure}, n = {column.n}" for column in columns]
-    lines = [["Encoder", *heads], ["---", *["---:"] * len(columns)]]
+    writers = _writers(result)
+    lines = [["Encoder", *writers, *heads]]
     for tower in result["towers"]:
         name = _plain(tower) + (" (baseline)" if tower == result["baseline"] else "")
-        lines.append([name, *(_markdown_cell(column.shown[tower]) for column in columns)])
-    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
-    table = ["| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines]
-    notes = [*_explain(result), *(f"{where}: {note}" for note, where in _notes(columns).items())]
+        written = [texts.get(tower, "–") for texts in writers.values()]
+        lines.append([name, *written, *(_markdown_cell(column.shown[tower]) for column in columns)])
+    table = _markdown_table(lines)
+    if orders := _orders(result, columns):
+        head, *body = orders
+        table += ["", *_markdown_table([[*map(_plain, head)], *([_plain(name), *rest] for name, *rest in body)])]
+    notes = [*_explain(result, columns), *(f"{where}: {note}" for note, where in _notes(columns).items())]
     warned = [f"Warning, {tower}: {text}" for tower, texts in result["warnings"].items() for text in texts]
     return "\n".join([*table, "", *(f"- {_plain(note)}" for note in [*warned, *notes]), ""])
+
+
+def _markdown_table(lines: list[list[str]]) -> list[str]:
+    """A table whose first line is its head, and whose first column is text."""
+    lines = [lines[0], ["---", *["---:"] * (len(lines[0]) - 1)], *lines[1:]]
+    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+    return ["| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines]
 
 
 def _markdown_cell(shown: Shown | None) -> str:
@@ -221,6 +255,45 @@ def _markdown_cell(shown: Shown | None) -> str:
 def _plain(text: str) -> str:
     """One line with Markdown markup escaped."""
     return re.sub(r"([\\`*|\[]|<(?=[\w/!?]))", r"\\\1", " ".join(text.split()))
+
+
+def _writers(result: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """Heading -> row -> what its language model is like; empty unless rows name language models."""
+    found = result.get("writers") or {}
+    columns = {"Parameters that write": "lm", "Tokens per second": "tokens_per_second"} if found else {}
+    return {head: {row: _short(one[key]) for row, one in found.items()} for head, key in columns.items()}
+
+
+def _short(number: float | None) -> str:
+    """Three digits or more, from ten thousand on in k, M or B."""
+    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number and number >= max(size, 1e4):
+            return f"{number / size:.3g} {unit}"
+    return f"{number:.0f}" if number else "–"
+
+
+def _orders(result: Mapping[str, Any], columns: Sequence[Column]) -> list[list[str]]:
+    """Ranks of the encoders in report tasks and in the others, and below how the two agree; a table, or nothing."""
+    if not (found := result.get("ranks")):
+        return []
+    reports = [column for column in columns if column.task.name in found]
+    others = [column for column in columns if any(column.task.name in row for row in found.values())]
+    shown = [*reports, *others]
+    encoders = [row for row in result["towers"] if row not in result["controls"]]
+    ranks = [rank([column.cells[row]["value"] for row in encoders], column.task.shown) for column in shown]
+    order = sorted(range(len(encoders)), key=lambda i: ranks[0][i] or len(encoders))
+    lines = [[encoders[i], *("–" if one[i] is None else f"{one[i]:g}" for one in ranks)] for i in order]
+    for report in reports:
+        agreement = [found[report.task.name].get(column.task.name) for column in others]
+        lines.append([f"ρ with {report.task.name}", *[""] * len(reports), *map(_agreement, agreement)])
+    return [["Rank, 1 is best", *(f"{column.task.name}, {column.measure}" for column in shown)], *lines]
+
+
+def _agreement(found: Mapping[str, float] | None) -> str:
+    if found is None:
+        return "–"
+    ends = [format_number(found[end], 2, zero=False) for end in ("low", "high") if found[end] is not None]
+    return f"{format_number(found['rho'], 2)} [{' '.join(ends)}] p {format_p(found['p'])}"
 
 
 def _parts(column: Column) -> dict[str, dict[str, dict[str, Any]]]:

@@ -3,8 +3,7 @@
     task = Task("Reports", "report", ["findings"], recipe="report/small_lm.yaml", overrides={"model.lm": "gpt2"})
 
 A run of one tower with one seed is an ordinary run folder, OUT/reports/<row>--<digest>/seed-0, with drafts.jsonl
-beside its model, and resumes as any other. Several commands on one folder share the runs out: each takes one that no
-other is at work on.
+beside its model, and resumes as any other. Several commands on one folder share the runs out (`share_out`).
 """
 
 from __future__ import annotations
@@ -12,28 +11,31 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import numpy as np
 from filelock import FileLock, Timeout
 
 from encoder.config import ComputeConfig
+from encoder.features import FeatureStore
 from encoder.targets import of_sources
 from generator.api import load_model
+from generator.cells import Cell, cell_of_sums
 from generator.compare_config import Task
 from generator.config import Control, ModelConfig, TrainConfig
-from generator.prompts import PromptConfig
+from generator.drafter import Drafter
+from generator.prompts import PLAIN_TEMPLATE, PromptConfig
 from generator.train import run_training
 from metrics.scoring import measure
-from metrics.summary import interval_of_mean, sign
+from metrics.summary import sign
 from raddraft.errors import RadDraftError
-from raddraft.files import digest_json, read_jsonl
+from raddraft.files import digest_json, read_jsonl, write_json
 from raddraft.grammar import UsageError, parse
 from raddraft.options import read_command
-from raddraft.stats import Measure, resample
+from raddraft.stats import Measure
 from raddraft.studies import GrayMapping, Study
 from raddraft.text import slug
 
@@ -44,7 +46,8 @@ CONTROLS: dict[Control, str] = {
 }
 """Control -> its row in the table. The first is the baseline's models shown other subjects' images."""
 WAIT_SECONDS = 5.0
-"""Between looks at a run that another command is at work on."""
+"""Between looks at what another command is at work on."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -65,14 +68,26 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Run:
-    """One recipe with one seed in its run folder."""
+    """One recipe with one seed in its run folder, and what is to be drafted."""
 
     recipe: Recipe
     folder: Path
+    control: Control = "none"
 
-    def drafts(self, control: Control = "none") -> Path:
-        """Its predictions.jsonl, or that of a control."""
-        return self.folder / ("drafts.jsonl" if control == "none" else f"{control}.jsonl")
+    @property
+    def drafts(self) -> Path:
+        """Its predictions.jsonl."""
+        return self.folder / ("drafts.jsonl" if self.control == "none" else f"{self.control}.jsonl")
+
+    @property
+    def done(self) -> Path:
+        """Written when all studies are drafted, with what the model is: `drafts` may be those of an interrupted run."""
+        return self.drafts.with_suffix(".done")
+
+    @property
+    def group(self) -> str:
+        """What the runs of all seeds have in common."""
+        return f"{self.folder.parent}/{self.control}"
 
 
 def read_recipe(task: Task, tower: str, image_size: int | None, gray_mapping: GrayMapping, lm: str | None) -> Recipe:
@@ -114,50 +129,79 @@ def _recipe(
     """The part of `raddraft train` that a recipe sets."""
 
 
-def list_runs(recipe: Recipe, row: str, seeds: int, out: Path, made_of: str) -> list[Run]:
+def list_runs(recipe: Recipe, row: str, seeds: int, out: Path, made_of: str, control: Control = "none") -> list[Run]:
     """A run for each seed, in a folder of its own for every recipe, tower and data: `made_of` is a digest of these two.
 
     So a tower that was trained on under the same name, or an image that was replaced, leaves no old drafts in a table.
     """
     place = out / "reports" / f"{slug(row)}--{digest_json(recipe.digest, made_of)[:8]}"
     seeded = [replace(recipe, train=replace(recipe.train, seed=seed)) for seed in range(seeds)]
-    return [Run(one, place / f"seed-{seed}") for seed, one in enumerate(seeded)]
+    return [Run(one, place / f"seed-{seed}", control) for seed, one in enumerate(seeded)]
 
 
-def make_drafts(
-    runs: Sequence[Run], manifest: Path, studies: Sequence[Study], compute: ComputeConfig, control: Control = "none"
-) -> None:
-    """Train what is not trained yet, and draft the test split.
-
-    Args:
-        runs: in the order in which they are taken; one that another command is at work on is waited for last.
-        manifest: the `studies.jsonl`.
-        studies: of the manifest.
-        compute: device, and the folder of stored features that all runs of a tower share.
-        control: draft this control with the trained models instead.
-
-    Raises:
-        RadDraftError: as `generator.train.run_training` and `generator.api.Model.generate`.
-    """
-    waiting = [run for run in runs if not _is_whole(run.drafts(control))]
+def share_out(items: Sequence[T], lock: Callable[[T], Path], work: Callable[[T], None]) -> None:
+    """Work on each item under its lock, so that several commands take different ones; what is taken is waited for."""
+    waiting = list(items)
     while waiting:
-        for run in list(waiting):
-            run.folder.mkdir(parents=True, exist_ok=True)
+        for item in list(waiting):
+            lock(item).parent.mkdir(parents=True, exist_ok=True)
             try:
-                with FileLock(run.folder / "run.lock", timeout=0):
-                    _make(run, manifest, studies, compute, control)
+                with FileLock(lock(item), timeout=0):
+                    work(item)
             except Timeout:
                 continue
-            waiting.remove(run)
+            waiting.remove(item)
         if waiting:
             time.sleep(WAIT_SECONDS)
 
 
-def _make(run: Run, manifest: Path, studies: Sequence[Study], compute: ComputeConfig, control: Control) -> None:
-    recipe, out = run.recipe, run.drafts(control)
-    if _is_whole(out):
+def make_drafts(
+    runs: Sequence[Run],
+    manifest: Path,
+    studies: Sequence[Study],
+    compute: ComputeConfig,
+    stores: Mapping[Path, FeatureStore],
+) -> dict[str, str]:
+    """Train what is not trained yet, and draft the test split; of all runs the first seeds first.
+
+    Args:
+        runs: of any rows and tasks; several commands share them out.
+        manifest: the `studies.jsonl`.
+        studies: of the manifest.
+        compute: device, and the folder of stored features that all runs of a tower share.
+        stores: folder of the runs of all seeds -> their features, where these are at hand.
+
+    Returns:
+        `Run.group` -> why its drafts cannot be made.
+    """
+    faults: dict[str, str] = {}
+
+    def work(run: Run) -> None:
+        if run.group in faults:
+            return
+        try:
+            _make(run, manifest, studies, compute, stores.get(run.folder.parent))
+        except RadDraftError as error:
+            faults[run.group] = str(error)
+
+    wanted = {run.drafts: run for run in sorted(runs, key=lambda run: run.recipe.train.seed)}
+    share_out(list(wanted.values()), lambda run: run.folder / "run.lock", work)
+    return faults
+
+
+def _make(
+    run: Run, manifest: Path, studies: Sequence[Study], compute: ComputeConfig, store: FeatureStore | None
+) -> None:
+    recipe, folder = run.recipe, run.folder / "model"
+    if run.done.is_file():
         return
-    folder = run.folder / "model"
+    chosen = of_sources(studies, recipe.sources)
+    parts = {
+        split: [study for study in chosen if study.split == split and recipe.prompt.answer(study)]
+        for split in ("train", "test")
+    }
+    if not parts["test"]:
+        raise RadDraftError(f"no test study has the sections {', '.join(recipe.prompt.targets)}")
     if not (folder / "raddraft.json").is_file():
         run_training(
             manifest,
@@ -168,45 +212,41 @@ def _make(run: Run, manifest: Path, studies: Sequence[Study], compute: ComputeCo
             recipe.gray_mapping,
             compute.features,
             recipe.sources,
+            store=store,
         )
-    chosen = of_sources(studies, recipe.sources)
-    parts = {
-        split: [study for study in chosen if study.split == split and recipe.prompt.answer(study)]
-        for split in ("train", "test")
-    }
-    if not parts["test"]:
-        raise RadDraftError(f"no test study has the sections {', '.join(recipe.prompt.targets)}")
     model = load_model(folder, compute.device)
-    model.generate(parts["test"], out, control, parts["train"], workers=compute.workers)
-    out.with_suffix(".done").touch()
+    before = {row["study_id"] for row in _read(run.drafts)} if run.drafts.is_file() else set()
+    started = time.perf_counter()
+    with model.drafter.read_from(store) if store else nullcontext():
+        model.generate(parts["test"], run.drafts, run.control, parts["train"], workers=compute.workers)
+    seconds = time.perf_counter() - started
+    texts = [row["prediction"] for row in _read(run.drafts) if row["study_id"] not in before]
+    tokens = sum(len(ids) + 1 for ids in model.drafter.tokens.of_texts(texts))  # and the end token
+    about = describe_writer(model.drafter) | {"tokens_per_second": tokens / seconds if texts else None}
+    write_json(run.done, about)
 
 
-def _is_whole(drafts: Path) -> bool:
-    """Whether all studies were drafted; a file of drafts may be that of an interrupted run."""
-    return drafts.with_suffix(".done").is_file()
+def describe_writer(drafter: Drafter) -> dict[str, Any]:
+    """Parameters of tower, projector and language model, and whether this has a chat template of its own."""
+    inner = drafter.model.model
+    parts = {
+        "tower": [inner.vision_tower],
+        "projector": [inner.multi_modal_projector],
+        "lm": [inner.language_model, drafter.model.lm_head],  # often with the same embeddings
+    }
+    counts = {
+        name: sum({id(one): one.numel() for module in modules for one in module.parameters()}.values())
+        for name, modules in parts.items()
+    }
+    own = not str(drafter.processor.chat_template).endswith(PLAIN_TEMPLATE)
+    return {"parameters": counts, "chat_template": own}
 
 
-@dataclass
-class Scored:
-    """One metric over the runs of one row."""
-
-    value: float
-    """Mean over the seeds."""
-    low: float
-    high: float
-    resamples: np.ndarray
-    """Means over the seeds on the same resamples of the test subjects [R]."""
-    studies: list[str]
-    """Ids of the studies that every run drafted."""
-    details: dict[str, Any]
-    """signature, and with several runs the value of each seed and their standard deviation."""
-
-
-def score_runs(files: Sequence[Path], metric: str, studies: Sequence[Study], resamples: int) -> Scored:
-    """Score the drafts of all seeds by one metric, in pairs.
+def score_runs(runs: Sequence[Run], metric: str, studies: Sequence[Study], resamples: int) -> Cell:
+    """The drafts of all seeds scored by one metric: the mean over the seeds, its interval by test subject.
 
     Args:
-        files: a predictions.jsonl for each seed.
+        runs: drafted.
         metric: of `metrics.scoring.METRICS`.
         studies: where the subjects are known from.
         resamples: of the test subjects, the same for all rows of the table.
@@ -214,21 +254,32 @@ def score_runs(files: Sequence[Path], metric: str, studies: Sequence[Study], res
     Raises:
         RadDraftError: no study was drafted by every run, or the metric cannot run.
     """
-    rows = [{row["study_id"]: row for _, row in read_jsonl(path, ("study_id", "prediction"))} for path in files]
+    rows = [{row["study_id"]: row for row in _read(run.drafts)} for run in runs]
     subjects = {study.study_id: study.subject_id for study in studies}
     common = [study for study in rows[0] if all(study in other for other in rows)]
     if not common:
         raise RadDraftError("no study was drafted by every run")
     measures = list(_measures(rows, common, metric))
     people = [subjects[study] for study in common]
-    drawn = resample(measures, resamples, subjects=people).mean(0)
     values = [one.value for one in measures]
     signature = f"{measures[0].signature}{sign(len(common), people)}|bootstrap:{resamples} seed 0"
     details: dict[str, Any] = {"signature": signature}
     if len(values) > 1:
         details |= {"seeds": values, "sd": statistics.stdev(values)}
-    low, high = interval_of_mean(measures, drawn, people)
-    return Scored(statistics.fmean(values), low, high, drawn, common, details)
+    cell = cell_of_sums(measures, people, resamples, digest_json(common), details)
+    if blank := sum(not part[study]["prediction"].strip() for part in rows for study in common):
+        cell.notes.append(f"{blank} of {len(common) * len(rows)} drafts are blank")
+    if runs[0].control == "none":
+        written = [json.loads(run.done.read_text(encoding="utf-8")) for run in runs]
+        speeds = [one["tokens_per_second"] for one in written if one["tokens_per_second"]]
+        details |= written[0] | {"tokens_per_second": statistics.fmean(speeds) if speeds else None}
+        if not written[0]["chat_template"]:
+            cell.notes.append("the language model has no chat template: it is prompted in plain text")
+    return cell
+
+
+def _read(drafts: Path) -> Iterator[dict[str, Any]]:
+    return (row for _, row in read_jsonl(drafts, ("study_id", "prediction")))
 
 
 def _measures(rows: Sequence[dict[str, Any]], studies: Sequence[str], metric: str) -> Iterator[Measure]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from metrics.models import Models
 from raddraft.errors import RadDraftError
 
 Control = Literal["none", "shuffled-images", "most-frequent", "nearest-report"]
@@ -23,9 +24,9 @@ class ModelConfig:
     lm: str = ""
     """Causal language model with its tokenizer: hub id or local folder."""
     vlm: str = ""
-    """Vision-language model to fine-tune instead of a tower and an lm: hub id or local folder of any model that
-    transformers knows and whose processor has a chat template (Gemma 3, Qwen-VL, SmolVLM …). Its own tower stays
-    frozen."""
+    """Vision-language model to go on with instead of a tower and an lm: the folder of a model that RadDraft trained,
+    with the prompt it was trained with; or hub id or folder of any model that transformers knows and whose processor
+    has a chat template (Gemma 3, Qwen-VL, SmolVLM …), whose own tower stays frozen."""
     image_size: int | None = None
     """Side of the tower's square input in pixels. By default the size its image processor states."""
     feature_layer: int = -1
@@ -66,13 +67,65 @@ class LoraConfig:
 
 
 @dataclass
+class RewardConfig:
+    """How a stage learns from its own drafts: sampled, scored by metrics, the better ones made more likely."""
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Metric -> its weight: rouge_l, nltk_sentence_bleu_4, radgraph_er, rule_macro_f1_14, chexbert_macro_f1_14,
+    sentence_set, length …"""
+    group: int = 8
+    """Drafts sampled of each study, from one pass over its prompt; at least 2."""
+    temperature: float = 1.0
+    """Sampling temperature."""
+    max_new_tokens: int = 150
+    """Longest draft, in tokens; one that does not end by then takes no part."""
+    advantage: Literal["grpo", "mean_free", "self_critical"] = "mean_free"
+    """What a draft is compared with. grpo: its group's mean, divided by the group's standard deviation and each draft's
+    length; mean_free: the mean, without these divisions; self_critical: the greedy draft of the same study."""
+    clip: float = 0.2
+    """PPO's clip of the ratio of probabilities after and before the updates of a step."""
+    updates: int = 1
+    """Optimizer updates on the drafts of a step; only from the second on does `clip` matter."""
+    kl: float = 0.01
+    """Weight of the divergence from the weights that the stage starts with. 0: none, nor is it measured."""
+    batch_size: int = 32
+    """Studies per step, over all processes."""
+    micro_batch_size: int = 4
+    """Studies whose drafts are in one forward and backward pass of one process."""
+    sample_batch_size: int = 16
+    """Studies whose drafts one process samples together. Drafts of one batch are scored while the next is sampled."""
+    select: str = "rouge_l"
+    """Metric of `raddraft score`, over the greedy drafts of the val split, that chooses the weights to keep."""
+    val_metrics: list[str] = field(default_factory=lambda: ["rouge", "bleu", "rule"])
+    """Metrics and families of `raddraft score` that are logged of these drafts as well."""
+    models: Models = field(default_factory=Models)
+    """Models of learned metrics."""
+
+    def __post_init__(self) -> None:
+        for name, valid, rule in (
+            ("metrics", bool(self.metrics), "at least one metric with its weight, e.g. {rouge_l: 1.0}"),
+            ("group", self.group >= 2, "at least 2"),
+            ("temperature", self.temperature > 0, "above 0"),
+            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
+            ("clip", 0 < self.clip < 1, "above 0 and below 1"),
+            ("updates", self.updates >= 1, "at least 1"),
+            ("kl", self.kl >= 0, "at least 0"),
+            ("batch_size", self.batch_size >= 1, "at least 1"),
+            ("micro_batch_size", self.micro_batch_size >= 1, "at least 1"),
+            ("sample_batch_size", self.sample_batch_size >= 1, "at least 1"),
+        ):
+            if not valid:
+                raise RadDraftError(f"reward.{name} must be {rule}, got {getattr(self, name)}")
+
+
+@dataclass
 class Stage:
     """One stage of training: what trains, for how long, at which learning rate."""
 
     epochs: float = 1.0
     """Passes over the training split."""
-    lr: float = 1e-4
-    """Peak learning rate of AdamW."""
+    lr: float | None = None
+    """Peak learning rate of AdamW; by default 1e-4, or 1e-6 in a reward stage."""
     projector: bool = True
     """Whether the projector trains."""
     lm: Literal["frozen", "lora", "full"] = "frozen"
@@ -87,10 +140,21 @@ class Stage:
     """Decoupled weight decay, on matrices only."""
     beta2: float = 0.999
     """Decay of AdamW's second moment; 0.95 to 0.98 adapts faster in short runs from random weights."""
+    reward: RewardConfig | None = None
+    """Learn from metrics of the stage's own drafts, not from the reports' tokens. The tower is frozen."""
 
     def __post_init__(self) -> None:
+        if self.lr is None:
+            self.lr = 1e-6 if self.reward else 1e-4
         if self.epochs <= 0 or self.lr <= 0 or not 0 <= self.warmup < 1 or not 0 < self.beta2 < 1:
             raise RadDraftError(f"stage: need epochs > 0, lr > 0, 0 <= warmup < 1 and 0 < beta2 < 1, got {self}")
+        if self.reward and self.trains_tower:
+            raise RadDraftError(f"stage: a reward stage leaves the tower frozen, got tower: {self.tower}")
+
+    @property
+    def peak(self) -> float:
+        """The learning rate `lr`, which is a number by now."""
+        return self.lr or 0.0
 
     @property
     def trains_tower(self) -> bool:
@@ -114,7 +178,8 @@ class TrainConfig:
     micro_batch_size: int = 16
     """Studies per forward pass of one process; gradients are accumulated up to batch_size."""
     activation_checkpointing: bool = False
-    """Recompute activations in the backward pass: far less memory, a third more arithmetic, the same numbers."""
+    """Recompute activations in the backward pass: far less memory, a third more arithmetic, the same numbers. Not in
+    reward stages, which read a prompt once for all its drafts."""
     shard: bool = False
     """Shard weights, gradients and optimizer states over the processes (FSDP 2): the same numbers, and checkpoints that
     resume with or without it."""
@@ -125,7 +190,8 @@ class TrainConfig:
     cached: bool = False
     """Run the frozen tower once over all images, store its features, and train from them."""
     eval_every: int | None = None
-    """Steps between validations; by default once an epoch. 0: no validation, the last weights are kept."""
+    """Steps between validations; by default once an epoch. 0: no validation, the last weights are kept. A reward stage
+    drafts the val split then, and before its first step."""
     patience: int | None = None
     """Validations in a row without a lower loss that end a stage; by default no early stopping."""
     save_every: int = 200
@@ -152,6 +218,10 @@ class TrainConfig:
             raise RadDraftError(
                 "train.cached is true, but a stage trains the tower; use cached: false or tower: frozen"
             )
+
+    def batch_of(self, stage: Stage) -> int:
+        """Studies per step of a stage."""
+        return stage.reward.batch_size if stage.reward else self.batch_size
 
     @property
     def uses_lora(self) -> bool:

@@ -17,8 +17,7 @@ import numpy as np
 from generator.confidence import confidence
 from metrics.caveats import reading_caveats, unreadable
 from metrics.models import Models
-from metrics.report import LOWER_IS_BETTER
-from metrics.scoring import METRICS, compute
+from metrics.scoring import METRICS, per_report
 from metrics.text import Once
 from raddraft.errors import RadDraftError
 from raddraft.files import read_jsonl, write_jsonl
@@ -134,14 +133,9 @@ def score_pairs(studies: Sequence[Sequence[str]], utilities: Sequence[str], mode
     pairs = list(dict.fromkeys(pair for candidates in studies for pair in permutations(candidates, 2)))
     found = np.empty((len(utilities), len(pairs)))
     if pairs:
-        measures, _ = compute([ours for ours, _ in pairs], [theirs for _, theirs in pairs], utilities, models, Once())
-        for row, name in enumerate(utilities):
-            one = measures[name]
-            found[row] = one.reduce(one.statistics)
-            if "_f1_" in name:  # of labels: nothing to find, and nothing found
-                found[row][~one.statistics.any(1)] = 1.0
-            if name in LOWER_IS_BETTER:
-                found[row] *= -1
+        ours, theirs = zip(*pairs, strict=True)
+        values = per_report(ours, theirs, utilities, models, Once())
+        found = np.array([values[name] for name in utilities])
     columns = {pair: column for column, pair in enumerate(pairs)}
     tables = []
     for candidates in studies:

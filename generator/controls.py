@@ -13,10 +13,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
-import torch
-
-from encoder.config import ComputeConfig
+from encoder.config import EncoderConfig
 from encoder.features import open_store
 from generator.config import Control
 from generator.drafter import Drafter
@@ -60,7 +59,7 @@ def nearest_reports(
     """For each study the report of the training study of another subject whose image is nearest by cosine.
 
     An image is described by the class token (where the tower has one) and the mean patch of its last hidden state,
-    each standardized over the training images. Hidden states are stored in the folder `features`.
+    each standardized over the training images. Unless the drafter has a store, they are kept in the folder `features`.
 
     Returns:
         study id -> report, and a sentence for each study without one.
@@ -69,25 +68,22 @@ def nearest_reports(
     if not donors:
         raise RadDraftError(f"No training study has the sections {', '.join(drafter.prompt.targets)}")
     paths = [study.main_image.path for study in (*donors, *studies)]
-    store = open_store(drafter.tower, paths, drafter.features, ComputeConfig(features=features), quiet=True)
+    store = drafter.store
+    if store is None:
+        compute = EncoderConfig(features=features, gray_mapping=drafter.gray_mapping)
+        store = open_store(drafter.tower, paths, replace(drafter.features, keep="pooled"), compute, quiet=True)
     donors = [study for study in donors if study.main_image.path in store]
     wanted = [study for study in studies if study.main_image.path in store]
     unreadable = [study for study in studies if study.main_image.path not in store]
     errors = [f"{study.study_id}: {study.main_image.path} cannot be read" for study in unreadable]
-    prefix = drafter.processor.num_additional_image_tokens
-
-    def describe(part: Sequence[Study]) -> torch.Tensor:  # [n, D] or [n, 2 D]
-        vectors = []
-        for study in part:  # one at a time: the hidden states of all would fill the memory
-            hidden = store[study.main_image.path].float()
-            patch = hidden[prefix:].mean(0)
-            vectors.append(torch.cat([hidden[0], patch]) if prefix else patch)
-        return torch.stack(vectors)
-
     if not wanted or not donors:
         return {}, errors
     subjects = [study.subject_id for study in wanted], [study.subject_id for study in donors]
-    found = nearest(describe(wanted), describe(donors), subjects=subjects)
+    pooling: Literal["both", "mean"] = "both" if drafter.processor.num_additional_image_tokens else "mean"
+    queries, training_vectors = (
+        store.vectors([study.main_image.path for study in part], pooling) for part in (wanted, donors)
+    )
+    found = nearest(queries, training_vectors, subjects=subjects)
     reports = {}
     for study, row, cosine in zip(wanted, found.indices[:, 0].tolist(), found.similarities[:, 0].tolist(), strict=True):
         if math.isinf(cosine):
@@ -115,7 +111,7 @@ def copy_reports(
         reports = dict.fromkeys((study.study_id for study in studies), most_frequent(drafter, training))
     else:
         reports, errors = nearest_reports(drafter, training, studies, out.parent / "features")
-    known = {study.study_id: drafter.prompt.answer(study) for study in studies if study.study_id in reports}
-    rows = [{"study_id": key, "prediction": reports[key], "reference": text} for key, text in known.items()]
-    write_jsonl(out, (row | {"model": name} for row in rows))
+    known = [study for study in studies if study.study_id in reports]
+    texts = ({"prediction": reports[one.study_id], "reference": drafter.prompt.answer(one)} for one in known)
+    write_jsonl(out, (one.ids | text | {"model": name} for one, text in zip(known, texts, strict=True)))
     return errors

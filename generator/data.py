@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from encoder.features import FeatureStore, prepare_pixels
+from encoder.encoding import prepare_pixels
+from encoder.features import FeatureStore
 from raddraft.images import ImageError
 from raddraft.studies import GrayMapping
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from encoder.features import FeatureConfig, FeatureStore
+import torch
+from torch import nn
+
+from encoder.config import FeatureConfig
+from encoder.features import FeatureStore
 from encoder.tower import Tower
 from generator.data import Example, ExampleDataset, count_image_tokens
 from generator.foreign import ForeignTower
@@ -24,6 +30,15 @@ MOST_OBSERVATIONS = 100
 """Tokens kept free for the observations that are named before the report."""
 
 
+class StoredFeatures(nn.Module):
+    """Stands in for the frozen tower: what it is given as pixels are stored hidden states [B, T, D]."""
+
+    def forward(self, pixel_values: torch.Tensor, **_: Any) -> Any:
+        from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+        return BaseModelOutputWithPooling(hidden_states=defaultdict(lambda: pixel_values))  # type: ignore[arg-type]
+
+
 @dataclass
 class Drafter:
     """A model with its processor and its prompt."""
@@ -35,6 +50,8 @@ class Drafter:
     """How gray values of image files become 8 bits, see `raddraft.images`."""
     is_synthetic: bool = False
     """Whether it was trained on synthetic studies only."""
+    store: FeatureStore | None = None
+    """What is read in place of running the tower, see `read_from`."""
     kind: ClassVar[str] = "llava"
     """Kept in a saved model's folder; `generator.vlm` has the other kind."""
 
@@ -63,8 +80,8 @@ class Drafter:
     def features(self) -> FeatureConfig:
         """What to store of an image so that the tower need not run."""
         if isinstance(self.model.model.vision_tower, ForeignTower):
-            return FeatureConfig("grid", gray_mapping=self.gray_mapping)
-        return FeatureConfig("hidden", (self.feature_layer,), gray_mapping=self.gray_mapping)
+            return FeatureConfig("tokens")
+        return FeatureConfig("tokens", (self.feature_layer,))
 
     @property
     def context_length(self) -> int | None:
@@ -119,7 +136,17 @@ class Drafter:
 
     def dataset(self, examples: Sequence[Example], features: FeatureStore | None = None) -> ExampleDataset:
         """What `encode` gave, with the pixels or stored features of its images, in batches for this model."""
-        return ExampleDataset(examples, self.processor, self.gray_mapping, features)
+        return ExampleDataset(examples, self.processor, self.gray_mapping, features or self.store)
+
+    @contextmanager
+    def read_from(self, store: FeatureStore) -> Iterator[None]:
+        """Within, drafts are made from stored `features` of their images, and the tower does not run."""
+        tower, self.store = self.model.model.vision_tower, store
+        self.model.model.vision_tower = StoredFeatures()
+        try:
+            yield
+        finally:
+            self.model.model.vision_tower, self.store = tower, None
 
     def render(self, study: Study, prior: Study | None = None) -> str:
         """The prompt of a study as text, with one image token for each image; what would be others is escaped."""

@@ -27,7 +27,7 @@ FOLDER = "tower"
 class ForeignTower(nn.Module):
     """Stands in for a LLaVA model's tower; its one hidden state is the tower's pooled vector, then the patches.
 
-    That is the form of a vision transformer with a class token, and of what `FeatureConfig(keep="grid")` stores.
+    That is the form of a vision transformer with a class token, and of what `FeatureConfig(keep="tokens")` gives.
     """
 
     def __init__(self, tower: Tower) -> None:

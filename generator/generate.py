@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
@@ -19,14 +19,12 @@ from generator.confidence import confidence, sentence_log_probs
 from generator.config import DecodeConfig
 from generator.data import Example, ExampleDataset, Item
 from generator.drafter import MOST_OBSERVATIONS, Drafter
+from generator.rollout import prefill, token_log_probs
 from generator.speculate import Speculator, speculate
 from raddraft.errors import RadDraftError
 from raddraft.files import cut_log, read_jsonl, write_text
 from raddraft.studies import Study
 from raddraft.text import printable
-
-if TYPE_CHECKING:
-    from transformers import DynamicCache
 
 # Entries of a batch that are not for `generate`: it counts positions itself, and the rest is for training.
 NOT_FOR_GENERATE = ("position_ids", "labels", "errors")
@@ -45,7 +43,7 @@ class Draft:
     observations: str | None = None
     """The observations that the model named before it wrote the report, if it was trained to."""
     study_id: str = ""
-    """Of a draft from an image file, the path as given."""
+    """Of an image file that belongs to no DICOM study, the path as given."""
     error: str | None = None
     """Why there is no draft."""
     cut: list[bool] | None = None
@@ -144,13 +142,14 @@ def write_drafts(
     done = read_resumable(out, prints, settings)
     yield from done.values()
     part = out if process[1] == 1 else out.with_name(f"{out.name}.{process[0]}")
-    references = {study.study_id: drafter.prompt.answer(study) for study in studies}
+    known = {study.study_id: study for study in studies}
     with open(part, "a", encoding="utf-8") as file:
         for draft in decode(drafter, examples, config, workers, done.keys(), speculator, process):
             if draft.study_id in done:
                 continue
             if not draft.error:
-                row = {"study_id": draft.study_id, "prediction": draft.text, "reference": references[draft.study_id]}
+                study = known[draft.study_id]
+                row = study.ids | {"prediction": draft.text, "reference": drafter.prompt.answer(study)}
                 row |= draft.row() | settings | {"fingerprint": prints[draft.study_id]}
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
                 file.flush()
@@ -287,18 +286,6 @@ def _sample(model: Any, inputs: dict[str, torch.Tensor], config: DecodeConfig) -
     return tokens[:, prompts["input_ids"].shape[1] :].tolist()
 
 
-def prefill(model: Any, inputs: dict[str, torch.Tensor], repeats: int = 1) -> DynamicCache:
-    """Keys and values of the prompts but for their last token, each row `repeats` times side by side."""
-    from transformers import DynamicCache
-
-    cache = DynamicCache(config=model.config)
-    cut = {key: inputs[key][:, :-1] for key in ("input_ids", "attention_mask")}
-    positions = (cut["attention_mask"].cumsum(1) - 1).clamp(min=0)
-    model(**(inputs | cut), position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    cache.batch_repeat_interleave(repeats)
-    return cache
-
-
 def end_tokens(model: Any) -> set[int]:
     """The tokens that end a draft."""
     ends = model.generation_config.eos_token_id
@@ -308,42 +295,6 @@ def end_tokens(model: Any) -> set[int]:
 def _until_end(tokens: list[int], ends: set[int]) -> list[int]:
     """The tokens up to the first end token, this included."""
     return tokens[: next((i + 1 for i, token in enumerate(tokens) if token in ends), len(tokens))]
-
-
-@torch.inference_mode()
-def token_log_probs(
-    model: Any, inputs: dict[str, torch.Tensor], texts: Sequence[Sequence[int]], chunk: int = 16
-) -> list[list[float]]:
-    """Log-probability of each token under the model as it is, without temperature or other controls.
-
-    Args:
-        model: a LLaVA model.
-        inputs: of B studies.
-        texts: B or a multiple of it, those of one study side by side.
-        chunk: tokens read at a time; the logits of all would take much memory.
-    """
-    repeats = len(texts) // len(inputs["input_ids"])
-    cache = prefill(model, inputs, repeats)
-    before = inputs["input_ids"][:, -1:].repeat_interleave(repeats, 0)
-    mask = inputs["attention_mask"].repeat_interleave(repeats, 0)
-    last = mask.sum(1, keepdim=True) - 1
-    width = max(map(len, texts))
-    tokens = torch.tensor([[*text, *[0] * (width - len(text))] for text in texts], device=before.device)
-    fed = torch.cat([before, tokens[:, :-1]], 1)
-    found = []
-    for at in range(0, width, chunk):
-        part = fed[:, at : at + chunk]
-        columns = torch.arange(at, at + part.shape[1], device=part.device)
-        logits = model(
-            input_ids=part,
-            attention_mask=torch.cat([mask, mask.new_ones(len(mask), int(columns[-1]))], 1),
-            position_ids=last + columns,
-            past_key_values=cache,
-            use_cache=True,
-        ).logits
-        chosen = tokens[:, at : at + chunk, None]
-        found.append(logits.float().log_softmax(-1).gather(2, chosen)[..., 0])
-    return [line[: len(text)] for line, text in zip(torch.cat(found, 1).tolist(), texts, strict=True)]
 
 
 def fingerprints(drafter: Drafter, examples: Sequence[Example]) -> dict[str, str]:

@@ -380,7 +380,7 @@ def load(folder: str | Path, dtype: str = "auto", device: str = "cpu") -> Drafte
         tower = Tower(sidecar["tower"], load_tower(str(folder)).model, processor.image_processor)
         model.model.vision_tower = ForeignTower(tower).to(model.device, model.dtype)
     check_image_tokens(model, processor)
-    prompt = PromptConfig(**sidecar.get("prompt", {}))
+    prompt = PromptConfig.read(sidecar.get("prompt", {}), folder)
     return Drafter(model, processor, prompt, sidecar.get("gray_mapping", "window"), sidecar.get("synthetic", False))
 
 

@@ -25,8 +25,9 @@ from typing import Any
 
 import torch
 
+from encoder.cards import TOWERS
 from encoder.sizes import tower_config
-from encoder.towers import TOWERS, resolve_tower
+from encoder.towers import resolve_tower
 from generator.config import ModelConfig, Stage, TrainConfig
 from generator.model import add_lora, choose_trainable, meta_llava
 from generator.priors import find_priors
@@ -140,12 +141,16 @@ def meta_model(config: ModelConfig) -> tuple[Any, int]:
     """
     if config.vlm:
         raise RadDraftError(f"--dry-run cannot plan for a VLM ({config.vlm}), only for a tower and a language model")
+    card = TOWERS.get(config.tower)
+    foreign = f"--dry-run cannot plan for the tower {config.tower!r}, which a LLaVA model cannot hold"
+    if card and not card.in_llava:
+        raise RadDraftError(foreign)
     # Towers that are converted before they can be loaded are planned for by the checkpoint they come from.
-    source = TOWERS[config.tower].source if config.tower in TOWERS else resolve_tower(config.tower)
+    source = card.source if card else resolve_tower(config.tower)
     tower, side = tower_config(source)
     patch = getattr(tower, "patch_size", None)
     if not isinstance(patch, int) or not hasattr(tower, "num_hidden_layers"):
-        raise RadDraftError(f"--dry-run cannot plan for the tower {config.tower!r}, which a LLaVA model cannot hold")
+        raise RadDraftError(foreign)
     side = config.image_size or side or _square(source)
     model: Any = meta_llava(tower, lm_config(config.lm), config.feature_layer)
     model.tie_weights()

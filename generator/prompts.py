@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, Literal
 
 from metrics.rules import OBSERVATIONS, label
@@ -71,6 +72,17 @@ class PromptConfig:
         both = set(self.targets) & set(self.context)
         if both:
             raise RadDraftError(f"prompt: {min(both)!r} is in targets and in context, which gives the answer away")
+
+    @classmethod
+    def read(cls, saved: Mapping[str, Any], where: str | Path) -> PromptConfig:
+        """The prompt that was saved with a model in `where`; raises RadDraftError if it is not one of this version."""
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(saved.keys() - known):
+            raise RadDraftError(
+                f"{where} was written by another version of RadDraft (its prompt has {unknown[0]}, which is not an "
+                "option any more); use it with that version, or train it anew elsewhere"
+            )
+        return cls(**saved)
 
     def choose_images(self, study: Study, prior: Study | None = None) -> list[StudyImage]:
         """The images of a study, then of its prior, in the order of the prompt."""

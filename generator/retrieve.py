@@ -62,7 +62,7 @@ class Retriever:
         for study, rows, cosines in self._search(studies, k):
             reports = [self.reports[row] for row in rows]
             draft, reference = reports[vote(reports, cosines)], self.prompt.answer(study)
-            yield {"study_id": study.study_id, "prediction": draft, "reference": reference, "candidates": reports}
+            yield study.ids | {"prediction": draft, "reference": reference, "candidates": reports}
 
     def add_similar(self, studies: Sequence[Study], k: int, count: int) -> None:
         """Give studies that have features the section `similar`: sentences that k reports of other subjects share."""

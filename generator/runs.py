@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,11 +27,20 @@ class Progress:
     step: int = 0
     """Optimizer steps done in this stage."""
     best: float = math.inf
-    """Lowest validation loss of this stage."""
+    """Lowest validation loss of this stage; of a reward stage minus the metric that chooses its weights."""
     bad_rounds: int = 0
     """Validations in a row without a lower loss."""
     stopped: bool = False
     """Whether patience has run out in this stage."""
+    flat: int = 0
+    """Steps in a row of a reward stage in which no group had drafts of different rewards."""
+    counts: dict[str, list[list[float]]] = field(default_factory=dict)
+    """Of a reward stage, `generator.rewards.Counts` of its drafts of late."""
+
+    @property
+    def begun(self) -> bool:
+        """Whether the stage has taken a step, or validated before its first."""
+        return self.step > 0 or math.isfinite(self.best)
 
 
 class StagedRun(RunFolder):
@@ -47,12 +56,15 @@ class StagedRun(RunFolder):
     def find_progress(self) -> Progress:
         """Where to resume; rows of the log whose steps run again are cut."""
         progress = Progress(**self.read_progress())
-        self.resume(lambda row: (row["stage"], row["step"]) <= (progress.stage, progress.step))
+        last = progress.step if progress.begun else -1  # a validation before the first step runs again
+        self.resume(lambda row: (row["stage"], row["step"]) <= (progress.stage, last))
         return progress
 
     def save_progress(self, model: nn.Module, progress: Progress, optimizer: Any = None) -> None:
         """Write a checkpoint; without an optimizer it marks the beginning of a stage."""
         name = f"stage-{progress.stage:02d}-step-{progress.step:08d}"
+        if progress.begun and not progress.step:
+            name += "-validated"  # a name of its own: the checkpoint of the beginning goes when this one is whole
         self.save(name, self.select(model), asdict(progress), optimizer)
 
     def note(self, progress: Progress, numbers: dict[str, float]) -> None:

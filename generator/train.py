@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -19,17 +19,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from encoder.config import ComputeConfig
-from encoder.features import FeatureStore, open_store
+from encoder.config import EncoderConfig
+from encoder.features import FeatureStore, find_settings, open_store
+from encoder.towers import load_tower
 from generator.card import write_card
 from generator.config import ModelConfig, TrainConfig
 from generator.controls import shuffle_images
 from generator.data import IGNORE, Example, ExampleDataset, batch_indices, load_micro_batches, split_batch
-from generator.drafter import Drafter
+from generator.drafter import Drafter, StoredFeatures
 from generator.foreign import ForeignTower
 from generator.model import add_lora, choose_trainable, save, save_adapter
 from generator.priors import find_priors
 from generator.prompts import PromptConfig
+from generator.reward_drafts import read_prompts
+from generator.reward_stage import RewardStage, learn_from_rewards, make_rewards
 from generator.runs import Progress, StagedRun, lr_factor, parameter_groups, split_studies
 from generator.vlm import make_drafter
 from raddraft.errors import DivergedError, RadDraftError, UnavailableError
@@ -52,15 +55,6 @@ FEW_STEPS = 10
 """Stages of fewer optimizer steps are pointed out."""
 
 
-class StoredFeatures(nn.Module):
-    """Stands in for the frozen tower: what it is given as pixels are stored hidden states [B, T, D]."""
-
-    def forward(self, pixel_values: torch.Tensor, **_: Any) -> Any:
-        from transformers.modeling_outputs import BaseModelOutputWithPooling
-
-        return BaseModelOutputWithPooling(hidden_states=defaultdict(lambda: pixel_values))  # type: ignore[arg-type]
-
-
 def run_training(
     manifest: Path,
     out: Path,
@@ -71,13 +65,14 @@ def run_training(
     features: Path | None = None,
     sources: list[str] | None = None,
     shuffled: bool = False,
+    store: FeatureStore | None = None,
 ) -> Path:
     """Train on a manifest in a run folder, write the model card, and return the model's folder.
 
     Args:
         manifest: the `studies.jsonl`; the test split is not used.
         out: the run folder; a run that stands there resumes.
-        model, prompt, config, gray_mapping, features: as for `train`.
+        model, prompt, config, gray_mapping, features, store: as for `train`.
         sources: `source` of the studies to use; by default all.
         shuffled: train on the images of other subjects, a control, which gets no card.
 
@@ -92,7 +87,7 @@ def run_training(
     keep_config(out / "config.yaml", recipe | {"control": "shuffled-images" if shuffled else None})
     if shuffled:
         parts = {split: shuffle_images(part) if part else part for split, part in parts.items()}
-    folder = train(parts, out, model, prompt, config, gray_mapping, features)
+    folder = train(parts, out, model, prompt, config, gray_mapping, features, store)
     if is_main_process() and not shuffled:
         write_card(folder, manifest, parts, model, prompt, config)
     return folder
@@ -106,6 +101,7 @@ def train(
     config: TrainConfig,
     gray_mapping: GrayMapping = "window",
     features: Path | None = None,
+    store: FeatureStore | None = None,
 ) -> Path:
     """Train a drafting model and return the folder it is saved in.
 
@@ -114,6 +110,7 @@ def train(
         out: the run folder.
         model_config, prompt, config, gray_mapping: the recipe.
         features: folder of stored features, for `config.cached`; by default `features` in the run folder.
+        store: for `config.cached`, the features themselves: `Drafter.features` of every image.
 
     Raises:
         RadDraftError: nothing to train on or to validate with, a prompt too long, parts that do not fit together.
@@ -139,7 +136,6 @@ def train(
     accelerator.print(f"{counts}; processes: {accelerator.num_processes}")
 
     model: nn.Module = drafter.model
-    store = None
     tower: Any = drafter.model.get_encoder(modality="image")
     if isinstance(tower, ForeignTower) and any(stage.trains_tower for stage in config.stages):
         raise RadDraftError(
@@ -147,7 +143,15 @@ def train(
             "tower: frozen"
         )
     if config.cached:
-        store = _store_features(accelerator, drafter, examples, features or out / "features", config.workers)
+        encoder = EncoderConfig(
+            tower=model_config.tower,
+            image_size=model_config.image_size,
+            gray_mapping=gray_mapping,
+            precision=model_config.dtype,
+            workers=config.workers,
+            features=features or out / "features",
+        )
+        store = store or _store_features(accelerator, drafter, examples, encoder)
         drafter.model.model.vision_tower = StoredFeatures()
     if config.activation_checkpointing:
         drafter.model.activation_checkpointing_enable()
@@ -156,10 +160,16 @@ def train(
     # For all stages at once, since sharded parameters keep their type.
     chosen = [set(choose_trainable(model, stage.projector, stage.lm, stage.tower)) for stage in config.stages]
     datasets = {split: drafter.dataset(part, store) for split, part in examples.items()}
-    steps_per_epoch = math.ceil(len(datasets["train"]) / config.batch_size)
-    steps_of = [max(1, round(stage.epochs * steps_per_epoch)) for stage in config.stages]
+    per_epoch = [math.ceil(len(datasets["train"]) / config.batch_of(stage)) for stage in config.stages]
+    steps_of = [max(1, round(stage.epochs * one)) for stage, one in zip(config.stages, per_epoch, strict=True)]
     run = StagedRun(out, accelerator)
     progress = run.find_progress()
+    by_reward = {}
+    for number, stage in enumerate(config.stages):
+        if stage.reward and number >= progress.stage:
+            prompts = {split: read_prompts(drafter, studies[split], stage.reward, store) for split in examples}
+            by_reward[number] = RewardStage(number, stage, config, drafter, prompts["train"], prompts.get("val"))
+            make_rewards(by_reward[number])  # whether its metrics can run is to be known before hours of other stages
     unreadable: set[str] = set()
     torch.manual_seed(config.seed + accelerator.process_index)  # dropout differs between processes
 
@@ -172,20 +182,24 @@ def train(
         run.restore(model)
         wrapped = prepare_model(model, accelerator, config.shard)
         groups = parameter_groups(model, stage.weight_decay)
-        optimizer = accelerator.prepare(torch.optim.AdamW(groups, lr=stage.lr, betas=(0.9, stage.beta2)))
+        optimizer = accelerator.prepare(torch.optim.AdamW(groups, lr=stage.peak, betas=(0.9, stage.beta2)))
         run.restore(model, optimizer)
         steps = steps_of[number]
         run.earlier_steps = sum(steps_of[:number])
-        eval_every = config.eval_every or steps_per_epoch
+        eval_every = config.eval_every or per_epoch[number]
         accelerator.print(_describe(model, number, config, steps))
-        bar = tqdm(total=steps, initial=progress.step, unit="step", disable=not accelerator.is_main_process)
+        if number in by_reward:
+            learn_from_rewards(by_reward[number], model, wrapped, optimizer, accelerator, run, progress, steps)
+            steps = progress.step  # so the loop below has nothing to do
+        hidden = number in by_reward or not accelerator.is_main_process
+        bar = tqdm(total=steps, initial=progress.step, unit="step", disable=hidden)
         batches = _batches(datasets["train"], config, number, progress.step, steps, accelerator)
         while progress.step < steps and not progress.stopped:
             started = time.perf_counter()
             wrapped.train()
             if not stage.trains_tower:
                 tower.eval()
-            lr = stage.lr * lr_factor(progress.step, steps, stage.warmup, stage.schedule)
+            lr = stage.peak * lr_factor(progress.step, steps, stage.warmup, stage.schedule)
             for group in optimizer.param_groups:
                 group["lr"] = lr
             micro_batches, tokens = next(batches)
@@ -326,21 +340,25 @@ def _validate(model: nn.Module, dataset: ExampleDataset, config: TrainConfig, ac
 
 
 def _store_features(
-    accelerator: Accelerator, drafter: Drafter, examples: Mapping[str, Sequence[Example]], folder: Path, workers: int
+    accelerator: Accelerator, drafter: Drafter, examples: Mapping[str, Sequence[Example]], encoder: EncoderConfig
 ) -> FeatureStore:
-    """Features of all images of the examples; every process computes its share."""
-    tower = drafter.tower
-    tower.model.to(accelerator.device)
+    """Features of all images of the examples, in types in which they are stored already; processes share the work.
+
+    The tower is loaded by itself, as `raddraft features` does it, so that what that has stored is found.
+    """
     paths = [path for part in examples.values() for example in part for path in example.images]
-    store = open_store(tower, paths, drafter.features, ComputeConfig(workers=workers, features=folder), accelerator)
-    tower.model.to("cpu")
-    return store
+    tower, kept = load_tower(encoder.tower, encoder.image_size), drafter.features
+    encoder = find_settings(tower, paths, kept, encoder)
+    tower.model.to(accelerator.device, getattr(torch, encoder.precision))
+    accelerator.print(f"features: {encoder.precision}, stored as {encoder.dtype} in {encoder.features}")
+    return open_store(tower, paths, kept, encoder, accelerator)
 
 
 def _describe(model: nn.Module, number: int, config: TrainConfig, steps: int) -> str:
     training = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     total = sum(parameter.numel() for parameter in model.parameters())
-    few = f" (few; for more, lower train.batch_size, {config.batch_size}, or raise epochs)" if steps < FEW_STEPS else ""
+    size = config.batch_of(config.stages[number])
+    few = f" (few; for more, lower the batch size, {size}, or raise epochs)" if steps < FEW_STEPS else ""
     return f"stage {number + 1} of {len(config.stages)}: {training:,} of {total:,} parameters train, {steps} steps{few}"
 
 

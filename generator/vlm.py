@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from encoder.config import FeatureConfig
 from encoder.features import FeatureStore
 from encoder.tower import Tower
 from encoder.towers import reading_checkpoint
@@ -22,7 +23,7 @@ from generator.config import ModelConfig
 from generator.data import IGNORE, Example, Item, labels_of
 from generator.drafter import Drafter
 from generator.generate import end_tokens
-from generator.model import build
+from generator.model import build, load, read_sidecar
 from generator.priors import find_priors
 from generator.prompts import PromptConfig
 from raddraft.errors import RadDraftError
@@ -45,6 +46,11 @@ class ChatDrafter(Drafter):
     def tower(self) -> Tower:
         """Raises RadDraftError: the tower of a model from elsewhere gives no features."""
         raise RadDraftError(f"{self._name} was not built by RadDraft, so its tower gives no features")
+
+    @property
+    def features(self) -> FeatureConfig:
+        """Raises RadDraftError, as `tower`."""
+        return FeatureConfig("tokens", (self.tower.n_states - 1,))
 
     @property
     def context_length(self) -> int | None:
@@ -212,9 +218,23 @@ def _insert(messages: Messages, images: Sequence[Image.Image]) -> Messages:
 
 
 def make_drafter(config: ModelConfig, prompt: PromptConfig, gray_mapping: GrayMapping) -> Drafter:
-    """The model that a training run starts from. Raises as `generator.model.build` and `load_chat`."""
+    """The model that a training run starts from: its parts, a model that RadDraft trained, or any other as `load_chat`.
+
+    Raises:
+        RadDraftError: another prompt or gray_mapping than a trained model has.
+
+    Raises as `generator.model.build` and `load`, and `load_chat`.
+    """
     if not config.vlm:
         return Drafter(*build(config), prompt, gray_mapping)
+    if (sidecar := read_sidecar(config.vlm)) and sidecar.get("kind") == Drafter.kind:
+        drafter = load(config.vlm, config.dtype)
+        if (drafter.prompt, drafter.gray_mapping) != (prompt, gray_mapping):
+            raise RadDraftError(
+                f"{config.vlm} was trained with {drafter.prompt} and gray_mapping {drafter.gray_mapping}; set prompt "
+                "and gray_mapping to these"
+            )
+        return drafter
     return load_chat(config.vlm, prompt, gray_mapping, config.dtype)
 
 

@@ -87,15 +87,18 @@ def read_jsonl(
     """
     path = Path(path)
     first_line: dict[str, int] = {}
+    for number, line in read_lines(path):
+        where = f"{path.name} line {number}"
+        row = parse_line(line, where, required, error)
+        if unique and (first := first_line.setdefault(row[unique], number)) != number:
+            raise error(f"{where}: duplicate {unique} {row[unique]!r}, first on line {first}")
+        yield where, row
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file that are not blank, with their numbers from 1."""
     with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            where = f"{path.name} line {number}"
-            row = parse_line(line, where, required, error)
-            if unique and (first := first_line.setdefault(row[unique], number)) != number:
-                raise error(f"{where}: duplicate {unique} {row[unique]!r}, first on line {first}")
-            yield where, row
+        yield from ((number, line) for number, line in enumerate(file, 1) if not line.isspace())
 
 
 def parse_line(
@@ -125,6 +128,17 @@ def cut_log(log: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
     with open(log, encoding="utf-8") as file:
         lines = [line for line in file if line.endswith("\n") and keep(json.loads(line))]
     write_text(log, "".join(lines))
+
+
+def cache_folder() -> Path:
+    """$RADDRAFT_CACHE, by default `raddraft` in $XDG_CACHE_HOME or ~/.cache. It may not exist yet."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "raddraft"
+    return Path(os.environ.get("RADDRAFT_CACHE") or default).expanduser()
+
+
+def weights_folder() -> Path:
+    """$RADDRAFT_WEIGHTS, by default `weights` in `cache_folder()`. It may not exist yet."""
+    return Path(os.environ.get("RADDRAFT_WEIGHTS") or cache_folder() / "weights").expanduser()
 
 
 def digest_file(path: Path) -> str | None:

@@ -13,12 +13,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 
 from raddraft.errors import RadDraftError
-from raddraft.stats import AT_A_TIME, UNBOUNDED, Measure, Units
+from raddraft.stats import AT_A_TIME, UNBOUNDED, Measure, Units, side_by_side
 
 FLIPS = 10_000
 """Random swaps of a test: p-values of 1e-4, so that a correction for a hundred tests leaves what is clear."""
@@ -180,11 +179,9 @@ def sign_flips(
     pairs = list(zip(ours, theirs, strict=True))
     if not pairs:
         return []
-    both = [np.concatenate([one.statistics for one in part], axis=1) for part in (ours, theirs)]
+    both, columns = side_by_side(ours, theirs)
     halves = sum_units(both[0] - both[1], units) / 2
     middle = (both[0] + both[1]).sum(0) / 2
-    ends = np.cumsum([0, *(one.statistics.shape[1] for one in ours)])
-    columns = [slice(*part) for part in pairwise(ends)]
     differ = [np.abs(halves[:, part]).max(1) > 1e-12 for part in columns]
     many = [i for i, rows in enumerate(differ) if rows.sum() > EXACT]
 

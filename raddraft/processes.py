@@ -11,7 +11,8 @@ is not sharded, so a run resumes with any number of processes.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,6 +49,15 @@ def pick_device(name: str) -> str:
 def is_main_process() -> bool:
     """Whether this process prints and writes for all that were launched together."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def part_ways() -> None:
+    """Let each of the processes that were launched together work for itself, on its own GPU, as if started alone."""
+    rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if rank and torch.accelerator.is_available():
+        torch.accelerator.set_device_index(rank)
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        os.environ.pop(name, None)
 
 
 def process_share(accelerator: Accelerator) -> tuple[int, int]:
@@ -105,6 +115,31 @@ def prepare_model(model: nn.Module, accelerator: Accelerator, shard: bool) -> nn
             part.unshard()
             part.reshard()
     return accelerator.prepare_model(model, device_placement=False, evaluation_mode=True)  # that is, without DDP
+
+
+@contextmanager
+def whole_model(model: nn.Module) -> Iterator[None]:
+    """Every process holds all of a model in parts for as long as this lasts.
+
+    So it can run the model without the others, and gradients can flow through what FSDP does not see, such as the keys
+    and values of a prompt that several texts share. They are summed over the processes as ever.
+    """
+    from torch.distributed.fsdp import FSDPModule
+
+    parts = [part for part in model.modules() if isinstance(part, FSDPModule)]
+
+    def keep_whole(whole: bool) -> None:
+        for part in parts:
+            part.set_reshard_after_forward(not whole, recurse=False)
+            part.set_reshard_after_backward(not whole, recurse=False)
+
+    keep_whole(True)
+    for part in parts:
+        part.unshard()
+    yield
+    keep_whole(False)
+    for part in parts:
+        part.reshard()
 
 
 def release_model(model: nn.Module, wrapped: nn.Module, accelerator: Accelerator) -> None:

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 HARMLESS = re.compile(
-    r"\.(workers|save_every|log_every|shard|activation_checkpointing|trackers(\.\d+)?)$|^train\.micro_batch_size$"
+    r"\.(workers|save_every|log_every|shard|activation_checkpointing|sample_batch_size|trackers(\.\d+)?)$"
+    r"|^train\.(stages\.\d+\.reward\.)?micro_batch_size$"
 )
 """What may change when a run resumes: numbers then differ by rounding at most, and by what dropout draws."""
 
@@ -35,7 +36,6 @@ class RunFolder:
     def __init__(self, folder: Path, accelerator: Accelerator) -> None:
         self.folder, self.accelerator = folder, accelerator
         self._checkpoints = folder / "checkpoints"
-        self._best = self._checkpoints / "best.safetensors"
         if accelerator.is_main_process:
             self._checkpoints.mkdir(parents=True, exist_ok=True)
         accelerator.wait_for_everyone()
@@ -43,7 +43,11 @@ class RunFolder:
     @property
     def newest(self) -> Path | None:
         """The newest checkpoint, or None."""
-        return max(self._checkpoints.glob("*step-*"), default=None)
+        return max(self._whole(), default=None)
+
+    def _whole(self) -> list[Path]:
+        """The checkpoints, without one that was being written when the run was killed."""
+        return [path for path in self._checkpoints.glob("*step-*") if not path.name.startswith(".")]
 
     def read_progress(self) -> dict[str, Any]:
         """What the newest checkpoint was saved with; empty without one."""
@@ -87,7 +91,7 @@ class RunFolder:
 
         weights, state = gather(tensors, self.accelerator), run_state(self.accelerator, optimizer)
         if self.accelerator.is_main_process:
-            old = list(self._checkpoints.glob("*step-*"))
+            old = self._whole()
             with whole_folder(self._checkpoints / name) as temporary:
                 save_file(weights, temporary / "weights.safetensors")
                 (temporary / "progress.json").write_text(json.dumps(progress))
@@ -97,25 +101,25 @@ class RunFolder:
                     shutil.rmtree(checkpoint)
         self.accelerator.wait_for_everyone()
 
-    def save_best(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
-        """Keep these weights as the best so far. Every process has to take part."""
+    def save_best(self, tensors: Iterable[tuple[str, Tensor]], name: str = "best") -> None:
+        """Keep these weights as the best so far, or under another name. Every process has to take part."""
         from safetensors.torch import save_file
 
         from raddraft.processes import gather
 
         weights = gather(tensors, self.accelerator)
         if self.accelerator.is_main_process:
-            with write_whole(self._best) as temporary:
+            with write_whole(self._checkpoints / f"{name}.safetensors") as temporary:
                 save_file(weights, temporary)
         self.accelerator.wait_for_everyone()
 
-    def load_best(self, model: nn.Module) -> None:
-        """Go back to the best weights."""
+    def load_best(self, model: nn.Module, name: str = "best") -> None:
+        """Go back to what `save_best` kept."""
         from safetensors.torch import load_file
 
         from raddraft.processes import load_tensors
 
-        load_tensors(model, load_file(self._best))
+        load_tensors(model, load_file(self._checkpoints / f"{name}.safetensors"))
 
     def log(self, row: dict[str, Any], step: int | None = None) -> None:
         """Append a row to log.jsonl and report its numbers to the trackers, at `step` or the row's own."""

@@ -6,19 +6,28 @@
 
 What is nothing (null, NaN, "nan", see `raddraft.tables`) counts as missing. On disk, paths are relative to the
 manifest's folder; in memory they are absolute.
+
+A manifest may have as many studies as MIMIC-CXR, so what is read keeps its lines, compressed, and makes the fields of a
+study when they are first asked for. `skim` goes through studies without keeping what it makes.
 """
 
 from __future__ import annotations
 
 import os
+import sys
+import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import msgspec
 
 from raddraft.errors import RadDraftError
-from raddraft.files import read_jsonl, write_jsonl
+from raddraft.files import parse_line, read_lines, write_jsonl
 from raddraft.tables import NAN, is_nothing
 from raddraft.views import Direction, direction
 
@@ -29,6 +38,11 @@ SPLITS = ("train", "val", "test")
 PHANTOM = "phantom"
 """`source` of computed phantoms."""
 REQUIRED = ("study_id", "subject_id", "split")
+OPTIONAL = ("sections", "labels", "patient")
+_NO_NAME = NAN | {""}
+_LATER = ("images", *OPTIONAL, "extra")
+_TOGETHER = 32
+"""Lines that are compressed together: more take less memory, and longer to read one of them."""
 
 
 class ManifestError(RadDraftError):
@@ -89,9 +103,27 @@ class Study:
         return min(self.images, key=lambda image: {"frontal": 0, None: 1}.get(image.direction, 2))
 
     @property
+    def ids(self) -> dict[str, str]:
+        """What a line of predictions.jsonl begins with: study_id, and subject_id if the patient is known, which a study
+        that is a subject of its own does not tell."""
+        subject = {"subject_id": self.subject_id} if self.subject_id != self.study_id else {}
+        return {"study_id": self.study_id} | subject
+
+    @property
     def is_synthetic(self) -> bool:
         """Whether the images or a part of the report were made by software and not by people."""
         return self.source == PHANTOM or bool(self.extra.get("synthetic"))
+
+    if not TYPE_CHECKING:  # or every misspelled name would pass
+
+        def __getattr__(self, name: str) -> Any:
+            """A field that was not asked for before, of a study that was read from a manifest."""
+            if name not in _LATER:
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            packed, number, root = self._line
+            row = _unpack_row(packed, number)
+            value = _read_images(row, root) if name == "images" else _read_mapping(row, name)
+            return self.__dict__.setdefault(name, value)
 
 
 def read_studies(path: str | Path, split: str | None = None, check_images: bool = False) -> list[Study]:
@@ -112,25 +144,45 @@ def read_studies(path: str | Path, split: str | None = None, check_images: bool 
         raise ManifestError(f"Unknown split {split!r}. Choices: {', '.join(SPLITS)}")
     if path.is_dir():
         raise ManifestError(f"{path} is a folder; the manifest is a file, e.g. {path / 'studies.jsonl'}")
+    root, count = path.parent.absolute(), Counter[str]()
     studies: list[Study] = []
-    split_of: dict[str, tuple[str, str]] = {}
-    for where, row in read_jsonl(path, REQUIRED, "study_id", ManifestError):
-        study = parse_study(row, path.parent.absolute(), where)
-        other, earlier = split_of.setdefault(study.subject_id, (study.split, where.rpartition(" ")[2]))
-        if other != study.split:
+    waiting: list[bytes] = []
+    first_line: dict[str, int] = {}
+    split_of: dict[str, tuple[str, int]] = {}
+    for number, line in read_lines(path):
+        where = f"{path.name} line {number}"
+        row = _read_row(line, where)
+        if (first := first_line.setdefault(row.study_id, number)) != number:
+            raise ManifestError(f"{where}: duplicate study_id {row.study_id!r}, first on line {first}")
+        subject_id, own = sys.intern(row.subject_id), sys.intern(row.split)
+        other, earlier = split_of.setdefault(subject_id, (own, number))
+        if other != own:
             raise ManifestError(
-                f"{where}: subject {study.subject_id!r} is in split {study.split!r}, and in {other!r} on line {earlier}"
+                f"{where}: subject {subject_id!r} is in split {own!r}, and in {other!r} on line {earlier}"
             )
         if check_images:
-            _check_files(study, where)
+            _check_files(parse_line(line, where), root, where)
+        count[own] += 1
+        if split not in (None, own):
+            continue
+        study = object.__new__(Study)
+        study.study_id, study.subject_id, study.split = row.study_id, subject_id, own
+        study.source = None if is_nothing(row.source) else sys.intern(row.source)
         studies.append(study)
-    chosen = [study for study in studies if split is None or study.split == split]
-    if not chosen:
-        counts = ", ".join(f"{name} {count}" for name, count in count_splits(studies).items())
-        raise ManifestError(
-            f"{path}: no study" + (f" in split {split!r} (there are: {counts})" if studies and split else "")
-        )
-    return chosen
+        waiting.append(line)
+        if len(waiting) == _TOGETHER:
+            _pack(studies, waiting, root)
+            waiting = []
+    _pack(studies, waiting, root)
+    if not studies:
+        counts = ", ".join(f"{name} {count[name]}" for name in SPLITS)
+        raise ManifestError(f"{path}: no study" + (f" in split {split!r} (there are: {counts})" if count else ""))
+    return studies
+
+
+def skim(studies: Iterable[Study]) -> Iterator[Study]:
+    """A copy of each study in turn. What is made of a manifest's line when it is asked for goes with the copy."""
+    return map(copy, studies)
 
 
 def says_something(section: str, text: Any) -> bool:
@@ -177,7 +229,7 @@ def deal_folds(studies: Sequence[Study], n_folds: int) -> list[list[Study]]:
         folds |= {name: i % n_folds for i, name in enumerate(np.random.default_rng(0).permutation(names).tolist())}
     split_at = {0: "test", 1: "val"}
     return [
-        [replace(study, split=split_at.get((folds[study.subject_id] - fold) % n_folds, "train")) for study in studies]
+        [_move(study, split_at.get((folds[study.subject_id] - fold) % n_folds, "train")) for study in studies]
         for fold in range(n_folds)
     ]
 
@@ -190,8 +242,52 @@ def count_splits(studies: Iterable[Study]) -> dict[str, int]:
 
 def parse_study(row: dict[str, Any], root: Path, where: str) -> Study:
     """A study from a row of a manifest in the folder `root`; ManifestError, beginning with `where`, if it is none."""
+    _check_row(row, where)
+    mappings = {name: _read_mapping(row, name) for name in (*OPTIONAL, "extra")}
+    ids, source = (row[name] for name in REQUIRED), row.get("source")
+    return Study(*ids, _read_images(row, root), source=None if is_nothing(source) else source, **mappings)
+
+
+class _Image(msgspec.Struct, gc=False):
+    path: Annotated[str, msgspec.Meta(min_length=1)]
+    view: str | None = None
+    masks: dict[str, str | None] | None = None
+
+
+class _Row(msgspec.Struct, gc=False):
+    """A line in the form that nothing is wrong with; msgspec checks it in a tenth of the time of `_check_row`."""
+
+    study_id: str
+    subject_id: str
+    split: Literal["train", "val", "test"]
+    images: Annotated[list[_Image], msgspec.Meta(min_length=1)]
+    sections: dict[str, str | None] | None = None
+    labels: dict[str, Literal[1, 0, -1] | None] | None = None
+    patient: dict[str, Any] | None = None
+    source: str | None = None
+
+
+_DECODER = msgspec.json.Decoder(_Row)
+
+
+def _read_row(line: bytes, where: str) -> _Row:
+    """A line, checked; another form is read by the standard library, to forgive it (as NaN) or to say what is wrong."""
+    try:
+        line.decode()  # msgspec does not look into keys that it does not know
+        row = _DECODER.decode(line)
+        if row.study_id.strip().lower() not in _NO_NAME and row.subject_id.strip().lower() not in _NO_NAME:
+            return row
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        pass
+    found = parse_line(line, where, REQUIRED, ManifestError)
+    _check_row(found, where)
+    return _Row(**{name: found.get(name) for name in (*REQUIRED, "images", "source")})
+
+
+def _check_row(row: dict[str, Any], where: str) -> None:
+    """Raise ManifestError, beginning with `where`, if a row is no study."""
     for key in ("study_id", "subject_id"):
-        if row[key].strip().lower() in ("", *NAN):
+        if row[key].strip().lower() in _NO_NAME:
             raise ManifestError(f"{where}: {key} must be a non-empty string, got {row[key]!r}")
     if row["split"] not in SPLITS:
         raise ManifestError(f"{where}: unknown split {row['split']!r}. Choices: {', '.join(SPLITS)}")
@@ -199,54 +295,91 @@ def parse_study(row: dict[str, Any], root: Path, where: str) -> Study:
         raise ManifestError(f"{where}: key 'images' is missing")
     if not isinstance(row["images"], list) or not row["images"]:
         raise ManifestError(f"{where}: images must be a non-empty list, got {row['images']!r}")
-    images = [_parse_image(image, root, where) for image in row.pop("images")]
-    mappings = {key: _pop_object(row, key, where) for key in ("sections", "labels", "patient")}
-    source = row.pop("source", None)
-    if source is not None and not isinstance(source, str):
-        raise ManifestError(f"{where}: source must be a string or null, got {source!r}")
-    study_id, subject_id, split = (row.pop(key) for key in ("study_id", "subject_id", "split"))
-    study = Study(study_id, subject_id, split, images, **mappings, source=source, extra=row)
-    drop_nothing(study)
-    for name, text in study.sections.items():
-        if not isinstance(text, str):
+    for image in row["images"]:
+        _check_image(image, where)
+    for key in OPTIONAL:
+        _check_object(row, key, where)
+    if not isinstance(row.get("source"), str | None):
+        raise ManifestError(f"{where}: source must be a string or null, got {row['source']!r}")
+    for name, text in (row.get("sections") or {}).items():
+        if not isinstance(text, str) and says_something(name, text):
             raise ManifestError(f"{where}: section {name!r} must be a string, got {text!r}")
-    for name, label in study.labels.items():
-        if label is not None and (isinstance(label, bool) or label not in (1, 0, -1)):
+    for name, label in (row.get("labels") or {}).items():
+        if (isinstance(label, bool) or label not in (1, 0, -1)) and not is_nothing(label):
             raise ManifestError(f"{where}: label {name!r} is {label!r}. Choices: 1, 0, -1, null")
-    return study
 
 
-def _pop_object(row: dict[str, Any], key: str, where: str) -> dict[str, Any]:
-    """An optional object out of `row`; null is the same as missing."""
-    value = row.pop(key, None)
-    if value is not None and not isinstance(value, dict):
-        raise ManifestError(f"{where}: {key} must be an object, got {value!r}")
-    return value or {}
-
-
-def _parse_image(image: Any, root: Path, where: str) -> StudyImage:
+def _check_image(image: Any, where: str) -> None:
     if not isinstance(image, dict) or not isinstance(image.get("path"), str) or not image["path"]:
         raise ManifestError(f"{where}: an image must be an object with a path, got {image!r}")
-    image = dict(image)
-    view = image.pop("view", None)
-    if view is not None and not isinstance(view, str):
-        raise ManifestError(f"{where}: view must be a string or null, got {view!r}")
-    masks = {name: mask for name, mask in _pop_object(image, "masks", where).items() if not is_nothing(mask)}
+    if not isinstance(image.get("view"), str | None):
+        raise ManifestError(f"{where}: view must be a string or null, got {image['view']!r}")
+    _check_object(image, "masks", where)
+    masks = {name: mask for name, mask in (image.get("masks") or {}).items() if not is_nothing(mask)}
     if not all(isinstance(mask, str) for mask in masks.values()):
         raise ManifestError(f"{where}: masks must map a structure to a path, got {masks!r}")
 
+
+def _check_object(row: dict[str, Any], key: str, where: str) -> None:
+    """Raise ManifestError if an optional object is something else; null is the same as missing."""
+    if not isinstance(row.get(key), dict | None):
+        raise ManifestError(f"{where}: {key} must be an object, got {row[key]!r}")
+
+
+def _read_images(row: dict[str, Any], root: Path) -> list[StudyImage]:
+    """The images of a row that was checked."""
+
     def absolute(name: str) -> Path:
-        return Path(os.path.normpath(root / name))
+        return Path(os.path.normpath(os.path.join(root, name)))
 
-    path = absolute(image.pop("path"))
-    return StudyImage(path, view, {name: absolute(mask) for name, mask in masks.items()}, extra=image)
+    images = []
+    for image in row["images"]:
+        view, masks = image.get("view"), image.get("masks") or {}
+        extra = {key: value for key, value in image.items() if key not in ("path", "view", "masks")}
+        files = {name: absolute(mask) for name, mask in masks.items() if not is_nothing(mask)}
+        images.append(StudyImage(absolute(image["path"]), None if is_nothing(view) else view, files, extra))
+    return images
 
 
-def _check_files(study: Study, where: str) -> None:
-    for image in study.images:
+def _read_mapping(row: dict[str, Any], name: str) -> dict[str, Any]:
+    """One of the other fields of a row that was checked."""
+    if name == "extra":
+        known = (*REQUIRED, *OPTIONAL, "images", "source")
+        return {key: value for key, value in row.items() if key not in known}
+    found = row.get(name) or {}
+    if name == "sections":
+        return {section: text for section, text in found.items() if says_something(section, text)}
+    return {key: None if is_nothing(value) else value for key, value in found.items()}
+
+
+def _pack(studies: list[Study], lines: list[bytes], root: Path) -> None:
+    """Give the last studies, one for each line, what their fields are made of."""
+    packed = zlib.compress(b"".join(lines), 1)
+    for number, study in enumerate(studies[len(studies) - len(lines) :]):
+        object.__setattr__(study, "_line", (packed, number, root))  # no field; `vars` would take more memory
+
+
+@lru_cache(maxsize=4)  # studies are mostly read one after the other
+def _unpack(packed: bytes) -> list[bytes]:
+    return zlib.decompress(packed).split(b"\n")
+
+
+@lru_cache(maxsize=4)  # and their fields, too
+def _unpack_row(packed: bytes, number: int) -> dict[str, Any]:
+    return parse_line(_unpack(packed)[number], "a line of the manifest")
+
+
+def _check_files(row: dict[str, Any], root: Path, where: str) -> None:
+    for image in _read_images(row, root):
         for kind, path in [("image", image.path), *(("mask", mask) for mask in image.masks.values())]:
             if not path.is_file():
                 raise ManifestError(f"{where}: {kind} {str(path)!r} does not exist")
+
+
+def _move(study: Study, split: str) -> Study:
+    moved = copy(study)
+    moved.split = split
+    return moved
 
 
 def _to_json(study: Study, root: Path) -> dict[str, Any]:

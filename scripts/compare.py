@@ -4,7 +4,8 @@
     raddraft compare --config compare/paper.yaml --studies all.jsonl --out runs/paper
     raddraft compare --config compare/paper.yaml --studies few.jsonl --folds 5 --out runs/folds
 
-Every tower runs once over the images; all tasks read its stored features. An interrupted comparison resumes.
+Every tower runs once over the images; all tasks read its stored features. An interrupted comparison resumes. Several
+processes (accelerate launch -m raddraft compare …, or the same command on several machines) share rows and runs out.
 Environment variables in the names of files and towers are expanded.
 """
 
@@ -39,14 +40,16 @@ def main(
         out: Folder to write to.
         baseline: Label of the tower that all others are compared with; by default the first.
         resamples: Bootstrap resamples of the test subjects, at least 40 times the number of comparisons in the table;
-            with fewer, no difference is significant after Holm's correction.
+            with fewer, no difference of probes is significant after Holm's correction.
         folds: Cross-validate, for collections with few test images: subjects of all splits are dealt into this many
             folds (at least 3), each of which is the test split once, the next one val, the others train.
         title: Heading of the page.
         compute: Computation
     """
     from generator.compare import compare
+    from raddraft.processes import part_ways
 
+    part_ways()
     result = compare(studies, towers, tasks, out, baseline, compute, resamples, folds, title)
     print(f"\n{(out / 'table.md').read_text(encoding='utf-8')}")
     print(f"page: {out / 'report.html'}\nnumbers: {out / 'compare.json'}\n{result['minutes']:.1f} minutes")

@@ -1,7 +1,7 @@
 """Store the features of a frozen tower for all images of a manifest: for probes, retrieval and training.
 
     raddraft features --tower rad-dino --studies studies.jsonl
-    raddraft features --tower ../dinov2-small --studies studies.jsonl --keep grid --dtype bfloat16
+    raddraft features --tower ../dinov2-small --studies studies.jsonl --keep tokens --dtype float8
     accelerate launch --num_processes 8 -m raddraft features --tower rad-dino --studies studies.jsonl
 
 An interrupted run resumes; images that are stored already are not read again.
@@ -24,10 +24,8 @@ def main(
     encoder: EncoderConfig,
     studies: Path,
     splits: list[Literal["train", "val", "test"]] | None = None,
-    keep: Literal["pooled", "grid"] = "pooled",
+    keep: Literal["pooled", "tokens"] = "pooled",
     layers: list[int] | None = None,
-    average: bool = False,
-    dtype: Literal["float16", "bfloat16", "float32"] = "float16",
     backend: Literal["torchvision", "pil"] = "torchvision",
 ) -> int:
     """Compute features and store them.
@@ -35,10 +33,9 @@ def main(
     Args:
         studies: The manifest, studies.jsonl.
         splits: Splits to store; by default all.
-        keep: pooled: the pooled vector and the mean patch; grid: the pooled vector and every patch.
-        layers: Indices of hidden states, concatenated; by default the tower's final output.
-        average: Average the layers instead of concatenating them.
-        dtype: Data type of stored features.
+        keep: pooled: the pooled vector and the mean patch, for probes and retrieval; tokens: also every token, for
+            segmentation and `raddraft train --train.cached`.
+        layers: Indices of hidden states; by default the tower's final output, from the last of them.
         backend: Library that resizes images; pil as the package rad-dino.
     """
     from accelerate import Accelerator
@@ -47,7 +44,7 @@ def main(
     from encoder.features import open_store
     from raddraft.studies import read_studies
 
-    kept = FeatureConfig(keep, tuple(layers) if layers else None, average, dtype)
+    kept = FeatureConfig(keep, tuple(layers) if layers else None)
     known = read_studies(studies)
     paths = [image.path for study in known if splits is None or study.split in splits for image in study.images]
     if not paths:

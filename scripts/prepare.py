@@ -68,7 +68,7 @@ def resize(
     return 1 if done.errors else 0
 
 
-def labels(studies: Path, out: Path, section: str = "findings") -> None:
+def labels(studies: Path, out: Path, section: str = "findings", terse: bool = False) -> None:
     """Give studies that have labels and no findings a synthetic section of them, in plain sentences.
 
     It says what the labels say and no more, and is marked as synthetic in the manifest.
@@ -77,10 +77,11 @@ def labels(studies: Path, out: Path, section: str = "findings") -> None:
         studies: The manifest with labels.
         out: The manifest to write.
         section: Name of the section; studies that have one keep it.
+        terse: Name what is absent only where there is nothing else to say; a small model learns that sooner.
     """
     from generator.corpora.from_labels import convert
 
-    print(convert(studies, out, section))
+    print(convert(studies, out, section, terse))
 
 
 def _printed(convert: Callable[..., Any]) -> Callable[..., None]:

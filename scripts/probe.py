@@ -30,6 +30,8 @@ def main(
     out: Path = Path("probe.json"),
     sources: list[str] | None = None,
     fractions: list[float] | None = None,
+    layers: tuple[int, ...] | None = None,
+    average: bool = False,
     blocks: int = 0,
     seen: Path | None = None,
 ) -> None:
@@ -43,6 +45,8 @@ def main(
         out: JSON file to write.
         sources: Take only studies of these sources; by default all.
         fractions: Also a learning curve: fractions of the train subjects, e.g. 0.1 0.3 1; three random draws of each.
+        layers: Hidden states by index, side by side; by default the tower's final output.
+        average: Average the layers.
         blocks: Number of the tower's last blocks to fine-tune together with the probe, in place of stored features.
         seen: List of SHA-256 digests of the tower's pre-training images, one per line; a warning is printed if test
             images are among them.
@@ -65,9 +69,9 @@ def main(
     if blocks:
         result = finetune(encoder.load(), blocks, labels, probe, encoder.gray_mapping)
     else:
-        kept = FeatureConfig("grid" if probe.pooling == "attention" else "pooled")
+        kept = FeatureConfig("tokens" if probe.pooling == "attention" else "pooled", layers, average)
         opened = open_store(encoder, labels.paths, kept) if encoder.tower else None
-        store = opened or open_features(encoder.features, labels.paths)
+        store = opened or open_features(encoder.features, labels.paths, kept)
         result = run_probe(store, labels, probe)
         points = learning_curve(store, labels, fractions, probe) if fractions else []
         curve = {name: average_curve(points, name) for name in result.measures["macro"] if points}

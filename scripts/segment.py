@@ -50,7 +50,7 @@ def main(
     tower = encoder.load()
     if tower.shape[:2] == (1, 1):
         raise RadDraftError(f"{encoder.tower} has no patches to segment from")
-    store = open_store(tower, paths, FeatureConfig("grid", layers), encoder)
+    store = open_store(tower, paths, FeatureConfig("tokens", layers), encoder)
     result, _ = segment(store, known, tower.processor, head, str(tower.device))
     rows = [[name, show(row["dice"]), show(row["iou"])] for name, row in result.scores.items()]
     print(format_table([["", "dice", "iou"], *(rows if len(head.structures) > 1 else rows[:1])]))

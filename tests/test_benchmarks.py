@@ -653,7 +653,8 @@ def test_jsrt(jsrt):
     assert (stored[0, 0], stored[-1, -1], stored.dtype.itemsize) == (0, 3095, 2)
     shown = np.asarray(load_image(study.images[0].path))
     assert (shown[0, 0], shown[-1, -1]) == (0, 255)  # air dark
-    assert sorted(study.images[0].masks) == ["heart", "left lung", "lungs", "right lung"]
+    zones = [f"{side} {zone} zone" for side in ("left", "right") for zone in ("upper", "middle", "lower")]
+    assert sorted(study.images[0].masks) == sorted(["heart", "left lung", "lungs", "right lung", *zones])
     left, right = box((2048, 2048), 200, 400, 600, 100), box((2048, 2048), 200, 800, 600, 100)
     assert (mask_of(study, "left lung") == left).all()
     assert (mask_of(study, "lungs") == left | right).all()
@@ -697,6 +698,9 @@ def test_montgomery(montgomery):
     assert (mask_of(first, "left lung") == left).all()
     assert (mask_of(first, "right lung") == right).all()
     assert (mask_of(first, "lungs") == left | right).all()
+    assert (mask_of(first, "left upper zone") == box((30, 40), 5, 25, 6, 10)).all()
+    assert (mask_of(first, "left middle zone") == box((30, 40), 11, 25, 7, 10)).all()
+    assert (mask_of(first, "right lower zone") == box((30, 40), 18, 5, 7, 10)).all()
     assert dropped(conversion) == {"(age alone: 1 above 120)": 0}
     with pytest.raises(CorpusError, match="ManualMask"):
         lung_masks.convert("montgomery", montgomery, masks=montgomery)

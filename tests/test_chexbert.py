@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metrics.chexbert import CheXbert, alike
+from metrics.chexbert import CheXbert
+from metrics.networks import alike
 from metrics.rules import OBSERVATIONS
 from metrics.weights import MissingWeights, locate
 from tests.conftest import SENTENCES

@@ -15,6 +15,7 @@ from PIL import Image
 
 import raddraft
 from encoder.config import ComputeConfig
+from generator import compare_features
 from generator.compare import Cell, Task, compare_with
 from raddraft.studies import Study, StudyImage, read_studies, write_studies
 from tests.test_cli import run
@@ -258,22 +259,21 @@ def test_faults_are_one_sentence(tmp_path, studies, changes, culprit) -> None:
 
 def test_only_the_same_test_images_are_compared(tmp_path, studies, monkeypatch) -> None:
     """Where a tower cannot read one of the test images, its resamples draw other subjects."""
-    from generator import compare
-
     config = write_config(tmp_path, studies, [{"tower": "pixels"}, {"tower": "pixels", "label": "again"}], TASKS[:1])
     assert run("compare", "--config", config) == (0, "")
     result = json.loads((tmp_path / "out" / "compare.json").read_text())
     assert result["differences"]["again"]["Edema"]["value"] == 0
-    opened, calls = compare.open_store, []
+    opened, calls = compare_features.open_stores, []
 
     def without_one(*arguments, **options):
-        store = opened(*arguments, **options)
-        calls.append(store)
+        stores = opened(*arguments, **options)
+        calls.append(stores)
         if len(calls) == 2:
+            (store,) = stores.values()
             del store.rows[str(tmp_path / "50.png")]
-        return store
+        return stores
 
-    monkeypatch.setattr(compare, "open_store", without_one)
+    monkeypatch.setattr(compare_features, "open_stores", without_one)
     for cell in (tmp_path / "out" / "cells").iterdir():
         cell.unlink()
     assert run("compare", "--config", config) == (0, "")

@@ -10,11 +10,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from generator.cells import Cell
 from generator.compare_config import Task
 from generator.compare_page import format_number, format_p, write_page
+from generator.compare_ranks import rank_correlations
 from tests.test_report import ATTACK, Node, parse
 
 TASKS = [
@@ -79,7 +82,10 @@ def test_markdown_table_holds_values_intervals_best_and_marks(tmp_path):
     assert "- Lungs (pixels): this tower has no patches" in markdown
     assert "baseline, pixels" in markdown
     assert "4 comparisons" in markdown
-    assert "resamples of the test subjects" in markdown
+    assert (
+        "percentiles of 500 bootstrap resamples of the test subjects; of masks Student's t of the jackknife" in markdown
+    )
+    assert "p < .05, in pairs on the same resamples; of masks by swapping both at random subject by subject" in markdown
 
 
 def test_page_holds_the_same_table_and_the_differences(tmp_path):
@@ -249,3 +255,60 @@ def test_numbers_and_p_as_text():
     assert [format_number(x, zero=False) for x in (0.85, -0.05, 1.0, 0.9999)] == [".850", "−.050", "1.000", "1.000"]
     assert [format_number(x, sign="+") for x in (0.1, -0.0001, 0.0)] == ["+0.100", "0.000", "0.000"]
     assert [format_p(p) for p in (0.0001, 0.004, 0.04996, 0.0501, 1.0)] == ["< .001", ".004", "< .05", ".050", "1.000"]
+
+
+def test_ranks_stand_side_by_side_with_their_correlation(tmp_path):
+    tasks = [Task("Findings", "binary", ["Edema"]), Task("Error", "regression", ["patient.age"], measure="mae")]
+    tasks.insert(1, Task("Notes", "report", ["note"], measure="rule_micro_f1_14", recipe="x.yaml"))
+    values = {"a": (0.7, 0.3, 9.0), "b": (0.9, 0.5, 9.0), "c": (0.8, 0.4, 7.0), "d": (0.6, 0.2, None)}
+    names = [task.name for task in tasks]
+    rng = np.random.default_rng(0)
+    cells = {
+        row: {
+            name: Cell(value, notes=[], resamples=np.full(50, value or 0.0) + rng.normal(0, 0.001, 50))
+            for name, value in zip(names, line, strict=True)
+        }
+        for row, line in values.items()
+    }
+    ranks = rank_correlations(cells, tasks, list(values))
+    assert ranks == {
+        "Notes": {
+            "Findings": {"rho": 1.0, "low": 1.0, "high": 1.0, "p": 2 / 24, "n": 4},
+            "Error": {"rho": 0.0, "low": pytest.approx(-0.5), "high": pytest.approx(0.5), "p": 1.0, "n": 3},
+        }
+    }
+    assert rank_correlations(cells, tasks, ["a", "b"]) == {}, "two have no order"
+    towers = {row: {name: cell(one.value) for name, one in line.items()} for row, line in cells.items()}
+    result = make_result(towers=towers | {"most frequent report": dict.fromkeys(names, cell(0.1))}, baseline="a")
+    result |= {"differences": {row: {} for row in towers}, "ranks": ranks, "controls": ["most frequent report"]}
+    markdown, page = write(tmp_path, result, tasks)
+    expected = [
+        ["Rank, 1 is best", "Notes, Micro-F1-14, rules ↑", "Findings, AUROC ↑", "Error, MAE ↓"],
+        ["b", "1", "1", "2.5"],
+        ["c", "2", "2", "1"],
+        ["a", "3", "3", "2.5"],
+        ["d", "4", "4", "–"],
+        ["ρ with Notes", "", "1.00 [1.00 1.00] p .083", "0.00 [−.50 .50] p 1.000"],
+    ]
+    rows = read_rows(markdown)[6:]
+    assert [row[1:] for row in rows] == [row[1:] for row in expected]
+    (table,) = page.find("section", id="orders")[0].find("table")
+    assert [node.text for node in table.find("tr")[2].find("td")] == ["2", "2", "1"]
+    assert "Spearman's rank correlation over 4 encoders" in markdown
+
+
+def test_rows_that_name_language_models_say_what_these_are(tmp_path):
+    writers = {
+        "small": {"lm": 134515008, "tokens_per_second": 1234.5},
+        "large": {"lm": 6.7e9, "tokens_per_second": None},
+    }
+    markdown, page = write(tmp_path, make_result(writers=writers))
+    assert [row[1:3] for row in read_rows(markdown)] == [
+        ["Parameters that write", "Tokens per second"],
+        ["–", "–"],
+        ["135 M", "1234"],
+        ["6.7 B", "–"],
+    ]
+    (table,) = page.find("section", id="table")[0].find("table")
+    assert [node.text for node in table.find("tr")[2].find("td")][:2] == ["135 M", "1234"]
+    assert "It holds for the machine that drafted." in markdown

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 from filelock import FileLock
+from transformers import AutoModelForCausalLM
 
 import raddraft
 from generator import compare_report
@@ -16,6 +18,7 @@ from raddraft.studies import read_studies, write_studies
 from tests.test_cli import run
 from tests.test_compare import studies, write_config  # noqa: F401 - a fixture
 
+EDEMA = {"name": "Edema", "kind": "binary", "targets": ["Edema"]}
 PIXELS, RANDOM = {"tower": "pixels", "label": "pixels"}, {"tower": "$TOWER", "label": "tiny"}
 
 
@@ -43,7 +46,7 @@ def score_file(drafts: Path) -> float:
 
 def test_towers_controls_and_seeds_become_rows_and_columns(tmp_path, studies, recipe) -> None:  # noqa: F811
     tasks = [
-        {"name": "Edema", "kind": "binary", "targets": ["Edema"]},
+        EDEMA,
         task(recipe, measures=["rouge_l", "bleu_1"], seeds=2),
     ]
     config = write_config(tmp_path, studies, [PIXELS, RANDOM], tasks)
@@ -64,6 +67,9 @@ def test_towers_controls_and_seeds_become_rows_and_columns(tmp_path, studies, re
     assert len(cell["details"]["seeds"]) == 2
     assert cell["value"] == pytest.approx(sum(cell["details"]["seeds"]) / 2)
     assert cell["n"] == 14
+    assert cell["notes"][0] == "the language model has no chat template: it is prompted in plain text"
+    assert result["controls"] == list(rows)[2:]
+    assert result["writers"] == {}, "all rows have the same decoder"
     assert "Notes: rouge_l" in result["differences"]["pixels, shuffled images"]
     table = (out / "table.md").read_text()
     assert "sd over" not in table
@@ -77,37 +83,43 @@ def test_towers_controls_and_seeds_become_rows_and_columns(tmp_path, studies, re
 
 
 def test_what_is_there_is_kept_and_what_another_command_makes_is_waited_for(tmp_path, studies, recipe) -> None:  # noqa: F811
-    config = write_config(tmp_path, studies, [PIXELS], [task(recipe, seeds=1)])
+    tasks = [task(recipe, seeds=1, overrides={"train.stages.0.epochs": 2})]
+    config = write_config(tmp_path, studies, [PIXELS, RANDOM], tasks)
     assert run("compare", "--config", config) == (0, "")
-    model = next((tmp_path / "out").glob("reports/*/seed-0/model/model.safetensors"))
-    before = model.stat().st_mtime_ns
-    (drafts,) = (tmp_path / "out").glob("reports/*/seed-0/drafts.jsonl")
-    text = drafts.read_text()
-    drafts.with_suffix(".done").unlink()
-    drafts.write_text("".join(text.splitlines(keepends=True)[:5]))  # a run that was killed while it drafted
-    for cell in (tmp_path / "out" / "cells").iterdir():
+    out = tmp_path / "out"
+    drafts = [next(out.glob(f"reports/{row}--*/seed-0/drafts.jsonl")) for row in ("pixels", "tiny")]
+    model = drafts[0].parent / "model" / "model.safetensors"
+    before, text = model.stat().st_mtime_ns, drafts[0].read_text()
+    for file in drafts:
+        file.with_suffix(".done").unlink()
+    drafts[0].write_text("".join(text.splitlines(keepends=True)[:5]))  # a run that was killed while it drafted
+    for cell in (out / "cells").glob("*.json"):
         cell.unlink()
-    held = FileLock(model.parent.parent / "run.lock")
+    held = FileLock(drafts[0].parent / "run.lock")
     held.acquire()
-    held_by = compare_report.time.sleep
+    others = []
 
     def let_go(seconds: float) -> None:
+        others.append(drafts[1].with_suffix(".done").is_file())
         held.release()
-        held_by(0)
 
     compare_report.time.sleep, keep = let_go, compare_report.time.sleep
     try:
         assert run("compare", "--config", config) == (0, "")
     finally:
         compare_report.time.sleep = keep
-    assert drafts.read_text() == text
+    assert others == [True], "the other row was done before the one that is taken was waited for"
+    assert drafts[0].read_text() == text
     assert model.stat().st_mtime_ns == before
     (tmp_path / "1.png").write_bytes((tmp_path / "0.png").read_bytes())
+    config = write_config(tmp_path, studies, [PIXELS], tasks)
     assert run("compare", "--config", config) == (0, "")
-    assert len(list((tmp_path / "out").glob("reports/*/seed-0/model"))) == 2, "other images, another run"
+    assert len(list(out.glob("reports/pixels*/seed-0/model"))) == 2, "other images, another run"
 
 
-def test_rows_may_differ_in_the_language_model(tmp_path, studies, recipe, lm_folder) -> None:  # noqa: F811
+def test_rows_may_differ_in_the_language_model(tmp_path, studies, recipe, lm_folder, monkeypatch) -> None:  # noqa: F811
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():  # launched: each works for itself
+        monkeypatch.setenv(name, value)
     rows = [PIXELS, {"tower": "pixels", "lm": str(lm_folder), "label": "another"}]
     config = write_config(
         tmp_path,
@@ -116,8 +128,17 @@ def test_rows_may_differ_in_the_language_model(tmp_path, studies, recipe, lm_fol
         [task(recipe, seeds=1, overrides={"train.stages.0.epochs": 1, "train.precision": "no", "train.shard": True})],
     )
     assert run("compare", "--config", config) == (0, "")
-    result = json.loads((tmp_path / "out" / "compare.json").read_text())["towers"]
-    assert result["another"]["Notes"] == result["pixels"]["Notes"], "the same model under another name"
+    result = json.loads((tmp_path / "out" / "compare.json").read_text())
+    cells = [result["towers"][row]["Notes"] for row in ("pixels", "another")]
+    assert all(cell["details"].pop("tokens_per_second") > 0 for cell in cells)
+    assert cells[0] == cells[1], "the same model under another name"
+    lm = AutoModelForCausalLM.from_pretrained(lm_folder)
+    assert cells[0]["details"]["parameters"]["lm"] == lm.num_parameters() + 2 * lm.config.hidden_size, (
+        "and the image token"
+    )
+    assert [one["lm"] for one in result["writers"].values()] == [cells[0]["details"]["parameters"]["lm"]] * 2
+    head = (tmp_path / "out" / "table.md").read_text().splitlines()[0]
+    assert [part.strip() for part in head.split("|")[1:4]] == ["Encoder", "Parameters that write", "Tokens per second"]
 
 
 @pytest.mark.parametrize(
@@ -142,15 +163,52 @@ def test_mistakes_are_told_before_anything_runs(tmp_path, studies, recipe, chang
     assert not (tmp_path / "out" / "reports").exists()
 
 
-def test_a_task_that_cannot_be_measured_leaves_the_others(tmp_path, studies, recipe) -> None:  # noqa: F811
+def test_reports_that_are_all_empty_are_one_sentence_and_train_nothing(tmp_path, studies, recipe) -> None:  # noqa: F811
     known = read_studies(studies)
     for study in known:
-        if study.split == "test":
-            study.sections = {}
+        study.sections = {"note": "", "other": "Words."} if study.split == "test" else study.sections
     write_studies(studies, known)
-    tasks = [task(recipe, seeds=1), {"name": "Edema", "kind": "binary", "targets": ["Edema"]}]
+    tasks = [task(recipe, seeds=1), EDEMA]
     assert run("compare", "--config", write_config(tmp_path, studies, [PIXELS], tasks)) == (0, "")
     row = json.loads((tmp_path / "out" / "compare.json").read_text())["towers"]["pixels"]
     assert row["Notes"]["value"] is None
     assert row["Notes"]["notes"] == ["no test study has the sections note"]
     assert row["Edema"]["value"] == 1.0
+    assert "- Notes (all): no test study has the sections note" in (tmp_path / "out" / "table.md").read_text()
+    assert not list(tmp_path.glob("out/reports/*/*/model"))
+
+
+def test_a_row_that_cannot_be_drafted_says_why_and_leaves_the_others(tmp_path, studies, recipe, capsys) -> None:  # noqa: F811
+    """A recipe that does not fit a tower; then folders of another version of this project."""
+    overrides = {"train.stages.0.epochs": 1, "model.feature_layer": -2}
+    tasks = [task(recipe, seeds=1, overrides=overrides), EDEMA]
+    config = write_config(tmp_path, studies, [PIXELS, RANDOM], tasks, baseline="tiny")
+
+    def notes() -> dict[str, list[str]]:
+        assert run("compare", "--config", config) == (0, "")
+        result = json.loads((tmp_path / "out" / "compare.json").read_text())
+        assert result["towers"]["pixels"]["Edema"]["value"] == 1.0
+        found = {row: cells["Notes"] for row, cells in result["towers"].items()}
+        return {row: cell["notes"] for row, cell in found.items() if cell["value"] is None}
+
+    sentence = "model.feature_layer is -2. Choices for pixels: -1, its final output"
+    assert notes() == {"pixels": [sentence]}
+    folder = next(tmp_path.glob("out/reports/tiny--*/seed-0"))
+    cells = {path.name: path for path in (tmp_path / "out" / "cells").glob("*.json")}
+    assert "pixels--Notes.json" not in cells, "tried again when what is at fault has changed"
+    before = cells["tiny--Edema.json"].stat().st_mtime_ns
+    cells["pixels--Edema.json"].write_text("{")
+    cells["tiny--Notes.json"].unlink()
+    (folder / "drafts.done").unlink()
+    sidecar = folder / "model" / "raddraft.json"
+    saved = json.loads(sidecar.read_text())
+    sidecar.write_text(json.dumps(saved | {"prompt": saved["prompt"] | {"style": "terse"}}))
+    capsys.readouterr()
+    found = notes()
+    assert "pixels--Edema.json is damaged or of another version, and is measured again" in capsys.readouterr().err
+    assert list(found) == ["pixels", "tiny"]
+    assert found["tiny"][0].startswith(f"{folder / 'model'} was written by another version of RadDraft (its prompt has")
+    shutil.rmtree(folder / "model")
+    (folder / "config.yaml").write_text((folder / "config.yaml").read_text() + "style: terse\n")
+    assert "seed-0 holds a run of another version of RadDraft (config.yaml has style" in notes()["tiny"][0]
+    assert cells["tiny--Edema.json"].stat().st_mtime_ns == before

@@ -124,7 +124,8 @@ def test_a_study_whose_scores_all_fail_is_an_error(monkeypatch) -> None:
 
 def test_the_action_writes_predictions_with_the_confidence_of_what_was_chosen(tmp_path, capsys) -> None:
     row = {
-        "study_id": "s1", "prediction": EFFUSION, "reference": NORMAL[0], "candidates": [EFFUSION, *NORMAL],
+        "study_id": "s1", "subject_id": "p1", "prediction": EFFUSION, "reference": NORMAL[0],
+        "candidates": [EFFUSION, *NORMAL],
         "log_probs": [[-0.5, -0.1], [-0.2, -0.3], [-0.4, -0.6]], "model": "m", "decoding": "d",
     }  # fmt: skip
     source, out = tmp_path / "three.jsonl", tmp_path / "chosen.jsonl"
@@ -135,9 +136,8 @@ def test_the_action_writes_predictions_with_the_confidence_of_what_was_chosen(tm
     assert index > 0
     assert chosen["consensus"]["utility"] == ["rouge_l", "rule_micro_f1_14"]
     assert [one["log_prob"] for one in chosen["confidence"]] == row["log_probs"][index]
-    assert {key: chosen[key] for key in ("study_id", "reference", "candidates", "model")} == {
-        key: row[key] for key in ("study_id", "reference", "candidates", "model")
-    }
+    kept = ("study_id", "subject_id", "reference", "candidates", "model")
+    assert {key: chosen[key] for key in kept} == {key: row[key] for key in kept}
     assert run("consensus", str(source), "--out", str(out)) == (0, "")
     assert "1 drafts chosen by rouge_l" in capsys.readouterr().out
     odd = row | {"study_id": "s2", "log_probs": None, "prediction": "\ud83d", "candidates": ["\ud83d", *NORMAL]}

@@ -540,10 +540,15 @@ def test_folder_of_mixed_files(tmp_path):
 
 
 def test_folder_with_real_dicoms(cxr, tmp_path):
-    folder.convert(cxr / "dicom", out=tmp_path / "studies.jsonl")
-    studies = by_id(tmp_path / "studies.jsonl")
-    assert len(studies) == 5
-    assert "1.2.276.0.7230010.3.1.4.8323329.6904.1517875201.850819" in studies
+    conversion = folder.convert(cxr / "dicom", out=tmp_path / "studies.jsonl", ids="original")
+    views = {study.images[0].path.stem: study.images[0].view for study in read_studies(tmp_path / "studies.jsonl")}
+    assert views == {
+        "1.2.276.0.7230010.3.1.4.8323329.6904.1517875201.850819": "PA",
+        "RG1_J2KI": "PA",
+        "dx_image": "FRONTAL",
+        "gdcm-CR-MONO1-10-chest": "PA",
+    }
+    assert "Fake_MONOHR1.dcm: has the SOP Instance UID of " in str(conversion)
 
 
 def test_folder_names_that_clash_take_their_suffix(tmp_path):

@@ -70,6 +70,7 @@ def test_the_demo_leaves_a_model_drafts_and_scores_beside_controls(finished) -> 
         rows = read(finished / f"{system}.jsonl")
         assert [row["study_id"] for row in rows] == [study.study_id for study in wanted]
         assert [row["reference"] for row in rows] == [study.sections["findings"] for study in wanted]
+        assert [row["subject_id"] for row in rows] == [study.subject_id for study in wanted]
     scores = json.loads((finished / "scores" / "scores.json").read_text())
     assert scores["n"] == len(wanted) > 2
     assert tuple(scores["others"]) == CONTROLS

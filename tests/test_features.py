@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -22,15 +23,17 @@ import torch
 from PIL import Image
 
 from encoder.config import ComputeConfig, EncoderConfig, FeatureConfig
-from encoder.features import FeatureStore, compute_features, open_features, open_store
+from encoder.encoding import compute_features
+from encoder.features import FeatureStore, open_features, open_store
+from encoder.tower import Tower
 from encoder.towers import load_tower
 from raddraft.images import ImageError, load_image
 from tests.launch import SERVER
 from tests.test_cli import files_no_larger_than
 from tests.test_towers import save_network, save_tower
 
-HIDDEN = FeatureConfig("hidden", (-1,))
-PART, INDEX = "part-0.bin", "part-0.jsonl"
+HIDDEN = FeatureConfig("tokens", (-1,))
+PART, INDEX = "tokens/part-0.bin", "tokens/part-0.jsonl"
 
 
 @pytest.fixture
@@ -52,14 +55,16 @@ def save_image(path: Path, seed: int) -> Path:
 
 def store(tower, paths: list[Path], folder: Path, batch_size: int = 1, workers: int = 0, **options) -> FeatureStore:
     """Store hidden states, by default one image at a time: then their bits do not depend on their neighbors."""
-    kept = FeatureConfig(**{"keep": "hidden", "layers": (-1,)} | options)
-    features = opened(tower, paths, folder, kept, batch_size, workers)
+    how = {key: options.pop(key) for key in ("dtype", "gray_mapping") if key in options}
+    kept = FeatureConfig(**{"keep": "tokens", "layers": (-1,)} | options)
+    features = opened(tower, paths, folder, kept, batch_size, workers, **how)
     assert features.errors == []
     return features
 
 
-def opened(tower, paths, folder: Path, kept=HIDDEN, batch_size: int = 1, workers: int = 0) -> FeatureStore:
-    return open_store(tower, paths, kept, ComputeConfig(batch_size=batch_size, workers=workers, features=folder))
+def opened(tower, paths, folder: Path, kept=HIDDEN, batch_size: int = 1, workers: int = 0, **how) -> FeatureStore:
+    compute = EncoderConfig(batch_size=batch_size, workers=workers, features=folder, **how)
+    return open_store(tower, paths, kept, compute)
 
 
 @torch.no_grad()
@@ -115,8 +120,8 @@ def test_what_is_stored_is_not_computed_again(tower, paths, tmp_path) -> None:
     assert count.take() == 0
     assert all(torch.equal(first[path], again[path]) for path in paths)
     meta = json.loads((again.folder / "meta.json").read_text())
-    assert (meta["shape"], meta["grid"], meta["layers"]) == ([5, 32], [2, 2], [-1])
-    assert (meta["keep"], meta["gray_mapping"], meta["dtype"]) == ("hidden", "window", "float16")
+    assert (meta["gray_mapping"], meta["dtype"], meta["precision"]) == ("window", "float16", "float32")
+    assert again.grid == (2, 2)
 
 
 @pytest.mark.parametrize(("batch_size", "bad"), [(1, ()), (4, ()), (4, (2, 3, 9))])
@@ -146,7 +151,7 @@ def test_a_run_cut_anywhere_goes_on_to_the_same_bytes(tower, paths, tmp_path, ba
         assert [file.read_bytes() for file in files] == whole, f"cut at {cuts}"
         missing = set(good[min(cuts[0] // row_bytes, sum(end <= cuts[1] for end in line_ends)) :])
         assert count.take() == sum(len(batch) for batch in batches if missing & set(batch)), f"cut at {cuts}"
-        assert [features.rows[str(paths[i])] for i in good] == [(PART, row) for row in range(len(good))]
+        assert [features.rows[str(paths[i])] for i in good] == [((PART, row),) for row in range(len(good))]
 
 
 @pytest.mark.parametrize("lost", [PART, INDEX])
@@ -176,12 +181,14 @@ def test_a_changed_file_is_read_again(tower, paths, tmp_path) -> None:
 def test_other_towers_and_settings_have_other_stores(tower, paths, tmp_path, tower_folder) -> None:
     folder = tmp_path / "features"
 
+    model, processor = tower.model, tower.processor
+
     def key(**options) -> str:
-        return store(tower, paths[:2], folder, **options).folder.name
+        return store(Tower("another", model, processor), paths[:2], folder, **options).folder.name
 
     first = key()
-    keys = {first, key(layers=(-2,)), key(gray_mapping="minmax")}
-    model, processor = tower.model, tower.processor
+    assert key(layers=(-2,)) == key(layers=None, keep="pooled") == first, "one store for all that is asked of it"
+    keys = {first, key(gray_mapping="minmax"), key(dtype="float32")}
     processor.image_mean = [0.1, 0.1, 0.1]
     keys.add(key())
     processor.resample = 0
@@ -189,7 +196,7 @@ def test_other_towers_and_settings_have_other_stores(tower, paths, tmp_path, tow
     with torch.no_grad():
         model.embeddings.cls_token[0, 0, 0] += 0.01
     keys.add(key())
-    assert len(keys) == 6
+    assert len(keys) == 6, "of a tower as it was when it was made: its weights are hashed once"
     assert {path.name for path in folder.iterdir() if path.is_dir()} == keys
     assert store(load_tower(str(tower_folder)), paths, folder).folder.name == first
     larger = load_tower(str(tower_folder), image_size=56)
@@ -226,12 +233,13 @@ def test_a_store_is_opened_by_the_config_of_an_encoder(tower, paths, tower_folde
     encoder = EncoderConfig(
         tower=str(tower_folder), image_size=56, gray_mapping="minmax", features=tmp_path, workers=0, device="cpu"
     )
-    features = open_store(encoder, paths, FeatureConfig("grid"))
-    assert (features.shape, features.config.gray_mapping) == ((17, 32), "minmax")
+    features = open_store(encoder, paths, FeatureConfig("tokens"))
+    assert features.shape == (17, 32)
+    assert json.loads((features.folder / "meta.json").read_text())["gray_mapping"] == "minmax"
     assert features.tower.shape == (4, 4, 32)
     assert features.computed.n_images == 10
     assert capsys.readouterr().out == f"no features: {paths[6]}: cannot be read: No such file or directory\n"
-    again = open_store(features.tower, paths, FeatureConfig("grid"), encoder, quiet=True)
+    again = open_store(features.tower, paths, FeatureConfig("tokens"), encoder, quiet=True)
     assert (again.folder, again.computed.n_images, len(again.errors)) == (features.folder, 0, 1)
     assert capsys.readouterr().out == ""
     assert torch.equal(again[paths[0]], features[paths[0]])
@@ -294,41 +302,54 @@ def encoded(tower, path: Path, layers=None, average: bool = False) -> tuple[torc
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
-@pytest.mark.parametrize("keep", ["pooled", "grid"])
+@pytest.mark.parametrize("keep", ["pooled", "tokens"])
 @pytest.mark.parametrize(("layers", "average"), [(None, False), ((1, -1), False), ((1, -1), True)])
 def test_stored_vectors_are_the_towers_to_the_last_bit(tower, paths, tmp_path, dtype, keep, layers, average) -> None:
     options = {"keep": keep, "layers": layers, "average": average, "dtype": dtype}
     features, kept = store(tower, paths[:3], tmp_path / "features", **options), getattr(torch, dtype)
-    parts = [encoded(tower, path, layers, average) for path in paths[:3]]
-    pooled, patches = (torch.stack([part[i] for part in parts]) for i in range(2))
     width = 64 if layers and not average else 32
     assert features.shape == (2 if keep == "pooled" else 5, width)
-    classes = pooled.to(kept).float()
-    if keep == "pooled":
-        means = patches.flatten(1, 2).mean(1).to(kept).float()
-    else:
-        means = patches.flatten(1, 2).to(kept).float().mean(1)
-        for path, expected in zip(paths, patches, strict=False):
-            assert features.patches(path).dtype == kept
-            assert torch.equal(features.patches(path), expected.to(kept))
-    assert torch.equal(features.vectors(paths[:3]), classes)
-    torch.testing.assert_close(features.vectors(paths[:3], "mean"), means, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(features.vectors(paths[2::-1], "both"), torch.cat([classes, means], 1).flip(0))
+
+    def joined(read) -> torch.Tensor:
+        """What is read of each layer, side by side or averaged."""
+        parts = [read(layer) for layer in layers or (None,)]
+        return torch.stack(parts).mean(0) if average else torch.cat(parts, -1)
+
+    def vectors(path: Path, layer: int | None) -> torch.Tensor:
+        pooled, patches = encoded(tower, path, layer and [layer])
+        return torch.stack([pooled, patches.flatten(0, 1).mean(0)]).to(kept).float()
+
+    def patches(path: Path, layer: int | None) -> torch.Tensor:
+        if layer is not None:
+            return encoded(tower, path, [layer])[1].to(kept).float()
+        state = forward(tower, path)[1:].to(kept).float()
+        return tower.model.layernorm(state).unflatten(0, (2, 2)).detach()
+
+    expected = torch.stack([joined(partial(vectors, path)) for path in paths[:3]])
+    for pooling, found in (("class", expected[:, 0]), ("mean", expected[:, 1]), ("both", expected.flatten(1))):
+        if keep == "pooled" or layers is None:
+            assert torch.equal(features.vectors(paths[:3], pooling), found)
+        else:  # of the last hidden state, the patches that are stored are averaged
+            torch.testing.assert_close(features.vectors(paths[:3], pooling), found, rtol=2**-8, atol=2**-8)
+    for path in paths[:3] if keep == "tokens" else ():
+        assert features.patches(path).dtype == torch.float32
+        assert torch.equal(features.patches(path), joined(partial(patches, path)))
+    if keep == "tokens" and layers is None and dtype == "float32":
+        assert torch.equal(features.patches(paths[0]), encoded(tower, paths[0])[1]), "as the tower gives them"
+    assert torch.equal(features.vectors(paths[2::-1], "both"), features.vectors(paths[:3], "both").flip(0))
     assert features.vectors([], "both").shape == (0, 2 * width)
     with pytest.raises(ImageError, match="no features are stored for this image"):
         features.vectors(paths[:4])
 
 
 def test_what_a_store_does_not_keep_is_refused(tower, paths, tmp_path) -> None:
-    for keep in ("pooled", "hidden"):
-        features = store(tower, paths[:1], tmp_path / "features", keep=keep)
-        with pytest.raises(ValueError, match=f"This store keeps '{keep}', not the patch grid"):
-            features.patches(paths[0])
-    with pytest.raises(ValueError, match="This store keeps hidden states; vectors are read from 'pooled' or 'grid'"):
-        features.vectors(paths[:1])
-    for layers in (None, (0, 1)):
-        with pytest.raises(ValueError, match=r"keep 'hidden' takes one layer, not (None|\(0, 1\))"):
-            FeatureConfig("hidden", layers)
+    features = store(tower, paths[:1], tmp_path / "features", keep="pooled")
+    with pytest.raises(ValueError, match="This store keeps 'pooled', not the patch grid"):
+        features.patches(paths[0])
+    with pytest.raises(ValueError, match=rf"{features.folder.name} has no tokens, only pooled-2"):
+        open_features(features.folder, paths, FeatureConfig("tokens"))
+    with pytest.raises(ValueError, match=r"keep is 'grid'\. Choices: pooled, tokens"):
+        FeatureConfig("grid")
     for layers in (None, (-1,)):
         with pytest.raises(ValueError, match="average needs two or more layers"):
             FeatureConfig(layers=layers, average=True)
@@ -339,7 +360,7 @@ def test_values_that_the_type_cannot_hold_are_refused(tower, paths, tmp_path) ->
         tower.model.layernorm.weight[3] *= 1e6
     with pytest.raises(ValueError, match=r"tower\d+ returns values too large for float16; use bfloat16 or float32"):
         store(tower, paths, tmp_path / "features", keep="pooled", layers=None)
-    (index,) = (tmp_path / "features").glob(f"*/{INDEX}")
+    (index,) = (tmp_path / "features").glob("*/pooled/*.jsonl")
     assert index.read_bytes() == index.with_suffix(".bin").read_bytes() == b""
     features = store(tower, paths, tmp_path / "features", keep="pooled", layers=None, dtype="bfloat16")
     assert features[paths[0]].abs().max() > 65504
@@ -348,7 +369,7 @@ def test_values_that_the_type_cannot_hold_are_refused(tower, paths, tmp_path) ->
 @pytest.mark.parametrize("kind", ["resnet", "swin", "timm"])
 def test_towers_that_are_no_plain_vision_transformers(paths, tmp_path, kind) -> None:
     tower = load_tower(str(save_network(kind, tmp_path / kind)))
-    for keep in ("pooled", "grid"):
+    for keep in ("pooled", "tokens"):
         features = store(tower, paths[:2], tmp_path / "features", keep=keep, layers=None, dtype="float32")
         for path in paths[:2]:
             pooled, patches = encoded(tower, path)
@@ -414,7 +435,7 @@ def test_a_cut_list_of_files_is_repaired(tower, paths, tmp_path, cut) -> None:
 
 def test_a_full_disk_costs_no_stored_row(tower, paths, tmp_path) -> None:
     def run(folder: str) -> FeatureStore:
-        return store(tower, paths, tmp_path / folder, keep="grid", layers=None, dtype="float32", batch_size=2)
+        return store(tower, paths, tmp_path / folder, keep="tokens", layers=None, dtype="float32", batch_size=2)
 
     whole = run("whole").folder
     count = Count(tower.model)
@@ -422,7 +443,7 @@ def test_a_full_disk_costs_no_stored_row(tower, paths, tmp_path) -> None:
         with files_no_larger_than(limit), pytest.raises(OSError, match="File too large"):
             run("features")
     count.take()
-    good = open_features(tmp_path / "features" / whole.name, paths)
+    good = open_features(tmp_path / "features" / whole.name, paths, FeatureConfig("tokens"))
     assert 4 <= len(good.rows) < 11
     for path in paths[: len(good.rows)]:
         torch.testing.assert_close(good.patches(path), encoded(tower, path)[1])
@@ -437,16 +458,16 @@ def test_a_full_disk_costs_no_stored_row(tower, paths, tmp_path) -> None:
 
 @pytest.mark.parametrize("n_processes", [2, 3])
 def test_processes_take_shares(tower, paths, tmp_path, n_processes) -> None:
-    folder, config = tmp_path / "features", FeatureConfig("grid")
+    folder, config = tmp_path / "features", FeatureConfig("tokens")
     compute = ComputeConfig(batch_size=2, workers=0, features=folder)
 
     def share(number: int, among: int) -> int:
-        return compute_features(tower, paths, config, compute, (number, among)).n_images
+        return compute_features(tower, {config: paths}, compute, (number, among)).n_images
 
     shares = [share(number, n_processes) for number in range(n_processes)]
     assert sum(shares) == 11
     assert min(shares) >= 2
-    indices = sorted(folder.glob("*/part-*.jsonl"))
+    indices = sorted(folder.glob("*/tokens/part-*.jsonl"))
     assert len(indices) == n_processes
     assert len({line for index in indices for line in index.read_text().splitlines()}) == 11
     assert share(0, 1) == share(4, 5) == 0, "nothing is left to do for other numbers of processes"
@@ -459,8 +480,8 @@ def test_half_a_row_in_the_part_of_another_process_does_not_matter(tower, paths,
     """As a killed process leaves it, or one that is writing while this one reads."""
     folder, config = tmp_path / "features", FeatureConfig("pooled")
     for number in range(2):
-        compute_features(tower, paths, config, ComputeConfig(batch_size=2, workers=0, features=folder), (number, 2))
-    (other,) = folder.glob("*/part-1.bin")
+        compute_features(tower, {config: paths}, ComputeConfig(batch_size=2, workers=0, features=folder), (number, 2))
+    (other,) = folder.glob("*/pooled/part-1.bin")
     with open(other, "ab") as file:
         file.write(b"half")
     features = store(tower, paths, folder, keep="pooled", layers=None)
@@ -518,10 +539,10 @@ def save_small_images(folder: Path, n: int) -> list[Path]:
 
 
 def test_killed_and_started_again_gives_the_same_bytes(tower, child, tmp_path) -> None:
-    paths, config = save_small_images(tmp_path / "small", 200), FeatureConfig("grid")
+    paths, config = save_small_images(tmp_path / "small", 200), FeatureConfig("tokens")
     whole = opened(tower, paths, tmp_path / "whole", config, 8, 2).folder
     index, kill_after = tmp_path / "killed" / whole.name / INDEX, random.Random().randint(1, 120)
-    child.tell(paths, config, ComputeConfig(batch_size=8, workers=2, features=tmp_path / "killed"))
+    child.tell({config: paths}, ComputeConfig(batch_size=8, workers=2, features=tmp_path / "killed"))
     while not index.is_file() or index.read_bytes().count(b"\n") < kill_after:
         time.sleep(0.0005)
     child.kill()
@@ -530,14 +551,15 @@ def test_killed_and_started_again_gives_the_same_bytes(tower, child, tmp_path) -
     count = Count(tower.model)
     opened(tower, paths, tmp_path / "killed", config, 8, 2)
     assert count.take() == 200 - n_rows // 8 * 8
-    assert all((index.parent / name).read_bytes() == (whole / name).read_bytes() for name in (PART, INDEX))
+    killed = index.parent.parent
+    assert all((killed / name).read_bytes() == (whole / name).read_bytes() for name in (PART, INDEX))
 
 
 def test_two_processes_at_once_store_nothing_twice(tower, paths, child, tmp_path) -> None:
-    config = FeatureConfig("grid")
+    config = FeatureConfig("tokens")
     compute = ComputeConfig(batch_size=2, workers=0, features=tmp_path / "features")
-    child.tell(paths, config, compute)
-    here = compute_features(tower, paths[::-1], config, compute).n_images
+    child.tell({config: paths}, compute)
+    here = compute_features(tower, {config: paths[::-1]}, compute).n_images
     there = child.pipe.recv()[0]
     assert sorted([here, there]) == [0, 11]
     features = opened(tower, paths, tmp_path / "features", config)
@@ -550,11 +572,11 @@ def test_two_processes_at_once_store_nothing_twice(tower, paths, child, tmp_path
 def test_memory_does_not_grow_with_the_number_of_images(child, tmp_path) -> None:
     """Pixels of the second 1,000 images would take 147 MiB, their features 47."""
     paths = save_small_images(tmp_path / "small", 2000)
-    config = FeatureConfig("grid", layers=(0, 1, 2, 0, 1, 2), dtype="float32")
+    config = FeatureConfig("tokens", layers=(0, 1, 2))
     answers = []
     # A worker begins with what its parent holds when it forks, and a first run leaves buffers behind: it is to warm up.
     for part in (paths[:100], paths[:1000], paths):
-        child.tell(part, config, ComputeConfig(workers=1, features=tmp_path / "features"))
+        child.tell({config: part}, ComputeConfig(workers=1, features=tmp_path / "features", dtype="float32"))
         answers.append(child.pipe.recv())
     assert [answer[0] for answer in answers] == [100, 900, 1000]
     growth = [(after - before) / 1024 for before, after in zip(answers[1][1:], answers[2][1:], strict=True)]

@@ -45,6 +45,13 @@ def test_a_normal_study_says_so() -> None:
     assert write_findings({"Hernia": 1, "No Finding": 1}) == "There is hiatal hernia.", "labels that contradict"
 
 
+def test_terse_findings_name_what_is_absent_only_where_there_is_nothing_else_to_say() -> None:
+    labels = {"Effusion": 0, "Infiltration": 1, "Pneumonia": -1, "Edema": 0}
+    assert write_findings(labels, terse=True) == "There is infiltrate. Possible pneumonia."
+    assert write_findings({"No Finding": 1, "Effusion": 0}, terse=True) == "No abnormality is seen."
+    assert write_findings({"Pneumonia": 0, "Bacterial": 0}, terse=True) == "No pneumonia or bacterial infection."
+
+
 def test_the_manifest_marks_them_and_keeps_what_was_there(tmp_path) -> None:
     studies = [make_study(tmp_path, i, "train") for i in range(3)]
     studies[0].sections, studies[0].labels = {"note": "x"}, {"Edema": 1}

@@ -101,6 +101,7 @@ def test_rows_hold_reference_and_settings_in_the_order_of_the_manifest(drafter, 
     generate(drafter, studies, tmp_path / "out.jsonl", CONFIG, "my model")
     rows = read(tmp_path / "out.jsonl")
     assert [row["study_id"] for row in rows] == [study.study_id for study in studies]
+    assert [row["subject_id"] for row in rows] == [study.subject_id for study in studies]
     assert rows[1]["reference"] == studies[1].sections["findings"]
     assert rows[2]["reference"] is None
     assert rows[0]["model"] == "my model"

@@ -87,7 +87,7 @@ def test_a_linear_head_on_pretrained_patches_finds_the_lungs(tmp_path) -> None:
     studies = convert(tmp_path, count=40, size=168, seed=1, processes=1).studies
     tower = load_tower(str(weights), image_size=168)
     paths = [study.main_image.path for study in studies]
-    store = open_store(tower, paths, FeatureConfig("grid"), ComputeConfig(workers=0, features=tmp_path / "features"))
+    store = open_store(tower, paths, FeatureConfig("tokens"), ComputeConfig(workers=0, features=tmp_path / "features"))
     result, _ = segment(store, studies, tower.processor, SegmentConfig(("lungs",), epochs=12, head_batch_size=8))
     assert result.n_images["test"] >= 6
     assert result.scores["lungs"]["dice"].low > 0.9

@@ -17,7 +17,8 @@ from sklearn import metrics as sk
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.preprocessing import StandardScaler
 
-from encoder.features import FeatureConfig, FeatureStore
+from encoder.config import FeatureConfig
+from encoder.features import FeatureStore
 from encoder.finetune import _Head, _train_all, descend, finetune
 from encoder.fitting import moments, rows_in
 from encoder.measures import (
@@ -34,6 +35,7 @@ from encoder.measures import (
 )
 from encoder.probe import fit_linear, knn_scores, learning_curve, run_probe
 from encoder.probe_config import ProbeConfig, TargetSpec
+from encoder.rows import Form
 from encoder.targets import Target, check_leaks, make_target, split_groups
 from encoder.towers import load_tower
 from raddraft.stats import draw
@@ -45,15 +47,24 @@ QUICK = ProbeConfig(weight_decays=(100.0,), resamples=50)
 
 
 def save_store(
-    folder: Path, vectors: np.ndarray, grid: tuple[int, int] | None = None
+    folder: Path, vectors: np.ndarray, grid: tuple[int, int] | None = None, n_layers: int = 0
 ) -> tuple[FeatureStore, list[Path]]:
-    """A store of vectors [n, T, D]; of a grid the first is the class token."""
-    folder.mkdir(exist_ok=True)
-    vectors.astype(np.float32).tofile(folder / "part-0.bin")
+    """A store of vectors [n, T, D]: of a grid the first is the class token; layers are equal parts of D."""
+    config = FeatureConfig("tokens" if grid else "pooled", tuple(range(n_layers)) or None)
+    forms, parts = {}, []
+    for layer, columns in enumerate(np.split(vectors, n_layers or 1, axis=2)):
+        name = f"{config.keep}-{layer}" if n_layers else config.keep
+        rows = columns
+        if grid:
+            tokens = columns if n_layers else columns[:, 1:]
+            rows = np.concatenate([columns[:, :1], columns[:, 1:].mean(1, keepdims=True), tokens], axis=1)
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        rows.astype(np.float32).tofile(folder / name / "part-0.bin")
+        forms[name] = Form(rows.shape[1] - 2, rows.shape[2], "float32")
+        parts.append(f"{name}/part-0.bin")
     paths = [folder / f"{number}.png" for number in range(len(vectors))]
-    config = FeatureConfig("grid" if grid else "pooled", dtype="float32")
-    rows = {str(path): ("part-0.bin", row) for row, path in enumerate(paths)}
-    return FeatureStore(folder, config, vectors.shape[1:], grid or (1, 1), rows), paths
+    places = {str(path): tuple((part, row) for part in parts) for row, path in enumerate(paths)}
+    return FeatureStore(folder, config, vectors.shape[1:], grid or (1, 1), forms, places), paths
 
 
 def split_names(n: int) -> np.ndarray:
@@ -587,7 +598,7 @@ def test_a_batch_without_labels_does_no_harm(tmp_path) -> None:
     """257 images in batches of 256: the last one may have no label at all."""
     generator = np.random.default_rng(0)
     n = 300
-    store, paths = save_store(tmp_path / "store", generator.normal(size=(n, 1, 8)))
+    store, paths = save_store(tmp_path / "store", generator.normal(size=(n, 2, 8)))
     y = (generator.random((n, 1)) < 0.5).astype(float)
     y[:256:2] = NAN
     splits = np.array(["train"] * 257 + ["val"] * 20 + ["test"] * 23)

@@ -54,6 +54,7 @@ def test_command_drafts_a_split(tmp_path, tower_folder, studies_file, capsys) ->
         assert len(rows) == 7
         training = {study.sections["findings"] for study in known.values() if study.split == "train"}
         for row in rows:
+            assert row["subject_id"] == known[row["study_id"]].subject_id
             assert row["reference"] == known[row["study_id"]].sections["findings"]
             assert len(row["candidates"]) == k
             assert row["prediction"] in row["candidates"]

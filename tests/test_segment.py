@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,7 @@ from encoder.segment import (
 )
 from encoder.towers import load_tower
 from raddraft.studies import Study, StudyImage
+from tests.test_probe import save_store
 
 HEADS = ("linear", "upernet", "vitdet")
 
@@ -384,10 +386,8 @@ def plant(folder: Path, n_layers: int = 1, n_images: int = 30) -> tuple[FeatureS
         split = "train" if number < n_images * 0.6 else "val" if number < n_images * 0.8 else "test"
         structures = {"a": folder / f"a{name}", "b": folder / f"b{name}"}
         studies.append(Study(f"s{number}", f"p{number // 2}", split, [StudyImage(folder / name, "PA", structures)]))
-    np.stack(rows).astype(np.float16).tofile(folder / "part-0.bin")
-    config = FeatureConfig("grid", tuple(range(n_layers)) if n_layers > 1 else None)
-    index = {str(study.images[0].path): ("part-0.bin", row) for row, study in enumerate(studies)}
-    return FeatureStore(folder, config, rows[0].shape, (n_patches, n_patches), index), studies
+    grid = (n_patches, n_patches)
+    return save_store(folder, np.stack(rows).astype(np.float16), grid, n_layers if n_layers > 1 else 0)[0], studies
 
 
 def whole(side: int = SIDE):
@@ -428,14 +428,11 @@ def test_heads_read_their_layers(head, read) -> None:
     assert {i for i, grad in enumerate(grids.grad.split(WIDTH, dim=-1)) if grad.abs().max() > 1e-6} == read
 
 
-def test_heads_learn_nothing_where_nothing_is(planted, tmp_path) -> None:
+def test_heads_learn_nothing_where_nothing_is(planted) -> None:
     store, studies = planted
-    (tmp_path / "part-0.bin").write_bytes(
-        np.random.default_rng(0)
-        .permutation(np.fromfile(store.folder / "part-0.bin", np.float16).reshape(-1, *store.shape))
-        .tobytes()
-    )
-    shuffled = FeatureStore(tmp_path, store.config, store.shape, store.grid, store.rows)
+    order = np.random.default_rng(0).permutation(len(store.rows))
+    rows = dict(zip(store.rows, [list(store.rows.values())[i] for i in order], strict=True))
+    shuffled = replace(store, rows=rows)
     result, _ = segment(shuffled, studies, whole(), quick(epochs=5))
     assert result.scores["mean"]["dice"].value < 0.6
 
@@ -576,6 +573,6 @@ def test_features_of_a_real_tower(tower_folder, tmp_path) -> None:
         image = StudyImage(tmp_path / f"{number}.png", None, {"low": tmp_path / f"mask{number}.png"})
         studies.append(Study(f"s{number}", f"p{number}", ("train", "val", "test")[number % 3], [image]))
     paths = [study.images[0].path for study in studies]
-    store = open_store(tower, paths, FeatureConfig("grid"), ComputeConfig(workers=0, features=tmp_path / "features"))
+    store = open_store(tower, paths, FeatureConfig("tokens"), ComputeConfig(workers=0, features=tmp_path / "features"))
     result, _ = segment(store, studies, tower.processor, SegmentConfig(("low",), epochs=20, lr=0.05))
     assert result.scores["low"]["dice"].value > 0.8

@@ -127,8 +127,8 @@ def test_unreadable_images_are_replaced_and_named(images):
     (found,) = {sentence for batch in batches(images) for sentence in batch.errors}
     assert str(images[3]) in found
     dataset = make_dataset(images)
-    _, replaced, _, _ = dataset[3, 7]
-    _, neighbor, _, errors = dataset[4, 7]
+    _, replaced, *_ = dataset[3, 7]
+    _, neighbor, _, errors, _ = dataset[4, 7]
     assert errors == []
     assert torch.equal(replaced, neighbor)
 

@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from encoder.cards import TOWERS, Card
 from encoder.tower import count_prefix_tokens, weights_digest
-from encoder.towers import TOWERS, Card, load_tower, resolve_tower
+from encoder.towers import load_tower, resolve_tower
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
 TEXT = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -277,7 +278,11 @@ def test_layers_side_by_side_averaged_and_raw(towers) -> None:
     assert torch.equal(both.patches, torch.cat([states[1][:, 5:], states[-1][:, 5:]], -1).unflatten(1, (2, 2)))
     mean = tower.encode(pixels, layers=[1, -1], average=True)
     assert torch.equal(mean.pooled, (states[1][:, 0] + states[-1][:, 0]) / 2)
-    assert torch.equal(tower.hidden(pixels, 2), states[2])
+    raw, final = tower.encode_layers(pixels, [2, None])
+    assert torch.equal(raw.tokens, states[2])
+    assert torch.equal(raw.encoded.patches, states[2][:, 5:].unflatten(1, (2, 2)))
+    assert torch.equal(final.tokens, states[-1])
+    assert torch.equal(tower.last_norm(final.tokens)[:, 5:].unflatten(1, (2, 2)), tower.encode(pixels).patches)
     for layer in (4, -5):
         message = rf"Layer {layer} does not exist\. The tower has hidden states -4 to 3"
         with pytest.raises(ValueError, match=message):

@@ -35,11 +35,15 @@ WORDS = {
 NORMAL = "No abnormality is seen."
 
 
-def write_findings(labels: Mapping[str, int | None]) -> str:
+def write_findings(labels: Mapping[str, int | None], terse: bool = False) -> str:
     """Findings in plain sentences from labels: 1 positive, 0 negative, -1 uncertain, None not mentioned.
+
+    With `terse` what is absent is named only where there is nothing else to say.
 
     >>> write_findings({"Cardiomegaly": 1, "Effusion": 0, "Pneumothorax": 0, "Edema": -1, "Fracture": None})
     'There is cardiomegaly. Possible pulmonary edema. No pleural effusion or pneumothorax.'
+    >>> write_findings({"Cardiomegaly": 1, "Effusion": 0}, terse=True)
+    'There is cardiomegaly.'
     """
     named: dict[int, list[str]] = {1: [], 0: [], -1: []}
     for name, value in labels.items():
@@ -48,13 +52,13 @@ def write_findings(labels: Mapping[str, int | None]) -> str:
     sentences = [f"There is {word}." for word in named[1]] + [f"Possible {word}." for word in named[-1]]
     if not sentences and labels.get("No Finding") == 1:
         sentences.append(NORMAL)
-    if named[0]:
+    if named[0] and not (terse and sentences):
         *others, last = dict.fromkeys(named[0])
         sentences.append(f"No {', '.join(others)} or {last}." if others else f"No {last}.")
     return " ".join(sentences)
 
 
-def add_findings(studies: Sequence[Study], section: str = "findings") -> tuple[list[Study], int]:
+def add_findings(studies: Sequence[Study], section: str = "findings", terse: bool = False) -> tuple[list[Study], int]:
     """The studies with a synthetic section where they have labels and no such section of their own.
 
     Returns:
@@ -62,7 +66,7 @@ def add_findings(studies: Sequence[Study], section: str = "findings") -> tuple[l
     """
     done, count = [], 0
     for study in studies:
-        text = "" if study.sections.get(section) else write_findings(study.labels)
+        text = "" if study.sections.get(section) else write_findings(study.labels, terse)
         if text:
             mark = {"synthetic": [*study.extra.get("synthetic", []), section]}
             study = replace(study, sections={**study.sections, section: text}, extra=study.extra | mark)
@@ -71,20 +75,21 @@ def add_findings(studies: Sequence[Study], section: str = "findings") -> tuple[l
     return done, count
 
 
-def convert(studies: Path, out: Path, section: str = "findings") -> str:
+def convert(studies: Path, out: Path, section: str = "findings", terse: bool = False) -> str:
     """Write a manifest with synthetic findings, and tell what it holds.
 
     Args:
         studies: the manifest with labels.
         out: the manifest to write.
         section: name of the section; studies that have it keep theirs.
+        terse: name what is absent only where there is nothing else to say.
 
     Raises:
         RadDraftError: no study has labels, or `out` is `studies`.
     """
     if out.resolve() == studies.resolve():
         raise RadDraftError(f"{out} is the manifest that is read; choose another --out")
-    done, count = add_findings(read_studies(studies), section)
+    done, count = add_findings(read_studies(studies), section, terse)
     if not count:
         raise RadDraftError(f"{studies}: no study has labels and no section {section!r}; name another --section")
     write_studies(out, done)

@@ -23,6 +23,7 @@ from raddraft.text import progress
 _SIDE = 2048  # of a .IMG file
 _DEPTH = 4095  # largest gray value of a .IMG file
 _STRUCTURES = ("left lung", "right lung", "heart", "left clavicle", "right clavicle")
+_ZONES = ("upper", "middle", "lower")
 _SEX = re.compile(r"\b(fem\w*|mal\w*|[mf])\b", re.IGNORECASE)  # one reading has "femal"
 _AGE = re.compile(r"(\d+)\s*(y|month|day)", re.IGNORECASE)
 
@@ -35,12 +36,13 @@ def convert(
 ) -> Conversion:
     """JSRT (lungs, heart, clavicles), Montgomery or Shenzhen (lungs): every image is a study and a subject of its own.
 
-    Masks are brought to the image's own grid (nearest neighbor); lungs is the union of both. An image without mask
-    stays. JSRT: SCR's fold 1 is train, a tenth of it val (by a hash of the image's name), fold 2 is test; images in
-    neither are left out; the label is Nodule. Its .IMG files, which other code cannot read, are written as 16-bit PNG
-    files to images/ beside the manifest, inverted so that air is dark. Montgomery and Shenzhen: no official split, so
-    70, 10 and 20 % are train, val and test, by a hash of the image's name; the label is Tuberculosis, from the file's
-    name, and the reading is the section note.
+    Masks are brought to the image's own grid (nearest neighbor); lungs is the union of both. Where each lung has a mask
+    (JSRT, Montgomery) its zones have, too: its height in three equal parts (left upper zone …), which is this project's
+    definition. An image without mask stays. JSRT: SCR's fold 1 is train, a tenth of it val (by a hash of the image's
+    name), fold 2 is test; images in neither are left out; the label is Nodule. Its .IMG files, which other code cannot
+    read, are written as 16-bit PNG files to images/ beside the manifest, inverted so that air is dark. Montgomery and
+    Shenzhen: no official split, so 70, 10 and 20 % are train, val and test, by a hash of the image's name; the label is
+    Tuberculosis, from the file's name, and the reading is the section note.
 
     Args:
         source: Which of the three sets root holds.
@@ -60,7 +62,27 @@ def convert(
             if image.path.suffix == ".IMG":
                 image.path = _write_png(image.path, conversion.out.absolute().parent / "images")
     conversion.add_masks(files)
+    for study in progress(conversion.studies, "zones"):
+        _add_zones(study.images[0])
     return conversion.write()
+
+
+def _add_zones(image: StudyImage) -> None:
+    """Write masks of the zones beside those of both lungs, and add them to the image."""
+    from encoder.masks import load_mask, write_mask
+
+    for side in ("left", "right"):
+        if whole := image.masks.get(f"{side} lung"):
+            mask = load_mask(whole)
+            rows = mask.any(1).nonzero()[0]
+            top, height = (rows[0], rows[-1] + 1 - rows[0]) if len(rows) else (0, 0)
+            for part, zone in enumerate(_ZONES):
+                kept = mask.copy()
+                kept[: top + height * part // 3] = False
+                kept[top + height * (part + 1) // 3 :] = False
+                path = whole.parent.parent / f"{side}_{zone}_zone" / whole.name
+                write_mask(path, kept)
+                image.masks[f"{side} {zone} zone"] = path
 
 
 def _read_jsrt(root: Path, masks: Path | None) -> tuple[list[Study], Masks]:
