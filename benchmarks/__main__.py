@@ -10,6 +10,8 @@ Parts:
   at a time through plain transformers `generate`: same weights, same greedy text; and eight candidates against one;
 - training: our loop on a frozen ViT-S/14 tower, with the tower in every step and with cached features, against a script
   around transformers' Trainer: same start, same batches, same losses;
+- rewards (asked for by name): drafts per second of a reward stage and of trl's GRPOTrainer (to be installed for it), on
+  the run's model and on one with a frozen ViT-S/14: same weights, same number of drafts, same reward;
 - metrics: intervals against scikit-learn in a loop, CheXbert in batches, RadGraph against its package, lexical scores
   against rouge-score's aggregator, and a second system against the same references; weights are random;
 - probes: probes from stored features against running the tower in every epoch, and the seconds that a large one takes,
@@ -30,7 +32,7 @@ from raddraft.cli import run as run_action
 from raddraft.errors import RadDraftError
 from raddraft.studies import read_studies
 
-Part = Literal["decoding", "training", "metrics", "features", "probes", "pretraining"]
+Part = Literal["decoding", "training", "rewards", "metrics", "features", "probes", "pretraining"]
 POSITIONAL = ("parts",)
 
 
@@ -50,10 +52,10 @@ def main(
 
     Args:
         parts: What to measure.
-        run: A run folder with model/ and lm/, as the demo leaves it; for decoding and training.
+        run: A run folder with model/ and lm/, as the demo leaves it; for decoding, training and rewards.
         studies: The manifest; by default the demo's.
         n_drafts: Studies to draft; by default the whole test split.
-        n_steps: Optimizer steps of each training loop.
+        n_steps: Optimizer steps of each training loop; of rewards, steps that count.
         batch_size: Studies drafted together, and studies of one training step.
         image_size: Side in pixels of the pictures of the training bench.
         reports: Table (.csv) whose columns findings and impression are the reports of the metrics' bench; by default
@@ -62,7 +64,7 @@ def main(
         images: Folder of PNG or JPEG pictures for the benches of towers; by default those of the manifest.
     """
     manifest = studies or run / "phantom" / "studies.jsonl"
-    needed = [run / "model" / "config.json"] if {"decoding", "training"} & set(parts) else []
+    needed = [run / "model" / "config.json"] if {"decoding", "training", "rewards"} & set(parts) else []
     if (
         needed
         or ("metrics" in parts and reports is None)
@@ -86,6 +88,10 @@ def main(
         from benchmarks.training import bench_training
 
         equal &= bench_training(run / "lm", training, n_steps, batch_size, image_size)
+    if "rewards" in parts:
+        from benchmarks.rewards import bench_rewards
+
+        bench_rewards(run, training, n_steps, batch_size, image_size)
     if "metrics" in parts:
         from benchmarks.metrics import bench_metrics
 

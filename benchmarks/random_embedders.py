@@ -58,21 +58,23 @@ def save_t5(folder: Path, texts: Sequence[str], lists: bool = False) -> Path:
 
     words = sorted({word for text in texts for word in text.split()})
     letters = sorted({letter for word in words for letter in word})
-    pieces = ["<pad>", "</s>", "<unk>", "[", "]", '"', ",", *LIST_PIECES, "▁", *(f"▁{word}" for word in words), *letters]
-    tokenizer = T5Tokenizer(vocab=[(piece, -1.0) for piece in dict.fromkeys(pieces)], extra_ids=0)
+    starts = [f"▁{word}" for word in words]
+    pieces = dict.fromkeys(["<pad>", "</s>", "<unk>", *"[]", '"', ",", *LIST_PIECES, "▁", *starts, *letters])
+    tokenizer = T5Tokenizer(vocab=[(piece, -1.0) for piece in pieces], extra_ids=0)
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
-    sizes = {"d_model": 64 if lists else 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
-    config = T5Config(vocab_size=len(tokenizer), decoder_start_token_id=0, **sizes)
+    sizes: dict[str, Any] = {"d_model": 64 if lists else 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
+    config = T5Config(vocab_size=len(tokenizer), **sizes | {"decoder_start_token_id": 0})
     network = T5ForConditionalGeneration(config)
     if lists:
-        _let_write_lists(network, *(tokenizer.convert_tokens_to_ids(part) for part in (LIST_PIECES, pieces[-len(letters) - 20 : -len(letters)])))
+        ids = {piece: i for i, piece in enumerate(pieces)}
+        _let_write_lists(network, [ids[piece] for piece in LIST_PIECES], [ids[piece] for piece in starts[-20:]])
     network.save_pretrained(folder)
     return folder
 
 
 def _let_write_lists(network: Any, marks: Sequence[int], words: Sequence[int]) -> None:
-    """Let what follows a token be what can follow it in a list of texts; chance, and what it reads, choose among these."""
+    """Let what follows a token be what can follow it in a list of texts; chance and what it reads choose."""
     import torch
 
     opens, comma, closes = marks
@@ -130,9 +132,8 @@ def save_modern_radgraph(folder: Path, texts: Sequence[str], width: int = 16, **
     tokenizer = AutoTokenizer.from_pretrained(bert)
     first, last = tokenizer.cls_token_id, tokenizer.sep_token_id
     special = {"cls_token_id": first, "bos_token_id": first, "sep_token_id": last, "eos_token_id": last}
-    config = ModernBertConfig(
-        vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, max_position_embeddings=512, **special, **TINY
-    )
+    sizes: dict[str, Any] = special | TINY | {"pad_token_id": tokenizer.pad_token_id, "max_position_embeddings": 512}
+    config = ModernBertConfig(vocab_size=len(tokenizer), **sizes)
     config.save_pretrained(bert)
     save_radgraph(model, bert, texts[:8], model.name, width, 3, **shares)
     return model, bert

@@ -134,7 +134,8 @@ def _shift(model: Any, shares: dict[Any, float], texts: Sequence[str]) -> None:
     with torch.no_grad():
         for linear, outputs in seen.items():
             above = torch.cat(outputs).sort(dim=0, descending=True).values
-            linear.bias -= above[int(len(above) * shares[linear] / len(linear.bias))]
+            place = int(len(above) * shares[linear] / len(linear.bias))
+            linear.bias -= above[place : place + 2].mean(0)  # between two, so that rounding does not decide
 
 
 @contextmanager

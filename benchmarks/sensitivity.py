@@ -15,6 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from benchmarks.random_embedders import save_cxr_bert, save_modern_radgraph, save_punkt, save_ratescore, save_t5
 from benchmarks.random_models import save_bert, save_chexbert, save_radgraph
 from metrics.chexbert import CheXbert
 from metrics.models import Models
@@ -56,7 +57,12 @@ def main(
 
 
 def random_models(folder: Path, texts: list[str]) -> Models:
-    """CheXbert, both RadGraphs and distilroberta-base in their official layouts, small and with random weights."""
+    """All models in their official layouts, small and with random weights.
+
+    Such a T5 writes no lists, so that the facts of CXRFEScore are whole sentences.
+    """
+    import nltk
+
     bert, chexbert, roberta = folder / "bert", folder / "chexbert.pth", folder / "roberta"
     radgraph, radgraph_xl = folder / "radgraph", folder / "radgraph-xl"
     save_bert(bert, texts, **SMALL)
@@ -65,8 +71,27 @@ def random_models(folder: Path, texts: list[str]) -> Models:
     with redirect_stdout(StringIO()):
         for path in (radgraph, radgraph_xl):
             save_radgraph(path, bert, texts[:8], path.name)
+        modern, modern_bert = save_modern_radgraph(folder, texts, width=150)
     save_roberta(roberta, texts)
-    return Models(chexbert, bert, radgraph, radgraph_xl, bert, roberta, keep=False)
+    ner, synonyms = save_ratescore(folder, texts)
+    save_punkt(folder / "nltk")
+    nltk.data.path.append(str(folder / "nltk"))  # where CXRFEScore finds the ends of sentences, if nowhere else
+    return Models(
+        chexbert=chexbert,
+        chexbert_tokenizer=bert,
+        radgraph=radgraph,
+        radgraph_xl=radgraph_xl,
+        radgraph_tokenizer=bert,
+        bertscore=roberta,
+        modern_radgraph_xl=modern,
+        modern_radgraph_xl_tokenizer=modern_bert,
+        cxr_bert=save_cxr_bert(folder / "cxr-bert", texts),
+        cxrfe=save_cxr_bert(folder / "cxrfe", texts),
+        cxrfe_facts=save_t5(folder / "t5", texts),
+        ratescore_ner=ner,
+        ratescore_synonyms=synonyms,
+        keep=False,
+    )
 
 
 def center(checkpoint: Path, bert: Path, texts: list[str]) -> None:

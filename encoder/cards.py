@@ -1,7 +1,7 @@
 """The registry of vision towers: what each short name stands for, how its images are prepared, who has seen what.
 
 Nothing heavy is imported, so that lists and help are fast. `encoder.towers.load_tower` loads by these names; a test
-holds that the table in docs/encoders.md says the same.
+holds that the table in docs/encoders.md says the same. One file, since it is one table.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ class Images:
 
     def describe(self) -> str:
         """Sizes, and mean and standard deviation where there are any, in words."""
-        size = f"{self.side or '?'}"
-        size += f" of {self.resize}" if self.resize else ""
-        size += ", squashed" if self.squashed else ""
         if self.mean is None or self.std is None:
-            return f"{size}; as its folder says"
+            return f"{self.side} px, the rest as its folder says" if self.side else "as its folder says"
+        size = (
+            f"{self.side} px" + (f" of {self.resize}" if self.resize else "") + (", squashed" if self.squashed else "")
+        )
         return f"{size}; {_short(self.mean)} / {_short(self.std)}"
 
 
@@ -81,7 +81,7 @@ class Card:
     source: str
     """Hub id or repository."""
     what: str
-    """Architecture, and side of its input in px."""
+    """Architecture, and how it was trained."""
     license: str
     """As far as known here; the terms on its page apply."""
     converted: bool = False
@@ -98,6 +98,13 @@ class Card:
     it was trained on chest X-rays of which the sets are not known here."""
     tested: str = ""
     """What a test compares its features with, on small or random weights in its own layout."""
+
+    def describe_training(self) -> str:
+        """The data sets of `trained_on` and their splits, in words."""
+        if not self.trained_on:
+            return "not known here" if self.trained_on is None else "none named"
+        splits = {name: "all" if found == ALL else ", ".join(found) for name, found in self.trained_on.items()}
+        return ", ".join(f"{name} ({part})" if part else name for name, part in splits.items())
 
     @property
     def hub_id(self) -> str | None:
@@ -161,7 +168,7 @@ def _eva_x(size: str, letter: str, apart: bool) -> Card:
     biases = tuple((rf"attn\.{name}_bias$", f"attn.{name}_proj.bias") for name in "qv") if apart else ()
     return Card(
         "MapleF/eva_x",
-        f"ViT-{letter}/16 with rotary positions (EVA-02), masked image modeling on 520 k chest X-rays, 224 px",
+        f"ViT-{letter}/16 with rotary positions (EVA-02), masked image modeling on 520 k chest X-rays",
         "MIT, by its hub page",
         in_llava=False,
         images=Images(224, (0.49185243,) * 3, (0.28509309,) * 3, resize=256),
@@ -183,7 +190,7 @@ def _xrv(kind: str, file: str, side: int, dropped: tuple[str, ...], sets: tuple[
     """A classifier of torchxrayvision 1.5.7, whose models.py has the file and the sets it was trained on."""
     return Card(
         "github.com/mlmed/torchxrayvision",
-        f"{kind} trained on labels, one gray channel, {side} px",
+        f"{kind} trained on labels, one gray channel",
         "Apache-2.0",
         in_llava=False,
         # Gray values 0 to 255 become -1024 to 1024.
@@ -217,7 +224,7 @@ def _stanford(name: str, what: str, side: int | None) -> Card:
 TOWERS = {
     "rad-dino": Card(
         "microsoft/rad-dino",
-        "ViT-B/14, 518 px, DINOv2 on chest X-rays",
+        "ViT-B/14, DINOv2 on chest X-rays",
         "MIT (earlier MSRLA), for research",
         images=RAD_DINO_IMAGES,
         trained_on={"mimic-cxr": ("train",), "chexpert": ("train", "val"), "nih": ALL, "padchest": (), "brax": ()},
@@ -225,47 +232,47 @@ TOWERS = {
     ),
     "rad-dino-maira-2": Card(
         "microsoft/rad-dino-maira-2",
-        "ViT-B/14, 518 px, RAD-DINO on more data",
+        "ViT-B/14, RAD-DINO on more data",
         "MSRLA",
         images=RAD_DINO_IMAGES,
         tested="the package rad-dino",
     ),
     **{
         f"dinov2-{size}{suffix}": replace(
-            DINOV2, source=f"facebook/dinov2-{hub}{size}", what=f"ViT-{letter}/14, {registers}224 px"
+            DINOV2, source=f"facebook/dinov2-{hub}{size}", what=f"ViT-{letter}/14{registers}"
         )
-        for suffix, hub, registers in (("", "", ""), ("-registers", "with-registers-", "4 registers, "))
+        for suffix, hub, registers in (("", "", ""), ("-registers", "with-registers-", ", 4 registers"))
         for size, letter in {"small": "S", "base": "B", "large": "L", "giant": "g"}.items()
     },
     **{
         f"dinov3-{size}": replace(
             DINOV3,
             source=f"facebook/dinov3-vit{letter.lower()}16-pretrain-lvd1689m",
-            what=f"ViT-{letter}/16, 4 registers, 224 px",
+            what=f"ViT-{letter}/16, 4 registers",
         )
         for size, letter in {"small": "S", "base": "B", "large": "L"}.items()
     },
     "clip-224": replace(
-        CLIP, source="openai/clip-vit-large-patch14", what="ViT-L/14, 224 px", images=Images(224, *OPENAI_CLIP)
+        CLIP, source="openai/clip-vit-large-patch14", what="ViT-L/14", images=Images(224, *OPENAI_CLIP)
     ),
     "clip-336": replace(
-        CLIP, source="openai/clip-vit-large-patch14-336", what="ViT-L/14, 336 px", images=Images(336, *OPENAI_CLIP)
+        CLIP, source="openai/clip-vit-large-patch14-336", what="ViT-L/14", images=Images(336, *OPENAI_CLIP)
     ),
     "siglip2-base": replace(
         SIGLIP2,
         source="google/siglip2-base-patch16-224",
-        what="ViT-B/16, no class token, 224 px",
+        what="ViT-B/16, no class token",
         images=Images(224, *HALF, squashed=True),
     ),
     "siglip2-base-512": replace(
         SIGLIP2,
         source="google/siglip2-base-patch16-512",
-        what="ViT-B/16, no class token, 512 px",
+        what="ViT-B/16, no class token",
         images=Images(512, *HALF, squashed=True),
     ),
     "medsiglip": Card(
         "google/medsiglip-448",
-        "SigLIP So400m/14, no class token, on medical images with texts, 448 px",
+        "SigLIP So400m/14, no class token, on medical images with texts",
         "HAI-DEF terms, gated",
         images=Images(448, *HALF, squashed=True, interpolation="bilinear"),
         trained_on={"mimic-cxr": ()},
@@ -273,7 +280,7 @@ TOWERS = {
     ),
     "biomedclip": Card(
         "microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224",
-        "ViT-B/16, 224 px",
+        "ViT-B/16",
         "MIT",
         converted=True,
         images=Images(224, *OPENAI_CLIP),
@@ -282,16 +289,17 @@ TOWERS = {
     ),
     "biovil-t": Card(
         "microsoft/BiomedVLP-BioViL-T",
-        "ResNet-50 hybrid, 448 px of 512",
+        "ResNet-50 hybrid, on chest X-rays with reports",
         "MIT",
         converted=True,
         in_llava=False,
         images=Images(448, *NOT_NORMALIZED, resize=512, interpolation="bilinear", gray_mapping="minmax"),
+        trained_on={"mimic-cxr": ()},
         tested="health_multimodal (hi-ml-multimodal), where it is installed",
     ),
     "mrm": Card(
         "github.com/RL4M/MRM-pytorch",
-        "ViT-B/16, 448 px fine-tuned",
+        "ViT-B/16, masked autoencoder on chest X-rays with reports",
         "see its repository",
         converted=True,
         images=Images(224, *MRM),
@@ -299,14 +307,14 @@ TOWERS = {
         tested="timm",
     ),
     "cxformer-small": replace(
-        CXFORMER, source="m42-health/CXformer-small", what="ViT-S/14, 4 registers, DINOv2 on chest X-rays, 518 px"
+        CXFORMER, source="m42-health/CXformer-small", what="ViT-S/14, 4 registers, DINOv2 on chest X-rays"
     ),
     "cxformer-base": replace(
-        CXFORMER, source="m42-health/CXformer-base", what="ViT-B/14, 4 registers, DINOv2 on chest X-rays, 518 px"
+        CXFORMER, source="m42-health/CXformer-base", what="ViT-B/14, 4 registers, DINOv2 on chest X-rays"
     ),
     "dinov2-base-xray": Card(
         "StanfordAIMI/dinov2-base-xray-224",
-        "ViT-B/14, DINOv2 on chest X-rays, 224 px",
+        "ViT-B/14, DINOv2 on chest X-rays",
         "Apache-2.0",
         images=Images(224),
         trained_on=STANFORD,
@@ -314,7 +322,7 @@ TOWERS = {
     ),
     "chexfound": Card(
         "github.com/RPIDIAL/CheXFound",
-        "ViT-L/16, 4 registers, SwiGLU, DINOv2 on 987 k chest X-rays of 12 sets, 512 px",
+        "ViT-L/16, 4 registers, SwiGLU, DINOv2 on 987 k chest X-rays of 12 sets",
         "none stated",
         images=Images(512, *IMAGENET, gray_mapping="minmax"),
         checkpoint=Checkpoint(
@@ -328,7 +336,7 @@ TOWERS = {
     ),
     "raydino": Card(
         "github.com/facebookresearch/dinov2",
-        "ViT-L/16, DINOv2 on 873 k chest X-rays (XRay-DINO), 512 px",
+        "ViT-L/16, DINOv2 on 873 k chest X-rays (XRay-DINO)",
         "FAIR Noncommercial Research License",
         images=Images(512, *IMAGENET),
         checkpoint=Checkpoint(
@@ -344,7 +352,7 @@ TOWERS = {
     "eva-x-base": _eva_x("base", "B", apart=True),
     "ark-plus": Card(
         "github.com/jlianglab/Ark",
-        "Swin-L, window 12, trained on labels of six sets, behind its projector of 1,376, 768 px",
+        "Swin-L, window 12, trained on labels of six sets, behind its projector of 1,376",
         "ASU GitHub Project License, not for commercial use",
         in_llava=False,
         images=Images(768, *IMAGENET, resize=896, squashed=True, interpolation="bilinear"),

@@ -95,7 +95,6 @@ def read_state(path: Path, mixed: bool = False) -> tuple[dict[str, torch.Tensor]
     import pickle
 
     import torch
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     from encoder.pickled import load_inert
@@ -113,7 +112,9 @@ def read_state(path: Path, mixed: bool = False) -> tuple[dict[str, torch.Tensor]
                 if not mixed:
                     raise
                 content = load_inert(path)
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # an odd pickle has many ways to fail
         unsafe = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
         reason = (str(error).strip() or type(error).__name__).split("\n")[0]
         if unsafe:

@@ -39,8 +39,9 @@ class EncoderConfig(ComputeConfig):
     """Encoder."""
 
     tower: str = ""
-    """Short name (`raddraft towers` lists them), hub id or folder; "pixels" for 16 x 16 raw pixels; "random:" before
-    a name for the same architecture with random weights."""
+    """Short name (`raddraft towers` lists them), hub id or folder; NAME:FILE for a tower whose authors publish a file;
+    features:FILE for features written elsewhere; "pixels" for 16 x 16 raw pixels; "random:" before a name for the same
+    architecture with random weights."""
     image_size: int | None = None
     """Side of the tower's square input in pixels. By default the size its image processor states."""
     gray_mapping: GrayMapping = "window"

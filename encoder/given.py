@@ -53,11 +53,6 @@ class GivenConfig:
     hidden_size: int
     """Width of a vector."""
 
-    @property
-    def side(self) -> int:
-        """Pixels along each side of the square that holds a vector."""
-        return math.isqrt(self.hidden_size - 1) + 1
-
 
 class Given(nn.Module):
     """Takes the vectors out of the images that `read_given` makes of them."""
@@ -73,7 +68,7 @@ class Given(nn.Module):
         Raises:
             RadDraftError: these are pictures, or of another size.
         """
-        own, side = self.config, self.config.side
+        own, side = self.config, _side(self.config.hidden_size)
         if tuple(pixel_values.shape[1:]) != (3, own.rows * side, own.columns * side) or pixel_values[:, 1:].any():
             raise RadDraftError(f"{own.file} holds features of the images that it names; it cannot encode others")
         squares = pixel_values[:, 0].unflatten(1, (own.rows, side)).unflatten(3, (own.columns, side))
@@ -91,7 +86,7 @@ def load_given(file: str) -> Given:
     if path.suffix not in SUFFIXES or not path.is_file():
         missing = "is of no known layout" if path.is_file() else "does not exist"
         raise RadDraftError(f"features:{file}: the file {missing}. Layouts: {', '.join(SUFFIXES)}")
-    entries = _open(str(path.resolve()), os.getpid())
+    entries = _open(str(path.resolve()))
     names = iter(entries.names)
     first = next(names, None)
     if first is None:
@@ -105,12 +100,14 @@ def load_given(file: str) -> Given:
 
 
 def given_processor(config: GivenConfig) -> BaseImageProcessor:
-    """Black images of the size of the features. `features_file` is what `encoder.features.prepare_pixels` looks for."""
+    """Black images of the size of the features. `features_file` is what `encoder.encoding.prepare_pixels` looks for."""
     from transformers import BitImageProcessor
 
-    size = {"height": config.rows * config.side, "width": config.columns * config.side}
+    side = _side(config.hidden_size)
+    size = {"height": config.rows * side, "width": config.columns * side}
     processor: Any = BitImageProcessor(size=size, do_center_crop=False, do_normalize=False)
     processor.features_file = config.file
+    processor.features_shape = [config.rows, config.columns, config.hidden_size]
     return processor
 
 
@@ -124,22 +121,26 @@ def read_given(processor: Any, image: Path) -> torch.Tensor:
     Raises:
         ImageError: the file has no features of that image, or of another shape.
     """
-    file, size = processor.features_file, (processor.size.height, processor.size.width)
-    entries = _open(file, os.getpid())
-    name = entries.find(image.absolute())
+    file = processor.features_file
+    entries = _open(file)
+    name = entries.find(Path(os.path.abspath(image)))
     if name is None:
         raise ImageError(f"{image}: {file} has no features of this image")
     found = entries.read(name)
-    vectors = torch.from_numpy(np.ascontiguousarray(found, dtype=np.float32))
-    vectors = vectors.reshape(1, *vectors.shape[-2:]) if vectors.ndim < 3 else vectors  # [rows, columns, D]
-    rows, columns, width = vectors.shape
-    side = math.isqrt(width - 1) + 1
-    if (rows * side, columns * side) != size:
+    rows, columns, width = processor.features_shape
+    if [1, 1, *found.shape][-3:] != [rows, columns, width]:
         raise ImageError(f"{image}: its features in {file} have shape {list(found.shape)}, unlike those of others")
+    vectors = torch.from_numpy(np.ascontiguousarray(found, dtype=np.float32)).reshape(rows, columns, width)
+    side = _side(width)
     squares = nn.functional.pad(vectors, (0, side * side - width)).unflatten(2, (side, side))
-    pixels = torch.zeros(3, *size)
-    pixels[0] = squares.transpose(1, 2).reshape(size)
+    pixels = torch.zeros(3, rows * side, columns * side)
+    pixels[0] = squares.transpose(1, 2).reshape(rows * side, columns * side)
     return pixels
+
+
+def _side(width: int) -> int:
+    """Pixels along each side of the square that holds a vector."""
+    return math.isqrt(width - 1) + 1
 
 
 class _Entries:
@@ -165,9 +166,13 @@ class _Entries:
         return found
 
 
+def _open(file: str) -> _Entries:
+    """The entries of a file as it is now. Each process opens it for itself: forks cannot share an open zip file."""
+    return _read_entries(file, file_state(file), os.getpid())
+
+
 @lru_cache(maxsize=4)
-def _open(file: str, process: int) -> _Entries:
-    """The entries of a file. Each process opens it for itself: a zip file cannot be shared among forks."""
+def _read_entries(file: str, _state: Any, _process: int) -> _Entries:
     path = Path(file)
     try:
         if path.suffix == ".safetensors":

@@ -194,6 +194,8 @@ def processor_geometry(processor: Any, size: tuple[int, int]) -> Geometry:
     Raises:
         RadDraftError: a processor of another kind, whose steps cannot be run one by one.
     """
+    if file := getattr(processor, "features_file", None):
+        raise RadDraftError(f"Masks cannot follow {file}: it does not tell which part of an image a vector is of")
     black = Image.new("RGB", (size[1], size[0]))
     if hasattr(processor, "val_transforms"):
         resized, final = _timm_sizes(processor.val_transforms.transforms, black)

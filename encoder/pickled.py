@@ -38,6 +38,10 @@ class Inert(dict):
     def __setstate__(self, state: Any) -> None:
         self.state = state
 
+    def __call__(self, *_: Any, **__: Any) -> Inert:
+        """As functions have it."""
+        return Inert()
+
     def append(self, _: Any) -> None:
         """As lists have it."""
 
@@ -79,7 +83,7 @@ def load_inert(path: Path) -> Any:
     Of a file that is a module, its tensors by name.
 
     Raises:
-        pickle.UnpicklingError, RuntimeError, EOFError, ValueError: it is not a checkpoint.
+        Exception: of many kinds, if it is not a checkpoint.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch compares the source of modules with the placeholder's

@@ -201,6 +201,8 @@ class Tower:
         return found
 
     def _forward(self, pixels: torch.Tensor, **options: Any) -> Any:
+        import torch
+
         parameter = next(self.model.parameters())
         if options and not hasattr(self.model.config, "num_hidden_layers"):
             raise RadDraftError(f"{self.name} has no hidden states of tokens, only its final output")
@@ -229,8 +231,9 @@ class Tower:
         pooled = getattr(outputs, "pooler_output", None)
         if self.model.config.model_type not in POOLED_BY_MODEL or pooled is None:
             pooled = None
-        if last.ndim == 4:  # a map [B, D, H, W]
-            patches = last.permute(0, 2, 3, 1)
+        if last.ndim == 4:  # a map [B, D, H, W], of some networks of timm (Swin) [B, H, W, D]
+            network = getattr(self.model, "timm_model", None)
+            patches = last if getattr(network, "output_fmt", "") == "NHWC" else last.permute(0, 2, 3, 1)
             if pooled is None or pooled.flatten(1).shape[1] != patches.shape[3]:  # MobileNetV3 widens what it pools
                 return Encoded(patches.mean((1, 2)), patches)
             return Encoded(pooled.flatten(1), patches)
@@ -297,9 +300,11 @@ def count_prefix_tokens(model: Any, processor: BaseImageProcessor) -> int:
 
     patch = patch_size(model)
     if patch is None or not hasattr(model.config, "num_hidden_layers"):
+        of_timm = patch and _kind(model) == "timm_wrapper"
+        lacks = "no hidden states to take" if of_timm else "no patches: not a vision transformer"
         raise NotPlainError(
-            f"This tower is a {_kind(model)!r} model, which has no patches: not a vision transformer, so a LLaVA model "
-            "cannot hold it; use it for features, probes and figures, or frozen beside a report model"
+            f"This tower is a {_kind(model)!r} model, which has {lacks}, so a LLaVA model cannot hold it; use it for "
+            "features, probes and figures, or frozen beside a report model"
         )
     pixels = _black_pixels(processor)
     height, width = pixels.shape[-2:]

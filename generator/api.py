@@ -97,6 +97,11 @@ class Model:
         """SHA-256 (hex) that tells its weights from those of other models."""
         return weights_digest(self.drafter.model, first=64)
 
+    @property
+    def banner(self) -> str:
+        """To be shown wherever a draft of this model is."""
+        return f"{BANNER} {SYNTHETIC}" if self.drafter.is_synthetic else BANNER
+
     def draft(self, images: Images, **options: Any) -> Draft | list[Draft]:
         """Draft the report of an image file or a study, or of each study in a folder or a list. Options as of `stream`.
 
@@ -151,7 +156,7 @@ class Model:
             examples = self.drafter.encode(studies, answers=False, reserve=config.max_new_tokens)
             drafts = decode(self.drafter, examples, config, workers, speculator=speculator)
         for draft in drafts:
-            yield replace(draft, banner=f"{BANNER} {SYNTHETIC}" if self.drafter.is_synthetic else BANNER)
+            yield replace(draft, banner=self.banner)
 
     def generate(
         self,

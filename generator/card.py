@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from metrics.summary import tell_doubts
 from raddraft.errors import RadDraftError
 from raddraft.files import read_jsonl, write_text
-from raddraft.studies import Study, StudyImage
+from raddraft.studies import Study, StudyImage, skim
 
 if TYPE_CHECKING:
     from generator.config import ModelConfig, TrainConfig
@@ -54,9 +54,14 @@ def write_card(
     if (folder / CARD).is_file():
         return
     splits = ("train", "val") if train.eval_every != 0 else ("train",)
-    used = [study for split in splits for study in studies.get(split, ()) if prompt.answer(study) is not None]
-    synthetic = bool(used) and all(study.is_synthetic for study in used)
-    counts = Counter((study.split, _source(study)) for study in used)
+    used = [
+        (study.split, _source(study), study.is_synthetic)
+        for split in splits
+        for study in skim(studies.get(split, ()))
+        if prompt.answer(study) is not None
+    ]
+    synthetic = bool(used) and all(made for *_, made in used)
+    counts = Counter((split, source) for split, source, _ in used)
     base_model = [name for name in map(_hub_id, (model.tower, model.lm, model.vlm)) if name]
     tags = ["radiology", "chest-x-ray", "report-generation", "raddraft", *(["synthetic-data"] if synthetic else [])]
     data = ModelCardData(

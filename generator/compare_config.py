@@ -16,8 +16,9 @@ class Entry:
     """One encoder, and for report tasks the language model that writes; a row of the table."""
 
     tower: str
-    """Short name, hub id or folder; "pixels" for 16 x 16 raw pixels; "random:" before a name for the same architecture
-    with random weights."""
+    """Short name, hub id or folder; NAME:FILE for a tower whose authors publish a file; features:FILE for features
+    written elsewhere; "pixels" for 16 x 16 raw pixels; "random:" before a name for the same architecture with random
+    weights."""
     label: str | None = None
     """Name in the table; by default the tower's."""
     image_size: int | None = None

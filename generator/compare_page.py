@@ -58,6 +58,11 @@ class Column:
     cells: dict[str, dict[str, Any]]  # tower -> value, low, high, n, notes, details
     shown: dict[str, Shown | None]  # None where there is no value
 
+    @property
+    def title(self) -> str:
+        """The task's name without the measure, to stand beside it."""
+        return self.task.name.removesuffix(f": {self.task.shown}")
+
 
 def write_page(result: dict[str, Any], tasks: Sequence[Task], out: Path, title: str) -> None:
     """Write compare.json, table.md, report.html, and figures/*.png, which the page embeds.
@@ -222,7 +227,7 @@ def _explain(result: Mapping[str, Any], columns: Sequence[Column]) -> list[str]:
 
 
 def _markdown(result: Mapping[str, Any], columns: Sequence[Column]) -> str:
-    heads = [f"{_plain(column.task.name)}, {column.measure}, n = {column.n}" for column in columns]
+    heads = [f"{_plain(column.title)}, {column.measure}, n = {column.n}" for column in columns]
     writers = _writers(result)
     lines = [["Encoder", *writers, *heads]]
     for tower in result["towers"]:
@@ -285,8 +290,8 @@ def _orders(result: Mapping[str, Any], columns: Sequence[Column]) -> list[list[s
     lines = [[encoders[i], *("–" if one[i] is None else f"{one[i]:g}" for one in ranks)] for i in order]
     for report in reports:
         agreement = [found[report.task.name].get(column.task.name) for column in others]
-        lines.append([f"ρ with {report.task.name}", *[""] * len(reports), *map(_agreement, agreement)])
-    return [["Rank, 1 is best", *(f"{column.task.name}, {column.measure}" for column in shown)], *lines]
+        lines.append([f"ρ with {report.title}, {report.measure}", *[""] * len(reports), *map(_agreement, agreement)])
+    return [["Rank, 1 is best", *(f"{column.title}, {column.measure}" for column in shown)], *lines]
 
 
 def _agreement(found: Mapping[str, float] | None) -> str:

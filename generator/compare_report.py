@@ -248,25 +248,27 @@ def score_runs(runs: Sequence[Run], metric: str, studies: Sequence[Study], resam
     Args:
         runs: drafted.
         metric: of `metrics.scoring.METRICS`.
-        studies: where the subjects are known from.
+        studies: where the subjects, and which studies are synthetic, are known from.
         resamples: of the test subjects, the same for all rows of the table.
 
     Raises:
         RadDraftError: no study was drafted by every run, or the metric cannot run.
     """
     rows = [{row["study_id"]: row for row in _read(run.drafts)} for run in runs]
-    subjects = {study.study_id: study.subject_id for study in studies}
+    known = {study.study_id: study for study in studies}
     common = [study for study in rows[0] if all(study in other for other in rows)]
     if not common:
         raise RadDraftError("no study was drafted by every run")
     measures = list(_measures(rows, common, metric))
-    people = [subjects[study] for study in common]
+    people = [known[study].subject_id for study in common]
     values = [one.value for one in measures]
     signature = f"{measures[0].signature}{sign(len(common), people)}|bootstrap:{resamples} seed 0"
     details: dict[str, Any] = {"signature": signature}
     if len(values) > 1:
         details |= {"seeds": values, "sd": statistics.stdev(values)}
     cell = cell_of_sums(measures, people, resamples, digest_json(common), details)
+    if synthetic := sum(known[study].is_synthetic for study in common):
+        cell.notes.append(f"synthetic: {synthetic} of {len(common)} test studies")
     if blank := sum(not part[study]["prediction"].strip() for part in rows for study in common):
         cell.notes.append(f"{blank} of {len(common) * len(rows)} drafts are blank")
     if runs[0].control == "none":

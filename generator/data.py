@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,8 +100,9 @@ class ExampleDataset(Dataset):
     def __len__(self) -> int:
         return len(self.examples)
 
-    def __getitem__(self, index: int) -> Item:
-        example = self.examples[index]
+    def __getitem__(self, which: int | Example) -> Item:
+        """An example, by its number or itself, with its images."""
+        example = which if isinstance(which, Example) else self.examples[which]
         try:
             if self.features is not None:
                 return Item(example, torch.stack([self.features[path].float() for path in example.images]))
@@ -150,19 +154,46 @@ def labels_of(items: Sequence[Item]) -> torch.Tensor:
     return labels
 
 
-def batch_indices(lengths: Sequence[int], batch_size: int, seed: str) -> list[list[int]]:
+class Batches(Sequence[list[int]]):
     """Shuffled batches of examples of similar length: the same for the same arguments on every machine.
 
-    Shuffle, sort by length within chunks of 50 batches, cut into batches, shuffle the batches.
+    Shuffle, sort by length within chunks of 50 batches, cut into batches, shuffle the batches. A chunk is sorted when
+    its first batch is asked for, so the lengths of all others need not be known before.
+
+    Args:
+        count: number of examples.
+        lengths: gives the lengths of some of them.
+        batch_size: examples in a batch.
+        seed: tells the epochs of a run apart.
     """
-    generator = random.Random(seed)
-    order = list(range(len(lengths)))
-    generator.shuffle(order)
-    chunk = 50 * batch_size
-    order = [i for at in range(0, len(order), chunk) for i in sorted(order[at : at + chunk], key=lambda i: -lengths[i])]
-    batches = [order[at : at + batch_size] for at in range(0, len(order), batch_size)]
-    generator.shuffle(batches)
-    return batches
+
+    def __init__(
+        self, count: int, lengths: Callable[[Sequence[int]], Sequence[int]], batch_size: int, seed: str
+    ) -> None:
+        generator = random.Random(seed)
+        self._order = list(range(count))
+        generator.shuffle(self._order)
+        self._numbers = list(range(-(-count // batch_size)))
+        generator.shuffle(self._numbers)
+        self._lengths, self._size = lengths, batch_size
+        self._sorted: dict[int, list[int]] = {}
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, index: int) -> list[int]:  # type: ignore[override]  # no slices
+        chunk, at = divmod(self._numbers[index], 50)
+        if chunk not in self._sorted:
+            size = 50 * self._size
+            rows = self._order[chunk * size : (chunk + 1) * size]
+            length = dict(zip(rows, self._lengths(rows), strict=True))
+            self._sorted[chunk] = sorted(rows, key=lambda row: -length[row])
+        return self._sorted[chunk][at * self._size : (at + 1) * self._size]
+
+
+def batch_indices(lengths: Sequence[int], batch_size: int, seed: str) -> list[list[int]]:
+    """All `Batches` of examples whose lengths are known."""
+    return list(Batches(len(lengths), lambda rows: [lengths[row] for row in rows], batch_size, seed))
 
 
 def split_batch(batch: Sequence[int], rank: int, world: int, micro_batch_size: int) -> list[list[int]]:
@@ -173,25 +204,48 @@ def split_batch(batch: Sequence[int], rank: int, world: int, micro_batch_size: i
     return [share[bounds[i] : bounds[i + 1]] for i in range(count)]
 
 
+def load_batches(
+    dataset: ExampleDataset,
+    batches: Iterable[Sequence[int]],
+    workers: int,
+    collate: Callable[[Any, Sequence[Item]], Any] | None = None,
+    **options: Any,
+) -> DataLoader:
+    """A loader of batches of these examples, in the given order, prepared ahead by `workers` processes.
+
+    A worker is given each example with its batch, so it holds none of the others. `collate` takes the dataset and a
+    batch, by default the dataset's own does; `options` are the DataLoader's.
+    """
+    reader = copy(dataset)
+    reader.examples = ()
+    return DataLoader(
+        reader,
+        batch_sampler=([dataset.examples[row] for row in batch] for batch in batches),  # type: ignore[arg-type]
+        num_workers=workers,
+        collate_fn=partial(collate, reader) if collate else reader.collate,
+        # With its own generator the loader draws nothing from the global one, so dropout resumes exactly.
+        generator=torch.Generator(),
+        **options,
+    )
+
+
 def load_micro_batches(
-    dataset: ExampleDataset, micro_batches: Sequence[list[int]], workers: int
+    dataset: ExampleDataset, micro_batches: Iterable[list[int]], workers: int
 ) -> Iterator[dict[str, Any]]:
     """Collated micro-batches in the given order, prepared ahead by `workers` processes.
 
     An empty micro-batch (a process with nothing left of a small batch) holds one example without labels: it keeps
     the processes in step and adds nothing to loss or gradient.
     """
-    loader: DataLoader = DataLoader(
-        dataset,
-        batch_sampler=[batch or [0] for batch in micro_batches],  # type: ignore[arg-type]
-        num_workers=workers,
-        collate_fn=dataset.collate,
-        prefetch_factor=4 if workers else None,
-        pin_memory=torch.cuda.is_available(),
-        # With its own generator the loader draws nothing from the global one, so dropout resumes exactly.
-        generator=torch.Generator(),
-    )
-    for batch, indices in zip(loader, micro_batches, strict=True):
-        if not indices:
+    empty: deque[bool] = deque()
+
+    def filled() -> Iterator[list[int]]:
+        for rows in micro_batches:
+            empty.append(not rows)
+            yield rows or [0]
+
+    options: dict[str, Any] = {"prefetch_factor": 4 if workers else None, "pin_memory": torch.cuda.is_available()}
+    for batch in load_batches(dataset, filled(), workers, **options):
+        if empty.popleft():
             batch["labels"].fill_(IGNORE)
         yield batch

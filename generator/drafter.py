@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -16,18 +18,22 @@ from encoder.config import FeatureConfig
 from encoder.features import FeatureStore
 from encoder.tower import Tower
 from generator.data import Example, ExampleDataset, count_image_tokens
+from generator.examples import Examples
 from generator.foreign import ForeignTower
-from generator.priors import find_priors
+from generator.priors import find_priors, prior_of
 from generator.prompts import PromptConfig
 from generator.tokens import TextTokens
+from metrics.rules import OBSERVATIONS
 from raddraft.errors import RadDraftError
-from raddraft.studies import GrayMapping, Study
+from raddraft.studies import GrayMapping, Study, skim
 
 if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 MOST_OBSERVATIONS = 100
 """Tokens kept free for the observations that are named before the report."""
+TITLE = 32
+"""More tokens than the words that a prompt puts before a section or an image."""
 
 
 class StoredFeatures(nn.Module):
@@ -88,8 +94,10 @@ class Drafter:
         """Most tokens that the language model reads; None if it states no limit."""
         return getattr(self.model.config.text_config, "max_position_embeddings", None)
 
-    def encode(self, studies: Sequence[Study], answers: bool, reserve: int = 0) -> Sequence[Example]:
-        """Tokenize studies; with `answers`, those that lack a target section are left out.
+    def encode(self, studies: Sequence[Study], answers: bool, reserve: int = 0) -> Examples:
+        """Examples of studies; with `answers`, those that lack a target section are left out.
+
+        They are tokenized when they are asked for, but for those that may be too long.
 
         Args:
             studies: what to tokenize, and where priors are looked for.
@@ -99,33 +107,71 @@ class Drafter:
         Raises:
             RadDraftError: the prompt with the reserve or the answer exceeds the language model's context.
         """
+        priors = find_priors(studies) if self.prompt.prior else {}
+        kept, sizes = [], []
+        for study, one in zip(studies, skim(studies), strict=True):
+            if not answers or self.prompt.answer(one) is not None:
+                kept.append(study)
+                sizes.append(self._most_tokens(one, prior_of(one, priors), answers))
+        make = partial(self._examples, priors=priors, answers=answers, reserve=reserve)
+        examples = Examples(kept, make, lambda one: self._files(one, prior_of(one, priors)))
+        if answers and self.prompt.findings_first:
+            self.prompt.warn_of_observations(skim(kept))
+        if kept:
+            common = examples.lengths([0])[0] + reserve  # what a chat template or a recipe adds is in the first, too
+            limit = math.inf if self.context_length is None else self.context_length
+            examples.lengths([row for row, size in enumerate(sizes) if common + size > limit])
+        return examples
+
+    def _most_tokens(self, study: Study, prior: Study | None, answers: bool) -> int:
+        """A bound of the tokens that a study has and others may not have: a token is a byte of text at least."""
+        prompt, shown = self.prompt, [study, *([prior] if prior is not None else [])]
+        texts = [study.sections.get(name, "") for name in prompt.context]
+        texts += [one.sections.get(name, "") for one in shown[0 if answers else 1 :] for name in prompt.targets]
+        n_images = sum({"frontal": 1, "pair": 2}.get(prompt.images) or len(one.images) for one in shown)
+        named = len(", ".join(OBSERVATIONS)) if prompt.findings_first else 0
+        return (
+            sum(len(text.encode(errors="replace")) + TITLE for text in texts)
+            + n_images * (self._image_tokens + TITLE)
+            + named
+        )
+
+    @cached_property
+    def _image_tokens(self) -> int:
+        return count_image_tokens(self.processor)
+
+    def _files(self, study: Study, prior: Study | None) -> list[Path]:
+        return [image.path for image in self.prompt.choose_images(study, prior)]
+
+    def _examples(
+        self, studies: Sequence[Study], priors: Mapping[str, Study], answers: bool, reserve: int
+    ) -> Sequence[Example]:
+        """Tokenize some of the studies that `encode` was given. Raises as that."""
         prompt, tokenizer = self.prompt, self.processor.tokenizer
-        kept = [study for study in studies if not answers or prompt.answer(study) is not None]
-        if not kept:
-            return []
-        priors = find_priors(studies) if prompt.prior else {}
-        texts = [self.render(study, priors.get(study.study_id)) for study in kept]
+        shown = [(study, prior_of(study, priors)) for study in studies]
+        asked = [prompt.messages(*pair) for pair in shown]
+        texts = {repr(messages): messages for messages in asked}  # all the same, unless they hold sections
+        prompts = dict(zip(texts, self.tokens.of_escaped([*map(self._render, texts.values())]), strict=True))
         request = self.follow_up_tokens() if prompt.findings_first else []
         reserve += MOST_OBSERVATIONS + len(request) if request and not answers else 0
-        nothing: list[list[int]] = [[]] * len(kept)
+        nothing: list[list[int]] = [[]] * len(studies)
         named, reports = nothing, nothing
         if answers:
-            found = self.tokens.of_texts(prompt.answer(study) or "" for study in kept)
+            found = self.tokens.of_texts(prompt.answer(study) or "" for study in studies)
             reports = [[*ids, tokenizer.eos_token_id] for ids in found]
         if answers and request:
-            prompt.warn_of_observations(kept)
-            named = self.tokens.of_texts(prompt.observations(study) for study in kept)
-        prompts = self.tokens.of_escaped(texts)
-        image_tokens = count_image_tokens(self.processor)
+            named = self.tokens.of_texts(prompt.observations(study) for study in studies)
         examples = []
-        for study, text, first, report in zip(kept, prompts, named, reports, strict=True):
-            images = [image.path for image in prompt.choose_images(study, priors.get(study.study_id))]
+        for (study, prior), messages, first, report in zip(shown, asked, named, reports, strict=True):
+            text = prompts[repr(messages)]
+            images = self._files(study, prior)
             answer, given = report, range(0)
             if first:  # the first token of the request ends the first answer, so it is learned
                 answer, given = [*first, *request, *report], range(len(first) + 1, len(first) + len(request))
-            example = Example(study.study_id, images, text, answer, given, self.processor.image_token_id, image_tokens)
+            ids = self.processor.image_token_id, self._image_tokens
+            example = Example(study.study_id, images, text, answer, given, *ids)
             if self.context_length is not None and len(example) + reserve > self.context_length:
-                parts = f"{image_tokens * len(images)} image tokens + {len(text) - len(images)} of text"
+                parts = f"{self._image_tokens * len(images)} image tokens + {len(text) - len(images)} of text"
                 parts += f" + {len(example.answer)} of report" if answers else f" + {reserve} for the draft"
                 raise RadDraftError(
                     f"Study {study.study_id!r}: {parts} exceed the context of {self.context_length} tokens "
@@ -150,8 +196,11 @@ class Drafter:
 
     def render(self, study: Study, prior: Study | None = None) -> str:
         """The prompt of a study as text, with one image token for each image; what would be others is escaped."""
-        messages = self.tokens.escape_messages(self.prompt.messages(study, prior))
-        return self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        return self._render(self.prompt.messages(study, prior))
+
+    def _render(self, messages: Sequence[dict[str, Any]]) -> str:
+        escaped = self.tokens.escape_messages(messages)
+        return self.processor.apply_chat_template(escaped, add_generation_prompt=True, tokenize=False)
 
     def follow_up_tokens(self) -> list[int]:
         """Token ids between the named observations and the report: the end of the turn, then the request.

@@ -7,17 +7,15 @@ import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 
 from encoder.tower import weights_digest
 from generator.confidence import confidence, sentence_log_probs
 from generator.config import DecodeConfig
-from generator.data import Example, ExampleDataset, Item
+from generator.data import Example, ExampleDataset, Item, load_batches
 from generator.drafter import MOST_OBSERVATIONS, Drafter
 from generator.rollout import prefill, token_log_probs
 from generator.speculate import Speculator, speculate
@@ -197,13 +195,7 @@ def decode(
         if number % process[1] == process[0] and not all(examples[row].study_id in done for row in rows)
     ]
     dataset = drafter.dataset(examples)
-    loader: DataLoader = DataLoader(
-        dataset,
-        batch_sampler=[list(batches[number]) for number in numbers],  # type: ignore[arg-type]
-        num_workers=workers,
-        collate_fn=partial(_collate_readable, dataset),
-        generator=torch.Generator(),
-    )
+    loader = load_batches(dataset, (batches[number] for number in numbers), workers, _collate_readable)
     for number, (study_ids, batch, failed) in zip(numbers, loader, strict=True):
         drafts = decode_batch(drafter, batch, config, number, speculator) if batch else []
         for study_id, draft in zip(study_ids, drafts, strict=True):

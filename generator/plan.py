@@ -12,6 +12,12 @@ these formulas, for a block of width h, with key and value width k each, an MLP 
                  the whole block trains; with checkpointing 2 h, and one block in full; twice as much in float32
     logits       10 bytes per entry of the vocabulary and token of the report
 
+A reward stage reads each prompt once for all drafts of a study, in sampling, in each update, and once more for the
+divergence if there is one; no activations are recomputed, and a sharded model is whole in these passes. Sampling takes
+as many steps in turn as the longest draft of a batch has tokens, assumed to be twice the mean report; a step takes as
+long as its weights, keys and values need from memory, but no less than 1 ms a block, which is what plain PyTorch takes
+to start its kernels. The models of rewards (CheXbert, RadGraph: some 0.5 GB each) and their arithmetic are left out.
+
 The memory is a floor: it leaves out the allocator's waste, communication buffers, the parts that sharding gathers for a
 moment, and the tower's own activations.
 """
@@ -35,7 +41,7 @@ from generator.prompts import PromptConfig
 from generator.runs import split_studies
 from generator.sizes import lm_config
 from raddraft.errors import RadDraftError
-from raddraft.gpus import Gpu, describe_gpus, describe_memory, run_hours
+from raddraft.gpus import GPUS, Gpu, describe_gpus, describe_memory, run_hours
 
 UTILIZATION = 0.4
 """Assumed share of the GPUs' peak."""
@@ -43,6 +49,10 @@ TOKENS_PER_WORD = 1.6
 """Assumed for report text."""
 PROMPT_TOKENS = 40
 """Assumed for the text of the prompt."""
+LONGEST = 2.0
+"""Assumed length of the longest draft of a batch, in mean reports."""
+BLOCK_SECONDS = 1e-3
+"""Assumed least time of one block for one token of each draft."""
 
 
 @dataclass
@@ -67,6 +77,10 @@ class StagePlan:
     hours: float
     memory: dict[str, float]
     """GiB on each GPU by part. With `train.shard`, weights, gradients and moments are divided by the GPUs."""
+    sampling: float = 0.0
+    """Hours of a reward stage that sampling takes in turn, part of `hours`."""
+    keys_and_values: float = 0.0
+    """GiB of a reward stage while it samples, when there are no activations."""
 
 
 @dataclass
@@ -125,10 +139,15 @@ def plan(model_config: ModelConfig, config: TrainConfig, load: Load, gpu: Gpu = 
         names = set(choose_trainable(wrapped, stage.projector, stage.lm, stage.tower))
         counts = {name: parameter.numel() for name, parameter in wrapped.named_parameters()}
         trainable = sum(counts[name] for name in names)
-        steps = max(1, round(stage.epochs * math.ceil(load.studies / config.batch_size)))
-        flops = config.batch_size * sizes.flops(stage, {name: counts[name] for name in names})
+        steps = max(1, round(stage.epochs * math.ceil(load.studies / config.batch_of(stage))))
+        flops = config.batch_of(stage) * sizes.flops(stage, {name: counts[name] for name in names})
         memory = sizes.memory(stage, sum(counts.values()), trainable, gpus if config.shard else 1)
-        stages.append(StagePlan(trainable, steps, flops, run_hours(steps * flops, gpu, gpus, UTILIZATION), memory))
+        one = StagePlan(trainable, steps, flops, run_hours(steps * flops, gpu, gpus, UTILIZATION), memory)
+        if stage.reward:
+            one.sampling = steps * sizes.sampling_seconds(stage, gpu, gpus) / 3600
+            one.hours += one.sampling
+            one.keys_and_values = sizes.keys_and_values(stage)
+        stages.append(one)
     context = getattr(model.config.text_config, "max_position_embeddings", None)
     return Plan(sizes.parameters, sizes.image_tokens, sizes.tokens, context, stages)
 
@@ -195,17 +214,46 @@ class _Sizes:
         """Operations per study; `trainable` maps names of parameters to their sizes."""
         in_tower = sum(count for name, count in trainable.items() if "vision_tower." in name)
         in_blocks = sum(n for name, n in trainable.items() if "language_model." in name and "embed" not in name)
-        dense, attention = 2 * self.in_blocks * self.tokens, 4 * self.blocks * self.h * self.tokens**2
-        head = 2 * self.h * self.vocabulary * self.report
+        texts = stage.reward.group if stage.reward else 1
+        prompt, tokens = self.tokens - self.report, self.tokens + (texts - 1) * self.report
+        pairs = self.tokens**2 + (texts - 1) * self.report * (2 * prompt + self.report)  # texts do not see each other
+        dense, attention = 2 * self.in_blocks * tokens, 4 * self.blocks * self.h * pairs
+        head = 2 * self.h * self.vocabulary * texts * self.report
         projector = 2 * self.parameters["projector"] * self.image_tokens
         tower = 2 * self.parameters["tower"] * self.image_tokens
         looks = 4 * self.vision.num_hidden_layers * self.vision.hidden_size * self.image_tokens**2 / self.images
         forward = dense + attention + head + projector + (0 if self.config.cached else tower + looks)
-        backward = dense + 2 * attention + 2 * in_blocks * self.tokens + head * (2 if stage.lm == "full" else 1)
+        backward = dense + 2 * attention + 2 * in_blocks * tokens + head * (2 if stage.lm == "full" else 1)
         backward += projector * (stage.projector + (in_tower > 0))
         if in_tower:
             backward += tower + 2 * looks + 2 * in_tower * self.image_tokens
+        if stage.reward:  # what sampling adds to its prompts' pass is bound by memory, see `sampling_seconds`
+            read = forward * prompt / tokens + (forward if stage.reward.kl else 0)
+            return read + stage.reward.updates * (forward + backward)
         return forward + backward + (dense + attention if self.config.activation_checkpointing else 0)
+
+    def sampling_seconds(self, stage: Stage, gpu: Gpu, gpus: int) -> float:
+        """What the tokens of a step's drafts take in turn, on all GPUs at once."""
+        reward = stage.reward
+        assert reward is not None
+        share = math.ceil(reward.batch_size / gpus)
+        batches = math.ceil(share / reward.sample_batch_size)
+        weights = 2 * (self.in_blocks + self.h * self.vocabulary)
+        moved = (weights + self.keys_and_values(stage) * 2**30) / GPUS[gpu][2]
+        return batches * self.longest(stage) * max(moved, self.blocks * BLOCK_SECONDS)
+
+    def longest(self, stage: Stage) -> int:
+        """Tokens of the longest draft of a batch."""
+        assert stage.reward is not None
+        return min(round(LONGEST * self.report), stage.reward.max_new_tokens)
+
+    def keys_and_values(self, stage: Stage) -> float:
+        """GiB of a batch that is sampled, in 16 bits."""
+        reward = stage.reward
+        assert reward is not None
+        rows = min(reward.sample_batch_size, reward.batch_size) * reward.group
+        tokens = self.tokens - self.report + self.longest(stage)
+        return rows * tokens * 2 * 2 * self.k * self.blocks / 2**30
 
     def memory(self, stage: Stage, total: int, trainable: int, shards: int) -> dict[str, float]:
         """GiB on one GPU; weights and what belongs to them are divided by `shards`."""
@@ -216,20 +264,26 @@ class _Sizes:
         if self.recipe.quantize != "no":  # 4 bits and their double-quantized scales: 4.127 bits (QLoRA, section 3)
             weights += self.in_blocks * (4.127 / 8 - held)
         mixed = config.precision != "no"
-        rows = min(config.micro_batch_size, config.batch_size)
+        rows, tokens, logits = min(config.micro_batch_size, config.batch_size), self.tokens, self.report
+        if stage.reward:
+            rows, logits = stage.reward.micro_batch_size, stage.reward.group * self.longest(stage)
+            tokens += logits - self.report
         block = {"frozen": 12 * h + 4 * k + 6 * f, "lora": 48 * h + 4 * k + 12 * f, "full": 30 * h + 4 * k + 8 * f}
         wide = 1 if mixed else 2
         kept = self.blocks * block[stage.lm]
-        if config.activation_checkpointing:
+        if config.activation_checkpointing and not stage.reward:
             kept = self.blocks * 2 * h + block[stage.lm]
         parts = {
             "weights": (weights + 4 * trainable) / shards,
             "gradients": 4 * trainable / shards,
             "moments": 8 * trainable / shards,
             "16-bit copies": (2 * trainable + (2 * frozen if held == 4 else 0) if mixed else 0) / shards,
-            "activations": rows * self.tokens * kept * wide,
-            "logits": 10 * rows * self.report * self.vocabulary,
+            "activations": rows * tokens * kept * wide,
+            "logits": 10 * rows * logits * self.vocabulary,
         }
+        if stage.reward:
+            parts |= {"start": 4 * trainable / shards} if stage.reward.kl else {}
+            parts |= {"whole weights": (2 if mixed else 4) * total} if shards > 1 else {}
         return {part: value / 2**30 for part, value in parts.items()}
 
 
@@ -255,13 +309,23 @@ def describe(recipe: ModelConfig, config: TrainConfig, load: Load, gpu: Gpu, gpu
     rows = zip(config.stages, whole.stages, swapped.stages, cut.stages, strict=True)
     for number, (stage, one, two, three) in enumerate(rows, 1):
         lines.append(
-            f"stage {number}: {stage.epochs:g} epochs at lr {stage.lr:g}, language model {stage.lm}: "
+            f"stage {number}: {stage.epochs:g} epochs at lr {stage.peak:g}, language model {stage.lm}: "
             f"{one.trainable:,} parameters train, {one.steps:,} steps of {one.flops / 1e12:,.1f} TFLOP "
             f"each, {one.hours:.2f} hours"
         )
+        if stage.reward:
+            lines.append(
+                f"  {stage.reward.group} drafts of each of {stage.reward.batch_size} studies a step, rewarded by "
+                f"{', '.join(stage.reward.metrics)}; {one.sampling:.2f} of the hours are sampling, token by token"
+            )
         lines.append(f"  {describe_memory(one.memory, gpu)}")
         if gpus > 1:
             lines.append(f"  with shard: {str(not config.shard).lower()}: {sum(three.memory.values()):.1f} GiB")
+        if stage.reward:
+            lines.append(
+                f"  while it samples, {one.keys_and_values:.1f} GiB of keys and values in place of activations"
+            )
+            continue
         lines.append(
             f"  with activation_checkpointing: {str(other.activation_checkpointing).lower()}: "
             f"{sum(two.memory.values()):.1f} GiB, {two.hours:.2f} hours"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import Any
 
 from raddraft.errors import RadDraftError
-from raddraft.studies import Study
+from raddraft.studies import Study, skim
 
 Moment = tuple[int, float | None] | None
 """Date as a number like 21800506, or place in the order; time of day as a number like 85437.343, if it is known."""
@@ -28,11 +29,15 @@ def find_priors(studies: Sequence[Study]) -> dict[str, Study]:
     by_subject: dict[str, list[Study]] = defaultdict(list)
     for study in studies:
         by_subject[study.subject_id].append(study)
-    moments = {study.study_id: _moment(study) for study in studies}
+    moments, named = {}, {}
+    for study in skim(studies):
+        moments[study.study_id] = _moment(study)
+        if "prior" in study.extra:
+            named[study.study_id] = study.extra["prior"]
     priors = {}
     for study in studies:
-        if "prior" in study.extra:
-            prior = by_id.get(study.extra["prior"])
+        if study.study_id in named:
+            prior = by_id.get(named[study.study_id])
             if prior is not None and prior.subject_id != study.subject_id:
                 raise RadDraftError(
                     f"Study {study.study_id!r}: its prior {prior.study_id!r} is of subject {prior.subject_id!r}, not "
@@ -45,6 +50,11 @@ def find_priors(studies: Sequence[Study]) -> dict[str, Study]:
         if prior is not None and prior is not study:
             priors[study.study_id] = prior
     return priors
+
+
+def prior_of(study: Study, priors: Mapping[str, Study]) -> Study | None:
+    """A study's prior as `find_priors` gave it: a copy, so that what is read of it is not kept."""
+    return copy(priors[study.study_id]) if study.study_id in priors else None
 
 
 def _moment(study: Study) -> Moment:

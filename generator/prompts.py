@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -121,7 +121,7 @@ class PromptConfig:
         labels = study.labels if _is_labeled(study) else label(self._report(study))
         return ", ".join(name for name in OBSERVATIONS if labels.get(name) == 1) or "None of these"
 
-    def warn_of_observations(self, studies: Sequence[Study]) -> None:
+    def warn_of_observations(self, studies: Iterable[Study]) -> None:
         """Warn where the rule-based labeler would name the observations of reports that it cannot read."""
         from metrics.caveats import MOST_FOREIGN, percent, unreadable
 

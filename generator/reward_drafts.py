@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,13 +14,13 @@ from torch.utils.data import DataLoader
 
 from encoder.features import FeatureStore
 from generator.config import RewardConfig, TrainConfig
-from generator.data import ExampleDataset, Item, batch_indices, split_batch
+from generator.data import ExampleDataset, Item, batch_indices, load_batches, split_batch
 from generator.drafter import Drafter
 from generator.generate import end_tokens
 from generator.rollout import sample, uniform_draws
 from raddraft.errors import RadDraftError, UnavailableError
 from raddraft.processes import process_share, whole_model
-from raddraft.studies import Study
+from raddraft.studies import Study, skim
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -53,7 +52,7 @@ def read_prompts(
         )
     if drafter.prompt.findings_first:
         raise RadDraftError("A reward stage cannot ask in two turns; leave out prompt.findings_first")
-    references = {study.study_id: text for study in studies if (text := drafter.prompt.answer(study))}
+    references = {study.study_id: text for study in skim(studies) if (text := drafter.prompt.answer(study))}
     examples = drafter.encode(studies, answers=False, reserve=config.max_new_tokens)
     kept = [example for example in examples if example.study_id in references]
     return Prompts(drafter.dataset(kept, store), references)
@@ -80,6 +79,8 @@ class Chunk:
     """The drafts, and after them the greedy one if there is one."""
     rewards: Future[Any] | None = None
     """What `texts` are worth, a `generator.rewards.Scored`."""
+    seconds: float = 0.0
+    """What scoring them took."""
     advantage: Tensor = field(default_factory=lambda: torch.zeros(0))
     """Of each draft [B, G]."""
     counts: Tensor = field(default_factory=lambda: torch.zeros(0))
@@ -146,14 +147,8 @@ def load_chunks(
 
 def _load(dataset: ExampleDataset, chunks: Sequence[list[int]], workers: int) -> DataLoader:
     """Collated chunks in this order, the first example where a chunk is empty."""
-    return DataLoader(
-        dataset,
-        batch_sampler=[chunk or [0] for chunk in chunks],  # type: ignore[arg-type]
-        num_workers=workers,
-        collate_fn=partial(_collate, dataset),
-        prefetch_factor=4 if workers else None,
-        generator=torch.Generator(),
-    )
+    filled = (chunk or [0] for chunk in chunks)
+    return load_batches(dataset, filled, workers, _collate, prefetch_factor=4 if workers else None)
 
 
 def _collate(dataset: ExampleDataset, items: Sequence[Item]) -> dict[str, Any]:

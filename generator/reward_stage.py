@@ -156,6 +156,7 @@ def learn_from_rewards(
                 row |= {name: total / max(tokens, 1)} if name != "kl" or start is not None else {}
             row |= {"seconds_sampling": sampled - began, "seconds_start": waiting - sampled}
             row |= {"seconds_waiting": learning - waiting, "seconds_learning": ended - learning}
+            row |= {"seconds_scoring": sum(chunk.seconds for chunk in chunks)}
             run.note(progress, row | {"drafts_per_second": told["drafts"] / (ended - began)})
         bar.set_description(f"stage {this.number + 1} reward {told['reward']:.3f}", refresh=False)
         bar.update()
@@ -203,11 +204,13 @@ def _swapped(model: nn.Module, others: Mapping[str, Tensor]) -> Iterator[None]:
 
 def _score(rewards: Rewards, chunk: Chunk, late: Counts) -> Scored:
     """Rewards of the chunk's texts, 0 for studies that take no part."""
+    began = time.perf_counter()
     rows = [row for row, asked in enumerate(chunk.asked) if asked]
     found = rewards([chunk.study_ids[row] for row in rows], [chunk.texts[row] for row in rows], late)
     values = np.zeros((len(rewards.metrics), len(chunk.texts), len(chunk.texts[0])))
     if rows:
         values[:, rows] = found.values
+    chunk.seconds = time.perf_counter() - began
     return replace(found, values=values)
 
 

@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterator, Sequence
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy, pad
 
 if TYPE_CHECKING:
     from transformers import DynamicCache
 
+TEXT = ("input_ids", "attention_mask")
+TOGETHER = 32
+"""Drafts of like length that are read together."""
 FEW = 0.75
 """Share of rows still going below which the others leave the batch."""
 
@@ -33,26 +38,34 @@ def prefill(model: Any, inputs: dict[str, Tensor], repeats: int = 1) -> DynamicC
 
 
 def read_texts(
-    model: Any, inputs: dict[str, Tensor], texts: Sequence[Sequence[int]], chunk: int | None = None
+    model: Any, inputs: dict[str, Tensor], texts: Sequence[Sequence[int]], chunk: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Logits and tokens, [N, T, V] and [N, T], of texts padded to one length, for at most `chunk` tokens at a time.
+    """Logits and tokens, [N, c, V] and [N, c], of texts padded to one length, for at most `chunk` tokens at a time.
 
     Args:
-        model: a LLaVA model, as it is or wrapped for training; gradients flow if they are on.
+        model: a LLaVA model.
         inputs: of B studies.
         texts: N, B or a multiple of it, those of one study side by side; each has a token.
-        chunk: by default all at once; the logits of many would take much memory.
+        chunk: tokens; the logits of many would take much memory.
     """
     repeats = len(texts) // len(inputs["input_ids"])
     cache = prefill(model, inputs, repeats)
-    before = inputs["input_ids"][:, -1:].repeat_interleave(repeats, 0)
-    mask = inputs["attention_mask"].repeat_interleave(repeats, 0)
+    yield from _continue(
+        model, cache, {name: inputs[name].repeat_interleave(repeats, 0) for name in TEXT}, texts, chunk
+    )
+
+
+def _continue(
+    model: Any, cache: DynamicCache, prompts: dict[str, Tensor], texts: Sequence[Sequence[int]], chunk: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """`read_texts` of N prompts whose keys and values are in the cache."""
+    before, mask = prompts["input_ids"][:, -1:], prompts["attention_mask"]
     last = mask.sum(1, keepdim=True) - 1
     width = max(map(len, texts))
     tokens = torch.tensor([[*text, *[0] * (width - len(text))] for text in texts], device=before.device)
     fed = torch.cat([before, tokens[:, :-1]], 1)
-    for at in range(0, width, chunk or width):
-        part = fed[:, at : at + (chunk or width)]
+    for at in range(0, width, chunk):
+        part = fed[:, at : at + chunk]
         columns = torch.arange(at, at + part.shape[1], device=part.device)
         logits = model(
             input_ids=part,
@@ -61,7 +74,7 @@ def read_texts(
             past_key_values=cache,
             use_cache=True,
         ).logits
-        yield logits, tokens[:, at : at + part.shape[1]]
+        yield logits, tokens[:, at : at + chunk]
 
 
 @torch.inference_mode()
@@ -85,17 +98,38 @@ def draft_log_probs(
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each token, with its gradient, and entropy at its place, both [N, T], at a temperature.
 
+    Drafts of like length are read together, so that little of what is read is padding.
+
     Args:
-        model, inputs: as for `read_texts`.
-        drafts: N of at least one token.
+        model: a LLaVA model, as it is or wrapped for training.
+        inputs: of B studies.
+        drafts: N, B or a multiple of it, those of one study side by side; each has a token.
         temperature: that they were sampled at.
     """
-    ((logits, tokens),) = read_texts(model, inputs, drafts)
-    logits = logits.float() / temperature
-    total = logits.logsumexp(-1)
-    with torch.no_grad():
-        entropy = total - ((logits - total[..., None]).exp() * logits).sum(-1)
-    return logits.gather(2, tokens[..., None])[..., 0] - total, entropy
+    cache, longest = prefill(model, inputs), max(map(len, drafts))
+    order = sorted(range(len(drafts)), key=lambda i: len(drafts[i]))
+    count = -(-len(order) // TOGETHER)
+    found: list[tuple[Tensor, Tensor]] = []
+    for rows in (order[len(order) * i // count : len(order) * (i + 1) // count] for i in range(count)):
+        study = torch.tensor(rows, device=inputs["input_ids"].device) // (len(drafts) // len(inputs["input_ids"]))
+        prompts, texts = {name: inputs[name][study] for name in TEXT}, [drafts[row] for row in rows]
+        ((logits, tokens),) = _continue(model, _select(cache, study), prompts, texts, longest)
+        logits = logits.float() if temperature == 1 else logits.float() / temperature
+        log_probs = -cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none").view_as(tokens)
+        with torch.no_grad():
+            total = logits.logsumexp(-1)
+            entropy = total - ((logits - total[..., None]).exp() * logits).sum(-1)
+        found.append((pad(log_probs, (0, longest - tokens.shape[1])), pad(entropy, (0, longest - tokens.shape[1]))))
+    back = torch.tensor(order, device=inputs["input_ids"].device).argsort()
+    return torch.cat([one for one, _ in found])[back], torch.cat([other for _, other in found])[back]
+
+
+def _select(cache: DynamicCache, rows: Tensor) -> DynamicCache:
+    """A cache of these rows of another, which stays as it is."""
+    selected = copy(cache)
+    selected.layers = [copy(layer) for layer in cache.layers]
+    selected.batch_select_indices(rows)
+    return selected
 
 
 def uniform_draws(seed: str, count: int, length: int) -> Tensor:

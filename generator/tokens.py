@@ -77,7 +77,9 @@ class TextTokens:
         if not texts:
             return []
         found = zip(texts, self._encode(texts), strict=True)
-        return [[ids[i] for i in self._keep(ids, text.count(MARK), text)] for text, ids in found]
+        return [
+            [ids[i] for i in self._keep(ids, text.count(MARK), text)] if MARK in text else ids for text, ids in found
+        ]
 
     def drop_marks(self, inputs: Mapping[str, Any], texts: Sequence[str]) -> dict[str, Any]:
         """A processor's padded inputs without the tokens of marks, padded on the left again.

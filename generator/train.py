@@ -25,8 +25,9 @@ from encoder.towers import load_tower
 from generator.card import write_card
 from generator.config import ModelConfig, TrainConfig
 from generator.controls import shuffle_images
-from generator.data import IGNORE, Example, ExampleDataset, batch_indices, load_micro_batches, split_batch
+from generator.data import IGNORE, Batches, ExampleDataset, load_micro_batches, split_batch
 from generator.drafter import Drafter, StoredFeatures
+from generator.examples import Examples
 from generator.foreign import ForeignTower
 from generator.model import add_lora, choose_trainable, save, save_adapter
 from generator.priors import find_priors
@@ -46,7 +47,7 @@ from raddraft.processes import (
     release_model,
 )
 from raddraft.runs import keep_config
-from raddraft.studies import GrayMapping, Study
+from raddraft.studies import GrayMapping, Study, skim
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -124,7 +125,7 @@ def train(
     accelerator = make_accelerator(out, config.precision, config.trackers, "train.shard")
     set_seed(config.seed)
     drafter = make_drafter(model_config, prompt, gray_mapping)
-    drafter.is_synthetic = all(study.is_synthetic for study in studies["train"])
+    drafter.is_synthetic = all(study.is_synthetic for study in skim(studies["train"]))
     validate = config.eval_every != 0
     examples = {split: _encode(drafter, studies, split) for split in (("train", "val") if validate else ("train",))}
     if prompt.prior and not find_priors(studies["train"]):
@@ -144,7 +145,7 @@ def train(
         )
     if config.cached:
         encoder = EncoderConfig(
-            tower=model_config.tower,
+            tower=model_config.tower or model_config.vlm,
             image_size=model_config.image_size,
             gray_mapping=gray_mapping,
             precision=model_config.dtype,
@@ -193,7 +194,7 @@ def train(
             steps = progress.step  # so the loop below has nothing to do
         hidden = number in by_reward or not accelerator.is_main_process
         bar = tqdm(total=steps, initial=progress.step, unit="step", disable=hidden)
-        batches = _batches(datasets["train"], config, number, progress.step, steps, accelerator)
+        batches = _batches(datasets["train"], examples["train"], config, number, progress.step, steps, accelerator)
         while progress.step < steps and not progress.stopped:
             started = time.perf_counter()
             wrapped.train()
@@ -234,7 +235,7 @@ def train(
             bar.set_description(f"stage {number + 1} loss {loss_value:.3f}", refresh=False)
             bar.update()
             if validate and (progress.step % eval_every == 0 or progress.step == steps):
-                val_loss = _validate(wrapped, datasets["val"], config, accelerator)
+                val_loss = _validate(wrapped, datasets["val"], examples["val"], config, accelerator)
                 run.note(progress, {"val_loss": val_loss})
                 if val_loss < progress.best:
                     progress.best, progress.bad_rounds = val_loss, 0
@@ -273,7 +274,7 @@ def _check_types(model: ModelConfig, config: TrainConfig) -> None:
         )
 
 
-def _encode(drafter: Drafter, studies: Mapping[str, Sequence[Study]], split: str) -> Sequence[Example]:
+def _encode(drafter: Drafter, studies: Mapping[str, Sequence[Study]], split: str) -> Examples:
     """The studies of a split that have a report, as token ids.
 
     Raises:
@@ -284,7 +285,7 @@ def _encode(drafter: Drafter, studies: Mapping[str, Sequence[Study]], split: str
     if examples:
         return examples
     if part:
-        counts = Counter(name for study in part for name, text in study.sections.items() if text.strip())
+        counts = Counter(name for study in skim(part) for name, text in study.sections.items() if text.strip())
         found = ", ".join(f"{name} ({count})" for name, count in counts.items()) or "none"
         raise RadDraftError(
             f"No study in split {split!r} has the sections to write: {', '.join(drafter.prompt.targets)}; sections of "
@@ -307,27 +308,39 @@ def summed_loss(model: nn.Module, batch: dict[str, Any], device: torch.device) -
 
 
 def _batches(
-    dataset: ExampleDataset, config: TrainConfig, stage: int, start: int, steps: int, accelerator: Accelerator
+    dataset: ExampleDataset,
+    examples: Examples,
+    config: TrainConfig,
+    stage: int,
+    start: int,
+    steps: int,
+    accelerator: Accelerator,
 ) -> Iterator[tuple[list[dict[str, Any]], int]]:
     """For each step from `start`: this process's micro-batches, and the number of report tokens in all of them."""
-    lengths = [len(example) for example in dataset.examples]
-    steps_per_epoch = math.ceil(len(lengths) / config.batch_size)
+
+    def share(batch: Sequence[int]) -> list[list[int]]:
+        return split_batch(batch, *process_share(accelerator), config.micro_batch_size)
+
+    steps_per_epoch = math.ceil(len(examples) / config.batch_size)
     while start < steps:
         epoch, first = divmod(start, steps_per_epoch)
-        order = batch_indices(lengths, config.batch_size, f"{config.seed} {stage} {epoch}")
-        batches = order[first : first + steps - start]
-        plan = [split_batch(batch, *process_share(accelerator), config.micro_batch_size) for batch in batches]
-        loader = load_micro_batches(dataset, [part for parts in plan for part in parts], config.workers)
-        for batch, parts in zip(batches, plan, strict=True):
-            yield list(islice(loader, len(parts))), sum(dataset.examples[i].learned for i in batch)
-        start += len(batches)
+        order = Batches(len(examples), examples.lengths, config.batch_size, f"{config.seed} {stage} {epoch}")
+        numbers = range(first, min(first + steps - start, steps_per_epoch))
+        parts = (part for number in numbers for part in share(order[number]))
+        loader = load_micro_batches(dataset, parts, config.workers)
+        for number in numbers:
+            yield list(islice(loader, len(share(order[number])))), examples.learned(order[number])
+        start += len(numbers)
 
 
 @torch.no_grad()
-def _validate(model: nn.Module, dataset: ExampleDataset, config: TrainConfig, accelerator: Accelerator) -> float:
+def _validate(
+    model: nn.Module, dataset: ExampleDataset, examples: Examples, config: TrainConfig, accelerator: Accelerator
+) -> float:
     """Mean cross-entropy per report token of the val split."""
     model.eval()
-    order = sorted(range(len(dataset)), key=lambda i: len(dataset.examples[i]))
+    lengths = examples.lengths(range(len(examples)))
+    order = sorted(range(len(examples)), key=lambda row: lengths[row])
     parts = split_batch(order, *process_share(accelerator), config.micro_batch_size)
     sums = torch.zeros(2, device=accelerator.device)
     for batch in load_micro_batches(dataset, parts, config.workers):
@@ -340,13 +353,13 @@ def _validate(model: nn.Module, dataset: ExampleDataset, config: TrainConfig, ac
 
 
 def _store_features(
-    accelerator: Accelerator, drafter: Drafter, examples: Mapping[str, Sequence[Example]], encoder: EncoderConfig
+    accelerator: Accelerator, drafter: Drafter, examples: Mapping[str, Examples], encoder: EncoderConfig
 ) -> FeatureStore:
     """Features of all images of the examples, in types in which they are stored already; processes share the work.
 
     The tower is loaded by itself, as `raddraft features` does it, so that what that has stored is found.
     """
-    paths = [path for part in examples.values() for example in part for path in example.images]
+    paths = [path for part in examples.values() for images in part.images() for path in images]
     tower, kept = load_tower(encoder.tower, encoder.image_size), drafter.features
     encoder = find_settings(tower, paths, kept, encoder)
     tower.model.to(accelerator.device, getattr(torch, encoder.precision))

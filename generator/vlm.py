@@ -6,7 +6,7 @@ placeholder for each image, followed by the plain text.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,9 +22,10 @@ from encoder.towers import reading_checkpoint
 from generator.config import ModelConfig
 from generator.data import IGNORE, Example, Item, labels_of
 from generator.drafter import Drafter
+from generator.examples import Examples
 from generator.generate import end_tokens
 from generator.model import build, load, read_sidecar
-from generator.priors import find_priors
+from generator.priors import prior_of
 from generator.prompts import PromptConfig
 from raddraft.errors import RadDraftError
 from raddraft.images import ImageError, load_image
@@ -57,7 +58,7 @@ class ChatDrafter(Drafter):
         """Most tokens the model can read, or None if it states no limit."""
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
-    def encode(self, studies: Sequence[Study], answers: bool, reserve: int = 0) -> Sequence[ChatExample]:
+    def encode(self, studies: Sequence[Study], answers: bool, reserve: int = 0) -> Examples:
         """Studies as chat messages, and with `answers` the report's tokens as the chat template ends them.
 
         Raises:
@@ -69,22 +70,24 @@ class ChatDrafter(Drafter):
                 f"{self._name} was not built by RadDraft and cannot be asked in two turns; leave out "
                 "prompt.findings_first"
             )
-        priors = find_priors(studies) if self.prompt.prior else {}
+        return super().encode(studies, answers, reserve)
+
+    _image_tokens = 1  # how many an image takes, its processor knows
+
+    def _examples(
+        self, studies: Sequence[Study], priors: Mapping[str, Study], answers: bool, reserve: int
+    ) -> Sequence[ChatExample]:
         examples = []
         for study in studies:
-            answer = self.prompt.answer(study) if answers else None
-            if answers and answer is None:
-                continue
-            prior = priors.get(study.study_id)
+            prior = prior_of(study, priors)
             messages = self.tokens.escape_messages(self.prompt.messages(study, prior))
             prompt = self._tokens(render(self.processor, messages))
             reply: list[int] = []
-            if answer is not None:
-                part = {"type": "text", "text": self.tokens.escape(answer)}
+            if answers:
+                part = {"type": "text", "text": self.tokens.escape(self.prompt.answer(study) or "")}
                 messages = [*messages, {"role": "assistant", "content": [part]}]
                 reply = self._reply(study, messages, prompt)
-            images = [image.path for image in self.prompt.choose_images(study, prior)]
-            example = ChatExample(study.study_id, images, prompt, reply, messages=messages)
+            example = ChatExample(study.study_id, self._files(study, prior), prompt, reply, messages=messages)
             if self.context_length is not None and len(example) + reserve > self.context_length:
                 raise RadDraftError(
                     f"Study {study.study_id!r}: {len(example)} tokens of text + {reserve} for the draft exceed the "
@@ -143,8 +146,8 @@ class ChatDataset(Dataset):
     def __len__(self) -> int:
         return len(self.examples)
 
-    def __getitem__(self, index: int) -> Item:
-        example = self.examples[index]
+    def __getitem__(self, which: int | Example) -> Item:
+        example = which if isinstance(which, Example) else self.examples[which]
         try:
             return Item(example, [load_image(path, self.gray_mapping).convert("RGB") for path in example.images])
         except (ImageError, OSError) as error:

@@ -6,17 +6,18 @@ from collections.abc import Mapping
 from typing import Literal
 
 Gpu = Literal["rtx4090", "a10", "l40s", "a100-40gb", "a100", "h100", "h200", "b200"]
-GPUS: dict[Gpu, tuple[float, int]] = {
-    "rtx4090": (165e12, 24),
-    "a10": (125e12, 24),
-    "l40s": (362e12, 48),
-    "a100-40gb": (312e12, 40),
-    "a100": (312e12, 80),
-    "h100": (989e12, 80),
-    "h200": (989e12, 141),
-    "b200": (2250e12, 192),
+GPUS: dict[Gpu, tuple[float, int, float]] = {
+    "rtx4090": (165e12, 24, 1.01e12),
+    "a10": (125e12, 24, 0.60e12),
+    "l40s": (362e12, 48, 0.86e12),
+    "a100-40gb": (312e12, 40, 1.56e12),
+    "a100": (312e12, 80, 2.04e12),
+    "h100": (989e12, 80, 3.35e12),
+    "h200": (989e12, 141, 4.8e12),
+    "b200": (2250e12, 192, 8.0e12),
 }
-"""Name -> peak of dense 16-bit tensor-core operations in FLOP/s, and memory in GiB, as in the vendor's data sheets."""
+"""Name -> peak of dense 16-bit tensor-core operations in FLOP/s, memory in GiB and its bandwidth in bytes/s, as in the
+vendor's data sheets."""
 
 
 def run_hours(flops: float, gpu: Gpu, gpus: int, utilization: float) -> float:

@@ -14,6 +14,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from raddraft.errors import RadDraftError
 from raddraft.options import Command, Option
 from raddraft.text import closest
 
@@ -46,6 +47,10 @@ def parse(command: Command, arguments: list[str], module: Any = None) -> dict[st
         values = vars(parser.instantiate(parser.parse_args(words)))
     except jsonargparse.ArgumentError as error:
         raise _usage_error(str(error), command) from None
+    except ValueError as error:
+        if isinstance(error.__cause__, RadDraftError):  # of a dataclass that may also be None
+            raise error.__cause__ from None
+        raise
     del values["config"]
     for name in command.flat:
         cls = command.classes[name]
@@ -242,8 +247,8 @@ def _usage_error(message: str, command: Command) -> UsageError:
     option = command.options.get(key[1]) if key else None
     if option is None:
         return UsageError(" ".join(message.split()))
-    if option.is_list and (inner := re.search(r'key "(\w+)"', message[key.end() :] if key else "")):
-        option = command.options.get(f"{option.name}.N.{inner[1]}", option)
+    if option.is_list and (inner := re.findall(r'key "(\w+)"', message[key.end() :] if key else "")):
+        option = command.options.get(".".join([option.name, "N", *inner]), option)
     value = re.search(r"Got value: (.*)|Given value: (.*)", message)
     item = re.search(r"Option '(\w+)' is not accepted", message)
     reason = f"unknown field {item[1]!r}" if item else f"got {value[1] or value[2]!r}" if value else ""

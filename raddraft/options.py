@@ -216,6 +216,8 @@ def _metavar(kind: Any) -> str:
         return "|".join(_metavar(one) for one in typing.get_args(kind))
     if typing.get_origin(kind) in (list, tuple):
         return f"[{', '.join(_metavar(one) for one in typing.get_args(kind) if one is not ...)}]"
+    if typing.get_origin(kind) is dict:
+        return "{" + ": ".join(_metavar(one) for one in typing.get_args(kind)) + ", …}"
     if dataclasses.is_dataclass(kind):
         return "{…}"
     return {int: "N", float: "X", str: "TEXT", Path: "PATH", bool: "{true,false}"}.get(
@@ -231,6 +233,8 @@ def _in_words(kind: Any) -> str:
         return " or ".join(_in_words(one) for one in typing.get_args(kind))
     if typing.get_origin(kind) in (list, tuple):
         return f"a list, each item {_in_words(typing.get_args(kind)[0])}"
+    if typing.get_origin(kind) is dict:
+        return f"a mapping, each value {_in_words(typing.get_args(kind)[1])}"
     words = {int: "a whole number", float: "a number", str: "text", Path: "a path", bool: "true or false"}
     return words.get(kind, _metavar(kind))
 

@@ -167,7 +167,7 @@ def read_studies(path: str | Path, split: str | None = None, check_images: bool 
             continue
         study = object.__new__(Study)
         study.study_id, study.subject_id, study.split = row.study_id, subject_id, own
-        study.source = None if is_nothing(row.source) else sys.intern(row.source)
+        study.source = _read_source(row.source)
         studies.append(study)
         waiting.append(line)
         if len(waiting) == _TOGETHER:
@@ -243,9 +243,14 @@ def count_splits(studies: Iterable[Study]) -> dict[str, int]:
 def parse_study(row: dict[str, Any], root: Path, where: str) -> Study:
     """A study from a row of a manifest in the folder `root`; ManifestError, beginning with `where`, if it is none."""
     _check_row(row, where)
-    mappings = {name: _read_mapping(row, name) for name in (*OPTIONAL, "extra")}
-    ids, source = (row[name] for name in REQUIRED), row.get("source")
-    return Study(*ids, _read_images(row, root), source=None if is_nothing(source) else source, **mappings)
+    return Study(
+        row["study_id"],
+        row["subject_id"],
+        row["split"],
+        _read_images(row, root),
+        **{name: _read_mapping(row, name) for name in _LATER if name != "images"},  # type: ignore[arg-type]
+        source=_read_source(row.get("source")),
+    )
 
 
 class _Image(msgspec.Struct, gc=False):
@@ -281,7 +286,7 @@ def _read_row(line: bytes, where: str) -> _Row:
         pass
     found = parse_line(line, where, REQUIRED, ManifestError)
     _check_row(found, where)
-    return _Row(**{name: found.get(name) for name in (*REQUIRED, "images", "source")})
+    return _Row(found["study_id"], found["subject_id"], found["split"], [], source=found.get("source"))
 
 
 def _check_row(row: dict[str, Any], where: str) -> None:
@@ -350,6 +355,10 @@ def _read_mapping(row: dict[str, Any], name: str) -> dict[str, Any]:
     if name == "sections":
         return {section: text for section, text in found.items() if says_something(section, text)}
     return {key: None if is_nothing(value) else value for key, value in found.items()}
+
+
+def _read_source(source: str | None) -> str | None:
+    return None if source is None or is_nothing(source) else sys.intern(source)
 
 
 def _pack(studies: list[Study], lines: list[bytes], root: Path) -> None:

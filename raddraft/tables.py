@@ -16,6 +16,7 @@ NAN = frozenset({"nan", "<na>", "nat", "#n/a"})
 """How pandas, NumPy and spreadsheets write a missing value, in lower case. This is nothing in any cell, an id too."""
 NOTHING = NAN | {"", "na", "n/a", "null", "none"}
 """What else says that there is nothing. As an id it may be somebody's real name for a study."""
+_LONGEST = max(map(len, NOTHING))
 
 # What a column holds: its usual names, the likeliest first; `find_column` compares letters and digits alone.
 IMAGE = ("path", "image", "image_path", "file", "filename")
@@ -30,7 +31,10 @@ def is_nothing(value: Any) -> bool:
     >>> [is_nothing(value) for value in (None, float("nan"), " ", "NaN", "None", 0, "No edema.")]
     [True, True, True, True, True, False, False]
     """
-    return value is None or (not isinstance(value, int) and str(value).strip().lower() in NOTHING)
+    if value is None or isinstance(value, int):
+        return value is None
+    text = str(value).strip()
+    return len(text) <= _LONGEST and text.lower() in NOTHING
 
 
 def find_column(columns: Iterable[str], names: Sequence[str]) -> str | None:

@@ -288,7 +288,7 @@ def test_ranks_stand_side_by_side_with_their_correlation(tmp_path):
         ["c", "2", "2", "1"],
         ["a", "3", "3", "2.5"],
         ["d", "4", "4", "–"],
-        ["ρ with Notes", "", "1.00 [1.00 1.00] p .083", "0.00 [−.50 .50] p 1.000"],
+        ["ρ with Notes, Micro-F1-14, rules ↑", "", "1.00 [1.00 1.00] p .083", "0.00 [−.50 .50] p 1.000"],
     ]
     rows = read_rows(markdown)[6:]
     assert [row[1:] for row in rows] == [row[1:] for row in expected]

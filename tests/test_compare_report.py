@@ -18,6 +18,8 @@ from raddraft.studies import read_studies, write_studies
 from tests.test_cli import run
 from tests.test_compare import studies, write_config  # noqa: F401 - a fixture
 
+# ruff: noqa: F811
+
 EDEMA = {"name": "Edema", "kind": "binary", "targets": ["Edema"]}
 PIXELS, RANDOM = {"tower": "pixels", "label": "pixels"}, {"tower": "$TOWER", "label": "tiny"}
 
@@ -44,7 +46,7 @@ def score_file(drafts: Path) -> float:
     return scores["metrics"]["bleu_1"]["value"]
 
 
-def test_towers_controls_and_seeds_become_rows_and_columns(tmp_path, studies, recipe) -> None:  # noqa: F811
+def test_towers_controls_and_seeds_become_rows_and_columns(tmp_path, studies, recipe) -> None:
     tasks = [
         EDEMA,
         task(recipe, measures=["rouge_l", "bleu_1"], seeds=2),
@@ -82,7 +84,9 @@ def test_towers_controls_and_seeds_become_rows_and_columns(tmp_path, studies, re
     assert len(list(read_jsonl(next(out.glob("reports/tiny*/seed-1/drafts.jsonl")), ("study_id",)))) == 14
 
 
-def test_what_is_there_is_kept_and_what_another_command_makes_is_waited_for(tmp_path, studies, recipe) -> None:  # noqa: F811
+def test_what_is_there_is_kept_and_what_another_command_makes_is_waited_for(
+    tmp_path, studies, recipe, monkeypatch
+) -> None:
     tasks = [task(recipe, seeds=1, overrides={"train.stages.0.epochs": 2})]
     config = write_config(tmp_path, studies, [PIXELS, RANDOM], tasks)
     assert run("compare", "--config", config) == (0, "")
@@ -103,11 +107,9 @@ def test_what_is_there_is_kept_and_what_another_command_makes_is_waited_for(tmp_
         others.append(drafts[1].with_suffix(".done").is_file())
         held.release()
 
-    compare_report.time.sleep, keep = let_go, compare_report.time.sleep
-    try:
+    with monkeypatch.context() as patched:
+        patched.setattr(compare_report.time, "sleep", let_go)
         assert run("compare", "--config", config) == (0, "")
-    finally:
-        compare_report.time.sleep = keep
     assert others == [True], "the other row was done before the one that is taken was waited for"
     assert drafts[0].read_text() == text
     assert model.stat().st_mtime_ns == before
@@ -117,9 +119,12 @@ def test_what_is_there_is_kept_and_what_another_command_makes_is_waited_for(tmp_
     assert len(list(out.glob("reports/pixels*/seed-0/model"))) == 2, "other images, another run"
 
 
-def test_rows_may_differ_in_the_language_model(tmp_path, studies, recipe, lm_folder, monkeypatch) -> None:  # noqa: F811
+def test_rows_may_differ_in_the_language_model(tmp_path, studies, recipe, lm_folder, monkeypatch) -> None:
     for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():  # launched: each works for itself
         monkeypatch.setenv(name, value)
+    known = read_studies(studies)
+    known[-1].extra["synthetic"] = ["note"]
+    write_studies(studies, known)
     rows = [PIXELS, {"tower": "pixels", "lm": str(lm_folder), "label": "another"}]
     config = write_config(
         tmp_path,
@@ -132,6 +137,7 @@ def test_rows_may_differ_in_the_language_model(tmp_path, studies, recipe, lm_fol
     cells = [result["towers"][row]["Notes"] for row in ("pixels", "another")]
     assert all(cell["details"].pop("tokens_per_second") > 0 for cell in cells)
     assert cells[0] == cells[1], "the same model under another name"
+    assert cells[0]["notes"][0] == "synthetic: 1 of 14 test studies"
     lm = AutoModelForCausalLM.from_pretrained(lm_folder)
     assert cells[0]["details"]["parameters"]["lm"] == lm.num_parameters() + 2 * lm.config.hidden_size, (
         "and the image token"
@@ -155,7 +161,7 @@ def test_rows_may_differ_in_the_language_model(tmp_path, studies, recipe, lm_fol
         ({"fractions": [0.5, 1.0]}, "learning curves (fractions) are of probes"),
     ],
 )
-def test_mistakes_are_told_before_anything_runs(tmp_path, studies, recipe, change, sentence) -> None:  # noqa: F811
+def test_mistakes_are_told_before_anything_runs(tmp_path, studies, recipe, change, sentence) -> None:
     config = write_config(tmp_path, studies, [PIXELS], [task(recipe) | change])
     status, told = run("compare", "--config", config)
     assert status
@@ -163,7 +169,7 @@ def test_mistakes_are_told_before_anything_runs(tmp_path, studies, recipe, chang
     assert not (tmp_path / "out" / "reports").exists()
 
 
-def test_reports_that_are_all_empty_are_one_sentence_and_train_nothing(tmp_path, studies, recipe) -> None:  # noqa: F811
+def test_reports_that_are_all_empty_are_one_sentence_and_train_nothing(tmp_path, studies, recipe) -> None:
     known = read_studies(studies)
     for study in known:
         study.sections = {"note": "", "other": "Words."} if study.split == "test" else study.sections
@@ -178,7 +184,7 @@ def test_reports_that_are_all_empty_are_one_sentence_and_train_nothing(tmp_path,
     assert not list(tmp_path.glob("out/reports/*/*/model"))
 
 
-def test_a_row_that_cannot_be_drafted_says_why_and_leaves_the_others(tmp_path, studies, recipe, capsys) -> None:  # noqa: F811
+def test_a_row_that_cannot_be_drafted_says_why_and_leaves_the_others(tmp_path, studies, recipe, capsys) -> None:
     """A recipe that does not fit a tower; then folders of another version of this project."""
     overrides = {"train.stages.0.epochs": 1, "model.feature_layer": -2}
     tasks = [task(recipe, seeds=1, overrides=overrides), EDEMA]

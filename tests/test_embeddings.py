@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +10,7 @@ import nltk
 import numpy as np
 import pytest
 
-from benchmarks.random_models import save_bert
+from benchmarks.random_embedders import save_cxr_bert, save_punkt, save_t5
 from metrics.embeddings import CXRBert, FactExtractor, _without_repetitions, cxr_bert_cosine, cxrfescore, read_facts
 from metrics.weights import CannotRun, check
 from raddraft.errors import RadDraftError
@@ -21,39 +20,9 @@ DRAFTS = ["The heart is normal in size.", "", "lungs", " ".join(SENTENCES), "Sma
 REPORTS = ["The heart is enlarged.", "The lungs are clear.", "The lungs", "Effusion. " * 400, DRAFTS[4], ""]
 
 
-def save_cxr_bert(folder: Path) -> Path:
-    """A folder as of microsoft/BiomedVLP-CXR-BERT-specialized, whose config asks for code of its own."""
-    import torch
-    from transformers import BertConfig, BertForMaskedLM, BertTokenizer
-
-    save_bert(folder, SENTENCES, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
-    vocabulary = BertTokenizer.from_pretrained(folder).get_vocab()
-    (folder / "vocab.txt").write_text("\n".join(sorted(vocabulary, key=vocabulary.__getitem__)) + "\n")
-    (folder / "tokenizer.json").unlink()
-    torch.manual_seed(0)
-    network = BertForMaskedLM(BertConfig.from_pretrained(folder, initializer_range=0.3))
-    for name, layer in (
-        ("dense_to_hidden", torch.nn.Linear(32, 8)),
-        ("LayerNorm", torch.nn.LayerNorm(8)),
-        ("dense_to_output", torch.nn.Linear(8, 8)),
-    ):
-        network.add_module(f"cls_projection_head_{name}", layer)
-    state = {key.replace("head_", "head."): value for key, value in network.state_dict().items()}
-    torch.save(state, folder / "pytorch_model.bin")
-    for file, extra in (
-        ("config.json", {"model_type": "cxr-bert", "projection_size": 8, "auto_map": {"AutoModel": "x.CXRBertModel"}}),
-        (
-            "tokenizer_config.json",
-            {"tokenizer_class": "CXRBertTokenizer", "auto_map": {"AutoTokenizer": ["x.Y", None]}},
-        ),
-    ):
-        (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | extra))
-    return folder
-
-
 @pytest.fixture(scope="module")
 def cxr_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_cxr_bert(tmp_path_factory.mktemp("cxr-bert"))
+    return save_cxr_bert(tmp_path_factory.mktemp("cxr-bert"), SENTENCES)
 
 
 def embed_by_hand(folder: Path, text: str) -> np.ndarray:
@@ -93,7 +62,7 @@ def test_what_is_no_cxr_bert_is_refused(cxr_bert: Path, tmp_path: Path) -> None:
     check("cxr-bert", cxr_bert)
     with pytest.raises(CannotRun, match=r"cxr_bert_cosine needs a folder .*nowhere has no config\.json"):
         CXRBert(tmp_path / "nowhere", "cxr_bert_cosine")
-    half = save_cxr_bert(tmp_path / "half")
+    half = save_cxr_bert(tmp_path / "half", SENTENCES)
     state = torch.load(half / "pytorch_model.bin")
     torch.save({k: v for k, v in state.items() if "dense_to_output" not in k}, half / "pytorch_model.bin")
     with pytest.raises(CannotRun, match=r"the weights in .*half lack cls_projection_head\.dense_to_output"):
@@ -159,10 +128,7 @@ def no_punkt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture
 def punkt(tmp_path: Path, no_punkt: None) -> None:
     """nltk's Punkt that knows no abbreviation."""
-    folder = tmp_path / "tokenizers" / "punkt_tab" / "english"
-    folder.mkdir(parents=True)
-    for name in ("abbrev_types.txt", "collocations.tab", "ortho_context.tab", "sent_starters.txt"):
-        (folder / name).touch()
+    save_punkt(tmp_path)
 
 
 @pytest.mark.usefixtures("punkt")
@@ -187,38 +153,10 @@ def test_cxrfescore_without_punkt_says_how_to_get_it(cxr_bert: Path) -> None:
         cxrfescore(["a"], ["b"], CXRBert(cxr_bert, "x", 4, "cpu"), Commas())  # type: ignore[arg-type]
 
 
-def save_t5(folder: Path) -> Path:
-    """A folder as of pamessina/T5FactExtractor."""
-    import torch
-    from transformers import T5Config, T5ForConditionalGeneration, T5Tokenizer
-
-    words = {word for sentence in SENTENCES for word in sentence.split()}
-    letters = {letter for word in words for letter in word}
-    pieces = [
-        "<pad>",
-        "</s>",
-        "<unk>",
-        "[",
-        "]",
-        '"',
-        ",",
-        "▁",
-        *(f"▁{word}" for word in sorted(words)),
-        *sorted(letters),
-    ]
-    tokenizer = T5Tokenizer(vocab=[(piece, -1.0) for piece in dict.fromkeys(pieces)], extra_ids=0)
-    tokenizer.save_pretrained(folder)
-    torch.manual_seed(0)
-    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
-    network = T5ForConditionalGeneration(T5Config(vocab_size=len(tokenizer), decoder_start_token_id=0, **sizes))
-    network.save_pretrained(folder)
-    return folder
-
-
 def test_the_extractor_writes_and_a_sentence_stands_for_no_facts(tmp_path: Path, monkeypatch) -> None:
     import torch
 
-    extractor = FactExtractor(save_t5(tmp_path), 2, "cpu")
+    extractor = FactExtractor(save_t5(tmp_path, SENTENCES), 2, "cpu")
     found = extractor.facts([*SENTENCES[:3], SENTENCES[0], "42."])
     assert found == {one: [one] for one in SENTENCES[:3]} | {"42.": []}, "random weights write no list"
     written = {SENTENCES[0]: '["heart heart", "lungs"]', SENTENCES[1]: "[", "42.": '["a"]'}

@@ -9,9 +9,10 @@ import random
 import resource
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -24,9 +25,10 @@ from PIL import Image
 
 from encoder.config import ComputeConfig, EncoderConfig, FeatureConfig
 from encoder.encoding import compute_features
-from encoder.features import FeatureStore, open_features, open_store
+from encoder.features import FeatureStore, find_settings, open_features, open_store, open_stores
 from encoder.tower import Tower
 from encoder.towers import load_tower
+from raddraft import images
 from raddraft.images import ImageError, load_image
 from tests.launch import SERVER
 from tests.test_cli import files_no_larger_than
@@ -453,6 +455,99 @@ def test_a_full_disk_costs_no_stored_row(tower, paths, tmp_path) -> None:
     assert all((again / name).read_bytes() == (whole / name).read_bytes() for name in (PART, INDEX))
 
 
+def test_one_store_serves_all_that_is_asked_in_one_pass(tower, paths, tmp_path, monkeypatch) -> None:
+    count, decoded = Count(tower.model), count_decoded(monkeypatch)
+    pooled, tokens, early = FeatureConfig(), FeatureConfig("tokens"), FeatureConfig("tokens", (1, -1))
+    compute = ComputeConfig(batch_size=1, workers=0, features=tmp_path / "features", dtype="float32")
+    wanted = {pooled: paths, tokens: paths[2:6], early: paths[5:7]}
+    stores = open_stores(tower, wanted, compute)
+    assert (count.take(), len(decoded), set(decoded.values())) == (11, 11, {1})
+    folder = stores[pooled].folder
+    rows = {path.parent.name: path.read_text().count("\n") for path in folder.glob("*/part-0.jsonl")}
+    assert rows == {"pooled": 6, "tokens": 5, "tokens-1": 2}
+    for kept, part in wanted.items():
+        for path in part:
+            for store in (stores[kept], open_features(folder, part, kept)):
+                expected = encoded(tower, path, kept.layers)
+                assert torch.equal(store.vectors([path])[0], expected[0])
+                assert kept is pooled or torch.equal(store.patches(path), expected[1])
+    assert torch.equal(stores[early][paths[5]], torch.cat([forward(tower, paths[5], layer) for layer in (1, -1)], 1))
+    expected = forward(tower, paths[6])
+    count.take()
+    assert torch.equal(open_store(tower, paths[2:7], HIDDEN, compute)[paths[6]], expected)
+    assert count.take() == 0, "the last hidden state is what tokens of the final output are"
+
+
+def count_decoded(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each image file is decoded from now on."""
+    load, decoded = images._load, Counter()
+
+    def counted(path: Path, *arguments: object):
+        decoded[str(path)] += 1
+        return load(path, *arguments)
+
+    monkeypatch.setattr(images, "_load", counted)
+    return decoded
+
+
+@pytest.mark.parametrize("kind", ["clip-vision", "siglip-vision", "swin"])
+def test_final_patches_come_of_the_last_hidden_state(paths, tmp_path, kind) -> None:
+    tower = load_tower(str((save_network if kind == "swin" else save_tower)(kind, tmp_path / "tower")))
+    features = store(tower, paths[:2], tmp_path / "features", layers=None, dtype="float32")
+    assert tower.last_norm is not None
+    pooled, patches = encoded(tower, paths[0])
+    assert torch.equal(features.vectors(paths[:1])[0], pooled)
+    assert torch.equal(features.patches(paths[0]), patches)
+    with torch.no_grad():
+        state = tower.model(tower.prepare([load_image(paths[0])]), output_hidden_states=True).hidden_states[-1]
+    assert torch.equal(store(tower, paths[:2], tmp_path / "features", dtype="float32")[paths[0]], state[0])
+
+
+def test_eight_bits_take_half_the_space_and_cost_little(tower, paths, tmp_path) -> None:
+    with torch.no_grad():
+        tower.model.encoder.layer[1].mlp.fc2.bias[5] = 300.0  # one dimension far above the others, as in large ViTs
+    sizes, read = {}, {}
+    for dtype in ("float32", "float16", "float8"):
+        features = store(tower, paths, tmp_path / "features", layers=None, dtype=dtype)
+        sizes[dtype] = (features.folder / PART).stat().st_size / 11
+        state = open_features(features.folder, paths, HIDDEN)
+        read[dtype] = features.vectors(paths, "both"), torch.stack([state[path].float() for path in paths])
+    assert sizes == {"float32": 7 * 128, "float16": 7 * 64, "float8": 2 * 64 + 5 * (32 + 4)}
+    assert torch.equal(read["float8"][0], read["float16"][0]), "vectors stay float16"
+    for dtype, largest in (("float16", 2**-11), ("float8", 2**-4)):
+        apart = (read[dtype][1] - read["float32"][1]).abs() / read["float32"][1].abs().clamp_min(0.05)
+        assert apart.max() <= largest * 1.01
+
+
+def test_training_takes_the_types_in_which_most_images_are_stored(tower_folder, paths, tmp_path) -> None:
+    own = EncoderConfig(tower=str(tower_folder), workers=0, features=tmp_path, device="cpu", precision="bfloat16")
+    other = replace(own, precision="float32", dtype="float8")
+
+    def found() -> EncoderConfig:
+        return find_settings(load_tower(own.tower), paths, HIDDEN, own)
+
+    assert found() == own, "nothing is stored"
+    open_store(other, paths[:3], FeatureConfig("tokens"))
+    assert found() == other
+    open_store(own, paths[3:6], HIDDEN)
+    assert found() == own, "as many are stored with its own"
+    open_store(replace(other, gray_mapping="minmax"), paths, HIDDEN)
+    assert found() == own
+
+
+def test_a_store_of_an_earlier_version_is_refused_and_named(tower, paths, tmp_path, capsys) -> None:
+    old = tmp_path / "0123456789abcdef"
+    old.mkdir()
+    (old / "meta.json").write_text(json.dumps({"weights": "00", "keep": "grid", "layers": None, "dtype": "float16"}))
+    (old / PART.removeprefix("tokens/")).write_bytes(b"")
+    with pytest.raises(ValueError, match="earlier version, which is not read any more; run `raddraft features` again"):
+        open_features(old, paths)
+    opened(tower, paths[:1], tmp_path)
+    assert f"features of an earlier version, no longer read; delete: {old.name}" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="is not a feature store, the folder that `raddraft features` prints"):
+        open_features(tmp_path, paths)
+
+
 # Several processes ---------------------------------------------------------------------------------------------------
 
 
@@ -470,6 +565,8 @@ def test_processes_take_shares(tower, paths, tmp_path, n_processes) -> None:
     indices = sorted(folder.glob("*/tokens/part-*.jsonl"))
     assert len(indices) == n_processes
     assert len({line for index in indices for line in index.read_text().splitlines()}) == 11
+    names = [json.loads(line)[0] for line in (folder / "files.jsonl").read_text().splitlines()]
+    assert sorted(names) == sorted(map(str, paths)), "each has digested its share"
     assert share(0, 1) == share(4, 5) == 0, "nothing is left to do for other numbers of processes"
     features = opened(tower, paths, folder, config)
     for path in paths:
@@ -551,6 +648,8 @@ def test_killed_and_started_again_gives_the_same_bytes(tower, child, tmp_path) -
     count = Count(tower.model)
     opened(tower, paths, tmp_path / "killed", config, 8, 2)
     assert count.take() == 200 - n_rows // 8 * 8
+    names = [json.loads(line)[0] for line in (tmp_path / "killed" / "files.jsonl").read_text().splitlines()]
+    assert sorted(names) == sorted(map(str, paths)), "nothing is digested twice"
     killed = index.parent.parent
     assert all((killed / name).read_bytes() == (whole / name).read_bytes() for name in (PART, INDEX))
 
@@ -570,7 +669,7 @@ def test_two_processes_at_once_store_nothing_twice(tower, paths, child, tmp_path
 
 @pytest.mark.parametrize("child", [112], indirect=True)
 def test_memory_does_not_grow_with_the_number_of_images(child, tmp_path) -> None:
-    """Pixels of the second 1,000 images would take 147 MiB, their features 47."""
+    """Pixels of the second 1,000 images would take 147 MiB, their features 25."""
     paths = save_small_images(tmp_path / "small", 2000)
     config = FeatureConfig("tokens", layers=(0, 1, 2))
     answers = []

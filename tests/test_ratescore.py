@@ -3,50 +3,20 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks.random_models import save_bert
-from metrics.ratescore import AFFINITY, DENIED, TYPES, Entity, RaTEScore, find_spans, ratescore, split_sentences
+from benchmarks.random_embedders import save_ratescore
+from metrics.ratescore import AFFINITY, DENIED, Entity, RaTEScore, find_spans, ratescore, split_sentences
 from metrics.weights import CannotRun
 from tests.conftest import SENTENCES
-
-LABELS = ["O", *(f"{part}-{kind}" for kind in TYPES for part in "BI")]
-
-
-def save_networks(folder: Path) -> tuple[Path, Path]:
-    """Folders as of RaTE-NER-Deberta and BioLORD-2023-C."""
-    import torch
-    from transformers import (
-        BertConfig,
-        BertModel,
-        DebertaV2Config,
-        DebertaV2ForTokenClassification,
-        DebertaV2Tokenizer,
-    )
-
-    ner, synonyms = folder / "ner", folder / "synonyms"
-    words = sorted({word for sentence in SENTENCES for word in re.findall(r"\w+|[^\w\s]", sentence)})
-    letters = sorted({letter for word in words for letter in word})
-    pieces = dict.fromkeys(["[PAD]", "[CLS]", "[SEP]", "[UNK]", "▁", *(f"▁{word}" for word in words), *letters])
-    tokenizer = DebertaV2Tokenizer(vocab=[(piece, -1.0) for piece in pieces])
-    tokenizer.save_pretrained(ner)
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-    config = DebertaV2Config(vocab_size=len(tokenizer), initializer_range=0.5, **sizes)  # type: ignore[arg-type]
-    config.id2label, config.label2id = dict(enumerate(LABELS)), {label: i for i, label in enumerate(LABELS)}
-    DebertaV2ForTokenClassification(config).save_pretrained(ner)
-    save_bert(synonyms, SENTENCES, **sizes)
-    BertModel(BertConfig.from_pretrained(synonyms, initializer_range=0.3)).save_pretrained(synonyms)
-    return ner, synonyms
 
 
 @pytest.fixture(scope="module")
 def networks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    return save_networks(tmp_path_factory.mktemp("ratescore"))
+    return save_ratescore(tmp_path_factory.mktemp("ratescore"), SENTENCES)
 
 
 def spans(labels: str) -> list[tuple[int, int, str]]:
@@ -127,7 +97,7 @@ def test_real_networks_at_every_batch_size(networks: tuple[Path, Path], batch_si
 
 
 def test_other_labels_are_refused(networks: tuple[Path, Path], tmp_path: Path) -> None:
-    ner, synonyms = save_networks(tmp_path)
+    ner, synonyms = save_ratescore(tmp_path, SENTENCES)
     config = json.loads((ner / "config.json").read_text())
     config["id2label"]["1"] = "B-PERSON"
     (ner / "config.json").write_text(json.dumps(config))

@@ -22,6 +22,7 @@ from metrics.models import Models
 from raddraft.errors import RadDraftError, UnavailableError
 from raddraft.runs import RunFolder
 from raddraft.studies import read_studies, write_studies
+from tests.conftest import SENTENCES
 from tests.launch import Job
 from tests.test_cli import run
 from tests.test_train import arguments, close_models, count_processes, run_here
@@ -118,24 +119,20 @@ def teach(model: Path, studies_file: Path, out: Path, one: Stage, **changes) -> 
 
 
 def test_the_reward_rises_and_the_best_validated_weights_are_kept(model_folder, studies_file, tmp_path) -> None:
-    half = load(model_folder)
-    with torch.no_grad():
-        for one in half.model.model.language_model.parameters():
-            one += 0.05 * torch.randn_like(one) * one.std()
-    save(half, tmp_path / "half")
-    one = stage(group=8, metrics={"rouge_l": 1.0, "length": 0.2})
-    folder = teach(tmp_path / "half", studies_file, tmp_path / "run", one, cached=True)
+    """The model was taught these studies; now a good report is one sentence of all that it may write."""
+    studies = [replace(one, sections=one.sections | {"findings": SENTENCES[1]}) for one in read_studies(studies_file)]
+    write_studies(studies_file, studies)
+    one = stage(group=8, metrics={"rouge_l": 1.0, "length": 0.2}, temperature=1.5)
+    folder = teach(model_folder, studies_file, tmp_path / "run", replace(one, lr=5e-3), cached=True)
     log = rows(tmp_path / "run")
     values = [row["val_rouge_l"] for row in log if "val_rouge_l" in row]
     assert {"val_words", "val_no_finding", "val_repeated_sentences", "val_repeated", "val_blank"} <= log[0].keys()
-    kept = load(folder)
-    assert kept.kind == "llava"
-    val = read_studies(studies_file, "val")
+    kept, val = load(folder), [study for study in studies if study.split == "val"]
     generate(kept, val, tmp_path / "drafts.jsonl", DecodeConfig(max_new_tokens=30), "kept")
     drafts = [draft.text for draft in read_drafts(tmp_path / "drafts.jsonl")]
-    found = score(drafts, [PROMPT.answer(study) for study in val], ["rouge_l"], resamples=2)
-    assert found["metrics"]["rouge_l"]["value"] == pytest.approx(max(values), abs=1e-3)
-    assert max(values) > values[0]
+    found = score(drafts, [SENTENCES[1]] * len(val), ["rouge_l"], resamples=2)["metrics"]["rouge_l"]["value"]
+    assert found == pytest.approx(max(values), abs=1e-3)
+    assert max(values) > values[0] + 0.1
 
 
 def test_faults_are_named_in_a_sentence_and_the_last_checkpoint_stays(
@@ -155,7 +152,7 @@ def test_faults_are_named_in_a_sentence_and_the_last_checkpoint_stays(
     assert (next(out.glob("checkpoints/*step-00000004")) / "weights.safetensors").is_file()
     fails("No draft of step 1 of stage 1 ends within 2 tokens; raise reward.max_new_tokens", max_new_tokens=2)
     monkeypatch.setenv("RADDRAFT_WEIGHTS", str(tmp_path))
-    out = fails("radgraph needs", metrics={"radgraph_er": 1.0})
+    out = fails("radgraph is missing", metrics={"radgraph_er": 1.0})
     assert not (out / "log.jsonl").exists()
     monkeypatch.setattr("generator.rewards.per_report", lambda ours, *_: {"rouge_l": [float("nan")] * len(ours)})
     fails("The reward rouge_l of a draft of study 's[0-9]+' is nan")

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.random_embedders import save_cxr_bert, save_ratescore
 from metrics import score
 from metrics.models import Models
 from metrics.read import Prediction
@@ -19,10 +20,8 @@ from metrics.weights import CannotRun
 from raddraft.stats import mean_measure
 from tests.conftest import SENTENCES
 from tests.test_chexbert import random_state, write_checkpoint
-from tests.test_embeddings import save_cxr_bert
 from tests.test_extras import save_roberta
 from tests.test_radgraph import make_model
-from tests.test_ratescore import save_networks
 
 # Drafts and references that differ in findings, doubt and case, one of them blank.
 PAIRS = [
@@ -46,7 +45,7 @@ def models(bert_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Model
     )
     names = ("radgraph", "radgraph-xl", "modern-radgraph-xl")
     v1, xl, modern = (make_model(folder / name, bert_folder, name) for name in names)
-    ner, synonyms = save_networks(folder)
+    ner, synonyms = save_ratescore(folder, SENTENCES)
     return Models(
         checkpoint,
         bert_folder,
@@ -56,7 +55,7 @@ def models(bert_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Model
         save_roberta(folder / "roberta"),
         modern_radgraph_xl=modern,
         modern_radgraph_xl_tokenizer=bert_folder,
-        cxr_bert=save_cxr_bert(folder / "cxr-bert"),
+        cxr_bert=save_cxr_bert(folder / "cxr-bert", SENTENCES),
         ratescore_ner=ner,
         ratescore_synonyms=synonyms,
         batch_size=2,

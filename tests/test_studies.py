@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
+import pickle
+import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from raddraft.files import write_whole
+from raddraft.files import parse_line, write_whole
 from raddraft.studies import (
+    REQUIRED,
     SPLITS,
     ManifestError,
     Study,
     StudyImage,
     count_splits,
     deal_folds,
+    parse_study,
     read_studies,
+    skim,
     write_studies,
 )
 
@@ -179,6 +185,80 @@ def test_what_is_written_reads_back(tmp_path: Path) -> None:
         "images": [{"path": "../../c.png", "view": "LATERAL"}],
     }
     assert "Лёгкие" in path.read_text(encoding="utf-8"), "people read these files"
+
+
+def many(folder: Path, n: int = 100) -> list[Study]:
+    """Studies whose lines are packed in several parts."""
+    return [
+        Study(f"s{i}", f"p{i // 2}", "train", [StudyImage(folder / f"{i}.png")], {"findings": f"Finding {i}."})
+        for i in range(n)
+    ]
+
+
+def test_fields_are_made_when_they_are_asked_for_and_then_kept(tmp_path: Path) -> None:
+    """What is read is a list of ordinary studies: they can be changed, and no longer need the file."""
+    path = tmp_path / "studies.jsonl"
+    write_studies(path, many(tmp_path))
+    studies = read_studies(path)
+    path.write_text("overwritten in place")
+    assert not [name for study in studies for name in ("images", "sections", "extra") if name in vars(study)]
+    studies[40].sections["findings"] = "Changed."
+    studies[41].labels = {"Edema": 1}
+    studies[41].images[0].view = "PA"
+    assert studies[40].sections == {"findings": "Changed."}
+    assert (studies[41].labels, studies[41].images[0].view) == ({"Edema": 1}, "PA")
+    assert studies[:40] == many(tmp_path)[:40]
+    assert studies[99].sections is studies[99].sections
+    with pytest.raises(AttributeError, match="'Study' object has no attribute 'findings'"):
+        print(studies[0].findings)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_a_study_that_was_not_read_yet_can_be_copied(tmp_path: Path, copied: Any) -> None:
+    write_studies(tmp_path / "studies.jsonl", [full_study(tmp_path)])
+    [study] = read_studies(tmp_path / "studies.jsonl")
+    assert copied(study) == full_study(tmp_path)
+    assert study.extra
+    assert copied(study) == full_study(tmp_path), "also when a part of it was"
+
+
+def test_skimming_keeps_nothing(tmp_path: Path) -> None:
+    write_studies(tmp_path / "studies.jsonl", many(tmp_path))
+    studies = read_studies(tmp_path / "studies.jsonl")
+    assert [study.sections["findings"] for study in skim(studies)] == [f"Finding {i}." for i in range(100)]
+    assert not [study for study in studies if "sections" in vars(study)]
+    assert deal_folds(studies, 3)[1][50].images == [StudyImage(tmp_path / "50.png")]
+    assert not [study for study in studies if "images" in vars(study)]
+
+
+def test_broken_lines_are_judged_alike_by_both_readers(tmp_path: Path) -> None:
+    """msgspec accepts most lines; what it refuses is read by the standard library, which alone tells what is wrong."""
+    rng = random.Random(0)
+    row = json.loads('{"study_id": "s", "subject_id": "p", "split": "val", "images": [{"path": "x"}], "source": "a"}')
+    row |= {"sections": {"findings": "É\n"}, "labels": {"Edema": 1, "Mass": None}, "patient": {"age": 63.5}, "new": [0]}
+    line, fill = (
+        json.dumps(row).encode(),
+        [b'"', b"}", b"1", b"null", b"NaN", b"\xff", b"\x01", b"\\", b"true", b" ", b"{"],
+    )
+    accepted = 0
+    for _ in range(200):
+        at, end = sorted(rng.choices(range(len(line)), k=2))
+        broken = line[:at] + rng.choice(fill) + line[rng.choice([at, at + 1, end]) :]
+        (tmp_path / "m.jsonl").write_bytes(broken)
+        found = []
+        for read in (
+            lambda: read_studies(tmp_path / "m.jsonl"),
+            lambda broken=broken: [
+                parse_study(parse_line(broken, "m.jsonl line 1", REQUIRED, ManifestError), tmp_path, "m.jsonl line 1")
+            ],
+        ):
+            try:
+                found.append(repr(read()))
+            except ManifestError as error:
+                found.append(str(error))
+        assert found[0] == found[1], broken
+        accepted += found[0].startswith("[")
+    assert 10 < accepted < 190
 
 
 def test_a_manifest_may_move_with_its_data(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -266,6 +267,85 @@ def test_pooled_vectors_are_those_that_the_authors_use(towers) -> None:
         expected = getattr(expected, "pooler_output", expected)
         found = clip.visual_projection(tower.encode(pixels_of(tower.processor)).pooled)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+DINOV3 = {"embeddings.": "", "model.": "", "register_tokens": "reg_token", "patch_embeddings": "patch_embed.proj"}
+DINOV3 |= {"layer.": "blocks.", "attention.o_proj": "attn.proj", "up_proj": "fc1", "down_proj": "fc2"}
+DINOV3 |= {"layer_scale1.lambda1": "gamma_1", "layer_scale2.lambda1": "gamma_2", "attention": "attn"}
+SIGLIP = {"embeddings.patch_embedding": "patch_embed.proj", "embeddings.position_embedding.weight": "pos_embed"}
+SIGLIP |= {"encoder.layers": "blocks", "layer_norm": "norm", "self_attn.out_proj": "attn.proj", "self_attn": "attn"}
+SIGLIP |= {"head.probe": "attn_pool.latent", "head.attention.out_proj": "attn_pool.proj", "post_layernorm": "norm"}
+SIGLIP |= {"head.layernorm": "attn_pool.norm", "head.mlp": "attn_pool.mlp"}
+
+
+def timm_state(state: dict[str, torch.Tensor], names: dict[str, str]) -> dict[str, torch.Tensor]:
+    """transformers' names -> timm's; q, k and v in one layer, whose keys may have no bias."""
+    pattern = re.compile("|".join(map(re.escape, names)))
+    plain = {pattern.sub(lambda match: names[match[0]], name): value for name, value in state.items()}
+    found = {name: value for name, value in plain.items() if not re.search(r"[qkv]_proj|in_proj|mask_token", name)}
+    for name, value in plain.items():
+        if name.endswith("attn.q_proj.weight"):
+            parts = [plain[name.replace("q_proj", f"{one}_proj")] for one in "qkv"]
+            found[name.replace("q_proj", "qkv")] = torch.cat(parts)
+            value = plain[bias := name.replace("weight", "bias")]
+            parts = [plain.get(bias.replace("q_proj", f"{one}_proj"), torch.zeros_like(value)) for one in "qkv"]
+            found[bias.replace("q_proj", "qkv")] = torch.cat(parts)
+        if "in_proj" in name:
+            kind, width = name.rsplit("_", 1)[1], len(value) // 3
+            found |= {f"attn_pool.q.{kind}": value[:width], f"attn_pool.kv.{kind}": value[width:]}
+    if "pos_embed" in found:
+        found["pos_embed"] = found["pos_embed"][None]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("family", "architecture", "arguments"),
+    [
+        ("dinov3", "vit_small_patch16_dinov3_qkvb", {"norm_layer": partial(torch.nn.LayerNorm, eps=1e-5)}),
+        ("siglip", "vit_base_patch16_siglip_224", {"act_layer": "gelu_tanh"}),
+    ],
+)
+@torch.no_grad()
+def test_features_are_those_of_timm(towers, family: str, architecture: str, arguments: dict) -> None:
+    import timm
+
+    tower = load_tower(str(towers[family]))
+    for parameter in tower.model.parameters():
+        parameter.copy_(0.2 * torch.randn_like(parameter))
+    sizes = {"img_size": 28, "patch_size": 14, "embed_dim": 32, "depth": 3, "num_heads": 2, "mlp_ratio": 2}
+    reference = timm.create_model(architecture, num_classes=0, **sizes, **arguments).eval()
+    names = DINOV3 if family == "dinov3" else SIGLIP
+    state = timm_state(tower.model.state_dict(), names)
+    if family == "dinov3":
+        for name in [name for name in state if name.endswith("qkv.bias")]:
+            query, _, value = state.pop(name).chunk(3)
+            state |= {name.replace("qkv.bias", "q_bias"): query, name.replace("qkv.bias", "v_bias"): value}
+    reference.load_state_dict(state)
+    pixels = pixels_of(tower.processor)
+    encoded, tokens = tower.encode(pixels), reference.forward_features(pixels)
+    pooled = tokens[:, 0] if family == "dinov3" else reference.forward_head(tokens, pre_logits=True)
+    assert pooled.std() > 0.01
+    torch.testing.assert_close(encoded.pooled, pooled, atol=1e-4, rtol=0)
+    torch.testing.assert_close(encoded.patches.flatten(1, 2), tokens[:, -4:], atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_rows_and_columns_of_timms_swin_are_not_its_channels(tmp_path: Path) -> None:
+    """Its features come as [B, H, W, D], those of most networks of timm as [B, D, H, W]."""
+    import transformers as hf
+
+    arguments = {"img_size": 64, "window_size": 2, "depths": [1, 1], "embed_dim": 8, "num_heads": [1, 2]}
+    settings = {"architecture": "swin_tiny_patch4_window7_224", "num_classes": 0, "model_args": arguments}
+    hf.TimmWrapperModel(hf.TimmWrapperConfig.from_dict(settings)).save_pretrained(tmp_path)
+    hf.BitImageProcessor(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64}).save_pretrained(tmp_path)
+    tower = load_tower(str(tmp_path))
+    pixels = pixels_of(tower.processor)
+    grid = tower.model.timm_model.forward_features(pixels)
+    encoded = tower.encode(pixels)
+    assert torch.equal(encoded.patches, grid)
+    torch.testing.assert_close(encoded.pooled, grid.mean((1, 2)))
+    with pytest.raises(ValueError, match="does not take images of 96 x 96 pixels"):
+        tower.encode(torch.zeros(1, 3, 96, 96))
 
 
 def test_layers_side_by_side_averaged_and_raw(towers) -> None:

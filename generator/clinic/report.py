@@ -120,7 +120,7 @@ class Report:
 
     def series_uid(self, form: str) -> str:
         """UID of the series of all documents of this study in this form by this model."""
-        return derived_uid(form, "series", self.header.StudyInstanceUID, self.device.digest)
+        return series_uid(form, self.header.StudyInstanceUID, self.device.digest)
 
 
 def report_of(draft: Draft, study: Study, model: Model, prior: Study | None = None) -> Report:
@@ -204,6 +204,11 @@ def split_report(text: str, targets: Sequence[str]) -> dict[str, str]:
             return found
     name = targets[0] if targets and targets[0] in SECTIONS else "findings"
     return {name: text.strip()}
+
+
+def series_uid(form: str, study_uid: str, digest: str) -> str:
+    """UID of the series of all documents of a study in a form, such as sr, by the model with these weights."""
+    return derived_uid(form, "series", study_uid, digest)
 
 
 def derived_uid(*parts: Any) -> str:

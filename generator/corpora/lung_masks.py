@@ -69,12 +69,14 @@ def convert(
 
 def _add_zones(image: StudyImage) -> None:
     """Write masks of the zones beside those of both lungs, and add them to the image."""
+    import numpy as np
+
     from encoder.masks import load_mask, write_mask
 
     for side in ("left", "right"):
         if whole := image.masks.get(f"{side} lung"):
             mask = load_mask(whole)
-            rows = mask.any(1).nonzero()[0]
+            rows = np.flatnonzero(mask.any(1))
             top, height = (rows[0], rows[-1] + 1 - rows[0]) if len(rows) else (0, 0)
             for part, zone in enumerate(_ZONES):
                 kept = mask.copy()
