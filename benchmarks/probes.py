@@ -15,11 +15,11 @@ from torch import Tensor
 from encoder.config import ComputeConfig, FeatureConfig
 from encoder.encoding import prepare_pixels
 from encoder.features import FeatureStore, open_store
-from encoder.rows import Form
 from encoder.finetune import descend
 from encoder.fitting import moments, rows_in, sum_losses
 from encoder.probe import run_probe
 from encoder.probe_config import ProbeConfig
+from encoder.rows import Form
 from encoder.targets import Target
 from encoder.tower import Tower
 from encoder.towers import load_tower
@@ -105,7 +105,9 @@ def _make(folder: Path) -> tuple[FeatureStore, Target]:
     (folder / "pooled").mkdir()
     np.repeat(x[:, None], 2, axis=1).tofile(folder / "pooled" / "part-0.bin")
     paths = [folder / f"{row}.png" for row in range(N)]
-    rows = {str(path): (("pooled/part-0.bin", row),) for row, path in enumerate(paths)}
+    rows: dict[str, tuple[tuple[str, int], ...]] = {
+        str(path): (("pooled/part-0.bin", row),) for row, path in enumerate(paths)
+    }
     splits = np.array((["train"] * 7 + ["val"] + ["test"] * 2) * (N // 10))
     names = tuple(f"finding {i + 1}" for i in range(FINDINGS))
     target = Target("multilabel", names, paths, np.arange(N).astype(str), splits, y)

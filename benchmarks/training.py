@@ -134,7 +134,7 @@ def train_plainly(
         per_device_train_batch_size=len(batches[0]),
         num_train_epochs=1,
         train_sampling_strategy="sequential",
-        learning_rate=stage.lr,
+        learning_rate=stage.peak,
         lr_scheduler_type="cosine",
         weight_decay=stage.weight_decay,
         max_grad_norm=config.max_grad_norm,

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -87,8 +87,7 @@ def load_given(file: str) -> Given:
         missing = "is of no known layout" if path.is_file() else "does not exist"
         raise RadDraftError(f"features:{file}: the file {missing}. Layouts: {', '.join(SUFFIXES)}")
     entries = _open(str(path.resolve()))
-    names = iter(entries.names)
-    first = next(names, None)
+    first = next(iter(entries.names), None)
     if first is None:
         raise RadDraftError(f"{path} holds no features")
     shape = entries.read(first).shape
@@ -130,7 +129,7 @@ def read_given(processor: Any, image: Path) -> torch.Tensor:
     rows, columns, width = processor.features_shape
     if [1, 1, *found.shape][-3:] != [rows, columns, width]:
         raise ImageError(f"{image}: its features in {file} have shape {list(found.shape)}, unlike those of others")
-    vectors = torch.from_numpy(np.ascontiguousarray(found, dtype=np.float32)).reshape(rows, columns, width)
+    vectors = torch.from_numpy(found).reshape(rows, columns, width)
     side = _side(width)
     squares = nn.functional.pad(vectors, (0, side * side - width)).unflatten(2, (side, side))
     pixels = torch.zeros(3, rows * side, columns * side)
@@ -144,12 +143,19 @@ def _side(width: int) -> int:
 
 
 class _Entries:
-    """Names of a file's entries, and how to read one."""
+    """A file's entries: their names, in its order, and how to get one."""
 
-    def __init__(self, file: str, names: Collection[str], read: Callable[[str], np.ndarray]) -> None:
-        self.file, self.names, self.read = file, names, read
-        self._digests = bool(names) and all(re.fullmatch("[0-9a-f]{64}", name) for name in list(names)[:1])
+    def __init__(self, file: str, names: Iterable[str], get: Callable[[str], Any]) -> None:
+        self.file, self.names, self._get = file, dict.fromkeys(names), get
+        self._digests = all(re.fullmatch("[0-9a-f]{64}", name) for name in self.names)
         self._images: dict[str, Path] = {}
+
+    def read(self, name: str) -> np.ndarray:
+        """An entry as float32. Raises ImageError if it does not hold numbers."""
+        try:
+            return np.array(self._get(name), dtype=np.float32, order="C")
+        except Exception as error:  # three libraries, each with errors of its own
+            raise ImageError(f"{self.file}: {name} is not an array of numbers: {_first_line(error)}") from error
 
     def find(self, image: Path) -> str | None:
         """The entry of an image file, by its absolute path. Raises ImageError where two images would share it."""
@@ -179,10 +185,10 @@ def _read_entries(file: str, _state: Any, _process: int) -> _Entries:
             from safetensors import safe_open
 
             tensors: Any = safe_open(path, "pt")
-            return _Entries(file, set(tensors.keys()), lambda name: tensors.get_tensor(name).float().numpy())
+            return _Entries(file, tensors.keys(), lambda name: tensors.get_tensor(name).float().numpy())
         if path.suffix == ".npz":
             arrays = np.load(path, allow_pickle=False)
-            return _Entries(file, set(arrays.files), lambda name: arrays[name])
+            return _Entries(file, arrays.files, arrays.__getitem__)
         import pyarrow.parquet
 
         table = pyarrow.parquet.read_table(path, columns=["image", "features"])
@@ -190,9 +196,12 @@ def _read_entries(file: str, _state: Any, _process: int) -> _Entries:
         if len(rows) < table.num_rows:
             raise RadDraftError(f"{path}: {table.num_rows - len(rows)} images stand in more than one row")
         features = table["features"]
-        return _Entries(file, rows, lambda name: np.array(features[rows[name]].as_py(), dtype=np.float32))
+        return _Entries(file, rows, lambda name: features[rows[name]].as_py())
     except RadDraftError:
         raise
-    except Exception as error:  # three libraries, each with errors of its own
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise RadDraftError(f"{path} cannot be read as {path.suffix} features: {reason}") from error
+    except Exception as error:
+        raise RadDraftError(f"{path} cannot be read as {path.suffix} features: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

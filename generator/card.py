@@ -9,13 +9,14 @@ from pathlib import Path
 from pprint import pformat
 from typing import TYPE_CHECKING, Any
 
+from metrics.report import LOWER_IS_BETTER
 from metrics.summary import tell_doubts
 from raddraft.errors import RadDraftError
 from raddraft.files import read_jsonl, write_text
 from raddraft.studies import Study, StudyImage, skim
 
 if TYPE_CHECKING:
-    from generator.config import ModelConfig, TrainConfig
+    from generator.config import ModelConfig, RewardConfig, TrainConfig
     from generator.prompts import PromptConfig
 
 CARD = "README.md"
@@ -78,6 +79,7 @@ def write_card(
         named=_named,
         synthetic=synthetic,
         validations=_validations(folder.parent / "log.jsonl"),
+        rewarded=_rewarded(folder.parent / "log.jsonl", train),
         manifest="/".join(manifest.absolute().parts[-2:]),
         counts=dict(sorted(counts.items())),
         whole="tower" not in (read_sidecar(folder) or {}),
@@ -164,6 +166,19 @@ def _validations(log: Path) -> list[tuple[int, dict[str, Any], dict[str, Any]]]:
         if "val_loss" in row:
             stages.setdefault(row["stage"], []).append(row)
     return [(stage, rows[0], min(rows, key=lambda row: row["val_loss"])) for stage, rows in stages.items()]
+
+
+def _rewarded(log: Path, train: TrainConfig) -> list[tuple[int, RewardConfig, list[float]]]:
+    """Each reward stage with its settings, and the metric that chose its weights: at first, and of the weights kept."""
+    found = []
+    rows = [row for _, row in read_jsonl(log)] if log.is_file() else []
+    for number, stage in enumerate(train.stages):
+        if stage.reward:
+            name = f"val_{stage.reward.select}"
+            values = [row[name] for row in rows if row["stage"] == number and name in row]
+            best = min if stage.reward.select in LOWER_IS_BETTER else max
+            found.append((number, stage.reward, [values[0], best(values)] if values else []))
+    return found
 
 
 def _messages(prompt: PromptConfig) -> str:

@@ -1,7 +1,8 @@
 """Consensus selection among candidates: the one that agrees best with the others (arXiv 2605.30131).
 
 Every candidate of a study is scored against each other one as its reference, by any metric, and the one with the
-highest mean is chosen. With several metrics the candidates are ranked by each, and the mean rank decides.
+highest mean is chosen. With several metrics the candidates are ranked by each, and the mean rank decides. Reports of
+other studies, such as those with the nearest images, can stand in for the other candidates.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import permutations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -40,14 +41,43 @@ class Choice:
 
 
 def choose_in_file(
-    predictions: Path, out: Path, utilities: Sequence[str], models: Models | None = None
+    predictions: Path,
+    out: Path,
+    utilities: Sequence[str],
+    models: Models | None = None,
+    against: Path | None = None,
 ) -> list[Choice]:
     """Write the lines of a predictions.jsonl again, with the candidate chosen for each, the scores and its confidence.
 
+    Args:
+        predictions, out: the files.
+        utilities, models: as for `choose`.
+        against: a predictions.jsonl whose candidates are those of `choose`, as `raddraft retrieve --k 8` writes it.
+
     Raises:
-        RadDraftError: no lines, a line without candidates, or as `choose`.
+        RadDraftError: no lines, a line without candidates, a study that `against` lacks, or as `choose`.
     """
     check_utilities(utilities)
+    rows, others = _read_candidates(predictions), None
+    if against:
+        known = {row["study_id"]: row["candidates"] for row in _read_candidates(against)}
+        for row in rows:
+            if row["study_id"] not in known:
+                raise RadDraftError(f"{against} has nothing for study {row['study_id']!r} of {predictions}")
+        others = [known[row["study_id"]] for row in rows]
+    choices = choose([row["candidates"] for row in rows], utilities, models, others)
+    named = {"utility": list(utilities)} | ({"against": against.name} if against else {})
+    for row, choice in zip(rows, choices, strict=True):
+        row |= {"prediction": choice.text, "consensus": named | {"scores": choice.scores}}
+        if "candidates_cut" in row:
+            row["cut"] = row["candidates_cut"][choice.index]
+        if row.get("log_probs"):
+            row["confidence"] = confidence(row["candidates"], row["log_probs"], choice.index)
+    write_jsonl(out, rows)
+    return choices
+
+
+def _read_candidates(predictions: Path) -> list[dict[str, Any]]:
     rows = [row for _, row in read_jsonl(predictions, ("study_id", "prediction"), "study_id")]
     for row in rows:
         candidates = row.get("candidates")
@@ -58,18 +88,15 @@ def choose_in_file(
             )
     if not rows:
         raise RadDraftError(f"{predictions} is empty")
-    choices = choose([row["candidates"] for row in rows], utilities, models)
-    for row, choice in zip(rows, choices, strict=True):
-        row |= {"prediction": choice.text, "consensus": {"utility": list(utilities), "scores": choice.scores}}
-        if "candidates_cut" in row:
-            row["cut"] = row["candidates_cut"][choice.index]
-        if row.get("log_probs"):
-            row["confidence"] = confidence(row["candidates"], row["log_probs"], choice.index)
-    write_jsonl(out, rows)
-    return choices
+    return rows
 
 
-def choose(studies: Sequence[Sequence[str]], utilities: Sequence[str], models: Models | None = None) -> list[Choice]:
+def choose(
+    studies: Sequence[Sequence[str]],
+    utilities: Sequence[str],
+    models: Models | None = None,
+    against: Sequence[Sequence[str]] | None = None,
+) -> list[Choice]:
     """Choose one candidate of each study; of equals the first that is not blank.
 
     A blank candidate stands for `BLANK`, but is supported by candidates with words only, and wins no tie.
@@ -79,6 +106,7 @@ def choose(studies: Sequence[Sequence[str]], utilities: Sequence[str], models: M
         utilities: names of metrics, e.g. rouge_l, radgraph_er, rule_micro_f1_14. BLEU of a pair of reports is that of a
             corpus of one; an F1 of labels is 1 where neither report names an observation.
         models: where the learned metrics find their weights.
+        against: for each study the reports to agree with, by default the other candidates.
 
     Raises:
         RadDraftError: an unknown utility, one that is undefined for single reports or whose weights are missing, a
@@ -97,11 +125,13 @@ def choose(studies: Sequence[Sequence[str]], utilities: Sequence[str], models: M
         raise RadDraftError(f"Study {list(map(list, studies)).index([]) + 1} of {len(studies)} has no candidates")
     filled = [[text.strip() or BLANK for text in candidates] for candidates in studies]
     choices = []
-    tables = score_pairs(filled, utilities, models or Models())
+    tables = score_pairs(filled, utilities, models or Models(), against)
     for number, (texts, candidates, table) in enumerate(zip(filled, studies, tables, strict=True), 1):
         blank = np.array([not text.strip() for text in candidates])
-        table[:, np.logical_and.outer(blank, blank)] = np.nan  # blanks do not vote for each other
-        alone = len(texts) == 1 or blank.all()
+        alone = not table.shape[2]
+        if against is None:
+            table[:, np.logical_and.outer(blank, blank)] = np.nan  # blanks do not vote for each other
+            alone = len(texts) == 1 or bool(blank.all())
         if not alone and not np.isfinite(table).any():
             raise RadDraftError(f"Study {number} of {len(studies)}: no score among its candidates is a number")
         scores = np.zeros(len(texts)) if alone else combine(table)
@@ -124,30 +154,43 @@ def check_utilities(utilities: Sequence[str]) -> None:
             )
 
 
-def score_pairs(studies: Sequence[Sequence[str]], utilities: Sequence[str], models: Models) -> list[np.ndarray]:
-    """Utilities of every candidate against every other one of its study; equal pairs of texts are scored once.
+def score_pairs(
+    studies: Sequence[Sequence[str]],
+    utilities: Sequence[str],
+    models: Models,
+    against: Sequence[Sequence[str]] | None = None,
+) -> list[np.ndarray]:
+    """Utilities of every candidate against every other one of its study, or against other reports of the study.
+
+    Equal pairs of texts are scored once.
 
     Returns:
-        For each study [utilities, n, n]: of candidate i with candidate j as the reference; NaN where i is j.
+        For each study [utilities, n, m]: of candidate i with report j as the reference; NaN where these are the same
+        candidate.
     """
-    pairs = list(dict.fromkeys(pair for candidates in studies for pair in permutations(candidates, 2)))
+    rows = list(zip(studies, against or studies, strict=True))
+    places = [
+        [(i, j) for i, j in np.ndindex(len(ours), len(theirs)) if against is not None or i != j]
+        for ours, theirs in rows
+    ]
+    texts = zip(rows, places, strict=True)
+    pairs = list(dict.fromkeys((ours[i], theirs[j]) for (ours, theirs), found in texts for i, j in found))
     found = np.empty((len(utilities), len(pairs)))
     if pairs:
-        ours, theirs = zip(*pairs, strict=True)
-        values = per_report(ours, theirs, utilities, models, Once())
+        values = per_report([one for one, _ in pairs], [other for _, other in pairs], utilities, models, Once())
         found = np.array([values[name] for name in utilities])
     columns = {pair: column for column, pair in enumerate(pairs)}
     tables = []
-    for candidates in studies:
-        table = np.full((len(utilities), len(candidates), len(candidates)), np.nan)
-        for (i, ours), (j, theirs) in permutations(enumerate(candidates), 2):
-            table[:, i, j] = found[:, columns[ours, theirs]]
+    for (ours, theirs), placed in zip(rows, places, strict=True):
+        table = np.full((len(utilities), len(ours), len(theirs)), np.nan)
+        for i, j in placed:
+            table[:, i, j] = found[:, columns[ours[i], theirs[j]]]
         tables.append(table)
     return tables
 
 
 def combine(table: np.ndarray) -> np.ndarray:
-    """One score for each candidate [n] from utilities [utilities, n, n], in which non-finite values are left out.
+    """One score for each candidate [n] from utilities [utilities, n, m], in which non-finite values are left out.
 
     For one utility the mean, -inf where nothing is finite; for several minus the mean rank.
     """

@@ -49,10 +49,8 @@ def read_texts(
         chunk: tokens; the logits of many would take much memory.
     """
     repeats = len(texts) // len(inputs["input_ids"])
-    cache = prefill(model, inputs, repeats)
-    yield from _continue(
-        model, cache, {name: inputs[name].repeat_interleave(repeats, 0) for name in TEXT}, texts, chunk
-    )
+    prompts = {name: inputs[name].repeat_interleave(repeats, 0) for name in TEXT}
+    yield from _continue(model, prefill(model, inputs, repeats), prompts, texts, chunk)
 
 
 def _continue(

@@ -25,13 +25,14 @@ _ENGLISH = (
     "abnormal spine bony bone ribs vascularity vasculature patchy likely exam view views identified visualized appear "
     "appears appearance tip line lines catheter mass prior peripheral fever cough days year old female woman basilar "
     "bibasilar copd hilar adenopathy opacification opacifications significant represents suggesting consistent wall "
-    "rib film films process processes cardiothoracic cxr study"
+    "rib film films process processes cardiothoracic cxr study thickening widening"
 )
 _SHARED = (
     "are base for large normal was stable present negative similar focal lobe bilateral pleural mediastinal edema "
     "pneumothorax consolidation atelectasis pneumonia thoracic consolidations infiltrate volume volumes zone zones "
     "bases patient tube nodule nodules fracture fractures interval acute air lobes due male over had man moderate "
-    "cardiac degenerative active lobar tuberculosis interstitial bronchiolitis minimal"
+    "cardiac degenerative active lobar tuberculosis interstitial bronchiolitis minimal bacterial viral infection "
+    "infiltration fibrosis hernia hiatal lesion support device devices possible covid"
 )
 ENGLISH, SHARED = frozenset(_ENGLISH.split()), frozenset(_SHARED.split())
 LEAST_ENGLISH = 0.1

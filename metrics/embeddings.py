@@ -21,7 +21,8 @@ import numpy as np
 
 from metrics.networks import load_network
 from metrics.text import check_texts, in_batches
-from metrics.weights import CannotRun, digest
+from metrics.weights import digest
+from raddraft.errors import CannotRun
 from raddraft.stats import Measure, mean_measure
 
 LONGEST_REPETITION = 8

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import version
@@ -14,8 +14,8 @@ import numpy as np
 
 from metrics.networks import load_network
 from metrics.text import Once, bleu_statistics, check_texts, in_batches, rouge_l_f, whole
-from metrics.weights import CannotRun, digest
-from raddraft.errors import RadDraftError
+from metrics.weights import digest
+from raddraft.errors import CannotRun, RadDraftError
 from raddraft.stats import UNBOUNDED, Measure, mean_measure
 
 if TYPE_CHECKING:
@@ -87,32 +87,47 @@ def _coco_bleu(order: int, sums: np.ndarray) -> np.ndarray:
 
 def _cider(predictions: Sequence[list[int]], references: Sequence[list[int]]) -> list[float]:
     """CIDEr-D of each pair of tokenized reports, [0, 10]; the names of the COCO script leave out the D."""
-    frequency = Counter(ngram for tokens in references for order in _ngrams(tokens) for ngram in order)
-    log_n = math.log(len(references))
-    rarity = {ngram: log_n - math.log(count) for ngram, count in frequency.items()}
-
-    def weigh(counts: Counter[tuple[int, ...]]) -> dict[tuple[int, ...], float]:
-        return {ngram: count * rarity.get(ngram, log_n) for ngram, count in counts.items()}
-
-    scores = []
-    # Counted again: the n-grams of all reports at once would take some 70 kB a report.
-    for prediction, reference in zip(map(_ngrams, predictions), map(_ngrams, references), strict=True):
-        cosines = [_clipped_cosine(weigh(a), weigh(b)) for a, b in zip(prediction, reference, strict=True)]
-        longer = prediction[1].total() - reference[1].total()  # in bigrams, as the script measures length
-        scores.append(10 * sum(cosines) / COCO_ORDER * math.exp(-(longer**2) / (2 * CIDER_SIGMA**2)))
-    return scores
-
-
-def _ngrams(tokens: list[int]) -> list[Counter[tuple[int, ...]]]:
-    """How often each n-gram occurs, for each order."""
-    return [Counter(zip(*(tokens[i:] for i in range(order)), strict=False)) for order in range(1, COCO_ORDER + 1)]
+    n = len(predictions)
+    lengths = np.array([len(text) for text in (*predictions, *references)])
+    tokens = np.fromiter(itertools.chain.from_iterable((*predictions, *references)), np.int64)
+    text = np.repeat(np.arange(2 * n), lengths)  # of each token
+    start, ngram = np.arange(len(tokens)), tokens  # of each n-gram: where it begins, and a number for what it says
+    cosines = np.zeros(n)
+    for order in range(1, COCO_ORDER + 1):
+        if order > 1:
+            start, ngram = (part[start + order - 1 < lengths.cumsum()[text[start]]] for part in (start, ngram))
+            ngram = ngram * (tokens.max(initial=0) + 1) + tokens[start + order - 1]
+        _, ngram = np.unique(ngram, return_inverse=True)
+        cosines += _clipped_cosines(text[start], ngram, n)
+    longer = np.maximum(0, lengths[:n] - 1) - np.maximum(0, lengths[n:] - 1)  # in bigrams, as the script measures it
+    penalties = [math.exp(-(difference**2) / (2 * CIDER_SIGMA**2)) for difference in longer.tolist()]
+    return (10 * cosines / COCO_ORDER * np.array(penalties)).tolist()
 
 
-def _clipped_cosine(ours: dict[tuple[int, ...], float], theirs: dict[tuple[int, ...], float]) -> float:
-    """Cosine in which an n-gram of ours weighs no more than it does in theirs; 0 if either has no weight."""
-    product = sum(min(weight, theirs[ngram]) * theirs[ngram] for ngram, weight in ours.items() if ngram in theirs)
-    norm = math.hypot(*ours.values()) * math.hypot(*theirs.values())
-    return product / norm if norm else 0.0
+def _clipped_cosines(text: np.ndarray, ngram: np.ndarray, n: int) -> np.ndarray:
+    """Cosines of n predictions and their references, in which an n-gram of a prediction weighs no more than it does in
+    the reference [n]; 0 if either has no weight. An n-gram weighs less the more references have it.
+
+    Args:
+        text: of each n-gram; predictions are numbered from 0, references from n.
+        ngram: a number for what it says.
+        n: pairs.
+    """
+    n_ngrams = int(ngram.max(initial=0)) + 1
+    found, first, counts = np.unique(text * n_ngrams + ngram, return_index=True, return_counts=True)
+    text, ngram = found // n_ngrams, found % n_ngrams
+    frequency = np.bincount(ngram[text >= n], minlength=n_ngrams)
+    logs = np.array([math.log(max(1, count)) for count in range(n + 1)])
+    weights = counts * (math.log(n) - logs[frequency[ngram]])
+    ends = np.searchsorted(text, np.arange(2 * n + 1)).tolist()
+    norms = np.array([math.hypot(*weights[slice(*part)].tolist()) for part in itertools.pairwise(ends)])
+    in_order = np.argsort(first[: ends[n]])  # products add up as the n-grams follow each other
+    wanted = found[in_order] + n * n_ngrams
+    place = np.minimum(np.searchsorted(found, wanted), len(found) - 1)
+    theirs = np.where(found[place] == wanted, weights[place], 0.0)
+    products = np.bincount(text[in_order], np.minimum(weights[in_order], theirs) * theirs, minlength=n)
+    scale = norms[:n] * norms[n:]
+    return np.divide(products, scale, out=np.zeros(n), where=scale > 0)
 
 
 def sentence_bleu(

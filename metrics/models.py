@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from metrics.annotate import AnnotationCache
-from metrics.weights import CannotRun, locate
-from raddraft.errors import UnavailableError
+from metrics.weights import locate
+from raddraft.errors import CannotRun, UnavailableError
 from raddraft.files import cache_folder
 
 if TYPE_CHECKING:

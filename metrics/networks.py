@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metrics.weights import CannotRun
+from raddraft.errors import CannotRun
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -27,8 +27,7 @@ from metrics.report import LOWER_IS_BETTER
 from metrics.rules import OBSERVATIONS, VERSION, label
 from metrics.summary import Intervals, summarize
 from metrics.text import Once, Unit, bleu, check_texts, rouge_l
-from metrics.weights import CannotRun
-from raddraft.errors import RadDraftError
+from raddraft.errors import CannotRun, RadDraftError
 from raddraft.stats import Measure, check_resamples, mean_measure
 from raddraft.text import suggest
 

@@ -11,7 +11,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from raddraft.errors import RadDraftError, UnavailableError
+from raddraft.errors import CannotRun, RadDraftError, UnavailableError
 from raddraft.files import digest_file, weights_folder, whole_folder, write_whole
 
 
@@ -154,10 +154,6 @@ WEIGHTS = {
 }
 CXR_BERTS = ("cxr-bert", "cxrfe")
 """Folders in the layout of CXR-BERT, whose model_type transformers knows only by code of the repository."""
-
-
-class CannotRun(RadDraftError):
-    """A metric lacks weights, data or a package; the message says how to get it."""
 
 
 class MissingWeights(CannotRun):

@@ -13,3 +13,7 @@ class UnavailableError(RadDraftError, OSError):
 
 class DivergedError(RadDraftError, FloatingPointError):
     """The training loss is not finite; the last checkpoint is kept."""
+
+
+class CannotRun(RadDraftError):
+    """A metric lacks weights, data or a package; the message says how to get it."""

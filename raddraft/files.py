@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from raddraft.errors import RadDraftError
 
 
@@ -106,7 +108,7 @@ def parse_line(
 ) -> dict[str, Any]:
     """A line of a JSON Lines file, as `read_jsonl` reads it and with its errors, which begin with `where`."""
     try:
-        row = json.loads(line, parse_constant=_constant)
+        row = _decode(line)
     except json.JSONDecodeError as cause:
         raise error(f"{where}: not valid JSON: {cause.msg} at character {cause.pos + 1}") from None
     except UnicodeDecodeError as cause:
@@ -153,6 +155,13 @@ def digest_file(path: Path) -> str | None:
 def digest_json(*parts: Any) -> str:
     """SHA-256 (hex) of values that JSON can hold; of others their strings."""
     return hashlib.sha256(json.dumps(parts, default=str, sort_keys=True).encode()).hexdigest()
+
+
+def _decode(line: bytes) -> Any:
+    try:
+        return msgspec.json.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError):  # NaN, a byte order mark, lone surrogates; or what is no JSON
+        return json.loads(line, parse_constant=_constant)
 
 
 def _constant(name: str) -> float | None:

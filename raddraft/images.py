@@ -104,9 +104,7 @@ def load_gray(
     return _load(Path(path), gray_mapping, max_pixels, data)[0].astype(np.float32) / 255
 
 
-def _load(
-    path: Path, gray_mapping: GrayMapping, max_pixels: int, data: bytes | None
-) -> tuple[np.ndarray, Image.Image]:
+def _load(path: Path, gray_mapping: GrayMapping, max_pixels: int, data: bytes | None) -> tuple[np.ndarray, Image.Image]:
     """Gray values [H, W] on the scale of 0..255, uint8 if the file holds them, else unrounded floats; and the image."""
     if gray_mapping not in get_args(GrayMapping):
         raise RadDraftError(f"Unknown mapping {gray_mapping!r}. Choices: {', '.join(get_args(GrayMapping))}")

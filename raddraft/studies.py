@@ -114,6 +114,12 @@ class Study:
         """Whether the images or a part of the report were made by software and not by people."""
         return self.source == PHANTOM or bool(self.extra.get("synthetic"))
 
+    def __copy__(self) -> Study:
+        """Fields that were not asked for yet are made for each by itself."""
+        copied = object.__new__(type(self))
+        vars(copied).update(vars(self))
+        return copied
+
     if not TYPE_CHECKING:  # or every misspelled name would pass
 
         def __getattr__(self, name: str) -> Any:

@@ -5,20 +5,25 @@ python -m tests.test_cards    # prints the table
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from encoder.cards import TOWERS, Card
 from generator import corpora
 
 PAGE = Path(__file__).parents[1] / "docs" / "encoders.md"
-HEAD = "| Tower | What it is | Images: side; mean / sd | Source, file | License | Trained on chest X-rays of | Tested against |"
+HEAD = ("Tower", "What it is", "Images", "Source, file", "License", "Trained on chest X-rays of", "Tested against")
 
 # Sets that authors name and `raddraft prepare` has no converter for.
 ELSEWHERE = {"padchest", "brax", "bimcv-covid19", "shenzhen"}
 
 
 def table() -> str:
-    return "\n".join([HEAD, "|---" * HEAD.count(" | ") + "|---|", *(row(name, card) for name, card in TOWERS.items())])
+    return "\n".join([line(HEAD), "|---" * len(HEAD) + "|", *(row(name, card) for name, card in TOWERS.items())])
+
+
+def line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def row(name: str, card: Card) -> str:
@@ -27,8 +32,7 @@ def row(name: str, card: Card) -> str:
     source = card.source if card.source.startswith("github.com") else f"huggingface.co/{card.source}"
     source += f", {card.checkpoint.file}" if card.checkpoint else ", `raddraft convert`" if card.converted else ""
     what = card.what + ("" if card.in_llava else "; beside a LLaVA model")
-    cells = (f"`{name}`", what, images, source, card.license, card.describe_training(), card.tested)
-    return f"| {' | '.join(cells)} |"
+    return line((f"`{name}`", what, images, source, card.license, card.describe_training(), card.tested))
 
 
 def test_the_documented_table_is_that_of_the_registry() -> None:

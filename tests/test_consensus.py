@@ -148,3 +148,24 @@ def test_the_action_writes_predictions_with_the_confidence_of_what_was_chosen(tm
     assert "line 2: duplicate study_id 's1', first on line 1" in run("consensus", str(source), "--out", str(out))[1]
     source.write_text('{"study_id": "s1", "prediction": "x"}\n')
     assert "study 's1' has no candidates" in run("consensus", str(source), "--out", str(out))[1]
+
+
+def test_other_reports_can_stand_in_for_the_candidates(tmp_path, capsys) -> None:
+    candidates, similar = [EFFUSION, *NORMAL], [EFFUSION, "Small left pleural effusion.", NORMAL[0]]
+    found = choose([candidates], ["rouge_l"], against=[similar])[0]
+    scorer = RougeScorer(["rougeL"])
+    means = [np.mean([scorer.score(b, a)["rougeL"].fmeasure for b in similar]) for a in candidates]
+    assert found.scores == pytest.approx(means)
+    assert found.text == EFFUSION, "a minority of one may be right"
+    assert choose([candidates], ["rouge_l"])[0].text in NORMAL
+    files = {"eight": candidates, "similar": similar}
+    for name, texts in files.items():
+        row = {"study_id": "s1", "prediction": texts[1], "reference": EFFUSION, "candidates": texts}
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+    command = ("consensus", tmp_path / "eight.jsonl", "--out", tmp_path / "best.jsonl", "--against")
+    assert run(*command, tmp_path / "similar.jsonl") == (0, "")
+    row = json.loads((tmp_path / "best.jsonl").read_text())
+    assert (row["prediction"], row["consensus"]["against"]) == (EFFUSION, "similar.jsonl")
+    (tmp_path / "similar.jsonl").write_text(json.dumps(row | {"study_id": "s2"}) + "\n")
+    status, said = run(*command, tmp_path / "similar.jsonl")
+    assert (status, "has nothing for study 's1'" in said) == (1, True)

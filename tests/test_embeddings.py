@@ -12,8 +12,8 @@ import pytest
 
 from benchmarks.random_embedders import save_cxr_bert, save_punkt, save_t5
 from metrics.embeddings import CXRBert, FactExtractor, _without_repetitions, cxr_bert_cosine, cxrfescore, read_facts
-from metrics.weights import CannotRun, check
-from raddraft.errors import RadDraftError
+from metrics.weights import check
+from raddraft.errors import CannotRun, RadDraftError
 from tests.conftest import SENTENCES
 
 DRAFTS = ["The heart is normal in size.", "", "lungs", " ".join(SENTENCES), "Small left pleural effusion.", "heart"]

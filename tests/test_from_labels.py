@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from generator.corpora.from_labels import add_findings, convert, write_findings
+from generator.corpora.from_labels import WORDS, add_findings, convert, write_findings
+from metrics.caveats import unreadable
 from metrics.rules import OBSERVATIONS, label
 from raddraft.errors import RadDraftError
 from raddraft.studies import read_studies, write_studies
@@ -19,6 +20,12 @@ def test_the_labeler_reads_each_label_back(name, value) -> None:
     others = {other: 0 for other in OBSERVATIONS if other not in (name, "No Finding")}
     for labels in ({name: value}, {name: value, **others}, {**others, name: value}):
         assert label(write_findings(labels))[name] == value, write_findings(labels)
+
+
+def test_no_sentence_is_taken_for_another_language() -> None:
+    names = [*WORDS, *OBSERVATIONS, "Infiltration", "COVID-19", "Emphysema"]
+    sentences = [text for name in names for value in (1, 0, -1) if (text := write_findings({name: value}))]
+    assert unreadable(sentences)["reports"] == 0
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ def test_files_that_hold_no_features_are_refused(tmp_path: Path) -> None:
         ("gone.npz", None, "the file does not exist"),
         ("empty.npz", {}, "holds no features"),
         ("number.npz", {"x": np.float32(1)}, r"x has shape \[\]; expected \[D\], \[T, D\] or \[H, W, D\]"),
-        ("objects.npz", {"x": np.array([{}])}, "cannot be read|allow_pickle"),
+        ("objects.npz", {"x": np.array([{}])}, "x is not an array of numbers: Object arrays cannot be loaded"),
     ):
         if content is not None:
             (np.savez(tmp_path / name, **content) if name.endswith(".npz") else (tmp_path / name).touch())

@@ -11,6 +11,8 @@ from generator.config import DecodeConfig, LoraConfig, ModelConfig, Stage, Train
 from generator.generate import generate
 from generator.model import load
 from generator.prompts import PromptConfig
+from generator.reward_drafts import INPUTS
+from generator.rollout import draft_log_probs
 from generator.train import train
 from raddraft.studies import read_studies
 from tests.test_model import plain_inputs, save_lm
@@ -60,3 +62,15 @@ def test_trains_and_writes_the_same_in_plain_transformers(studies_file, tower_fo
             assert torch.equal(model(**inputs).logits, drafter.model(**inputs).logits)
         tokens = model.generate(**inputs, max_new_tokens=8)[0, inputs["input_ids"].shape[1] :]
         assert processor.decode(tokens, skip_special_tokens=True).strip() == text
+
+    # Several drafts behind one prompt, as a reward stage reads them.
+    dataset = drafter.dataset(drafter.encode(parts["val"][:2], answers=False))
+    items = [dataset[0], dataset[1]]
+    inputs = {name: value for name, value in dataset.collate(items).items() if name in INPUTS}
+    drafts = [[5, 6, 7], [8], [9, 10] * 9, [11, 12]]
+    found, _ = draft_log_probs(drafter.model, inputs, drafts, 1.0)
+    for row, tokens in enumerate(drafts):
+        item, start = items[row // 2], len(items[row // 2].example.prompt)
+        ids = torch.tensor([[*item.example.prompt, *tokens]])
+        logits = drafter.model(input_ids=ids, pixel_values=item.pixels).logits[0, start - 1 : -1].log_softmax(-1)
+        assert torch.allclose(found[row, : len(tokens)], logits[range(len(tokens)), tokens], atol=1e-5)

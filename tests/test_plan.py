@@ -126,6 +126,14 @@ def test_folders_are_read_and_what_has_no_plan_is_said(tower_folder: Path, lm_fo
     assert {name: value.shape for name, value in model.named_parameters() if "embed_tokens" not in name}.keys() == {
         name for name, _ in real.named_parameters() if "embed_tokens" not in name
     }
-    network = save_network("resnet", tmp_path)
-    with pytest.raises(ValueError, match="--dry-run cannot plan for the tower"):
-        meta_model(ModelConfig(str(network), str(lm_folder)))
+    for tower in (str(save_network("resnet", tmp_path)), "eva-x-base", "ark-plus"):
+        with pytest.raises(ValueError, match="--dry-run cannot plan for the tower"):
+            meta_model(ModelConfig(tower, str(lm_folder)))
+
+
+@pytest.mark.parametrize(("tower", "parameters"), [("chexfound", 304_630_016), ("raydino", 304_199_680)])
+def test_towers_that_are_files_are_planned_for(tower: str, parameters: int, lm_folder: Path) -> None:
+    """Parameters as the authors' code makes them."""
+    model, image_tokens = meta_model(ModelConfig(tower, str(lm_folder)))
+    assert image_tokens == 32 * 32 + (4 if tower == "chexfound" else 0)
+    assert sum(parameter.numel() for parameter in model.model.vision_tower.parameters()) == parameters

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.random_embedders import save_ratescore
 from metrics.ratescore import AFFINITY, DENIED, Entity, RaTEScore, find_spans, ratescore, split_sentences
-from metrics.weights import CannotRun
+from raddraft.errors import CannotRun
 from tests.conftest import SENTENCES
 
 

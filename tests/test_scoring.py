@@ -16,7 +16,7 @@ from metrics import score
 from metrics.models import Models
 from metrics.read import Prediction
 from metrics.scoring import DEFAULT, FAMILIES, METRICS, choose, measure, summarize
-from metrics.weights import CannotRun
+from raddraft.errors import CannotRun
 from raddraft.stats import mean_measure
 from tests.conftest import SENTENCES
 from tests.test_chexbert import random_state, write_checkpoint

@@ -22,7 +22,11 @@ MAY_IMPORT = {
 }
 PACKAGES = {*MAY_IMPORT, "configs", "benchmarks", "tests"}
 FILES = sorted(path for package in MAY_IMPORT for path in (ROOT / package).rglob("*.py"))
-TRAINING_LOOPS = {"generator/train.py:train", "encoder/pretrain.py:pretrain"}
+TRAINING_LOOPS = {
+    "generator/train.py:train",
+    "generator/reward_stage.py:learn_from_rewards",
+    "encoder/pretrain.py:pretrain",
+}
 
 
 def name_of(path: Path) -> str:
