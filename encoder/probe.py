@@ -118,11 +118,11 @@ def _logistic(
     """
     n = len(x)
     softmax = kind == "multiclass" and y.shape[1] > 1
-    values, vectors = torch.linalg.eigh(x.T @ x / n)
-    turned = x @ vectors
+    values, vectors = _axes(x)
+    values, turned = values / n, x @ vectors
     share = y.nanmean(0)
     curvature = share * (1 - share) * (~y.isnan()).double().mean(0)  # [C]
-    weight, bias = torch.zeros(y.shape[1], x.shape[1], dtype=x.dtype), share.log() if softmax else share.logit()
+    weight, bias = torch.zeros(y.shape[1], len(values), dtype=x.dtype), share.log() if softmax else share.logit()
     bias_scale = curvature.rsqrt()
     for decay in decays:
         scale = (curvature[:, None] * values.clamp_min(0) + decay / n).rsqrt()  # [C, D]
@@ -158,13 +158,24 @@ def _minimize(
     return [part.detach() for part in free], steepest
 
 
+def _axes(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues [r] of x.T @ x for x [n, D], and eigenvectors [D, r].
+
+    Where there are more columns than rows, only those that can be other than 0: a penalized weight lies in their span.
+    """
+    if len(x) < x.shape[1]:
+        _, singular, vectors = torch.linalg.svd(x, full_matrices=False)
+        return singular.square(), vectors.T
+    return torch.linalg.eigh(x.T @ x)
+
+
 def _ridge(x: Tensor, y: Tensor, decays: Sequence[float]) -> dict[float, tuple[Tensor, Tensor]]:
     """Weight [D] and bias of one column for each decay, from one eigendecomposition."""
     known = ~y.isnan()
     x, y = x[known], y[known]
     x_mean, y_mean = x.mean(0), y.mean()
     x = x - x_mean
-    values, vectors = torch.linalg.eigh(x.T @ x)
+    values, vectors = _axes(x)
     projected = vectors.T @ (x.T @ (y - y_mean))
     weights = {decay: vectors @ (projected / (values.clamp_min(0) + decay)) for decay in decays}
     return {decay: (weight, y_mean - x_mean @ weight) for decay, weight in weights.items()}

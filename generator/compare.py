@@ -377,8 +377,9 @@ def _segment(tower: Tower, task: Task, studies: Sequence[Study], store: FeatureS
     per_image = ("dice", "iou", "paths", "subjects")  # as long as the test split
     details = {name: value for name, value in result.to_dict().items() if name not in per_image}
     sample = digest_json(result.paths, result.subjects)
-    one = mean_measure(getattr(result, task.shown).mean(1), "")
-    return replace(cell_of_sums([one], result.subjects, resamples, sample, details), notes=notes)
+    one, score = mean_measure(getattr(result, task.shown).mean(1), ""), result.scores["mean"][task.shown]
+    cell = cell_of_sums([one], result.subjects, resamples, sample, details)
+    return replace(cell, low=score.low, high=score.high, notes=notes)  # the interval that `segment` shows
 
 
 def _retrieve(task: Task, studies: Sequence[Study], store: FeatureStore, resamples: int) -> Cell:

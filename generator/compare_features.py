@@ -91,9 +91,12 @@ def open_row(
     opened = {}
     for size, wanted in sizes.items():
         settings = replace(encoder, image_size=size)
-        own = tower if size == encoder.image_size else settings.load()
+        try:
+            own = tower if size == encoder.image_size else settings.load()
+        except RadDraftError:
+            continue  # a size that the tower cannot take: training tells
         opened[size] = open_stores(own, wanted, settings, quiet=True) if wanted else {}
     for store in (store for stores in opened.values() for store in stores.values()):
         store.tower = store.computed = None  # not to be held over all rows
-    reports = {name: opened[size][kept] for name, (size, kept) in places.items()}
+    reports = {name: opened[size][kept] for name, (size, kept) in places.items() if size in opened}
     return RowFeatures(opened[encoder.image_size], reports)

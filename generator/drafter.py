@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -36,13 +35,24 @@ TITLE = 32
 """More tokens than the words that a prompt puts before a section or an image."""
 
 
+class _EveryLayer:
+    """The same stored states, whichever layer is asked for. No mapping or list, which Accelerate would rebuild when it
+    casts what a model returns."""
+
+    def __init__(self, states: torch.Tensor) -> None:
+        self.states = states
+
+    def __getitem__(self, layer: int) -> torch.Tensor:
+        return self.states
+
+
 class StoredFeatures(nn.Module):
     """Stands in for the frozen tower: what it is given as pixels are stored hidden states [B, T, D]."""
 
     def forward(self, pixel_values: torch.Tensor, **_: Any) -> Any:
         from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-        return BaseModelOutputWithPooling(hidden_states=defaultdict(lambda: pixel_values))  # type: ignore[arg-type]
+        return BaseModelOutputWithPooling(hidden_states=_EveryLayer(pixel_values))  # type: ignore[arg-type]
 
 
 @dataclass

@@ -85,6 +85,7 @@ def learn_from_rewards(
     reward, stage, config = this.reward, this.stage, this.config
     worker = ThreadPoolExecutor(1)
     rewards = worker.submit(make_rewards, this).result()
+    progress.counts = progress.counts or {**rewards.first_counts()}
     start = _keep_start(model, run, progress) if reward.kl else None
     eval_every = config.eval_every or math.ceil(len(this.train.dataset) / reward.batch_size)
     unreadable: set[str] = set()

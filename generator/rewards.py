@@ -1,7 +1,7 @@
 """What drafts are worth to a reward stage: metrics of single reports against their references, and what to watch.
 
     rewards = Rewards(RewardConfig(metrics={"rouge_l": 1.0, "rule_macro_f1_14": 1.0}), references, {})
-    scored = rewards(["s1"], [["The heart is enlarged.", "The lungs are clear."]], {})
+    scored = rewards(["s1"], [["The heart is enlarged.", "The lungs are clear."]], rewards.first_counts())
     scored.values  # [2 metrics, 1 study, 2 drafts]
 
 A value is that of `raddraft score` for the report by itself, and higher is better: radcliq_v1 is taken negative. A
@@ -18,7 +18,8 @@ one of K observations, p and q the shares of references and of drafts that name 
     1/K sum of (2 hit - F (named - q)) / (p + q)
 
 whose mean over these drafts is their macro F1: a rare observation weighs more, and is worth naming where it is more
-likely than F / 2 (Lipton et al., arXiv 1402.1892).
+likely than F / 2 (Lipton et al., arXiv 1402.1892). p is that of all training references; of the drafts of late only how
+many of its positives they hit and how often they invent it are taken, since a step sees few positives.
 """
 
 from __future__ import annotations
@@ -44,8 +45,10 @@ from raddraft.text import suggest
 OWN = ("sentence_set", "length")
 REWARDS = (*(name for name in METRICS if name != "coco_cider"), *OWN)  # CIDEr weighs words by the set it is given
 """Names of rewards."""
-DECAY = 0.9
+DECAY = 0.95
 """What the counts of a step's drafts, for macro F1, weigh a step later."""
+FIRST = 500
+"""Drafts that the counts of a first step stand for."""
 Counts = Mapping[str, list[list[float]]]
 """Macro F1 -> of each observation [K, 4] hits, inventions and misses in the drafts of late, and their number."""
 
@@ -94,7 +97,7 @@ class Rewards:
         example = ["No edema."]  # finds out now what cannot run
         compute(example, example, self.val_metrics, self._models, self._once)
         self._positives = {name: self._count_references(name) for name in self.metrics if _is_macro(name)}
-        self([*references][:1], [example], {})
+        self([*references][:1], [example], self.first_counts())
 
     def __call__(self, study_ids: Sequence[str], drafts: Sequence[Sequence[str]], late: Counts) -> Scored:
         """Rewards of the drafts of each study.
@@ -102,7 +105,7 @@ class Rewards:
         Args:
             study_ids: the studies [B].
             drafts: of each study [B][G].
-            late: of the drafts before, as by `recall`; empty in the first step.
+            late: of the drafts before, as by `first_counts` and `recall`.
 
         Raises:
             RadDraftError: a reward is not finite; names metric and study.
@@ -116,7 +119,7 @@ class Rewards:
         single = [name for name in self.metrics if name in METRICS and name not in counts]
         found = per_report(ours, theirs, single, self._models, self._once) if single else {}
         for name, counted in counts.items():
-            found[name] = _shares(counted, late.get(name), self._positives[name] / len(self.references))
+            found[name] = _shares(counted, late[name], self._positives[name] / len(self.references))
         values = np.array([found[name] if name in found else self._own(name, ours, theirs) for name in self.metrics])
         values = np.where([not text.strip() for text in ours], np.minimum(values, 0.0), values)
         values = values.reshape(len(self.metrics), len(study_ids), -1)
@@ -127,6 +130,11 @@ class Rewards:
                 f"{values[part, row, draft]}; leave it out of reward.metrics, or take the study out of the manifest"
             )
         return Scored(values, {name: counted.sum(0).tolist() for name, counted in counts.items()})
+
+    def first_counts(self) -> Counts:
+        """Counts to begin with: of drafts that name what references do as often, and are right every other time."""
+        half = {name: positives / len(self.references) * FIRST / 2 for name, positives in self._positives.items()}
+        return {name: [[one, one, one, FIRST] for one in halves.tolist()] for name, halves in half.items()}
 
     def validate(self, drafts: Mapping[str, str]) -> dict[str, float]:
         """Scores of drafts of the val split, as by `raddraft score`, what `watch` tells of them, and `repeated`: the
@@ -171,29 +179,28 @@ def _is_macro(name: str) -> bool:
     return "_macro_f1_" in name
 
 
-def _shares(counts: np.ndarray, late: list[list[float]] | None, p: np.ndarray) -> np.ndarray:
+def _shares(counts: np.ndarray, late: list[list[float]], p: np.ndarray) -> np.ndarray:
     """What each draft adds to the macro F1 [n], as in the head of this module.
 
     Args:
         counts: of each draft [n, K, 4].
-        late: of the drafts of late [K, 4]; None takes them to name what the references do, right every other time.
+        late: of the drafts of late [K, 4].
         p: share of the references that name each observation [K].
     """
-    if late is None:
-        f1, q = np.full_like(p, 0.5), p
-    else:
-        hit, invented, missed, drafts = np.array(late).T
-        p, q, whole = (hit + missed) / drafts, (hit + invented) / drafts, 2 * hit + invented + missed
-        f1 = np.divide(2 * hit, whole, out=np.zeros_like(hit), where=whole > 0)
+    hit, invented, missed, drafts = np.array(late).T
+    found = np.divide(hit, hit + missed, out=np.zeros_like(hit), where=hit + missed > 0) * p
+    q = found + invented / drafts
+    f1 = np.divide(2 * found, p + q, out=np.zeros_like(hit), where=p + q > 0)
     named, rare = counts[..., 0] + counts[..., 1], 1e-3
     return ((2 * counts[..., 0] - f1 * (named - q)) / np.maximum(p + q, rare)).mean(1)
 
 
 def recall(late: Counts, counts: Sequence[Counts]) -> dict[str, list[list[float]]]:
     """Counts of the drafts of late, with those of a step, of all processes, added; the older, the less they weigh."""
-    names = dict.fromkeys(name for one in counts for name in one)
-    sums = {name: np.sum([one[name] for one in counts if name in one], axis=0) for name in names}
-    return {name: (np.array(late[name]) * DECAY + one if name in late else one).tolist() for name, one in sums.items()}
+    return {
+        name: (np.array(before) * DECAY + sum(np.array(one[name]) for one in counts if name in one)).tolist()
+        for name, before in late.items()
+    }
 
 
 class _Annotations(AnnotationCache):

@@ -360,7 +360,8 @@ def _store_features(
     The tower is loaded by itself, as `raddraft features` does it, so that what that has stored is found.
     """
     paths = [path for part in examples.values() for images in part.images() for path in images]
-    tower, kept = load_tower(encoder.tower, encoder.image_size), drafter.features
+    kept = drafter.features  # refused where a model gives none, before a tower is looked for
+    tower = load_tower(encoder.tower, encoder.image_size)
     encoder = find_settings(tower, paths, kept, encoder)
     tower.model.to(accelerator.device, getattr(torch, encoder.precision))
     accelerator.print(f"features: {encoder.precision}, stored as {encoder.dtype} in {encoder.features}")

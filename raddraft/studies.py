@@ -8,7 +8,8 @@ What is nothing (null, NaN, "nan", see `raddraft.tables`) counts as missing. On 
 manifest's folder; in memory they are absolute.
 
 A manifest may have as many studies as MIMIC-CXR, so what is read keeps its lines, compressed, and makes the fields of a
-study when they are first asked for. `skim` goes through studies without keeping what it makes.
+study when they are first asked for. `skim` goes through studies without keeping what it makes. Reading, checking and
+writing stand in one file, since they are one format.
 """
 
 from __future__ import annotations

@@ -47,7 +47,9 @@ def test_launch_configs_are_accelerates(name: str) -> None:
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_every_recipe_parses_and_keeps_every_value(recipe: str, tmp_path, capsys) -> None:
+def test_every_recipe_parses_and_keeps_every_value(recipe: str, tmp_path, capsys, monkeypatch) -> None:
+    for name in re.findall(r"\$(\w+)", (CONFIGS / recipe).read_text(encoding="utf-8")):
+        monkeypatch.setenv(name, str(tmp_path / "nowhere.jsonl"))
     action = ACTIONS[recipe.partition("/")[0]]
     stated = flat(yaml.safe_load((CONFIGS / recipe).read_text(encoding="utf-8")))
     needed: tuple[object, ...] = ()

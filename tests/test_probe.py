@@ -217,12 +217,12 @@ def test_findings_with_missing_labels_equal_scikit_learn(decay) -> None:
         assert ours == pytest.approx(theirs, abs=0.002)
 
 
-@pytest.mark.parametrize("n_classes", [2, 4])
-def test_classes_equal_scikit_learn(n_classes) -> None:
+@pytest.mark.parametrize(("n_classes", "shape"), [(2, (300, 8)), (4, (300, 8)), (3, (40, 60))])
+def test_classes_equal_scikit_learn(n_classes, shape) -> None:
     generator = np.random.default_rng(0)
-    labels = generator.integers(0, n_classes, 300)
+    labels = generator.integers(0, n_classes, shape[0])
     y = np.eye(n_classes)[labels]
-    x = generator.normal(size=(300, 8)) + y @ generator.normal(size=(n_classes, 8))
+    x = generator.normal(size=shape) + y @ generator.normal(size=(n_classes, shape[1]))
     probe = fit_linear(torch.from_numpy(x), torch.from_numpy(y), "multiclass", [10.0])[10.0]
     standard = StandardScaler().fit_transform(x)
     expected = LogisticRegression(C=0.1, tol=1e-8, max_iter=5000).fit(standard, labels)

@@ -16,6 +16,7 @@ from PIL import Image
 import raddraft.cli
 from generator.config import DecodeConfig, LoraConfig, ModelConfig, Stage, TrainConfig
 from generator.data import batch_indices, split_batch
+from generator.drafter import StoredFeatures
 from generator.generate import generate
 from generator.model import Drafter, add_lora, build, choose_trainable, load
 from generator.prompts import PromptConfig
@@ -430,6 +431,14 @@ def test_a_bfloat16_model_trains_its_tower(studies_file, parts_config, tmp_path)
     job = Job("train", *arguments(config, tmp_path / "run"), "--model.dtype", "bfloat16")
     job.finish()
     assert [row[1] for row in losses(tmp_path / "run") if row[2]] == [1]
+
+
+def test_stored_features_pass_where_accelerate_casts_outputs() -> None:
+    from accelerate.utils import convert_outputs_to_fp32
+
+    states = torch.rand(1, 2, 3).bfloat16()
+    found = convert_outputs_to_fp32(StoredFeatures().forward)(states)
+    assert torch.equal(found.hidden_states[-2].float(), states.float())
 
 
 def test_a_run_too_short_for_a_line_of_the_log_ends_well(studies_file, tower_folder, lm_folder, tmp_path) -> None:
