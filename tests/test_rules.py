@@ -399,8 +399,8 @@ NOT_YET = {
 def test_phrases_of_doubt_views_things_gone_and_devices() -> None:
     """tests/phrases.csv: + positive, - negative, ? uncertain, . not mentioned; several where either is right.
 
-    List 1 was written before the rules were read and 2 to mend them by, 3 to 5 to be run once; docs/scoring.md tells how
-    many were right at first.
+    List 1 was written before the rules were read and 2 to mend them by, 3 to 5 to be run once; docs/scoring.md tells
+    how many were right at first.
     """
     with open(Path(__file__).with_name("phrases.csv"), encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
