@@ -7,11 +7,11 @@ The tree is that of `benchmarks.mimic_tree`, made where it is not there. In turn
 - prepare: `raddraft prepare mimic-cxr` of all views and reports, the reports from their zip;
 - read: `read_studies` of that manifest;
 - train: `raddraft train` with a tiny model, until the first step is logged;
-- fill: `raddraft features` with a tiny tower: every film is read, digested and encoded; done once;
-- features: the same again, which finds everything stored.
+- features: `raddraft features` with a tiny tower, which finds everything stored. What it finds was not computed: one
+  study was, and its rows were written for all others.
 
-Seconds are those of the wall and, since other jobs blur them, of the processors; memory is the peak of the largest
-process. Both checkouts must make the same manifest and the same first loss.
+Seconds are those of the wall and, since other jobs blur them, of the processors; memory is the peak of the process
+itself. Both checkouts must make the same manifest and the same first loss. Linux only.
 """
 
 from __future__ import annotations
@@ -28,14 +28,15 @@ from pathlib import Path
 from typing import Literal
 
 from benchmarks.mimic_tree import make_tree
+from encoder.digests import FileList, digest_files
 from generator.tiny import make_lm, make_tower
 from raddraft.cli import run as run_action
 from raddraft.errors import RadDraftError
 from raddraft.files import digest_file
-from raddraft.studies import read_studies, skim
+from raddraft.studies import read_studies, skim, write_studies
 from raddraft.text import format_table
 
-Step = Literal["prepare", "read", "train", "fill", "features"]
+Step = Literal["prepare", "read", "train", "features"]
 ROOT = Path(__file__).resolve().parent.parent
 READ = "import sys; from raddraft.studies import read_studies; read_studies(sys.argv[1])"
 
@@ -48,14 +49,14 @@ class Usage:
     cpu: float
     """Seconds of the processors, with those of the processes that it has started and waited for."""
     megabytes: float
-    """Most memory at a time of the process, or of one that it has waited for if that is more."""
+    """Most memory of the process at a time, without those that it has started."""
 
 
 def main(
     against: Path,
     tree: Path = Path("mimic"),
     work: Path = Path("runs/corpus"),
-    steps: list[Step] = ["prepare", "read", "train", "fill", "features"],  # noqa: B006 - never changed
+    steps: list[Step] = ["prepare", "read", "train", "features"],  # noqa: B006 - never changed
     rounds: int = 1,
     share: float = 1.0,
 ) -> int:
@@ -66,7 +67,7 @@ def main(
         tree: Folder of the tree; it is made where it is not there.
         work: Folder to write manifests, runs and features to.
         steps: What to measure; all but the first need what the first has written.
-        rounds: How often each step is taken, in turn; the fastest counts. Features are filled once.
+        rounds: How often each step is taken, in turn; the fastest counts.
         share: Size of a tree that is made, as a part of the corpus.
     """
     if not (against / "raddraft").is_dir():
@@ -76,13 +77,10 @@ def main(
     tree, work = tree.absolute(), work.absolute()
     manifest, rows = work / "there" / "studies.jsonl", []
     for step in steps:
-        if step == "train" and not (work / "lm").is_dir():
-            texts = [study.sections.get("findings", "") for study in skim(read_studies(manifest)[:2000])]
-            make_lm(work / "lm", [*texts, "USER: Describe the findings of this chest X-ray. ASSISTANT:"], hidden=32)
-        if step in ("train", "fill") and not (work / "tower").is_dir():
-            make_tower(work / "tower", image_size=28, patch_size=14, hidden=32, layers=1)
+        if step in ("train", "features"):
+            _make_parts(work, manifest)
         best: dict[str, Usage] = {}
-        for _ in range(1 if step == "fill" else rounds):
+        for _ in range(rounds):
             for name, checkout in checkouts.items():
                 used = _take(step, checkout, tree, work, work / name, manifest)
                 best[name] = min(best.get(name, used), used, key=lambda usage: usage.seconds)
@@ -105,24 +103,53 @@ def _row(step: str, there: Usage, here: Usage) -> list[str]:
     return cells
 
 
+def _make_parts(work: Path, manifest: Path) -> None:
+    """Tiny models; a tokenizer that has seen some of the reports."""
+    if not (work / "lm").is_dir():
+        texts = [study.sections.get("findings", "") for study in skim(read_studies(manifest)[:2000])]
+        make_lm(work / "lm", [*texts, "USER: Describe the findings of this chest X-ray. ASSISTANT:"], hidden=32)
+        make_tower(work / "tower", image_size=28, patch_size=14, hidden=32, layers=1)
+
+
 def _take(step: Step, checkout: Path, tree: Path, work: Path, out: Path, manifest: Path) -> Usage:
     """Take a step in a checkout, in a process of its own."""
-    tower = ["--tower", str(work / "tower"), "--studies", str(manifest), "--features", str(out / "features")]
-    model = ["--studies", str(manifest), "--model.tower", str(work / "tower"), "--model.lm", str(work / "lm")]
-    recipe = ["--train.stages", json.dumps([{"epochs": 1e-9}]), "--train.log_every", "1", "--out", str(out / "run")]
-    root = ["--root", str(tree), "--reports", str(tree / "mimic-cxr-reports.zip"), "--views", "all", "--sections", "[]"]
-    command = {
-        "prepare": ["raddraft", "prepare", "mimic-cxr", *root, "--out", str(out / "studies.jsonl")],
-        "train": ["raddraft", "train", *model, *recipe],
-        "fill": ["raddraft", "features", *tower],
-        "features": ["raddraft", "features", *tower],
-    }
     out.mkdir(parents=True, exist_ok=True)
+    log, action = out / "log.txt", [sys.executable, "-m", "raddraft"]
     if step == "read":
-        return measure([sys.executable, "-c", READ, str(manifest)], checkout, out / "log.txt")
-    shutil.rmtree(out / "run", ignore_errors=True)
-    until = out / "run" / "log.jsonl" if step == "train" else None
-    return measure([sys.executable, "-m", *command[step]], checkout, out / "log.txt", until)
+        return measure([sys.executable, "-c", READ, str(manifest)], checkout, log)
+    if step == "prepare":
+        source = ["--root", str(tree), "--reports", str(tree / "mimic-cxr-reports.zip")]
+        wanted = ["--views", "all", "--sections", "[]", "--out", str(out / "studies.jsonl")]
+        return measure([*action, "prepare", "mimic-cxr", *source, *wanted], checkout, log)
+    if step == "train":
+        shutil.rmtree(out / "run", ignore_errors=True)
+        model = ["--model.tower", str(work / "tower"), "--model.lm", str(work / "lm"), "--train.log_every", "1"]
+        recipe = ["--train.stages", json.dumps([{"epochs": 1e-9}]), "--out", str(out / "run")]
+        command = [*action, "train", "--studies", str(manifest), *model, *recipe]
+        return measure(command, checkout, log, out / "run" / "log.jsonl")
+    features = [*action, "features", "--tower", str(work / "tower"), "--features", str(out / "features"), "--studies"]
+    if not (out / "features").is_dir():
+        write_studies(out / "one.jsonl", read_studies(manifest)[:1])
+        measure([*features, str(out / "one.jsonl")], checkout, log)
+        _stock(out / "features", manifest)
+    used = measure([*features, str(manifest)], checkout, log)
+    if "nothing to compute" not in log.read_text(encoding="utf-8"):
+        raise RadDraftError(f"{out / 'features'}: something was missing, see {log}")
+    return used
+
+
+def _stock(features: Path, manifest: Path) -> None:
+    """Give all images of a manifest the row of the first one."""
+    paths = [image.path for study in skim(read_studies(manifest)) for image in study.images]
+    known = set(FileList(features).find(paths)) - {None}
+    digests = [digest for digest in dict.fromkeys(digest_files(paths, features)) if digest not in known]
+    for index in features.rglob("part-0.jsonl"):
+        part = index.with_suffix(".bin")
+        row = part.read_bytes()[: part.stat().st_size // len(index.read_bytes().splitlines())]
+        with open(part, "ab") as rows, open(index, "a", encoding="utf-8") as names:
+            for digest in digests:
+                rows.write(row)
+                names.write(json.dumps(digest) + "\n")
 
 
 def measure(command: list[str], folder: Path, log: Path, until: Path | None = None) -> Usage:
@@ -135,8 +162,10 @@ def measure(command: list[str], folder: Path, log: Path, until: Path | None = No
     with open(log, "wb") as output:
         started = time.perf_counter()
         process = subprocess.Popen(command, cwd=folder, env=env, stdout=output, stderr=output, start_new_session=True)
-        seconds = 0.0
+        seconds, most = 0.0, 0
         while not (found := os.wait4(process.pid, os.WNOHANG))[0]:
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            most = int(status.partition("VmHWM:")[2].split()[0]) if "VmHWM:" in status else most  # none once it ends
             if until and not seconds and until.is_file() and until.stat().st_size:
                 seconds = time.perf_counter() - started
                 os.killpg(process.pid, signal.SIGKILL)
@@ -145,10 +174,8 @@ def measure(command: list[str], folder: Path, log: Path, until: Path | None = No
     if process.returncode and not seconds:
         told = log.read_text(encoding="utf-8", errors="replace").strip()[-500:]
         raise RadDraftError(f"{' '.join(command[1:4])} in {folder} fails: {told}")
-    usage = found[2]
-    scale = 2**20 if sys.platform == "darwin" else 2**10
     seconds = seconds or time.perf_counter() - started
-    return Usage(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / scale)
+    return Usage(seconds, found[2].ru_utime + found[2].ru_stime, most / 1024)
 
 
 def _differences(work: Path) -> list[str]:

@@ -11,7 +11,7 @@ from metrics.labels import FIVE, f1_measures, per_observation
 from metrics.rules import OBSERVATIONS
 from metrics.scoring import compute, summarize
 from metrics.text import bleu
-from raddraft.stats import Interval, Measure, interval, mean_measure, resample
+from raddraft.stats import Interval, Measure, interval, mean_measure, resample, side_by_side, take
 
 
 def bootstrap(measure: Measure, resamples: int) -> Interval:
@@ -164,3 +164,20 @@ def test_percentile_intervals_by_study_are_those_of_0_2_0() -> None:
         assert [one[key] for key in ("value", "low", "median", "high")] == pytest.approx(scored, rel=1e-13)
         assert [apart[key] for key in ("value", "low", "high", "p_bootstrap")] == pytest.approx(compared, rel=1e-13)
         assert one["signature"] == f"{systems['a'][name].signature}|n:40|bootstrap:200 seed 3"
+
+
+def test_statistics_that_metrics_share_are_drawn_once() -> None:
+    words = np.random.default_rng(0).integers(0, 4, (2, 40, 12)).tolist()
+    texts = [[" ".join(map(str, text)) for text in side] for side in words]
+    measures = {f"bleu_{order}": one for order, one in bleu(*texts).items()}
+    measures |= {"mean": mean_measure(np.linspace(0, 1, 40), "x")}
+    part = take(measures, np.arange(10, 30))
+    for some in (measures, part):
+        (statistics,), columns = side_by_side(list(some.values()))
+        assert statistics.shape[1] == 10 + 2
+        for one, places in zip(some.values(), columns, strict=True):
+            np.testing.assert_array_equal(statistics[:, places], one.statistics)
+        alone = np.concatenate([resample([one], 20) for one in some.values()])
+        np.testing.assert_allclose(resample(list(some.values()), 20), alone, rtol=1e-12)
+    for name, one in part.items():
+        np.testing.assert_array_equal(one.statistics, measures[name].statistics[10:30])

@@ -152,6 +152,17 @@ def test_labels_do_not_depend_on_batch_size_or_order(labeler) -> None:
             torch.testing.assert_close(others, logits[order], atol=1e-4, rtol=0)
 
 
+def test_bfloat16_is_near_and_says_so(labeler, state, bert_folder, tmp_path) -> None:
+    path = write_checkpoint(tmp_path / "chexbert.pth", state)
+    rounded = CheXbert(path, bert_folder, device="cpu", bfloat16=True)
+    assert rounded.signature.removeprefix(labeler.signature) == " bfloat16"
+    assert rounded.key != labeler.key, "labels are kept apart"
+    for ours, expected in zip(rounded.logits(TEXTS), labeler.logits(TEXTS), strict=True):
+        assert ours.dtype == torch.float32
+        apart = (ours - expected).abs().max()
+        assert 1e-5 < apart < 0.05 * expected.std()
+
+
 @pytest.mark.parametrize("lengths", [[5], [2, 512], [9, 3, 9, 4, 100, 95, 50, 9], list(range(2, 60)), [7] * 16])
 def test_groups_hold_every_text_once_and_little_padding(lengths) -> None:
     groups = alike(lengths)

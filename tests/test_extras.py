@@ -130,6 +130,18 @@ def test_sentence_bleu_by_hand() -> None:
     assert bigrams.value == pytest.approx((2 / 3) ** 0.5)
 
 
+@pytest.mark.parametrize("order", [2, 4])
+def test_sentence_bleu_equals_nltk(order: int) -> None:
+    from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
+
+    predictions, references = made_up_pairs(200)
+    weights, smooth = (1 / order,) * order, SmoothingFunction().method1
+    pairs = zip(predictions, references, strict=True)
+    expected = [sentence_bleu([theirs.split()], ours.split(), weights, smooth) for ours, theirs in pairs]
+    measure = extras.sentence_bleu(predictions, references, order)[f"nltk_sentence_bleu_{order}"]
+    assert per_study(measure).tolist() == expected
+
+
 def test_meteor_matches_words_stems_and_synonyms() -> None:
     nltk = pytest.importorskip("nltk")
     try:

@@ -104,6 +104,15 @@ def test_odd_texts_as_the_package_reads_them(bert_folder: Path, tmp_path: Path, 
     assert annotator.annotate(texts[::-1]) == annotator.annotate(texts)[::-1]
 
 
+def test_bfloat16_is_near_and_says_so(model: Path, reports: list[str], expected: list[dict[str, Any]]) -> None:
+    plain, rounded = (RadGraph(model, device="cpu", bfloat16=one) for one in (False, True))
+    assert rounded.signature.removeprefix(plain.signature) == " bfloat16"
+    assert rounded.key != plain.key, "graphs are kept apart"
+    pairs = zip(expected, in_batches(rounded, reports), strict=True)
+    f1s = [radgraph_f1(theirs, ours)[0] for theirs, ours in pairs if theirs["entities"]]
+    assert 0.9 < sum(f1s) / len(f1s) < 1
+
+
 def test_relations_do_not_depend_on_how_many_pairs_are_held_at_once(
     model: Path, reports: list[str], expected: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import random
+from collections import Counter
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +14,7 @@ import pytest
 import sacrebleu
 from rouge_score.rouge_scorer import RougeScorer
 
-from metrics.text import bleu, bleu_tokens, cut_13a, rouge_l
+from metrics.text import bleu, bleu_statistics, bleu_tokens, bleu_words, cut_13a, cut_intl, rouge_l
 
 SENTENCE = "No focal consolidation, pleural effusion or pneumothorax. The heart is 1.5 cm enlarged; mild (stable) edema"
 WORDS = SENTENCE.split(" ")
@@ -80,11 +81,15 @@ def test_bleu_keeps_case_and_is_not_smoothed() -> None:
     assert bleu([""], [same])[1].value == 0.0
 
 
-def test_tokens_word_by_word_are_those_of_the_whole_text() -> None:
+@pytest.mark.parametrize(("kind", "n"), [("13a", 20_000), ("intl", 2000)])
+def test_tokens_word_by_word_are_those_of_the_whole_text(kind: str, n: int) -> None:
     """Words are tokenized one by one; what stands around them must not matter, whatever the punctuation."""
     from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
+    from sacrebleu.tokenizers.tokenizer_intl import TokenizerV14International
 
-    tokenize, generator = Tokenizer13a(), random.Random(2)
+    ways = {"13a": (Tokenizer13a(), cut_13a, bleu_tokens), "intl": (TokenizerV14International(), cut_intl, bleu_words)}
+    tokenize, cut, of_word = ways[kind]
+    generator = random.Random(2)
     parts = [
         *"ab1 2.,-;:!&<>\n\t'\"()/[]{}~`^_$%",
         "<skipped>",
@@ -97,9 +102,22 @@ def test_tokens_word_by_word_are_those_of_the_whole_text() -> None:
         "é",
         "漢",
     ]
-    for _ in range(20_000):
+    for _ in range(n):
         text = "".join(generator.choices(parts, k=generator.randint(0, 14)))
-        assert [token for word in cut_13a(text) for token in bleu_tokens(word)] == tokenize(text.rstrip()).split(), text
+        assert [token for word in cut(text) for token in of_word(word)] == tokenize(text.rstrip()).split(), text
+
+
+def test_ngrams_of_any_vocabulary() -> None:
+    """Numbers of tokens so large that four do not fit into 64 bits; texts shorter than an n-gram; repeated n-grams."""
+    generator = np.random.default_rng(0)
+    small = [generator.integers(0, 5, generator.integers(0, 30)).tolist() for _ in range(600)]
+    large = [[token * 10**8 for token in text] for text in small]
+    found, again = (bleu_statistics(texts[:300], texts[300:], 4) for texts in (small, large))
+    np.testing.assert_array_equal(found, again)
+    for row, ours, theirs in zip(found, small[:300], small[300:], strict=True):
+        for order in range(1, 5):
+            a, b = (Counter(zip(*(text[i:] for i in range(order)), strict=False)) for text in (ours, theirs))
+            assert (row[1 + order], row[5 + order]) == ((a & b).total(), a.total())
 
 
 def test_signature_names_implementation() -> None:
