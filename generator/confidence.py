@@ -5,7 +5,6 @@ Neither tells whether a sentence is true; both tell where the model was uncertai
 
 from __future__ import annotations
 
-import re
 import warnings
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -14,13 +13,7 @@ from typing import Any
 from metrics.caveats import unreadable
 from metrics.rules import label
 from raddraft.errors import RadDraftError
-
-SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
-
-
-def split_sentences(text: str) -> list[str]:
-    """The sentences of a draft, in order."""
-    return [sentence for sentence in SENTENCE_END.split(text.strip()) if sentence]
+from raddraft.text import split_sentences
 
 
 def sentence_log_probs(tokenizer: Any, tokens: Sequence[int], log_probs: Sequence[float]) -> list[float]:

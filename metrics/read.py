@@ -28,6 +28,11 @@ class Prediction:
     subject_id: str | None = field(default=None, compare=False)
     """The patient, if a file names it; the draft is the same without."""
 
+    @property
+    def report(self) -> str:
+        """What tells the stratum of the study."""
+        return self.reference
+
 
 Texts = dict[str | int, str]
 """Id of the study, or number of its line -> text."""
@@ -121,6 +126,14 @@ def read_predictions(path: str | Path, references: str | Path | None = None) -> 
         Prediction(str(key), drafts[key], reports[other], ours.get(key) or theirs.get(other))
         for key, other in key_of.items()
     ], notes
+
+
+def read_cut(path: Path) -> dict[str, bool]:
+    """study_id -> whether its draft ended at the limit of tokens, as far as a predictions.jsonl says so."""
+    if path.suffix.lower() not in JSON_LINES:
+        return {}
+    rows = (row for _, row in read_jsonl(path) if "study_id" in row)
+    return {row["study_id"]: row["cut"] for row in rows if isinstance(row.get("cut"), bool)}
 
 
 def read_subjects(path: str | Path) -> dict[str | int, str]:

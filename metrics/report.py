@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from metrics.caveats import tell_texts
+from metrics.reads import MORE_IS_BETTER, READ_METRICS
 from metrics.summary import tell_statistics
 from raddraft.errors import RadDraftError
 
@@ -24,6 +25,7 @@ LABEL_WORDS = {1: "positive", 0: "negative", -1: "uncertain", None: "not mention
 
 # Label and short explanation of each metric, in the order of the page.
 METRICS = {
+    **READ_METRICS,
     "rouge_l": ("ROUGE-L", "longest common sequence of words"),
     "bleu_1": ("BLEU-1", "shared words"),
     **{f"bleu_{n}": (f"BLEU-{n}", f"shared runs of up to {n} words") for n in (2, 3, 4)},
@@ -72,7 +74,7 @@ METRICS = {
     "ratescore": ("RaTEScore", "likeness of the entities in them, and whether they are denied"),
     "radcliq_v1": ("RadCliQ-v1 ↓", "predicted errors; lower is better, no bounds"),
 }
-LOWER_IS_BETTER = {"radcliq_v1"}
+LOWER_IS_BETTER = {"radcliq_v1", *READ_METRICS} - {*MORE_IS_BETTER}
 # The bar charts; only metrics that lie in [0, 1].
 F1_PLOTTED = ("chexbert_macro_f1_14", "rule_macro_f1_14", "rule_micro_f1_14")
 OTHER_TOKENS = ("rouge_l_unicode", "bleu_4_unicode", "rouge_l_char", "bleu_4_char")
@@ -169,6 +171,7 @@ def render_report(
         title=title,
         systems=systems,
         first=first,
+        reads="read_accepted" in systems[first]["metrics"],
         rows=rows,
         panels=[_panel(row) for row in rows if row["name"] in PLOTTED],
         warnings=systems[first].get("warnings", []),

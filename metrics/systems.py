@@ -22,14 +22,15 @@ import numpy as np
 from metrics.caveats import alike_caveats, describe, reading_caveats, tell_texts
 from metrics.labels import Labels, Uncertain, per_observation
 from metrics.models import Models
-from metrics.read import JSON_LINES, Prediction, Systems
+from metrics.read import Prediction, Systems
+from metrics.reads import NOT_STATED, READ_METRICS, STRATA, Read, measure_reads
 from metrics.report import LOWER_IS_BETTER, Case, compare_labels, render_report
 from metrics.rules import OBSERVATIONS
 from metrics.scoring import FAMILIES, choose, compute, read_labels
 from metrics.summary import Intervals, Subjects, summarize, tell_doubts, tell_statistics
 from metrics.text import Once
 from raddraft.errors import RadDraftError
-from raddraft.files import read_jsonl, write_json, write_text
+from raddraft.files import write_json, write_text
 from raddraft.stats import Measure, check_resamples, take
 from raddraft.studies import Study
 from raddraft.text import format_estimate, format_table, suggest
@@ -84,7 +85,8 @@ class Scored:
     def title(self) -> str:
         """Heading of the page; says so if the data are synthetic."""
         synthetic = bool(self.studies) and all(study.is_synthetic for study in self.studies.values())
-        return f"Drafts by {self.first}" + (", on synthetic data" if synthetic else "")
+        first = f"{self.first}: what readers changed" if _is_read(self.systems) else f"Drafts by {self.first}"
+        return first + (", on synthetic data" if synthetic else "")
 
     def write(self, folder: Path, title: str | None = None, cases: int = 36) -> list[Path]:
         """Write scores.json, per_study.csv, per_observation.csv and report.html, each whole or not at all.
@@ -143,7 +145,8 @@ class Scored:
         """A row for each system and study: the metrics that a study has by itself, observations missed and invented."""
         metrics = [name for name, one in self.measures[self.first].items() if one.is_mean]
         columns = [f"{labeler}_{state}" for labeler in self.labels for state in ("missed", "invented")]
-        yield ["study_id", "system", *metrics, *columns]
+        own = STRATA if _is_read(self.systems) else ()
+        yield ["study_id", "system", *own, *metrics, *columns]
         for system, found in self.systems.items():
             for i, row in enumerate(found):
                 named = []
@@ -153,7 +156,7 @@ class Scored:
                         ";".join(name for name, state in states if state == one) for one in ("missed", "invented")
                     ]
                 scores = [f"{self.measures[system][name].statistics[i, 0]:.6f}" for name in metrics]
-                yield [row.study_id, system, *scores, *named]
+                yield [row.study_id, system, *(getattr(row, one) for one in own), *scores, *named]
 
     def _per_observation(self) -> Iterator[list[object]]:
         """Precision, recall, F1 and support of each observation, uncertain counted as negative and as positive."""
@@ -189,7 +192,8 @@ def score_systems(
         studies: of the manifest; `by` takes view, sex, age and labels from it.
         models: where the learned metrics find their weights.
         resamples, seed: of the bootstrap.
-        rank_by: metric that tells the worst and the best studies; by default radgraph_er, else rouge_l.
+        rank_by: metric that tells the worst and the best studies; by default radgraph_er, else rouge_l; of reads
+            read_edits.
         cut: system -> study_id -> whether the draft ended at the limit of tokens, as by `read_cut`.
         unit: what is drawn, left out and swapped: subjects as far as the manifest or the predictions name them, or
             single studies in any case.
@@ -200,7 +204,8 @@ def score_systems(
         RadDraftError: as `metrics.scoring.measure`, an unknown stratum, one that needs a manifest, or two files that
             name different subjects of a study.
     """
-    names = (*choose(metrics), *{metric: None for part in (given or {}).values() for metric in part})
+    read = tuple(READ_METRICS) if _is_read(systems) else ()
+    names = (*read, *choose(metrics), *{metric: None for part in (given or {}).values() for metric in part})
     if rank_by not in (None, *names):
         raise RadDraftError(f"--rank-by {rank_by!r} is not among the metrics to compute: {', '.join(names)}")
     check_resamples(resamples, seed)
@@ -208,19 +213,22 @@ def score_systems(
     known = {study.study_id: study for study in studies}
     rows = next(iter(systems.values()))
     reports = [row.reference for row in rows]
-    labels = read_labels("rule", reports, models, once) if by else []
+    by = [*by, *(one for one in _told_apart(systems) if one not in by)]
+    labels = read_labels("rule", [row.report for row in rows], models, once) if by else []
     groups = {one: np.array(_strata(one, rows, known, labels)) for one in by}
 
     texts = {name: [row.prediction for row in part] for name, part in systems.items()}
     measures, skipped = {}, {}
     for name, drafts in texts.items():
         measures[name], skipped[name] = compute(drafts, reports, metrics, models, once)
-        measures[name] |= (given or {}).get(name, {})
+        reads = [row for row in systems[name] if isinstance(row, Read)]
+        own = measure_reads(reads, once) if reads else {}
+        measures[name] = {**own, **measures[name], **(given or {}).get(name, {})}
     first = next(iter(measures.values()))
     ranking = [name for name, one in first.items() if one.is_mean]
     if rank_by not in (None, *ranking):
         raise RadDraftError(f"--rank-by {rank_by!r} is not a score of single studies. Choices: {', '.join(ranking)}")
-    default = next((name for name in ("radgraph_er", "rouge_l", *ranking) if name in ranking), None)
+    default = next((name for name in ("read_edits", "radgraph_er", "rouge_l", *ranking) if name in ranking), None)
 
     told = {
         name: [(row.prediction, row.reference, (cut or {}).get(name, {}).get(row.study_id)) for row in part]
@@ -241,14 +249,6 @@ def score_systems(
     scored = Scored(systems, measures, found, scores, known, rank_by or default)
     scores["warnings"] = _caveats(scored.by_system(), [*first, *labelers])
     return scored
-
-
-def read_cut(path: Path) -> dict[str, bool]:
-    """study_id -> whether its draft ended at the limit of tokens, as far as a predictions.jsonl says so."""
-    if path.suffix.lower() not in JSON_LINES:
-        return {}
-    rows = (row for _, row in read_jsonl(path) if "study_id" in row)
-    return {row["study_id"]: row["cut"] for row in rows if isinstance(row.get("cut"), bool)}
 
 
 def _describe(scores: dict[str, Any], told: Mapping[str, Sequence[Told]], once: Once) -> dict[str, Any]:
@@ -309,10 +309,23 @@ def _find_subjects(systems: Systems, known: Mapping[str, Study]) -> Subjects:
     return found if named else None
 
 
+def _is_read(systems: Systems) -> bool:
+    return isinstance(next(iter(systems.values()))[0], Read)
+
+
+def _told_apart(systems: Systems) -> list[str]:
+    """What several readers or several models are told apart by."""
+    rows = next(iter(systems.values()))
+    return [by for by in STRATA if _is_read(systems) and len({getattr(row, by) for row in rows}) > 1]
+
+
 def _strata(by: str, rows: Sequence[Prediction], known: Mapping[str, Study], labels: Sequence[Labels]) -> list[str]:
-    """The stratum of each study: by a field of the manifest, or by the labels of its reference."""
+    """The stratum of each study: by a field of the manifest or the read, or by the labels of its report."""
+    if by in STRATA and isinstance(rows[0], Read):
+        return [getattr(row, by) for row in rows]
     if by == "normal":
-        return ["normal" if one["No Finding"] == 1 else "abnormal" for one in labels]
+        found = ["normal" if one["No Finding"] == 1 else "abnormal" for one in labels]
+        return [one if row.report else NOT_STATED for row, one in zip(rows, found, strict=True)]
     if by in ("view", "sex", "age"):
         if not known:
             raise RadDraftError(f"--by {by} needs the manifest: --studies studies.jsonl")
@@ -328,7 +341,7 @@ def _strata(by: str, rows: Sequence[Prediction], known: Mapping[str, Study], lab
 def _field(by: str, study: Study | None) -> str:
     value = None if study is None else study.main_image.view if by == "view" else study.patient.get(by)
     if study is None or value is None:
-        return "not stated"
+        return NOT_STATED
     if by != "age":
         return str(value)
     try:

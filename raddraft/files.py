@@ -75,6 +75,7 @@ def read_jsonl(
     required: Sequence[str] = (),
     unique: str | None = None,
     error: type[RadDraftError] = RadDraftError,
+    appended: bool = False,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Rows of a JSON Lines file with their location ("x.jsonl line 7"); blank lines are skipped, NaN is read as null.
 
@@ -83,6 +84,7 @@ def read_jsonl(
         required: keys whose values must be strings.
         unique: a required key that no two lines may share.
         error: what to raise.
+        appended: the file is appended to, so a last line that an interruption cut is passed over.
 
     Raises:
         RadDraftError: broken JSON, not UTF-8, not an object, a required key missing or not a string, a duplicate.
@@ -91,6 +93,8 @@ def read_jsonl(
     first_line: dict[str, int] = {}
     for number, line in read_lines(path):
         where = f"{path.name} line {number}"
+        if appended and not line.endswith(b"\n") and _is_broken(line):
+            return
         row = parse_line(line, where, required, error)
         if unique and (first := first_line.setdefault(row[unique], number)) != number:
             raise error(f"{where}: duplicate {unique} {row[unique]!r}, first on line {first}")
@@ -155,6 +159,14 @@ def digest_file(path: Path) -> str | None:
 def digest_json(*parts: Any) -> str:
     """SHA-256 (hex) of values that JSON can hold; of others their strings."""
     return hashlib.sha256(json.dumps(parts, default=str, sort_keys=True).encode()).hexdigest()
+
+
+def _is_broken(line: bytes) -> bool:
+    try:
+        _decode(line)
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        return True
+    return False
 
 
 def _decode(line: bytes) -> Any:

@@ -1,10 +1,12 @@
-"""Tables, numbers and progress bars on the console: one printer for all of them."""
+"""Tables, numbers and progress bars on the console, and the sentences of reports: one way for all of them."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
+
+SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
 
 
 def format_table(rows: Sequence[Sequence[str | int]]) -> str:
@@ -45,6 +47,11 @@ def printable(text: str) -> str:
     \x1b[2JNo edema.\x0d
     """
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
+def split_sentences(text: str) -> list[str]:
+    """The sentences of a draft, in order."""
+    return [sentence for sentence in SENTENCE_END.split(text.strip()) if sentence]
 
 
 def closest(name: str, choices: Collection[str]) -> list[str]:

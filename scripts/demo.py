@@ -54,8 +54,8 @@ def main(
     from generator.generate import read_drafts
     from generator.tiny import make_parts
     from generator.train import run_training
-    from metrics.read import read_systems
-    from metrics.systems import read_cut, score_systems
+    from metrics.read import read_cut, read_systems
+    from metrics.systems import score_systems
     from raddraft.runs import keep_config
     from raddraft.studies import read_studies
 

@@ -6,6 +6,7 @@
     raddraft score drafts.txt --references reports.txt
     raddraft score runs/x/model.jsonl runs/x/shuffled-images.jsonl --model-card runs/x/model
     raddraft score model.jsonl --studies studies.jsonl --by view sex age normal Pneumothorax
+    raddraft score reads.jsonl --studies studies.jsonl    # what readers changed in drafts
 
 The first file is the system under test; the others, such as its controls, are compared with it on the same studies.
 Any system can be scored: a CSV with the columns study_id, prediction, reference; JSON Lines with these keys; or, with
@@ -46,7 +47,7 @@ def main(
     """Score one or more systems on the same studies.
 
     Args:
-        predictions: Files of drafts; the first is the system under test.
+        predictions: Files of drafts, the first is the system under test; or of reads, which are scored together.
         out: Output folder. By default `scores` beside the first file.
         references: The reports, if the files of drafts lack them: .jsonl, .csv, .tsv, or text with a report a line;
             joined by study_id, or by line.
@@ -55,9 +56,9 @@ def main(
             first five of these, except those whose weights are missing. Of languages other than English: unicode, char.
         extra: Per-study scores that were made elsewhere, such as by a large language model: a CSV with the columns
             study_id, system (the name of a file of drafts, without suffix) and one for each metric.
-        by: Also score strata of the first system: view, sex, age, normal (against abnormal), or an observation such as
-            Edema.
-        rank_by: Metric that ranks the studies on the page. By default radgraph_er, else rouge_l.
+        by: Also score strata of the first system: view, sex, age, normal (against abnormal), an observation such as
+            Edema, or of reads reader or model (which are added where there are several).
+        rank_by: Metric that ranks the studies on the page. By default radgraph_er, else rouge_l; of reads read_edits.
         models: Learned metrics
         resamples: Bootstrap resamples.
         seed: Seed of the resamples and swaps.
@@ -70,20 +71,19 @@ def main(
     """
     from generator.card import add_scores, check_card
     from metrics.given import read_given
-    from metrics.read import read_systems
-    from metrics.systems import read_cut, score_systems
+    from metrics.reads import read_drafts
+    from metrics.systems import score_systems
     from raddraft.studies import read_studies
 
     if model_card:
         check_card(model_card)
-    systems, notes = read_systems(predictions, references)
+    systems, notes, cut = read_drafts(predictions, references)
     known = read_studies(studies) if studies else []
     first = next(iter(systems.values()))
     missing = {row.study_id for row in first} - {study.study_id for study in known}
     if known and missing:
         notes.append(f"{len(missing)} of {len(first)} studies are not in {studies}: no image, stratum not stated")
     print("".join(f"{note}\n" for note in notes), end="")
-    cut = {path.stem: read_cut(path) for path in predictions}
     given = read_given(extra, systems) if extra else None
     scored = score_systems(
         systems, metrics, by or (), known, models, resamples, seed, rank_by, cut, unit, intervals, given

@@ -11,6 +11,7 @@ from itertools import product
 
 import pytest
 
+from metrics.reads import READ_METRICS
 from metrics.report import METRICS, Case, compare_labels
 from metrics.report import render_report as render_scores
 from metrics.scoring import METRICS as SCORED
@@ -398,7 +399,7 @@ def test_difference_and_p_as_text(value, p, shown):
 
 
 def test_every_metric_has_a_label_of_its_own():
-    assert set(METRICS) == set(SCORED)
+    assert set(METRICS) == {*SCORED, *READ_METRICS}
     assert len({label for label, _ in METRICS.values()}) == len(METRICS)
 
 
