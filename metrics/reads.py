@@ -21,7 +21,7 @@ from metrics.labels import Labels
 from metrics.read import JSON_LINES, Prediction, Systems, read_cut, read_systems
 from metrics.rules import VERSION as RULES
 from metrics.rules import label
-from metrics.text import Once
+from metrics.text import Once, unicode_words
 from raddraft.errors import RadDraftError
 from raddraft.files import read_jsonl, read_lines
 from raddraft.stats import Measure, mean_measure
@@ -42,7 +42,7 @@ READ_METRICS = {
     "read_kept": ("Sentences kept", "share of the drafts' sentences"),
     "read_changed": ("Sentences changed ↓", "share of the drafts' sentences"),
     "read_observations": ("Observations changed ↓", "share of the drafts' sentences, by the rule-based labeler"),
-    "read_sides": ("Sides changed ↓", "share of the drafts' sentences in which left or right changed"),
+    "read_sides": ("Sides changed ↓", "share of the drafts' sentences: same observations, left for right"),
     "read_deleted": ("Sentences deleted ↓", "share of the drafts' sentences"),
     "read_added": ("Sentences added ↓", "share of the sentences of the readers' texts"),
     "read_seconds": ("Seconds a draft ↓", "mean time that it was open and in use; no upper bound"),
@@ -200,21 +200,22 @@ def compare_sentences(draft: str, final: str, once: Once | None = None) -> dict[
 
     Returns:
         Counts of sentences: "draft", "final", "kept", "changed", of these "observations", in which the labels changed,
-        and "sides", in which left, right or bilateral did; "deleted", "added".
+        and "sides", in which the labels did not, but left, right or bilateral did; "deleted", "added".
     """
     ours, theirs = ([" ".join(one.split()) for one in split_sentences(text)] for text in (draft, final))
     kept = Counter(ours) & Counter(theirs)
     before, after = ([*(Counter(part) - kept).elements()] for part in (ours, theirs))
     labels = [(once or Once()).each(label, part) for part in (before, after)]
     pairs = _pair(before, after, *labels)
+    same = [(i, j) for i, j in pairs if labels[0][i] == labels[1][j]]
     count = kept.total()
     return {
         "draft": len(ours),
         "final": len(theirs),
         "kept": count,
         "changed": len(pairs),
-        "observations": sum(labels[0][i] != labels[1][j] for i, j in pairs),
-        "sides": sum(_sides(before[i]) != _sides(after[j]) for i, j in pairs),
+        "observations": len(pairs) - len(same),
+        "sides": sum(_sides(before[i]) != _sides(after[j]) for i, j in same),
         "deleted": len(ours) - count - len(pairs),
         "added": len(theirs) - count - len(pairs),
     }
@@ -226,10 +227,11 @@ def _pair(
     """The place of each changed sentence, and of what it became."""
     from rapidfuzz.distance import Levenshtein
 
+    words = [[unicode_words(one) for one in part] for part in (before, after)]
     likest = []
-    for i, first in enumerate(before):
-        for j, second in enumerate(after):
-            unlike = Levenshtein.normalized_distance(first.lower().split(), second.lower().split())
+    for i, first in enumerate(words[0]):
+        for j, second in enumerate(words[1]):
+            unlike = Levenshtein.normalized_distance(first, second)
             same = bool(_named(ours[i]) & _named(theirs[j]))
             if same or unlike < 0.5:
                 likest.append((not same, unlike, i, j))

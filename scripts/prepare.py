@@ -22,6 +22,7 @@ Benchmarks of vision encoders, as published: labels, patients, masks.
 
     raddraft prepare resize --studies studies.jsonl --out small --size 518    # images resized once, for pre-training
     raddraft prepare labels --studies nih.jsonl --out nih_reports.jsonl       # synthetic findings from labels
+    raddraft prepare reads --studies studies.jsonl --reads reads.jsonl --out read.jsonl    # drafts as corrected
 
 Every command prints what it read, what it dropped and why (e.g. images not on disk), and what each split holds. Splits
 by a hash are the same everywhere. Masks are written as PNG, masks/STRUCTURE/STUDY.png beside the manifest.
@@ -34,7 +35,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from generator.corpora import CORPORA, converter
+from generator.corpora import CORPORA, converter, reads
 from raddraft.studies import GrayMapping
 
 
@@ -89,7 +90,8 @@ def _printed(convert: Callable[..., Any]) -> Callable[..., None]:
     return functools.wraps(convert)(lambda *args, **kwargs: print(convert(*args, **kwargs)))
 
 
-COMMANDS = {name: _printed(converter(name)) for name in CORPORA} | {"resize": resize, "labels": labels}
+COMMANDS = {name: _printed(converter(name)) for name in CORPORA}
+COMMANDS |= {"resize": resize, "labels": labels, "reads": _printed(reads.convert)}
 
 if __name__ == "__main__":
     from raddraft.cli import run
