@@ -90,7 +90,7 @@ def _printed(convert: Callable[..., Any]) -> Callable[..., None]:
     return functools.wraps(convert)(lambda *args, **kwargs: print(convert(*args, **kwargs)))
 
 
-COMMANDS = {name: _printed(converter(name)) for name in CORPORA}
+COMMANDS: dict[str, Callable[..., int | None]] = {name: _printed(converter(name)) for name in CORPORA}
 COMMANDS |= {"resize": resize, "labels": labels, "reads": _printed(reads.convert)}
 
 if __name__ == "__main__":

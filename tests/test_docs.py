@@ -6,6 +6,7 @@ What cannot run here stands in the table of docs/examples.md. The notebook is ru
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import os
 import re
@@ -205,7 +206,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def workplace(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder that the examples run in: a demo, films, tables of drafts."""
+    """The folder that the examples run in: a demo, films, tables of drafts, reads."""
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "demo").symlink_to(demo / "demo")
     (tmp_path / "configs").symlink_to(ROOT / "configs")
@@ -222,6 +223,11 @@ def workplace(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     with open(tmp_path / "table.csv", "w", encoding="utf-8", newline="") as file:
         keys = ("study_id", "prediction", "reference")
         csv.writer(file).writerows([keys, *([row[key] for key in keys] for row in rows)])
+    with open(tmp_path / "reads.jsonl", "w", encoding="utf-8") as file:
+        for row, decision in zip(rows, itertools.cycle(("accepted", "corrected", "rejected"))):
+            texts = {"draft": row["prediction"], "final": row["reference" if decision == "corrected" else "prediction"]}
+            ids = {key: row[key] for key in ("study_id", "subject_id")}
+            file.write(json.dumps(ids | texts | {"decision": decision, "seconds": 30}) + "\n")
     (tmp_path / "my-images").mkdir()
     table = [("image", "patient_id", "findings")]
     for study in read_studies(demo / "demo" / "phantom" / "studies.jsonl"):

@@ -13,7 +13,7 @@ from generator.corpora.reads import convert
 from metrics.reads import READ_METRICS, compare_sentences, read_reads
 from raddraft.errors import RadDraftError
 from raddraft.studies import read_studies, write_studies
-from tests.conftest import make_study
+from tests.conftest import ROOT, make_study
 from tests.test_cli import run
 from tests.test_score import write
 
@@ -111,6 +111,11 @@ def test_a_reader_who_accepts_some_corrects_some_and_rejects_some(tmp_path, caps
     assert (table["s6"]["reader"], table["s6"]["read_edits"], table["s6"]["rouge_l"]) == ("A", "1.000000", "0.000000")
 
 
+def test_the_docs_explain_every_score() -> None:
+    text = (ROOT / "docs" / "scoring.md").read_text(encoding="utf-8")
+    assert all(f"| `{name}` |" in text for name in READ_METRICS)
+
+
 def test_readers_models_and_strata_stand_side_by_side(tmp_path) -> None:
     studies = [make_study(tmp_path, i, "test") for i in range(4)]
     studies[0].images[0].view = "AP"
@@ -151,8 +156,8 @@ def test_the_last_decision_counts_and_a_cut_line_does_not(tmp_path) -> None:
     ("change", "sentence"),
     [
         (
-            {"decision": "acepted"},
-            "unknown decision 'acepted'. Choices: accepted, corrected, rejected. Did you mean acc",
+            {"decision": "accept"},
+            "unknown decision 'accept'. Choices: accepted, corrected, rejected. Did you mean acc",
         ),
         ({"final": None}, "final must be a string, got None"),
         ({"draft": 3}, "draft must be a string, got 3"),
