@@ -112,7 +112,7 @@ def summarize(
         for name, one in systems[system].items():
             bounds = values[system, name].interval(intervals) or Interval(math.nan, math.nan, math.nan)
             scores[name] = {"value": one.value, **vars(bounds), "signature": one.signature + drawing}
-            scores[name] |= _tell(one, subjects)
+            scores[name] |= _tell(one, values[system, name], subjects)
         return {"n": n, **_count(n, subjects), "metrics": scores, "skipped": (skipped or {}).get(system, {})}
 
     def minus(other: str) -> dict[str, Any]:
@@ -163,9 +163,9 @@ def _count(n: int, subjects: Subjects) -> dict[str, float]:
     return {"subjects": len(set(subjects)), "studies_per_subject": n / len(set(subjects))}
 
 
-def _tell(measure: Measure, subjects: Subjects) -> dict[str, Any]:
+def _tell(measure: Measure, sampled: Sampled, subjects: Subjects) -> dict[str, Any]:
     """How many independent studies the studies are worth, if subjects are known, and why the interval may not hold."""
-    worth = {} if subjects is None else {"effective_n": effective_studies(measure, subjects)}
+    worth = {} if subjects is None else {"effective_n": effective_studies(measure, sampled.deviations)}
     doubtful = doubts(measure, subjects)
     return worth | ({"doubts": doubtful} if doubtful else {})
 

@@ -31,7 +31,6 @@ class Once:
 
     def __init__(self) -> None:
         self._results: dict[Hashable, dict[str, object]] = defaultdict(dict)
-        self._numbers: dict[str, int] = defaultdict(itertools.count().__next__)
         self._tokens: dict[Tokenize, _TokensOf] = {}
 
     def each(self, function: Callable[[str], T], texts: Iterable[str]) -> list[T]:
@@ -39,7 +38,7 @@ class Once:
         return self._each(function, function, texts)
 
     def tokens(self, tokenize: Tokenize, texts: Iterable[str], cut: Tokenize = str.split) -> list[list[int]]:
-        """The tokens of each text as numbers: equal tokens have equal numbers, whatever the tokenizer.
+        """The tokens of each text as numbers: equal tokens of a tokenizer have equal numbers.
 
         Reports are made of the same words, so a word is tokenized once.
 
@@ -48,7 +47,7 @@ class Once:
             texts: of any number.
             cut: gives the words of a text, to be tokenized one by one; `whole` where what stands around them matters.
         """
-        known = self._tokens.setdefault(tokenize, _TokensOf(tokenize, self._numbers))
+        known = self._tokens.setdefault(tokenize, _TokensOf(tokenize))
 
         def number(text: str) -> list[int]:
             return list(itertools.chain.from_iterable(map(known.__getitem__, cut(text))))
@@ -76,8 +75,9 @@ class Once:
 class _TokensOf(dict[str, list[int]]):
     """Word -> its tokens as numbers, made when they are first asked for."""
 
-    def __init__(self, tokenize: Tokenize, numbers: dict[str, int]) -> None:
-        self._tokenize, self._numbers = tokenize, numbers
+    def __init__(self, tokenize: Tokenize) -> None:
+        self._tokenize = tokenize
+        self._numbers: dict[str, int] = defaultdict(itertools.count().__next__)
 
     def __missing__(self, word: str) -> list[int]:
         found = self[word] = [self._numbers[token] for token in self._tokenize(word)]
@@ -314,7 +314,8 @@ def _clipped_matches(ours: np.ndarray, theirs: np.ndarray, max_order: int) -> np
             ngrams = ngrams[:, :-1] * n_tokens + tokens[:, order - 1 :]
             is_whole = is_whole[:, :-1] & (tokens[:, order - 1 :] > 0)
             n_ngrams *= n_tokens
-        keys = np.sort(np.where(is_whole, 2 * ngrams + odd[order - 1 :], -1), axis=1)
+        keys = np.where(is_whole, 2 * ngrams + odd[order - 1 :], -1)
+        keys = np.sort(keys.astype(np.int32) if n_ngrams < 2**30 else keys, axis=1)
         is_first = np.ones(keys.shape, bool)
         is_first[:, 1:] = keys[:, 1:] >> 1 != keys[:, :-1] >> 1
         starts = np.flatnonzero(is_first)

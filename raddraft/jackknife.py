@@ -11,8 +11,9 @@ often the intervals hold the truth and how often two equal systems are told apar
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -36,10 +37,16 @@ def sum_units(statistics: np.ndarray, units: Units | None) -> np.ndarray:
     """Sums of the statistics [n, k] over the studies of each unit [units, k]; as they are where units is None."""
     if units is None:
         return statistics
+    order, starts = _by_unit(tuple(units))
+    return np.add.reduceat(statistics[order], starts, axis=0)
+
+
+@lru_cache(maxsize=8)  # all metrics of a table are summed over the same units
+def _by_unit(units: tuple[Hashable, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """The rows in the order of their units [n], and where each unit begins in it [units]."""
     _, index = np.unique(np.asarray(units), return_inverse=True)
     order = np.argsort(index, kind="stable")
-    starts = np.flatnonzero(np.diff(index[order], prepend=-1))
-    return np.add.reduceat(statistics[order], starts, axis=0)
+    return order, np.flatnonzero(np.diff(index[order], prepend=-1))
 
 
 def jackknife(measure: Measure, units: Units | None = None) -> np.ndarray:
@@ -121,11 +128,14 @@ def t_interval(
     return min(value, max(ends[0], low)), max(value, min(ends[1], high))
 
 
-def effective_studies(measure: Measure, units: Units | None) -> float:
-    """As many independent studies would tell the value as closely: n by the ratio of both variances, at most n."""
-    if units is None:
-        return float(measure.n)
-    alone, together = (standard_error(jackknife(measure, one)) for one in (None, units))
+def effective_studies(measure: Measure, deviations: np.ndarray) -> float:
+    """As many independent studies would tell the value as closely: n by the ratio of both variances, at most n.
+
+    Args:
+        measure: over n studies.
+        deviations: as by `jackknife` over their subjects [units].
+    """
+    alone, together = standard_error(jackknife(measure)), standard_error(deviations)
     return measure.n * min(1.0, (alone / together) ** 2) if together else float(measure.n)
 
 
@@ -199,7 +209,7 @@ def sign_flips(
     if many:
         rows = np.logical_or.reduce([differ[i] for i in many])
         for signs in _random_signs(int(rows.sum()), flips, seed):
-            swapped = signs @ halves[rows]
+            swapped = (halves[rows].T @ signs.T).T  # a column lies in one piece: sums over few columns are fast then
             for i in many:
                 hits[i] += reached(i, swapped[:, columns[i]])
     found = []

@@ -62,8 +62,8 @@ def test_copies_of_a_study_by_one_subject_tell_nothing_new(copies) -> None:
     assert by_subject == pytest.approx(t_interval(once.value, jackknife(once), once.bounds))
     by_study = t_interval(many.value, jackknife(many), many.bounds)
     assert np.diff(by_study) == pytest.approx(np.diff(by_subject) / copies**0.5, rel=0.1)
-    assert effective_studies(many, subjects) == pytest.approx(80, rel=0.02)
-    assert effective_studies(once, np.arange(80)) == pytest.approx(80)
+    assert effective_studies(many, jackknife(many, subjects)) == pytest.approx(80, rel=0.02)
+    assert effective_studies(once, jackknife(once, np.arange(80))) == pytest.approx(80)
 
 
 def test_subjects_need_not_stand_together() -> None:
