@@ -27,6 +27,7 @@ from benchmarks.random_models import radgraph_package
 from metrics.embeddings import CXRBert, FactExtractor, cxr_bert_cosine, cxrfescore
 from metrics.models import Models
 from metrics.ratescore import RaTEScore, ratescore, split_sentences
+from metrics.rexrank import rexrank_words
 from metrics.scoring import measure
 from raddraft.errors import RadDraftError
 from raddraft.text import format_table, progress
@@ -101,6 +102,17 @@ def radeval_bleu(drafts: Texts, reports: Texts, _: Path) -> np.ndarray:
 
     value = Bleu(n=4)(list(reports), list(drafts))[0]
     return np.array([measure(drafts, reports, ["coco_bleu_4"])[0]["coco_bleu_4"].value - value])
+
+
+def fast_bleu(drafts: Texts, reports: Texts, _: Path) -> np.ndarray:
+    """BLEU-2 of each report by the package that ReXrank's code takes, on words split as that code says."""
+    from fast_bleu import BLEU
+
+    def score(draft: str, report: str) -> float:
+        scorer = BLEU([rexrank_words(report)], {"bigram": (1 / 2, 1 / 2)})
+        return scorer.get_score([rexrank_words(draft)])["bigram"][0]
+
+    return _per_study(drafts, reports, "rexrank_bleu_2") - [score(*pair) for pair in zip(drafts, reports, strict=True)]
 
 
 def modern_radgraph_xl(drafts: Texts, reports: Texts, folder: Path) -> np.ndarray:
@@ -215,6 +227,7 @@ REFERENCES = (
     Reference("rouge_l_stem", "rouge-score", "rouge_score", rouge_l_stem),
     Reference("coco_bleu_1 to 4, coco_rouge_l, coco_cider", "pycocoevalcap", "pycocoevalcap", coco_scores),
     Reference("coco_bleu_4", "radeval", "radeval", radeval_bleu),
+    Reference("rexrank_bleu_2", "fast-bleu", "fast_bleu", fast_bleu),
     Reference("modern_radgraph_xl_e, _er, _bar_er", "radgraph", "radgraph", modern_radgraph_xl),
     Reference("cxr_bert_cosine", "hi-ml-multimodal", "health_multimodal", cxr_bert),
     Reference("cxrfescore", "cxrfescore", "cxrfescore", cxr_fe_score),

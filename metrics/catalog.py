@@ -165,6 +165,20 @@ CATALOG = {
         (*_RADGRAPH, "bertscore", *_CHEXBERT),
         radiologists="better than older metrics, its authors say (Yu et al. 2023)",
     ),
+    "rexrank_bleu": Entry(
+        "BLEU-2 of each report, smoothed (method 1): lower case, full stops by themselves, split at blanks",
+        "as fast-bleu 0.0.90 to 1e-9",
+        "ReXrank",
+        "MIT",
+    ),
+    "rexrank": Entry(
+        "RadGraph's mean F1 of entities and relations; the cosine of CheXbert's embeddings; RadCliQ-v0, predicted "
+        "errors, lower is better; the inverse of the mean RadCliQ-v1, more is better",
+        "the authors' coefficients; RadGraph by the package's code, not by DyGIE++",
+        "ReXrank, with BERTScore and `rexrank_bleu`; 1/RadCliQ-v1 orders its board",
+        "MIT",
+        (*_RADGRAPH, "bertscore", *_CHEXBERT),
+    ),
     "modern_radgraph_xl": Entry(
         "as `radgraph`, by RadGraph-XL on a ModernBERT, `modern-radgraph-xl` of the package radgraph 0.1.18; its "
         "tokenizer is the one that its config.json names",

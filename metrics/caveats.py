@@ -49,13 +49,14 @@ READ_ENGLISH = (
     "radgraph",
     "bertscore",
     "radcliq",
+    "rexrank",
     "meteor",
     "modern_radgraph_xl",
     "cxr_bert",
     "cxrfescore",
     "ratescore",
 )
-SPLIT_AT_BLANKS = ("bleu", "coco", "nltk", "meteor")
+SPLIT_AT_BLANKS = ("bleu", "coco", "nltk", "meteor", "rexrank_bleu")
 OTHER_TOKENS = ("_unicode", "_char")
 
 

@@ -73,8 +73,13 @@ METRICS = {
     "cxrfescore": ("CXRFEScore", "likeness of the facts in them"),
     "ratescore": ("RaTEScore", "likeness of the entities in them, and whether they are denied"),
     "radcliq_v1": ("RadCliQ-v1 ↓", "predicted errors; lower is better, no bounds"),
+    "rexrank_bleu_2": ("BLEU-2, ReXrank", "shared runs of up to 2 words, mean over reports"),
+    "rexrank_radgraph": ("RadGraph, ReXrank", "entities and relations, mean of both F1s"),
+    "rexrank_semb": ("SembScore, ReXrank", "likeness of CheXbert's embeddings"),
+    "rexrank_radcliq_v0": ("RadCliQ-v0 ↓, ReXrank", "predicted number of errors; lower is better"),
+    "rexrank_inverse_radcliq_v1": ("1/RadCliQ-v1, ReXrank", "inverse of predicted errors; no bounds"),
 }
-LOWER_IS_BETTER = {"radcliq_v1", *READ_METRICS} - {*MORE_IS_BETTER}
+LOWER_IS_BETTER = {"radcliq_v1", "rexrank_radcliq_v0", *READ_METRICS} - {*MORE_IS_BETTER}
 # The bar charts; only metrics that lie in [0, 1].
 F1_PLOTTED = ("chexbert_macro_f1_14", "rule_macro_f1_14", "rule_micro_f1_14")
 OTHER_TOKENS = ("rouge_l_unicode", "bleu_4_unicode", "rouge_l_char", "bleu_4_char")

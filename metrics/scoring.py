@@ -24,6 +24,7 @@ from metrics.caveats import caveats, describe
 from metrics.labels import Labels, Uncertain, f1_measures
 from metrics.models import Models
 from metrics.report import LOWER_IS_BETTER
+from metrics.rexrank import rexrank, rexrank_bleu, single_blanks
 from metrics.rules import OBSERVATIONS, VERSION, label
 from metrics.summary import Intervals, summarize
 from metrics.text import Once, Unit, bleu, check_texts, rouge_l
@@ -96,16 +97,24 @@ def _bertscore(predictions: Texts, references: Texts, models: Models, _: Once) -
     return extras.bertscore(predictions, references, models.bertscore_folder, models.device)
 
 
-def _radcliq(predictions: Texts, references: Texts, models: Models, once: Once) -> dict[str, Measure]:
-    annotator, chexbert, folder = models.radgraph_model, models.chexbert_model, models.bertscore_folder
+def _radcliq_parts(predictions: Texts, references: Texts, models: Models) -> tuple[Measure, np.ndarray]:
+    """RadGraph's mean F1 of entities and relations, and CheXbert's cosines [n]."""
+    annotator, chexbert = models.radgraph_model, models.chexbert_model
     combined = [extras.radgraph_combined(*pair) for pair in _graphs(annotator, predictions, references, models)]
-    return extras.radcliq_v1(
-        mean_measure(combined, f"{annotator.signature}|mean of entity and relation F1"),
-        extras.bertscore(predictions, references, folder, models.device)["bertscore_f1"],
-        extras.cosine_similarities(chexbert, predictions, references),
-        predictions,
-        references,
-    )
+    signature = f"{annotator.signature}|mean of entity and relation F1"
+    return mean_measure(combined, signature), extras.cosine_similarities(chexbert, predictions, references)
+
+
+def _radcliq(predictions: Texts, references: Texts, models: Models, once: Once) -> dict[str, Measure]:
+    bertscore = _bertscore(predictions, references, models, once)["bertscore_f1"]
+    radgraph, cosines = _radcliq_parts(predictions, references, models)
+    return extras.radcliq_v1(radgraph, bertscore, cosines, predictions, references)
+
+
+def _rexrank(predictions: Texts, references: Texts, models: Models, once: Once) -> dict[str, Measure]:
+    bertscore = _bertscore(single_blanks(predictions), single_blanks(references), models, once)["bertscore_f1"]
+    radgraph, cosines = _radcliq_parts(predictions, references, models)
+    return rexrank(radgraph, bertscore, cosines, rexrank_bleu(predictions, references, once)["rexrank_bleu_2"])
 
 
 def _cxr_bert(predictions: Texts, references: Texts, models: Models, _: Once) -> dict[str, Measure]:
@@ -161,6 +170,10 @@ FAMILIES: dict[str, Family] = {
     "meteor": Family(("meteor",), lambda ours, theirs, *_: extras.meteor(ours, theirs)),
     "bertscore": Family(("bertscore_f1",), _bertscore),
     "radcliq": Family(("radcliq_v1",), _radcliq),
+    "rexrank_bleu": Family(("rexrank_bleu_2",), lambda ours, theirs, _, once: rexrank_bleu(ours, theirs, once)),
+    "rexrank": Family(
+        ("rexrank_radgraph", "rexrank_semb", "rexrank_radcliq_v0", "rexrank_inverse_radcliq_v1"), _rexrank
+    ),
     "modern_radgraph_xl": Family(_graph_names("modern_radgraph_xl"), partial(_radgraph, "modern_radgraph_xl", False)),
     "cxr_bert": Family(("cxr_bert_cosine",), _cxr_bert),
     "cxrfescore": Family(("cxrfescore",), _cxrfescore),

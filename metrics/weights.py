@@ -54,7 +54,7 @@ _SCORERS = "StanfordAIMI/RRG_scorers"
 WEIGHTS = {
     "chexbert": Weights(
         what="CheXbert, the labeler of 14 observations (Smit et al., EMNLP 2020)",
-        used_by="chexbert_*, radcliq_v1",
+        used_by="chexbert_*, radcliq_v1, rexrank_*",
         repo=_SCORERS,
         files=("chexbert.pth",),
         size="1.31 GB",
@@ -63,7 +63,7 @@ WEIGHTS = {
     ),
     "chexbert-tokenizer": Weights(
         what="the tokenizer of bert-base-uncased, which CheXbert reads with",
-        used_by="chexbert_*, radcliq_v1",
+        used_by="chexbert_*, radcliq_v1, rexrank_*",
         repo="google-bert/bert-base-uncased",
         files=("config.json", "tokenizer_config.json", "tokenizer.json"),
         size="< 1 MB",
@@ -71,7 +71,7 @@ WEIGHTS = {
     ),
     "radgraph": Weights(
         what="RadGraph, the first model, that papers report (Jain et al., NeurIPS Datasets and Benchmarks 2021)",
-        used_by="radgraph_*, radcliq_v1",
+        used_by="radgraph_*, radcliq_v1, rexrank_*",
         repo=_SCORERS,
         files=("radgraph.tar.gz",),
         size="432 MB",
@@ -89,7 +89,7 @@ WEIGHTS = {
     ),
     "radgraph-tokenizer": Weights(
         what="the tokenizer that RadGraph's config.json names, usually that of PubMedBERT",
-        used_by="radgraph_*, radcliq_v1",
+        used_by="radgraph_*, radcliq_v1, rexrank_*",
         repo="microsoft/BiomedNLP-PubMedBERT-base-uncased-abstract-fulltext",
         files=("config.json", "tokenizer_config.json", "vocab.txt"),
         size="0.2 MB",
@@ -97,7 +97,7 @@ WEIGHTS = {
     ),
     "bertscore": Weights(
         what="distilroberta-base, the model of BERTScore as radiology papers use it",
-        used_by="bertscore_f1, radcliq_v1",
+        used_by="bertscore_f1, radcliq_v1, rexrank_*",
         repo="distilbert/distilroberta-base",
         files=("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"),
         size="332 MB",
