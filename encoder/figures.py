@@ -119,14 +119,7 @@ def look(tower: Tower, images: Sequence[Image], point: Sequence[float]) -> tuple
 
     `point` is as in `similarity_map`.
     """
-    from PIL import ImageOps
-
-    squares = [ImageOps.fit(image.convert("RGB"), (min(image.size), min(image.size))) for image in images]
-    height, width = tower.prepare(squares[:1]).shape[-2:]
-    # Some processors cut a margin off and some do not: the point must be the same place for all of them.
-    whole = {"size": {"height": height, "width": width}, "do_center_crop": False}
-    processor: Any = plain_processor(tower.processor)
-    pixels = processor(squares, return_tensors="pt", **whole)["pixel_values"]
+    pixels, processor = square_pixels(tower, images)
     patches = torch.cat([tower.encode(image[None]).patches.cpu() for image in pixels])
     maps = TowerMaps(
         tower.name,
@@ -135,6 +128,18 @@ def look(tower: Tower, images: Sequence[Image], point: Sequence[float]) -> tuple
         torch.stack([similarity_map(features, point) for features in patches]),
     )
     return [gray_image(image, processor) for image in pixels], maps
+
+
+def square_pixels(tower: Tower, images: Sequence[Image]) -> tuple[torch.Tensor, Any]:
+    """The center squares of images of any size as pixels [B, 3, H, W] for a tower, and the processor that made them."""
+    from PIL import ImageOps
+
+    squares = [ImageOps.fit(image.convert("RGB"), (min(image.size), min(image.size))) for image in images]
+    height, width = tower.prepare(squares[:1]).shape[-2:]
+    # Some processors cut a margin off and some do not: a place must be the same for all of them.
+    whole = {"size": {"height": height, "width": width}, "do_center_crop": False}
+    processor: Any = plain_processor(tower.processor)
+    return processor(squares, return_tensors="pt", **whole)["pixel_values"], processor
 
 
 def pca_map(patches: torch.Tensor) -> np.ndarray:

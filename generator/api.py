@@ -1,4 +1,4 @@
-"""Drafting in Python: the front door that `raddraft draft`, `generate` and `app` go through too.
+"""Drafting in Python: the front door that `raddraft draft`, `generate` and `read` go through too.
 
 import raddraft
 

@@ -27,6 +27,10 @@ SQUARE = 0.01
 """Share by which the sides of a pixel may differ and still count as rounding."""
 MOST_ASPECT = 4
 """A ratio beyond this, or its reciprocal, is nonsense."""
+WHOLE = (0.0, 1.0)
+"""The window that shows all gray values of a film."""
+CURVE = 4096
+"""Values at which the window or VOI LUT of a film is looked at."""
 
 
 def read_dicom(path: Path, gray_mapping: GrayMapping, max_pixels: int, data: bytes | None = None) -> np.ndarray:
@@ -39,6 +43,26 @@ def read_dicom(path: Path, gray_mapping: GrayMapping, max_pixels: int, data: byt
     Raises:
         ImageError: see `raddraft.images.load_image`.
     """
+    return _read(path, gray_mapping, max_pixels, data)[0]
+
+
+def read_film(path: Path, max_pixels: int, data: bytes | None = None) -> tuple[np.ndarray, tuple[float, float]]:
+    """Read a DICOM file for a viewer, which windows it: nothing of the file's range is cut off.
+
+    Returns:
+        [H, W], 0..255, floats, and the window that the file asks for: the shares of 255 that are black and white. What
+        is no straight line, a VOI LUT or a sigmoid, is applied, and its window is the whole.
+
+    Raises:
+        ImageError: see `raddraft.images.load_image`.
+    """
+    return _read(path, None, max_pixels, data)
+
+
+def _read(
+    path: Path, gray_mapping: GrayMapping | None, max_pixels: int, data: bytes | None
+) -> tuple[np.ndarray, tuple[float, float]]:
+    """See `read_dicom`, and `read_film` for which there is no mapping."""
     from pydicom import dcmread
 
     header = Header(path, dcmread(path if data is None else io.BytesIO(data), force=True))
@@ -51,17 +75,20 @@ def read_dicom(path: Path, gray_mapping: GrayMapping, max_pixels: int, data: byt
     check_size(path, width, height, 1, max_pixels)
     _warn_of_kind(header)
     words, stored = stored_values(header, frame, layout)
-    hidden = _shutter(header, layout, ratio)
+    hidden, window = _shutter(header, layout, ratio), WHOLE
     if layout.samples > 1 or layout.photometric == "PALETTE COLOR":
-        pixels = _gray_from_color(header, layout, stored, gray_mapping, hidden)
+        pixels = _gray_from_color(header, layout, stored, gray_mapping or "window", hidden)
     else:
         padding = _padding(header, layout, words, stored)
         if padding is not None:
             hidden = padding if hidden is None else hidden | padding
-        pixels = _gray(header, layout, words, stored, gray_mapping, hidden)
+        if gray_mapping is None:
+            pixels, window = _film(header, layout, words, stored, hidden)
+        else:
+            pixels = _gray(header, layout, words, stored, gray_mapping, hidden)
     if hidden is not None:
         pixels[hidden] = 0
-    return _resize(pixels, width, height)
+    return _resize(pixels, width, height), window
 
 
 def read_sizes(path: Path) -> tuple[int, int] | None:
@@ -108,6 +135,42 @@ def _gray(
         pixels, mapping = stretch(header.path, values, gray_mapping, hidden), f"mapping {gray_mapping!r}"
     check_levels(header.path, words, pixels, mapping, hidden)
     return 255 - pixels if layout.photometric == "MONOCHROME1" else pixels
+
+
+def _film(
+    header: Header, layout: Layout, words: np.ndarray, stored: np.ndarray, hidden: np.ndarray | None
+) -> tuple[np.ndarray, tuple[float, float]]:
+    """Stored values [H, W] to gray and window, see `read_film`."""
+    check_sign_and_bits(header, layout, words, stored, hidden)
+    values, low, high = modality_values(header, layout, stored)
+    pixels, window = stretch(header.path, values, "minmax", hidden), WHOLE
+    shown = values if hidden is None else values[~hidden]
+    probe = np.linspace(shown.min(), shown.max(), CURVE)
+    display = display_values(header, probe, low, high)
+    if display is not None:
+        straight = _straight(display[0])
+        if straight is None:
+            pixels = np.interp(pixels, np.linspace(0, 255, CURVE), display[0] * 255)
+        else:
+            window = straight
+    if layout.photometric == "MONOCHROME1":
+        return 255 - pixels, (1 - window[1], 1 - window[0])
+    return pixels, window
+
+
+def _straight(curve: np.ndarray) -> tuple[float, float] | None:
+    """Where a straight line through a curve [n] over 0..1 is 0 and 1; None if it is no line between these."""
+    places = np.linspace(0, 1, len(curve))
+    inside = np.flatnonzero((curve > 0) & (curve < 1))
+    if len(inside) < 2:
+        return None
+    first, last = inside[[0, -1]]
+    slope = (curve[last] - curve[first]) / (places[last] - places[first])
+    if slope <= 0:
+        return None
+    low = places[first] - curve[first] / slope
+    line = ((places - low) * slope).clip(0, 1)
+    return (float(low), float(low + 1 / slope)) if np.abs(line - curve).max() < 0.01 else None
 
 
 def _gray_from_color(

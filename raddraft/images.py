@@ -37,7 +37,7 @@ from PIL.TiffImagePlugin import (
 )
 
 from raddraft.codestreams import CutStreamError, read_stream
-from raddraft.dicom import read_dicom, read_shown_size, read_sizes
+from raddraft.dicom import WHOLE, read_dicom, read_film, read_shown_size, read_sizes
 from raddraft.errors import RadDraftError
 from raddraft.gray import MIN_SIDE, ImageError, ImageWarning, check_levels, check_size, stretch, warn
 from raddraft.studies import GrayMapping
@@ -104,6 +104,26 @@ def load_gray(
     return _load(Path(path), gray_mapping, max_pixels, data)[0].astype(np.float32) / 255
 
 
+def load_film(path: str | Path, max_pixels: int = 100_000_000) -> tuple[np.ndarray, tuple[float, float]]:
+    """Read a chest X-ray file for a viewer, which windows it; with the warnings and errors of `load_image`.
+
+    Returns:
+        float32 [H, W], 0..1, the whole range of the file's values, air dark; and the window to begin with, that of the
+        file: the values to show black and white, which may lie outside 0..1.
+    """
+    path, window = Path(path), WHOLE
+    if not _is_dicom(_read_head(path)):
+        return load_gray(path, "window", max_pixels), window
+    try:
+        pixels, window = read_film(path, max_pixels)
+    except (ImageError, ImageWarning):
+        raise
+    except Exception as error:  # as in `_load`
+        raise _damaged(path, error) from error
+    _warn_of_inverted(path, Image.fromarray(pixels.astype(np.uint8)))
+    return pixels.astype(np.float32) / 255, window
+
+
 def _load(path: Path, gray_mapping: GrayMapping, max_pixels: int, data: bytes | None) -> tuple[np.ndarray, Image.Image]:
     """Gray values [H, W] on the scale of 0..255, uint8 if the file holds them, else unrounded floats; and the image."""
     if gray_mapping not in get_args(GrayMapping):
@@ -125,8 +145,7 @@ def _load(path: Path, gray_mapping: GrayMapping, max_pixels: int, data: bytes | 
     low, high = image.getextrema()
     if low == high:
         raise ImageError(f"{path}: all pixels have the same value, {low} after mapping {gray_mapping!r}")
-    if _looks_inverted(image):
-        warn(path, "looks inverted (air bright, bone dark) or not upright; left as the file states it")
+    _warn_of_inverted(path, image)
     return pixels, image
 
 
@@ -294,6 +313,11 @@ def _check_deflated(what: str, data: bytes, most: int) -> None:
         raise ImageError(f"{what}: {error}") from None
     if not inflater.eof:
         raise ImageError(f"{what} has no end, so its check sum is missing")
+
+
+def _warn_of_inverted(path: Path, image: Image.Image) -> None:
+    if _looks_inverted(image):
+        warn(path, "looks inverted (air bright, bone dark) or not upright; left as the file states it")
 
 
 def _looks_inverted(image: Image.Image) -> bool:

@@ -1,4 +1,4 @@
-"""`raddraft draft` and `app`: any kind of file, drafts as they are decoded, options that a model cannot use."""
+"""`raddraft draft`: any kind of file, drafts as they are decoded, options that a model cannot use."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +15,8 @@ import pytest
 from PIL import Image
 from pydicom import dcmread
 
-from generator.api import Model, report_drafts
-from generator.config import DecodeConfig
-from generator.generate import BANNER, Draft, generate
-from generator.model import load
-from raddraft.studies import read_studies
-from scripts.app import draft_upload
+from generator.api import report_drafts
+from generator.generate import BANNER, Draft
 from scripts.draft import print_draft
 from tests.conftest import make_study
 from tests.test_cli import random_model, run  # noqa: F401 - a fixture
@@ -260,19 +255,3 @@ def test_options_that_the_model_cannot_use_are_refused(random_model, tmp_path, o
     status, said = run("draft", random_model, tmp_path / "1.png", *options)
     assert status == 1
     assert sentence in said
-
-
-def test_app_drafts_an_upload_or_says_what_is_wrong(model_folder, studies_file, tmp_path) -> None:
-    study, model = read_studies(studies_file)[1], Model(load(model_folder), "model")
-    config = DecodeConfig(max_new_tokens=40, batch_size=7)
-    image, text = draft_upload(model, config, str(study.main_image.path), study.sections["indication"])
-    without_view = replace(study, images=[replace(study.main_image, view=None)])
-    generate(model.drafter, [without_view], tmp_path / "no_view.jsonl", config, "model")
-    assert text == json.loads((tmp_path / "no_view.jsonl").read_text())["prediction"]
-    assert image is not None
-    assert image.size == (32, 32)
-    (tmp_path / "notes.txt").write_text("not an image")
-    image, text = draft_upload(model, config, str(tmp_path / "notes.txt"))
-    assert image is None
-    assert "notes.txt" in text
-    assert draft_upload(model, config, None)[1] == "Choose a file first."

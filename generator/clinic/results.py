@@ -47,9 +47,7 @@ class Writer:
     def __init__(self, studies: Sequence[Study], folder: Path | None, forms: Sequence[Form]) -> None:
         if folder is None or folder.is_file():
             raise RadDraftError(f"--to {' '.join(forms)} needs a folder to write to, given by --out; got {folder}")
-        for form, module in (("pdf", "fpdf"), ("fhir", "fhir")):
-            if form in forms and not importlib.util.find_spec(module):
-                raise RadDraftError(f'--to {form} needs the extra clinic: pip install "raddraft[clinic]"')
+        check_forms(forms)
         for study in studies:
             for image in study.images:
                 read_source(image.path)
@@ -65,6 +63,13 @@ class Writer:
         except RadDraftError as error:
             return f"not written: {error}"
         return None
+
+
+def check_forms(forms: Sequence[Form]) -> None:
+    """Raise RadDraftError where a form needs a package that is not installed."""
+    for form, module in (("pdf", "fpdf"), ("fhir", "fhir")):
+        if form in forms and not importlib.util.find_spec(module):
+            raise RadDraftError(f'{form} needs the extra clinic: pip install "raddraft[clinic]"')
 
 
 def write_results(report: Report, folder: Path, name: str, forms: Sequence[Form]) -> list[Path]:

@@ -1,0 +1,123 @@
+"""What readers decided: `reads.jsonl`, one decision a line, only ever appended to.
+
+    {"study_id": "s1", "subject_id": "p1", "draft": "…", "final": "…", "decision": "corrected", "seconds": 41.5,
+     "reader": "A", "time": "2026-01-31T08:15:00+00:00", "model": "runs/mine/model", "reference": "…"}
+
+A rejected draft has a `reason` and an empty `final`. A reader may decide again: the last decision on a model's draft of
+a study counts. `metrics.reads` scores the file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from threading import Lock
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+
+from generator.clinic.reading.worklist import Drafted
+from raddraft.errors import RadDraftError
+from raddraft.files import read_jsonl
+from raddraft.studies import Study
+
+Decision = Literal["accepted", "corrected", "rejected"]
+
+
+@dataclass
+class Read:
+    """A decision as the page shows it."""
+
+    decision: Decision
+    final: str
+    reason: str
+    seconds: float
+    model: str
+    """Wrote the draft."""
+
+
+class Reads:
+    """The decisions of one reader in a file that other readers may share, though not at the same time.
+
+    Args:
+        path: the reads.jsonl; made if need be.
+        reader: any label.
+
+    Raises:
+        RadDraftError: another process has the file, or a line is no decision.
+    """
+
+    def __init__(self, path: Path, reader: str) -> None:
+        self.path, self.reader = path, reader
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock, self._writing = FileLock(f"{path}.lock", timeout=0), Lock()
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise RadDraftError(f"{path}: another raddraft read writes to it; give another --out") from None
+        self._latest: dict[tuple[str, str], Read] = {}
+        if path.is_file():
+            _end_last_line(path)
+            for _, row in read_jsonl(path, ("study_id", "draft", "decision")):
+                if row.get("reader") == reader:
+                    self._latest[row["study_id"], str(row.get("model") or "")] = _read_of(row)
+
+    def close(self) -> None:
+        """Let others write to the file."""
+        self._lock.release()
+
+    def latest(self, study_id: str, model: str) -> Read | None:
+        """The reader's last decision on a model's draft of a study."""
+        return self._latest.get((study_id, model))
+
+    def append(
+        self, study: Study, draft: Drafted, final: str | None, reason: str, seconds: float, reference: str | None
+    ) -> Read:
+        """Note a decision; it is on the disk when this returns.
+
+        Args:
+            study: what was read.
+            draft: what the reader was given.
+            final: what the report is to say; None where the draft is rejected.
+            reason: why it is rejected; else blank.
+            seconds: that the study was open and in use.
+            reference: the study's own report, where there is one.
+        """
+        if final is None:
+            decision: Decision = "rejected"
+        else:
+            decision = "accepted" if final.strip() == draft.text.strip() else "corrected"
+            final = draft.text if decision == "accepted" else final
+        row: dict[str, Any] = {"study_id": study.study_id, "subject_id": study.subject_id}
+        row |= {"draft": draft.text, "final": final or "", "decision": decision}
+        row |= {"reason": reason} if decision == "rejected" else {}
+        row |= {"seconds": round(seconds, 1), "reader": self.reader}
+        row |= {"time": datetime.now(UTC).isoformat(timespec="seconds"), "model": draft.model}
+        row |= {} if reference is None else {"reference": reference}
+        with self._writing:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            read = self._latest[study.study_id, draft.model] = _read_of(row)
+        return read
+
+
+def _read_of(row: dict[str, Any]) -> Read:
+    reason, model = str(row.get("reason") or ""), str(row.get("model") or "")
+    return Read(row["decision"], str(row.get("final") or ""), reason, float(row.get("seconds") or 0), model)
+
+
+def _end_last_line(path: Path) -> None:
+    """Drop a last line that an interruption cut; end one that is whole."""
+    with open(path, "rb+") as file:
+        data = file.read()
+        last = data[data.rfind(b"\n") + 1 :]
+        try:
+            json.loads(last or b"0")
+            file.write(b"\n" if last else b"")
+        except ValueError:
+            file.truncate(len(data) - len(last))

@@ -1,0 +1,62 @@
+"""Read studies -> SR, PDF and FHIR in a folder, as `raddraft draft --to` writes drafts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from generator.clinic import Form
+from generator.clinic.reading.decisions import Read
+from generator.clinic.reading.worklist import Worklist
+from generator.clinic.report import report_of
+from generator.clinic.results import check_forms, write_results
+from generator.generate import Draft
+from raddraft.errors import RadDraftError
+
+if TYPE_CHECKING:
+    from generator.api import Model
+
+
+def write_read(
+    worklist: Worklist,
+    number: int,
+    read: Read,
+    model: Model,
+    folder: Path,
+    forms: Sequence[Form],
+    complete: bool = False,
+) -> list[Path]:
+    """Write the documents of a study whose draft a reader accepted or corrected; UNVERIFIED they stay.
+
+    Args:
+        worklist: holds the study.
+        number: of the study.
+        read: what the reader decided.
+        model: wrote the draft, and is named in the documents.
+        folder: made if need be.
+        forms: which documents.
+        complete: whether the reader holds the text to be whole; else it is PARTIAL.
+
+    Returns:
+        Their files.
+
+    Raises:
+        RadDraftError: the draft was rejected or is of another model, or as `report_of` and `write_results`.
+    """
+    study = worklist.studies[number]
+    if read.decision == "rejected":
+        raise RadDraftError(f"Study {study.study_id!r}: the draft was rejected, so there is no report to write")
+    if read.model != model.name:
+        raise RadDraftError(
+            f"Study {study.study_id!r}: its draft is by {read.model!r}, and documents name the weights of the model "
+            f"that is loaded, {model.name!r}"
+        )
+    check_forms(forms)
+    prior = worklist.priors.get(study.study_id) if model.drafter.prompt.prior else None
+    for image in model.drafter.prompt.choose_images(study, prior):
+        worklist.fetch(image)
+    draft = Draft([read.final], study_id=study.study_id, banner=model.banner)
+    report = replace(report_of(draft, study, model, prior), complete=complete)
+    return write_results(report, folder, study.study_id, forms)
