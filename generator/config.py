@@ -189,6 +189,9 @@ class TrainConfig:
     """Mixed precision of Accelerate."""
     cached: bool = False
     """Run the frozen tower once over all images, store its features, and train from them."""
+    standardize: bool = False
+    """While training from stored features (`cached`), centre and scale every channel by its mean and standard deviation
+    over the training images. The saved model is an ordinary one: they are folded into the projector's first layer."""
     eval_every: int | None = None
     """Steps between validations; by default once an epoch. 0: no validation, the last weights are kept. A reward stage
     drafts the val split then, and before its first step."""
@@ -218,6 +221,8 @@ class TrainConfig:
             raise RadDraftError(
                 "train.cached is true, but a stage trains the tower; use cached: false or tower: frozen"
             )
+        if self.standardize and not self.cached:
+            raise RadDraftError("train.standardize takes its statistics from stored features; add cached: true")
 
     def batch_of(self, stage: Stage) -> int:
         """Studies per step of a stage."""

@@ -35,6 +35,7 @@ from generator.prompts import PromptConfig
 from generator.reward_drafts import read_prompts
 from generator.reward_stage import RewardStage, learn_from_rewards, make_rewards
 from generator.runs import Progress, StagedRun, lr_factor, parameter_groups, split_studies
+from generator.standardize import Standard, standardize
 from generator.vlm import make_drafter
 from raddraft.errors import DivergedError, RadDraftError, UnavailableError
 from raddraft.files import whole_folder
@@ -154,6 +155,7 @@ def train(
         )
         store = store or _store_features(accelerator, drafter, examples, encoder)
         drafter.model.model.vision_tower = StoredFeatures()
+    standard = standardize(drafter, store, examples["train"].images()) if config.standardize and store else None
     if config.activation_checkpointing:
         drafter.model.activation_checkpointing_enable()
     if config.uses_lora:
@@ -256,7 +258,7 @@ def train(
     if store is not None:
         drafter.model.model.vision_tower = tower
     if accelerator.is_main_process:
-        _save_model(model, drafter, model_config, config, run)
+        _save_model(model, drafter, model_config, config, run, standard)
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return out / "model"
@@ -264,6 +266,10 @@ def train(
 
 def _check_types(model: ModelConfig, config: TrainConfig) -> None:
     """Raise RadDraftError where the data types of weights do not go with how they train."""
+    if config.standardize and model.vlm:
+        raise RadDraftError(
+            f"train.standardize is for a new projector; {model.vlm} has one that reads features as they are"
+        )
     if model.dtype == "bfloat16" and config.precision != "bf16":
         raise RadDraftError("model.dtype is bfloat16, so train.precision must be bf16")
     if model.quantize != "no" and any(stage.lm == "full" for stage in config.stages):
@@ -376,7 +382,14 @@ def _describe(model: nn.Module, number: int, config: TrainConfig, steps: int) ->
     return f"stage {number + 1} of {len(config.stages)}: {training:,} of {total:,} parameters train, {steps} steps{few}"
 
 
-def _save_model(model: Any, drafter: Drafter, model_config: ModelConfig, config: TrainConfig, run: StagedRun) -> None:
+def _save_model(
+    model: Any,
+    drafter: Drafter,
+    model_config: ModelConfig,
+    config: TrainConfig,
+    run: StagedRun,
+    standard: Standard | None,
+) -> None:
     """Save the model with adapters merged; and by themselves, where the model that they belong to can be loaded."""
     from accelerate.utils import set_seed
 
@@ -390,5 +403,7 @@ def _save_model(model: Any, drafter: Drafter, model_config: ModelConfig, config:
             with whole_folder(run.folder / "adapter") as temporary:
                 save_adapter(model, temporary, run.trained, model_config.vlm)
         model = model.merge_and_unload()
+    if standard:
+        standard.fold(model.model.multi_modal_projector.linear_1)
     model = model.to(getattr(torch, model_config.dtype)).eval()
     save(replace(drafter, model=model), run.folder / "model")

@@ -473,6 +473,7 @@ def test_an_unreadable_image_is_named_and_the_rest_trains(parts, parts_config, t
         (lambda: ModelConfig(vlm="a", image_size=28), "image_size, .* cannot be used with vlm"),
         (lambda: TrainConfig(stages=[Stage(lm="lora"), Stage(lm="full")]), "'lora' in one stage and 'full'"),
         (lambda: TrainConfig(stages=[Stage(tower=1)], cached=True), "a stage trains the tower"),
+        (lambda: TrainConfig(standardize=True), r"train\.standardize .* add cached: true"),
         (lambda: TrainConfig(save_every=0), "train.save_every must be at least 1, got 0"),
         (lambda: Stage(epochs=0), "epochs > 0"),
         (lambda: PromptConfig(targets=[]), "targets is empty"),
