@@ -190,7 +190,7 @@ class TrainConfig:
     cached: bool = False
     """Run the frozen tower once over all images, store its features, and train from them."""
     standardize: bool = False
-    """While training from stored features (`cached`), centre and scale every channel by its mean and standard deviation
+    """While training from stored features (`cached`), center and scale every channel by its mean and standard deviation
     over the training images. The saved model is an ordinary one: they are folded into the projector's first layer."""
     eval_every: int | None = None
     """Steps between validations; by default once an epoch. 0: no validation, the last weights are kept. A reward stage

@@ -1,4 +1,4 @@
-"""Features centred and scaled per channel while the projector trains; folded into its first layer when it is saved.
+"""Features centered and scaled per channel while the projector trains; folded into its first layer when it is saved.
 
 Features of a pretrained tower have a large part that is the same in all patches of all images. LLaVA's projector has no
 norm, so a small language model that is trained from random weights has to unlearn this part first. To fold it in before
@@ -62,7 +62,7 @@ class Standard:
         return cls(mean.float(), std.clamp(min=max(LEAST * std.mean().item(), 1e-6)).float())
 
     def attach(self, projector: nn.Module) -> None:
-        """Standardise whatever the projector is given, from now on."""
+        """Standardize whatever the projector is given, from now on."""
 
         def standardize(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
             features, *rest = inputs
@@ -81,7 +81,7 @@ class Standard:
 
 
 def standardize(drafter: Drafter, store: FeatureStore, images: Iterable[Iterable[Path]]) -> Standard:
-    """Standardise what a model's projector reads from now on.
+    """Standardize what a model's projector reads from now on.
 
     Args:
         drafter: whose model is to be trained.

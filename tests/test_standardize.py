@@ -1,4 +1,4 @@
-"""Standardised features: statistics over the training images, folded into an ordinary model when it is saved."""
+"""Standardized features: statistics over the training images, folded into an ordinary model when it is saved."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Stored(dict):
         raise ImageError(f"{path} cannot be read")
 
 
-def test_a_folded_layer_gives_what_it_gave_behind_standardised_features() -> None:
+def test_a_folded_layer_gives_what_it_gave_behind_standardized_features() -> None:
     torch.manual_seed(0)
     scale, shift = torch.logspace(-1, 1, 6), torch.tensor([0.0, -30.0, 5.0, 0.1, 40.0, -1.0])
     stored = Stored({Path(f"{n}.png"): torch.randn(9, 6) * scale + shift for n in range(40)})
@@ -85,7 +85,7 @@ def test_the_saved_model_is_ordinary_and_writes_the_same(parts, parts_config, tm
     assert all(torch.equal(before[name], again[name]) for name in before), "folded once"
 
 
-def test_a_trained_projector_is_not_standardised_again(parts, tmp_path) -> None:
+def test_a_trained_projector_is_not_standardized_again(parts, tmp_path) -> None:
     config = quick(stages=[Stage()], cached=True, standardize=True)
     with pytest.raises(ValueError, match=r"train\.standardize is for a new projector; runs/old/model has one"):
         train(parts, tmp_path / "run", ModelConfig(vlm="runs/old/model"), PromptConfig(), config)
