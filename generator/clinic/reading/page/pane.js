@@ -70,7 +70,7 @@ export class Pane {
     this.inverted = false;
     this.fitted = true;
     this.#fit();
-    this.#draw(true);
+    this.#draw(false);
     this.changed(this);
   }
 
