@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from encoder.cards import TOWERS
 from encoder.official import find_file, load_official
+from encoder.timm_folder import plain_processor
 from encoder.tower import Tower, patch_size
 from raddraft.errors import RadDraftError, UnavailableError
 from raddraft.loading import load_pretrained
@@ -85,6 +86,7 @@ def load_tower(
         patch = patch_size(model)
         if patch and image_size % patch:
             raise RadDraftError(f"image_size {image_size} is not a multiple of the patch size {patch} of {name}")
+        processor = plain_processor(processor)  # that of timm's wrapper has no sizes to set
         if not hasattr(processor, "crop_size"):
             raise RadDraftError(f"The image processor of {name} cannot be set to image_size {image_size}")
         vars(processor).update(

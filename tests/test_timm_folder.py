@@ -36,6 +36,8 @@ def test_features_are_timms_own_by_name_and_by_order(tmp_path, network, capsys) 
         torch.testing.assert_close(encoded.patches.permute(0, 3, 1, 2), grid, atol=1e-4, rtol=0)
         torch.testing.assert_close(encoded.pooled, pooled, atol=1e-4, rtol=0)
         assert json.loads((out / "config.json").read_text())["architecture"] == "resnet10t"
+    smaller = load_tower(str(out), image_size=96)
+    assert (smaller.prepare([image]).shape[-2:], smaller.shape[:2]) == ((96, 96), (3, 3))
     shown = capsys.readouterr().out
     assert shown.count("entries were taken in their order") == 1
     assert shown.count("dropped: 2 entries of the classifier") == 2
