@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
-from generator.clinic.films import TAGS
+from generator.clinic.films import TAGS, Film, film_of
 from raddraft.errors import RadDraftError
 
 if TYPE_CHECKING:
@@ -150,6 +150,22 @@ class Archive:
     def headers(self, study: str, series: str) -> list[Dataset]:
         """`generator.clinic.films.TAGS` of the objects of a series."""
         return [_header(row) for row in self._ask(self._client.retrieve_series_metadata, study, series)]
+
+    def films(self, study: str, series: Mapping[str, str], modalities: Collection[str], folder: Path) -> list[Film]:
+        """The films of a study by their headers; their paths, in a folder, are where `fetch` may write them.
+
+        Args:
+            study: Study Instance UID.
+            series: as `series` gives them.
+            modalities: of series to look into.
+            folder: for this study alone.
+        """
+        films: list[Film] = []
+        for uid, modality in sorted(series.items()):
+            if modality in modalities:
+                for header in self.headers(study, uid):
+                    films.append(film_of(folder / f"{len(films) + 1}.dcm", header))
+        return [film for film in films if film.study == study]
 
     def fetch(self, study: str, series: str, instance: str, path: Path) -> None:
         """Write an object to a file, as the archive keeps it."""

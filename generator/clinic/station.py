@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 
 from generator.clinic import Document, Selection
 from generator.clinic.archive import Archive, ArchiveDownError, ArchiveError, VanishedError
-from generator.clinic.films import Film, film_of, read_film
+from generator.clinic.films import Film, read_film
 from generator.clinic.grouping import ClinicStudy, as_studies, group
 from generator.clinic.pseudonyms import Pseudonyms
 from generator.clinic.report import report_of, series_uid
@@ -259,12 +259,7 @@ class Station:
     def _films_of(self, uid: str, series: dict[str, str]) -> list[Film]:
         """Headers of a study's films in the archive; their paths are where `_fetch` will write them."""
         folder = self._films / self._pseudonyms.study(uid)
-        films: list[Film] = []
-        for one, modality in sorted(series.items()):
-            if modality in self.select.modality:
-                for header in self.archive.headers(uid, one):
-                    films.append(film_of(folder / f"{len(films) + 1}.dcm", header))
-        return [film for film in films if film.study == uid]
+        return self.archive.films(uid, series, self.select.modality, folder)
 
     def _find_earlier(self, one: ClinicStudy) -> list[ClinicStudy]:
         """The patient's latest earlier study in the archive that has chest films, alone in a list."""

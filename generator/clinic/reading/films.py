@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import OrderedDict
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from threading import Lock
 
@@ -15,7 +16,7 @@ from raddraft.images import load_film
 
 LARGEST = 100_000_000
 """Pixels; a larger film is refused before it is decoded."""
-KEPT = 200_000_000
+KEPT = 100_000_000
 """Bytes of films that are kept for the next time."""
 
 
@@ -39,6 +40,7 @@ class Films:
     def __init__(self) -> None:
         self._kept: OrderedDict[Path, Film] = OrderedDict()
         self._lock = Lock()
+        import_module("pydicom")  # now, since it takes longer than to read a film
 
     def read(self, path: Path) -> Film:
         """The film in a file.

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -88,6 +89,16 @@ class Reading:
         self.films, self.drafting = Films(), Drafting(self.model, self.worklist, self.decoding)
         self.working: dict[int, Working] = {}
         self.attention = shows_attention(self.model.drafter)
+        # Made once: the studies of a manifest are unpacked for it.
+        self._rows = [
+            {
+                "id": study.study_id,
+                "subject": study.subject_id,
+                "views": [image.view or "?" for image in study.images],
+                "indication": study.sections.get("indication", ""),
+            }
+            for study in skim(self.worklist.studies)
+        ]
 
     def close(self) -> None:
         """Stop drafting."""
@@ -101,18 +112,12 @@ class Reading:
 
     def overview(self) -> dict[str, Any]:
         """The worklist and what the page can do."""
-        studies = [
-            {
-                "id": study.study_id,
-                "subject": study.subject_id,
-                "views": [image.view or "?" for image in study.images],
-                "indication": study.sections.get("indication", ""),
-                "status": read.decision if (read := self.read(study)) else "unread",
-            }
-            for study in skim(self.worklist.studies)
-        ]
+        reads = map(self.read, self.worklist.studies)
         return {
-            "studies": studies,
+            "studies": [
+                row | {"status": read.decision if read else "unread"}
+                for row, read in zip(self._rows, reads, strict=True)
+            ],
             "model": self.model.name,
             "banner": self.model.banner,
             "reader": self.reads.reader,
@@ -124,6 +129,9 @@ class Reading:
     def study(self, number: int, ahead: Sequence[int]) -> dict[str, Any]:
         """A study with its films, draft and decision; it and those ahead are drafted next."""
         study = self._study(number)
+        if self.drafting.get(number) is None and study.images[0].path.is_file():
+            with suppress(RadDraftError):  # it is said where the film is asked for
+                self.film(number, 0)  # before the model takes the processors
         self.drafting.ask([number, *(one for one in ahead if 0 <= one < len(self.worklist.studies))])
         prior = self.worklist.priors.get(study.study_id)
         working, read = self.working.get(number), self.read(study)

@@ -9,6 +9,7 @@ import { Worklist } from "./worklist.js";
 const AHEAD = 4; // studies that are drafted ahead
 const POLL = 400; // milliseconds between two looks for a draft
 const SAVE = 600; // milliseconds without a change after which a text is kept
+const NARROW = 1100; // width of a window, in pixels, up to which the list is a drawer
 const IDLE = 60_000; // milliseconds without a key or a move after which a study is not in use
 
 const element = (id) => document.getElementById(id);
@@ -29,7 +30,10 @@ const worklist = new Worklist({
   search: element("search"),
   filter: element("filter"),
   found: element("found"),
-  opened: (number) => open(number),
+  opened: (number, pressed) => {
+    open(number);
+    if (pressed && innerWidth <= NARROW) toggleList(); // there the list lies over the films
+  },
 });
 const report = new Report({
   text: element("text"),
@@ -269,7 +273,7 @@ function listen() {
 async function start() {
   const light = matchMedia("(prefers-color-scheme: light)").matches ? "light" : "dark";
   setTheme(localStorage.getItem("theme") ?? light);
-  if (innerWidth <= 1100) toggleList();
+  if (innerWidth <= NARROW) toggleList();
   listen();
   if (!takeToken()) {
     say("Open the address that raddraft read printed; it ends with a token.", true);

@@ -145,13 +145,13 @@ export class Report {
     const at = places.findIndex(([start, end]) => caret >= start && caret <= end);
     const known = (this.draft?.sentences ?? []).length > 0;
     if (document.activeElement !== this.text || at < 0) {
-      this.sentence.textContent = known ? "Shaded: the model was less sure of these words. Not whether they are true." : "";
+      this.sentence.textContent = known ? "Shaded where the model was less sure. That does not tell what is true." : "";
       return;
     }
     const found = this.confidence.get(places[at][2].text);
     const parts = [`Sentence ${at + 1} of ${places.length}`];
     if (!found) parts.push(known ? "written by you" : "the model tells no confidence");
-    if (found && "log_prob" in found) parts.push(`mean probability of its tokens ${Math.exp(found.log_prob).toFixed(2)}`);
+    if (found && "log_prob" in found) parts.push(`probability of its tokens ${Math.exp(found.log_prob).toFixed(2)}`);
     if (found && "agreement" in found) parts.push(`${Math.round(found.agreement * 100)} % of the other candidates agree`);
     this.sentence.textContent = parts.join(" · ");
   }

@@ -12,7 +12,7 @@ export class Worklist {
     list.addEventListener("scroll", () => this.draw());
     list.addEventListener("click", (event) => {
       const row = event.target.closest(".row");
-      if (row) this.opened(Number(row.dataset.number));
+      if (row) this.opened(Number(row.dataset.number), true);
     });
     list.addEventListener("keydown", (event) => this.#key(event));
     new ResizeObserver(() => this.draw()).observe(list);
