@@ -24,7 +24,7 @@ from typing import BinaryIO
 
 from filelock import FileLock
 
-from raddraft.files import digest_file
+from raddraft.files import decode_json, digest_file
 from raddraft.gray import ImageError
 
 SECONDS = 1.0
@@ -51,12 +51,12 @@ class FileList:
         folder.mkdir(parents=True, exist_ok=True)
         self.path, self.lock = folder / "files.jsonl", FileLock(folder / "files.lock")
 
-    def find(self, paths: Sequence[Path]) -> list[str | None]:
+    def find(self, paths: Iterable[str | Path]) -> list[str | None]:
         """The digest of each file; None of one that is not listed, or has changed since."""
         names = [str(path) for path in paths]
         wanted, found = set(names), {}
         for line in self._lines():
-            name, *state, digest = json.loads(line)
+            name, *state, digest = decode_json(line)
             if name in wanted and file_state(name) == tuple(state):
                 found[name] = digest
         return [found.get(name) for name in names]

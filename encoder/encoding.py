@@ -83,7 +83,7 @@ def compute_features(
     sources = {each[0]: each for layers in asked.values() for each in layers}
     folder.make(tower, list(sources))
     tasks = _plan(wanted, asked)
-    digests = dict(zip(tasks, known.find(list(map(Path, tasks))), strict=True))
+    digests = dict(zip(tasks, known.find(tasks), strict=True))
     with ExitStack() as stack:
         writers = {}
         for content in sorted(sources, key=lambda content: content.name):  # in one order, or two would wait for ever

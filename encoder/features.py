@@ -217,7 +217,7 @@ def open_stores(
     if accelerator and accelerator.num_processes > 1:  # what the others have read and stored
         accelerator.wait_for_everyone()
         names = list(dict.fromkeys(str(path) for paths in wanted.values() for path in paths))
-        found = FileList(compute.features).find([Path(name) for name in names])
+        found = FileList(compute.features).find(names)
         digests = {name: digest for name, digest in zip(names, found, strict=True) if digest}
         stock = read_stock(computed.folder, wanted)
     return {

@@ -20,6 +20,7 @@ from filelock import FileLock
 
 from encoder.config import DType
 from encoder.digests import whole_lines
+from raddraft.files import decode_json
 
 N_VECTORS = 2
 """Vectors at the start of a row: the pooled one and the mean patch."""
@@ -91,7 +92,7 @@ def find_rows(folder: Path, form: Form) -> dict[str, Place]:
         part = index.with_suffix(".bin")
         n_rows = part.stat().st_size // form.row_bytes if part.is_file() else 0
         for row, line in enumerate(whole_lines(index)[:n_rows]):
-            found.setdefault(json.loads(line), (part.name, row))
+            found.setdefault(decode_json(line), (part.name, row))
     return found
 
 

@@ -112,7 +112,7 @@ def parse_line(
 ) -> dict[str, Any]:
     """A line of a JSON Lines file, as `read_jsonl` reads it and with its errors, which begin with `where`."""
     try:
-        row = _decode(line)
+        row = decode_json(line)
     except json.JSONDecodeError as cause:
         raise error(f"{where}: not valid JSON: {cause.msg} at character {cause.pos + 1}") from None
     except UnicodeDecodeError as cause:
@@ -163,13 +163,14 @@ def digest_json(*parts: Any) -> str:
 
 def _is_broken(line: bytes) -> bool:
     try:
-        _decode(line)
+        decode_json(line)
     except (json.JSONDecodeError, UnicodeDecodeError):
         return True
     return False
 
 
-def _decode(line: bytes) -> Any:
+def decode_json(line: bytes) -> Any:
+    """What JSON text stands for, three times as fast as `json.loads`, whose errors it raises; NaN is None."""
     try:
         return msgspec.json.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError):  # NaN, a byte order mark, lone surrogates; or what is no JSON

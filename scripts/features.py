@@ -42,18 +42,19 @@ def main(
 
     from encoder.config import FeatureConfig
     from encoder.features import open_store
-    from raddraft.studies import read_studies
+    from raddraft.studies import read_studies, skim
 
     kept = FeatureConfig(keep, tuple(layers) if layers else None)
     known = read_studies(studies)
-    paths = [image.path for study in known if splits is None or study.split in splits for image in study.images]
+    chosen = (study for study in skim(known) if splits is None or study.split in splits)
+    paths = [image.path for study in chosen for image in study.images]
     if not paths:
         raise RadDraftError(f"{studies} has no images in the splits {', '.join(splits or [])}")
     accelerator = Accelerator()
     store = open_store(encoder.load(backend), paths, kept, encoder, accelerator)
     if not accelerator.is_main_process:
         return 0
-    n_paths = len(dict.fromkeys(paths))
+    n_paths = len(set(map(str, paths)))  # they know their names, and not yet their hashes
     print(f"{len(store.rows)} of {n_paths} images: {store.describe()}\nfeatures: {store.folder}")
     return 0 if len(store.rows) == n_paths else 1
 
