@@ -114,6 +114,7 @@ def make_server(reading: Reading, port: int) -> tuple[uvicorn.Server, str]:
         log_level="critical",  # a log would hold what requests and errors say
         access_log=False,
         server_header=False,
+        timeout_graceful_shutdown=3,
     )
     return uvicorn.Server(config), app.address
 
