@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from generator.api import load_model
@@ -232,6 +233,49 @@ def test_films_are_windowed_zoomed_moved_and_inverted(served, tab) -> None:
     assert tab.locator(".pane:visible").count() == 1
     wait_for_gray(tab, lambda: tab.keyboard.press("h"))
     assert "Attention of the vision tower" in tab.locator(".pane figcaption").first.inner_text()
+
+
+SAMPLES = """async () => {
+    const { Film, fillTable } = await import('/film.js');
+    const pixels = Uint16Array.from({ length: 32 * 16 }, (_, at) => at * 128);
+    const film = new Film({ width: 32, height: 16, pixels, window: [0, 1], warnings: [] });
+    const sample = (width, height, scale, left, top) => {
+        const out = new Uint16Array(width * height).fill(7);
+        return [Object.values(film.sample(out, width, height, scale, left, top)), [...out]];
+    };
+    const table = (window, inverted) => {
+        const colors = new Uint32Array(65536);
+        fillTable(colors, window, inverted);
+        return [0, 16384, 32768, 49152, 65535].map((value) => colors[value] & 255);
+    };
+    return {
+        whole: sample(32, 16, 1, 0, 0),
+        half: sample(16, 8, 0.5, 0, 0),
+        twice: sample(4, 2, 2, 8, 4),
+        outside: sample(8, 4, 1, -4, -2),
+        table: table([0.25, 0.75], false),
+        inverted: table([0.25, 0.75], true),
+        black: table([1, 1.5], false),
+    };
+}"""
+
+
+def test_films_are_sampled_at_their_full_depth(served, tab) -> None:
+    open_page(tab, served)
+    found = tab.evaluate(SAMPLES)
+    film = 128 * np.arange(512).reshape(16, 32)
+    assert found["whole"] == [[0, 0, 32, 16], film.ravel().tolist()]
+    means = film.reshape(8, 2, 16, 2).mean((1, 3))
+    assert found["half"] == [[0, 0, 16, 8], means.ravel().tolist()]
+    between = [128 * (32 * (3.75 + 0.5 * y) + 7.75 + 0.5 * x) for y in range(2) for x in range(4)]
+    assert found["twice"] == [[0, 0, 4, 2], between]
+    covered, pixels = found["outside"]
+    assert covered == [4, 2, 8, 4]
+    assert np.array_equal(np.reshape(pixels, (4, 8))[2:, 4:], film[:2, :4])
+    assert (np.reshape(pixels, (4, 8))[:2] == 7).all()
+    assert found["table"] == [0, 0, 128, 255, 255]
+    assert found["inverted"] == [255, 255, 127, 0, 0]
+    assert found["black"] == [0] * 5
 
 
 def test_a_press_on_an_observation_lights_its_sentence(served, tab) -> None:

@@ -238,10 +238,8 @@ def test_a_film_that_is_none_or_too_large_costs_itself_only(model, tmp_path) -> 
                 assert status == 422
                 assert json.loads(content)["error"].startswith(name)  # without its folder
                 assert draft["error"].startswith((name, f"{study.study_id}: {name}"))
-                said = page.request(
-                    "POST", f"/api/studies/{number}/decision", {"text": "x", "reason": "", "seconds": 0}
-                )
-                assert said[0] == 200  # a report may be written where no draft is
+                body = {"text": "x", "reason": "", "seconds": 0}
+                assert page.request("POST", f"/api/studies/{number}/decision", body)[0] == 409  # nothing to decide on
 
 
 def test_what_looks_wrong_about_a_film_is_told(model, tmp_path) -> None:
@@ -286,7 +284,7 @@ def test_decisions_are_noted_line_by_line_and_the_last_one_counts(model, studies
             body = {"text": text, "reason": reason, "seconds": seconds}
             return page.ask(f"/api/studies/{number}/decision", body)
 
-        assert decide(0, f"{DRAFT}\n")["decision"] == "accepted"
+        assert decide(0, f"{DRAFT}\n".replace(". ", ".\r\n"))["decision"] == "accepted"
         assert decide(1, SCRIPT)["decision"] == "corrected"
         assert decide(2, None, "Wrong side")["decision"] == "rejected"
         page.ask("/api/studies/3/working", {"text": "half done", "seconds": 7})
@@ -359,11 +357,14 @@ def test_a_manifest_a_folder_and_drafts_make_a_worklist(studies_file, tmp_path) 
     film(films / "x.dcm", 1, "1.2.9")
     drafts = tmp_path / "drafts.jsonl"
     rows = [{"study_id": name, "prediction": f"Draft of {name}."} for name in ("s32", "s33", "elsewhere")]
+    rows[0]["confidence"] = 0.7  # as another system may mean it
+    rows[1]["confidence"] = [{"sentence": "A.", "log_prob": -1, "agreement": None, "other": "x"}]
     drafts.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.warns(UserWarning, match="1 of 3 drafts are of no study here"):
         worklist = gather([studies_file, films, drafts])
     assert [study.study_id for study in worklist.studies[:-1]] == [f"s{number}" for number in range(32, 40)]
-    assert worklist.drafts["s33"] == Drafted("Draft of s33.", "drafts")
+    assert worklist.drafts["s33"] == Drafted("Draft of s33.", "drafts", [{"sentence": "A.", "log_prob": -1.0}])
+    assert worklist.drafts["s32"] == Drafted("Draft of s32.", "drafts")
     assert len(gather([studies_file], "all").studies) == 40
     for sources, split, sentence in (
         ([drafts], "test", "drafts without their studies"),

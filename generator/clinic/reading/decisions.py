@@ -89,7 +89,7 @@ class Reads:
         if final is None:
             decision: Decision = "rejected"
         else:
-            decision = "accepted" if final.strip() == draft.text.strip() else "corrected"
+            decision = "accepted" if final.split() == draft.text.split() else "corrected"
             final = draft.text if decision == "accepted" else final
         row: dict[str, Any] = {"study_id": study.study_id, "subject_id": study.subject_id}
         row |= {"draft": draft.text, "final": final or "", "decision": decision}

@@ -6,6 +6,7 @@ worklist = gather([Path("my-dicoms")])
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -108,6 +109,22 @@ def _holds_drafts(path: Path) -> bool:
 
 def _read_given(path: Path) -> dict[str, Drafted]:
     return {
-        row["study_id"]: Drafted(row["prediction"], str(row.get("model") or path.stem), row.get("confidence"))
+        row["study_id"]: Drafted(row["prediction"], str(row.get("model") or path.stem), _confidence(row))
         for _, row in read_jsonl(path, ("study_id", "prediction"), "study_id")
     }
+
+
+def _confidence(row: dict[str, Any]) -> list[dict[str, Any]] | None:
+    """The confidence of sentences as RadDraft writes it; of what another system may mean by the key, nothing."""
+    try:
+        return [
+            {"sentence": str(one["sentence"])}
+            | {
+                key: float(one[key])
+                for key in ("log_prob", "agreement")
+                if one.get(key) is not None and math.isfinite(one[key])
+            }
+            for one in row["confidence"]
+        ]
+    except (KeyError, TypeError, ValueError):
+        return None

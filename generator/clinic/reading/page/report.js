@@ -40,11 +40,11 @@ export class Report {
 
   setText(text) {
     this.text.value = text;
-    this.#changed(text !== (this.draft?.text ?? ""));
+    this.#changed(!this.unchanged);
   }
 
   get unchanged() {
-    return this.draft && this.text.value.trim() === this.draft.text.trim();
+    return this.draft && words(this.text.value) === words(this.draft.text);
   }
 
   #changed(ask = true) {
@@ -161,6 +161,10 @@ export class Report {
 function sureness(found) {
   if (!found) return null;
   return found.agreement ?? (found.log_prob === undefined ? null : Math.exp(found.log_prob));
+}
+
+function words(text) {
+  return text.trim().split(/\s+/).join(" ");
 }
 
 function rank(value) {
