@@ -13,7 +13,7 @@ import csv
 import os
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -41,6 +41,7 @@ KINDS = {
     "border": "films with burned-in borders",
     "duplicate": "films that show pixel by pixel what an earlier one shows",
     "near-duplicate": "films that look the same as an earlier one",
+    "leaking film": "films that are, or look, the same as one in another split",
     "blank report": "studies without a report, where others have one",
     "equal report": "studies with the report of an earlier one",
     "leaking section": "sections that hold the header of another one",
@@ -157,22 +158,25 @@ def check(
     for number, (first, bits) in sorted(duplicates(films).items()):
         one, other = films[number].path, films[first].path
         kind, what = ("near-duplicate", f"differs in {bits} of 256 bits from") if bits else ("duplicate", "shows")
-        rows.append(Row(kind, name(one), owners[one].study_id, f"{what} {_whose(owners, one, other)}", name(other)))
-    rows += [
-        Row("duplicate", name(image.path), study.study_id, f"is {_whose(owners, None, image.path)}", name(image.path))
-        for study in studies
-        for image in study.images
-        if owners[image.path] is not study
-    ]
+        rows += _copy(kind, name(one), owners[one], what, owners[other], name(other))
+    for study in studies:
+        for path in (image.path for image in study.images):
+            if owners[path] is not study:
+                rows += _copy("duplicate", name(path), study, "is", owners[path], name(path))
     rows += [*_odd_reports(studies), *_leaks(studies), *_split_subjects(studies)]
     return Checked(root, len(studies), len(films), rows)
 
 
-def _whose(owners: Mapping[Path, Study], one: Path | None, other: Path) -> str:
-    """Which film another one is, for the reader of a finding."""
-    first = owners[other]
-    apart = one is not None and owners[one].split != first.split
-    return f"the film of study {first.study_id}" + (f", which is in split {first.split}" if apart else "")
+def _copy(kind: str, path: str, study: Study, what: str, first: Study, like: str) -> list[Row]:
+    """Findings about a film that is like one of another study: a leak, too, if that is in another split."""
+    told = f"{what} the film of {_whose(study, first)}"
+    kinds = (kind, "leaking film") if study.split != first.split else (kind,)
+    return [Row(one, path, study.study_id, told, like) for one in kinds]
+
+
+def _whose(study: Study, first: Study) -> str:
+    """Which study another one is like, for the reader of a finding."""
+    return f"study {first.study_id}" + (f", which is in split {first.split}" if study.split != first.split else "")
 
 
 def _read_folder(folder: Path) -> list[Study]:
@@ -216,13 +220,13 @@ def report_of(study: Study) -> str:
 
 def _odd_reports(studies: Sequence[Study]) -> Iterator[Row]:
     """Blank reports, if there are others, and those that an earlier study has, in whatever case."""
-    reports = {study.study_id: report_of(study).lower() for study in studies}
-    first: dict[str, str] = {}
-    for study_id, report in reports.items():
-        if report and (earlier := first.setdefault(report, study_id)) != study_id:
-            yield Row("equal report", "", study_id, f"has the report of study {earlier}: {report[:80]}")
-        elif not report and any(reports.values()):
-            yield Row("blank report", "", study_id, "has no findings, impression or other report")
+    reports = [report_of(study).lower() for study in studies]
+    first: dict[str, Study] = {}
+    for study, report in zip(studies, reports, strict=True):
+        if report and (earlier := first.setdefault(report, study)) is not study:
+            yield Row("equal report", "", study.study_id, f"has the report of {_whose(study, earlier)}: {report[:80]}")
+        elif not report and any(reports):
+            yield Row("blank report", "", study.study_id, "has no findings, impression or other report")
 
 
 def _leaks(studies: Sequence[Study]) -> Iterator[Row]:

@@ -221,12 +221,25 @@ def test_copies_name_the_other_film_and_its_split(phantoms, tmp_path) -> None:
     film(phantoms).save(tmp_path / "copy.png", compress_level=0)
     rows = [row(0, "0.png"), row(1, "1.png"), row(2, "copy.png", "test"), row(3, "copy.jpg"), row(4, "1.png")]
     checked = check(write(tmp_path, rows), processes=1)
-    found = {one.study_id: one for one in checked.rows}
-    assert kinds(checked) == {"duplicate": 2, "near-duplicate": 1}
+    found = {one.study_id: one for one in checked.rows if one.kind != "leaking film"}
+    assert kinds(checked) == {"duplicate": 2, "near-duplicate": 1, "leaking film": 1}
     assert (found["s2"].kind, found["s2"].path, found["s2"].like) == ("duplicate", "copy.png", "0.png")
     assert found["s2"].what == "shows the film of study s0, which is in split train"
     assert found["s3"].kind == "near-duplicate"
     assert found["s4"].what == "is the film of study s1"
+
+
+@pytest.mark.parametrize("name", ["same.png", "copy.jpg", "small.png"])
+def test_films_of_one_split_that_another_has_are_leaks(phantoms, tmp_path, name) -> None:
+    film(phantoms).save(tmp_path / "same.png")
+    film(phantoms).save(tmp_path / "copy.jpg", quality=60)
+    film(phantoms).resize((SIDE * 3 // 4,) * 2).save(tmp_path / "small.png")
+    film(phantoms, 1).save(tmp_path / "other.png")
+    rows = [row(0, "same.png"), row(1, "other.png"), row(2, name, "test")]
+    checked = check(write(tmp_path, rows), smallest=100, processes=1)
+    [leak] = [one for one in checked.rows if one.kind == "leaking film"]
+    assert (leak.study_id, leak.path, leak.like) == ("s2", name, "same.png")
+    assert leak.what.endswith("the film of study s0, which is in split train")
 
 
 # ---- reports, sections, subjects
@@ -259,6 +272,12 @@ def test_equal_reports_are_counted_once_each(folder) -> None:
         ("s3", "has the report of study s2: clear lungs. normal."),
         ("s4", "has the report of study s0: clear lungs."),
     ]
+
+
+def test_an_equal_report_in_another_split_says_so(folder) -> None:
+    rows = [row(i, f"{i}.png", split, sections={"findings": "Clear."}) for i, split in enumerate(("train", "test"))]
+    [found] = check(write(folder, rows), processes=1).rows
+    assert found.what == "has the report of study s0, which is in split train: clear."
 
 
 @pytest.mark.parametrize(
