@@ -20,6 +20,7 @@ import numpy as np
 from encoder.digests import digest_files
 from encoder.probe_config import Kind, TargetSpec
 from raddraft.errors import RadDraftError
+from raddraft.splits import unknown_patients
 from raddraft.studies import SPLITS, Study, StudyImage
 
 
@@ -168,7 +169,7 @@ def check_leaks(
     Raises:
         RadDraftError: a line of `hashes` does not start with a SHA-256 digest.
     """
-    found = []
+    found = unknown_patients(groups)
     subjects: dict[str, set[str]] = {}
     images: dict[Path, set[str]] = {}
     for group, studies in groups.items():

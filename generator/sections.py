@@ -7,6 +7,7 @@ tolerant reading for reports from elsewhere. Both return the text as it stands; 
 
 from __future__ import annotations
 
+import html
 import re
 
 from generator.headers import BOTH, TYPOS, find_headers
@@ -14,6 +15,7 @@ from generator.headers import BOTH, TYPOS, find_headers
 # A header of MIMIC-CXR: at the start of a line, one space in, capitals up to a colon.
 _HEADER = re.compile(r"\n ([A-Z ()/,-]+):\s")
 _BLANK_LINE = "\n \n"
+_ENTITY = re.compile(r"&(\w+|#\d+|#x[\da-f]+);", re.IGNORECASE)
 _TOP = "under the view"  # until it is clear whether these are the findings
 # Sections of a plain report that come before the findings, and those that come after the impression.
 _FRONT = {"preamble", "indication", "history", "comparison", "technique", "examination"}
@@ -185,9 +187,13 @@ def clean_text(text: str) -> str:
 
 
 def clean_sections(sections: dict[str, str]) -> dict[str, str]:
-    """Every section through `clean_text`; empty ones are left out."""
-    cleaned = {name: clean_text(body) for name, body in sections.items()}
+    """Every section through `clean_text`, without entities of HTML ("&lt;"); empty ones are left out."""
+    cleaned = {name: clean_text(_ENTITY.sub(_unescape, body)) for name, body in sections.items()}
     return {name: body for name, body in cleaned.items() if body}
+
+
+def _unescape(found: re.Match[str]) -> str:
+    return html.unescape(found[0])
 
 
 def _name(header: str) -> str:

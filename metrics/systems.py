@@ -31,8 +31,9 @@ from metrics.summary import Intervals, Subjects, summarize, tell_doubts, tell_st
 from metrics.text import Once
 from raddraft.errors import RadDraftError
 from raddraft.files import write_json, write_text
+from raddraft.splits import count_known, known_texts, unknown_patients
 from raddraft.stats import Measure, check_resamples, take
-from raddraft.studies import Study
+from raddraft.studies import SPLITS, Study
 from raddraft.text import format_estimate, format_table, suggest
 
 LABELERS = {"rule": "the rule-based labeler", "chexbert": "CheXbert"}
@@ -247,7 +248,7 @@ def score_systems(
         for one in labelers
     }
     scored = Scored(systems, measures, found, scores, known, rank_by or default)
-    scores["warnings"] = _caveats(scored.by_system(), [*first, *labelers])
+    scores["warnings"] = _caveats(scored.by_system(), [*first, *labelers]) + _split_caveats(reports, studies)
     return scored
 
 
@@ -269,6 +270,14 @@ def _caveats(systems: Mapping[str, Mapping[str, Any]], metrics: Sequence[str]) -
     }
     shares["references"] = next(iter(systems.values()))["unreadable"]["references"]
     return alike + reading_caveats(shares, metrics)
+
+
+def _split_caveats(reports: Sequence[str], studies: Sequence[Study]) -> list[str]:
+    """What the splits of the manifest do not keep apart: patients that nobody can tell, and reports."""
+    groups = {split: [study for study in studies if study.split == split] for split in SPLITS}
+    count = count_known(reports, known_texts(groups["train"]))
+    share = f"{count} of {len(reports)} references stand in the manifest's train split word for word"
+    return unknown_patients(groups) + ([share] if count else [])
 
 
 def _score_strata(

@@ -31,6 +31,7 @@ from raddraft.options import Command, read_command
 SCRIPTS = ROOT / "scripts"
 PACKAGES = ("raddraft", "encoder", "generator", "metrics", "scripts")
 RENAMED_ACTIONS = {
+    "app": "raddraft read",
     "contrast": "raddraft clip",
     "views": "raddraft crops",
     "bench": "python -m benchmarks (in a clone of the repository)",
@@ -156,7 +157,8 @@ def _sentence(error: Exception, action: str) -> str:
     if isinstance(error, OSError) and error.strerror:
         return ": ".join(map(str, filter(None, (error.filename, error.strerror))))
     if isinstance(error, RadDraftError | FileNotFoundError):
-        return " ".join(str(error).split())
+        table = getattr(error, "table", "")
+        return " ".join(str(error).split()) + (f"\n{table}" if table else "")
     import tempfile
     import traceback
 

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 
 class RadDraftError(ValueError):
-    """Base class: the input, the configuration or the environment is at fault, not the code."""
+    """Base class: the input, the configuration or the environment is at fault, not the code.
+
+    Attributes:
+        table: what the command line shows under the message, line by line.
+    """
+
+    table = ""
 
 
 class UnavailableError(RadDraftError, OSError):

@@ -14,6 +14,7 @@ from generator.corpora.common import CorpusError, hash_split, parse_label, parse
 from raddraft.cli import run
 from raddraft.studies import read_studies
 from scripts.prepare import COMMANDS
+from tests.test_cli import run as run_command
 
 NORMAL = " FINAL REPORT\n INDICATION: cough.\n \n FINDINGS:  The lungs\n are clear.\n \n IMPRESSION:  Normal.\n"
 NO_FINDINGS = " FINAL REPORT\n INDICATION: cough.\n \n IMPRESSION:  Normal.\n"
@@ -140,6 +141,28 @@ def test_mimic_reports_from_their_zip(mimic, tmp_path, prefix):
     assert by_id(mimic / "studies.jsonl")["s50000001"].sections["findings"] == "The lungs are clear."
 
 
+def test_mimic_reports_with_lone_carriage_returns(mimic):
+    for path in mimic.rglob("*.txt"):
+        path.write_bytes(path.read_bytes().replace(b"\n", b"\r"))
+    mimic_cxr.convert(mimic)
+    study = by_id(mimic / "studies.jsonl")["s50000001"]
+    assert (study.sections["findings"], study.sections["impression"]) == ("The lungs are clear.", "Normal.")
+
+
+@pytest.mark.parametrize(
+    ("meaning", "view"), [("postero-anterior", "PA"), ("antero-posterior", "AP"), ("left lateral", "LATERAL")]
+)
+def test_mimic_views_that_only_their_code_tells(mimic, meaning, view):
+    zipped = (mimic / "mimic-cxr-2.0.0-metadata.csv.gz").is_file()
+    row = {"dicom_id": "d1", "subject_id": "10000001", "study_id": "50000001", "ViewPosition": ""}
+    rows = [row | {"ViewCodeSequence_CodeMeaning": meaning}]
+    rows += [rows[0] | {"dicom_id": "d3", "study_id": "50000002", "ViewPosition": "AP"}]
+    write_csv(mimic / f"mimic-cxr-2.0.0-metadata.csv{'.gz' if zipped else ''}", rows, zipped)
+    studies = mimic_cxr.convert(mimic, views="all", sections=()).studies
+    assert [study.images[0].view for study in studies] == [view, "AP"]
+    assert len(mimic_cxr.convert(mimic, sections=()).studies) == (1 if view == "LATERAL" else 2)
+
+
 def test_mimic_dicom_tree(mimic):
     for path in mimic.rglob("*.jpg"):
         path.rename(path.with_suffix(".dcm"))
@@ -165,8 +188,11 @@ def test_mimic_says_where_reports_come_from(mimic):
 def test_mimic_without_any_image_writes_nothing(mimic):
     for path in mimic.rglob("*.jpg"):
         path.unlink()
-    with pytest.raises(CorpusError, match=r"no study is left(.|\n)*no image file on disk(.|\n)*d1\.jpg"):
+    with pytest.raises(CorpusError, match=r"no study is left(.|\n)*no image file on disk(.|\n)*d1\.jpg") as refused:
         mimic_cxr.convert(mimic)
+    table = [line.split() for line in refused.value.table.splitlines()]
+    assert ["no", "AP", "or", "PA", "image", "2", "3", "6"] in table
+    assert ["no", "image", "file", "on", "disk", "6", "6", "0"] in table
     assert not (mimic / "studies.jsonl").exists()
 
 
@@ -253,6 +279,8 @@ def test_iu_split_of_r2gen_on_the_real_collection(cxr, tmp_path):
     assert [sum(study.split == split for study in studies) for split in ("train", "val", "test")] == [2069, 296, 590]
     assert {study.split for study in studies if study.study_id in ("CXR2843", "CXR383")} == {"test"}
     assert dropped(conversion)["no findings"] == 0
+    assert "word for word: findings 277 of 590 (47 %), impression" in str(conversion)
+    assert "iu-xray: the patients of 2,955 studies are not known; one may be in more than one split" in str(conversion)
 
 
 def test_iu_tables_on_the_real_collection(cxr, tmp_path):
@@ -344,6 +372,15 @@ def test_iu_split_file_whose_test_key_is_damaged(iu):
     split_file.write_text(json.dumps({"    ": [{"id": "CXR7_IM-0001-1001"}]}))
     with pytest.raises(CorpusError, match=r"annotation\.json, '    ' entry 0: unknown split '    '"):
         iu_xray.convert(iu, split_file=split_file)
+
+
+def test_iu_entities_of_the_table_are_the_letters_of_the_xml(iu):
+    row = {"uid": "7", "indication": "", "comparison": "", "findings": "Size &lt; 2 cm &amp; clear.", "impression": ""}
+    write_csv(iu / "indiana_reports.csv", [row])
+    write_csv(iu / "indiana_projections.csv", [{"uid": "7", "filename": "7_IM-0001-2001.dcm.png", "projection": "?"}])
+    [study] = iu_xray.convert(iu, reports=iu / "indiana_reports.csv").studies
+    assert study.sections == {"findings": "Size < 2 cm & clear."}
+    assert {image.view for image in study.images} == {None}
 
 
 def test_iu_errors(iu, tmp_path):
@@ -694,6 +731,60 @@ def test_folder_knows_columns_whatever_their_case_blanks_and_marks(tmp_path):
     assert studies[0].sections == {"findings": "Clear."}
 
 
+def test_an_image_in_two_splits_is_refused_and_the_table_of_drops_stays(tmp_path):
+    table = tmp_path / "list.csv"
+    rows = [("a.png", "A", "train"), ("b.png", "B", "test"), ("./x/../a.png", "C", "test"), ("gone.png", "D", "val")]
+    write_csv(table, [dict(zip(("path", "subject_id", "split"), row, strict=True)) for row in rows])
+    for name in ("a.png", "b.png", "x/c.png"):
+        touch(tmp_path / name)
+    expected = r"a\.png' is in split 'train' \(study '.*a'\) and in 'test' \(study '.*a'\)"
+    with pytest.raises(CorpusError, match=expected):
+        folder.convert(tmp_path, table=table)
+    assert not (tmp_path / "studies.jsonl").exists()
+    code, said = run_command("prepare", "folder", "--root", tmp_path, "--table", table)
+    assert code == 1
+    first, *lines = said.splitlines()
+    assert first.startswith("raddraft prepare: folder: image ")
+    assert ["no", "image", "file", "on", "disk", "1", "1", "3"] in [line.split() for line in lines]
+    rows[2] = ("./x/../a.png", "C", "train")
+    write_csv(table, [dict(zip(("path", "subject_id", "split"), row, strict=True)) for row in rows])
+    assert len(folder.convert(tmp_path, table=table).studies) == 3
+
+
+def test_folder_counts_rows_whose_report_is_not_that_of_their_study(tmp_path):
+    row = {"image": "1.png", "study_id": "s", "subject_id": "p", "report": "Clear."}
+    write_csv(tmp_path / "list.csv", [row, row | {"image": "2.png"}, row | {"image": "3.png", "report": "Effusion."}])
+    for name in "123":
+        touch(tmp_path / f"{name}.png")
+    conversion = folder.convert(tmp_path, table=tmp_path / "list.csv")
+    assert "text differs from that of the first row of their study, which counts: 1" in str(conversion)
+    assert conversion.studies[0].sections == {"findings": "Clear."}
+
+
+def test_a_table_that_names_no_patients_says_so_once_it_is_split(own_images):
+    root, table = own_images / "images", own_images / "reports.csv"
+    told = "folder: the patients of 20 studies are not known; one may be in more than one split"
+    assert told not in str(folder.convert(root, table=table, split="random"))
+    write_csv(table, [{"image": f"{i}.png", "findings": f"Clear {i}."} for i in range(20)])
+    assert told in str(folder.convert(root, table=table, split="random"))
+    assert told not in str(folder.convert(root, table=table))
+
+
+def test_prepare_tells_how_many_test_reports_stand_in_train(tmp_path):
+    reports = ["Clear.", "clear", "CLEAR .", "No edema.", "Edema.", "Mass."]
+    rows = [
+        {"image": f"{i}.png", "split": "train" if i in (0, 3) else "test", "findings": text, "indication": "Cough."}
+        for i, text in enumerate(reports)
+    ]
+    write_csv(tmp_path / "list.csv", rows)
+    for row in rows:
+        touch(tmp_path / row["image"])
+    told = "Reports of test that stand in train word for word: findings 2 of 4 (50 %)"
+    assert told in str(folder.convert(tmp_path, table=tmp_path / "list.csv")).splitlines()
+    write_csv(tmp_path / "list.csv", [row | {"findings": f"Film {i}."} for i, row in enumerate(rows)])
+    assert "word for word" not in str(folder.convert(tmp_path, table=tmp_path / "list.csv"))
+
+
 # --- Nothing -----------------------------------------------------------------------------------------------------
 
 WORDS = ["", "  ", "nan", "NaN", "<NA>", "None", "null", "N/A"]
@@ -786,7 +877,7 @@ def test_nothing_in_the_json_of_r2gen(tmp_path, nothing):
     ]
     conversion = r2gen.convert(r2gen_tree(tmp_path, {"train": entries}), sections=())
     assert [(study.study_id, study.subject_id, study.sections, study.extra) for study in conversion.studies] == [
-        ("a", "a", {"findings": "Clear."}, {}),
+        ("a", "a", {"findings": "Clear."}, {"unknown_patient": True}),
         ("b", "7", {}, {}),
     ]
     with pytest.raises(CorpusError, match="expected an object with an id"):

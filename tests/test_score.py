@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import json
 import re
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from generator.prompts import PromptConfig
 from metrics.scoring import choose
 from raddraft.studies import Study, StudyImage, write_studies
 from tests.conftest import make_study
@@ -198,6 +200,35 @@ def test_a_broken_line_is_named(tmp_path, line, culprit) -> None:
     assert status == 1
     assert "raddraft score: model.jsonl line 6: " in message
     assert culprit in message
+
+
+@pytest.mark.parametrize("targets", [("findings",), ("findings", "impression")])
+def test_references_that_stand_in_train_are_counted(tmp_path, capsys, targets) -> None:
+    texts = [("Clear lungs.", "Normal."), ("clear lungs", "Normal"), ("Clear lungs.", "Edema."), ("Edema.", "Normal.")]
+    studies = [
+        Study(f"s{i}", f"s{i}", "test" if i else "train", [StudyImage(tmp_path / f"{i}.png", "PA")])
+        for i in range(len(texts))
+    ]
+    for study, (findings, impression) in zip(studies, texts, strict=True):
+        study.sections = {"findings": findings, "impression": impression}
+        study.extra, study.source = {"unknown_patient": True}, "iu-xray"
+    write_studies(tmp_path / "studies.jsonl", studies)
+    rows = [
+        {"study_id": study.study_id, "prediction": "Clear.", "reference": PromptConfig(targets=targets).answer(study)}
+        for study in studies[1:]
+    ]
+    predictions = write(tmp_path / "model.jsonl", rows)
+    arguments = ["--studies", tmp_path / "studies.jsonl", "--metrics", "rouge_l"]
+    assert run("score", predictions, *arguments) == (0, "")
+    count = {1: 2, 2: 1}[len(targets)]
+    told = [
+        "iu-xray: the patients of 4 studies are not known; one may be in more than one split",
+        f"{count} of 3 references stand in the manifest's train split word for word",
+    ]
+    assert read_scores(tmp_path / "scores")["warnings"][-2:] == told
+    printed, page = capsys.readouterr().out, (tmp_path / "scores" / "report.html").read_text()
+    assert all(f"warning: {one}" in printed for one in told)
+    assert all(one in html.unescape(page) for one in told)
 
 
 def test_byte_order_mark_and_windows_line_ends_are_read(tmp_path) -> None:

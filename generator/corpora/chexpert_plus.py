@@ -36,9 +36,10 @@ def convert(
     """CheXpert Plus: the sections as its table gives them, its own split.
 
     valid becomes val. There is no test split: the test images of CheXpert came out without reports. A study is named
-    patient42142_study5; where the rows of one study differ in their text, the first row counts. The clinical history,
-    which has two columns, becomes the section history. Sex, age and body mass index are included, and the order of a
-    patient's reports as study_order.
+    patient42142_study5; where the rows of one study differ in their text, the first row counts, and such rows are
+    counted. The clinical history, which has two columns, becomes the section history. Sex, age and body mass index are
+    included (an age of 0, which these adults cannot have, counts as unknown), and the order of a patient's reports as
+    study_order.
 
     Args:
         root: Folder that holds df_chexpert_plus_240401.csv, and train/patient42142/study5/view1_frontal.jpg etc.
@@ -56,6 +57,7 @@ def convert(
     for where, row in read_jsonl(labels, ["path_to_image"], error=CorpusError) if labels else ():
         label_of[row["path_to_image"]] = common.parse_labels(where, row, skip=["path_to_image"])
     studies: dict[str, Study] = {}
+    lost = 0
     for where, row in common.read_table(table, ["path_to_image", "frontal_lateral", "deid_patient_id", "split"]):
         name = row["path_to_image"]
         parts = name.split("/")
@@ -72,11 +74,12 @@ def convert(
             [StudyImage(images / name, _view(row))],
             clean_sections({"history": history} | texts),
             label_of.get(name, {}),
-            {"sex": common.parse_sex(row.get("sex", "")), "age": age, "bmi": bmi},
+            {"sex": common.parse_sex(row.get("sex", "")), "age": age or None, "bmi": bmi},
             extra={"study_order": order},
         )
-        common.add_image(studies, study, where)
+        lost += common.add_image(studies, study, where)
     conversion = Conversion("chexpert-plus", studies.values(), out or root / "studies.jsonl")
+    conversion.notes += common.tell_lost(lost)
     conversion.keep_views(views)
     conversion.keep_files(".png", ".dcm")
     conversion.require(sections)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from raddraft.errors import RadDraftError
+from raddraft.splits import UNKNOWN_PATIENT, find_fault, tell_splits
 from raddraft.studies import SPLITS, Study, StudyImage, drop_nothing, write_studies
 from raddraft.tables import is_nothing, read_cells
 from raddraft.text import format_table, progress
@@ -54,6 +55,8 @@ class Conversion:
             drop_nothing(study)
             for image in study.images:
                 image.path = image.path.absolute()
+                if image.view and not any(map(str.isalnum, image.view)):  # "?"
+                    image.view = None
         self.n_read = len(self.studies)
         self.n_images_read = sum(len(study.images) for study in self.studies)
         self.count_sections()
@@ -62,6 +65,12 @@ class Conversion:
         """Count the sections of all reports read; again where reports are read after the images."""
         self.sections_read = Counter(name for study in self.studies for name in study.sections)
         self.n_reports_read = sum(bool(study.sections) for study in self.studies)
+
+    def mark_unknown_patients(self) -> None:
+        """Mark the studies that are a subject of their own: the source names no patients, who may have several."""
+        for study in self.studies:
+            if study.subject_id == study.study_id:
+                study.extra[UNKNOWN_PATIENT] = True
 
     def keep_images(self, reason: str, keep: Callable[[StudyImage], bool]) -> None:
         """Drop the images that fail `keep`, and the studies that have none left."""
@@ -102,7 +111,7 @@ class Conversion:
         for name in sections:
             if self.studies and not any(name in study.sections for study in self.studies):
                 found = ", ".join(section for section, _ in self.sections_read.most_common(12)) or "none"
-                raise CorpusError(f"{self.source}: no study has a section {name!r}. Sections found: {found}")
+                raise self.refusal(f"no study has a section {name!r}. Sections found: {found}")
             self.keep_studies(f"no {name}", lambda study, name=name: bool(study.sections.get(name)))  # type: ignore[misc]
 
     def read_headers(self) -> None:
@@ -160,36 +169,29 @@ class Conversion:
                 image.masks[structure] = path
 
     def write(self) -> Conversion:
-        """Check the studies and write the manifest; impossible ages are left out and counted.
+        """Check the studies and write the manifest; impossible ages are left out and counted, and notes say what the
+        splits do not keep apart.
 
         Raises:
-            CorpusError: no study is left, one without study_id or subject_id, a duplicate, or a subject in two splits.
+            CorpusError: no study is left, or there is a fault (`raddraft.splits.find_fault`); with the table of drops.
         """
         self._blank_ages()
         if not self.studies:
             reasons = [f"{n_images or n} with {reason}" for reason, n, n_images, _ in self.drops if n or n_images]
             missing = f" (first: {self.first_missing})" if self.first_missing else ""
-            raise CorpusError(
-                f"{self.source}: no study is left to write: {', '.join(reasons) or 'none found'}{missing}"
-            )
-        seen: set[str] = set()
-        first: dict[str, Study] = {}
-        for study in self.studies:
-            if not study.study_id.strip() or not study.subject_id.strip():
-                names = f"study_id {study.study_id!r}, subject_id {study.subject_id!r}, {study.images[0].path.name}"
-                raise CorpusError(f"{self.source}: a study without a name: {names}")
-            if study.study_id in seen:
-                raise CorpusError(f"{self.source}: duplicate study_id {study.study_id!r}")
-            seen.add(study.study_id)
-            other = first.setdefault(study.subject_id, study)
-            if other.split != study.split:
-                raise CorpusError(
-                    f"{self.source}: subject {study.subject_id!r} is in split {other.split!r} (study "
-                    f"{other.study_id!r}) and in {study.split!r} (study {study.study_id!r})"
-                )
+            raise self.refusal(f"no study is left to write: {', '.join(reasons) or 'none found'}{missing}")
+        if fault := find_fault(self.studies):
+            raise self.refusal(fault)
+        self.notes += tell_splits(self.studies)
         write_studies(self.out, self.studies)
         self.notes.append(f"Wrote {len(self.studies):,} studies to {self.out}")
         return self
+
+    def refusal(self, what: str, kind: type[CorpusError] | None = None) -> CorpusError:
+        """An error (of a `kind`), with the table of what was read and dropped until then."""
+        error = (kind or CorpusError)(f"{self.source}: {what}")
+        error.table = str(self)
+        return error
 
     def __str__(self) -> str:
         """The table: what was read, what each split holds, what was dropped and why."""
@@ -270,10 +272,13 @@ def find_file(folder: Path, names: Sequence[str], origin: str) -> Path:
     raise MissingFileError(f"{folder}: there is no {names[0]}, nor {names[0]}.gz. {origin}")
 
 
-def add_image(studies: dict[str, Study], row: Study, where: str) -> None:
+def add_image(studies: dict[str, Study], row: Study, where: str) -> bool:
     """Enter one row of a table, a study with one image: a new study, or one more image of a known one.
 
-    The first row of a study gives its labels, patient and, where it has a report, its sections.
+    The first row of a study that has them gives its sections, and each of its labels and values of its patient.
+
+    Returns:
+        Whether the row had sections that differ from these, and are lost.
 
     Raises:
         CorpusError: a later row puts the study under another subject, or into another split.
@@ -281,14 +286,25 @@ def add_image(studies: dict[str, Study], row: Study, where: str) -> None:
     drop_nothing(row)  # or it would keep out what a later row says
     study = studies.setdefault(row.study_id, row)
     if study is row:
-        return
+        return False
     if (study.subject_id, study.split) != (row.subject_id, row.split):
         raise CorpusError(
             f"{where}: study {row.study_id!r} is of subject {row.subject_id!r}, split {row.split!r}; earlier it "
             f"is of {study.subject_id!r}, {study.split!r}"
         )
     study.images += row.images
+    for known, told in ((study.labels, row.labels), (study.patient, row.patient)):
+        known |= {name: value for name, value in told.items() if known.get(name) is None}
+    lost = bool(study.sections and row.sections and study.sections != row.sections)
     study.sections = study.sections or row.sections
+    return lost
+
+
+def tell_lost(rows: int) -> list[str]:
+    """A note on rows whose sections `add_image` did not take."""
+    return (
+        [f"Rows whose text differs from that of the first row of their study, which counts: {rows:,}"] if rows else []
+    )
 
 
 def parse_split(value: str, where: str) -> str:

@@ -90,7 +90,7 @@ def convert(
     if table is None:
         studies, notes = _walk(root, ids)
     else:
-        studies, unused = _read(table, root, columns)
+        studies, unused, notes = _read(table, root, columns)
     unknown = {study.subject_id for study in studies if not study.split}
     shares = (0.7, 0.1, 0.2) if split == "random" else split
     split_of = dict.fromkeys(unknown, shares) if isinstance(shares, str) else _deal(unknown, shares)
@@ -98,6 +98,8 @@ def convert(
         study.split = study.split or split_of[study.subject_id]
         study.sections = study.sections or report_beside(study)
     conversion = Conversion("folder", studies, out or root / "studies.jsonl")
+    if columns["subject"] is None:
+        conversion.mark_unknown_patients()
     conversion.notes += notes
     if table is not None:
         conversion.keep_files()
@@ -186,8 +188,11 @@ def _is_image(path: Path) -> bool:
         return file.read(132)[128:] == b"DICM"
 
 
-def _read(table: Path, root: Path, columns: dict[str, str | None]) -> tuple[list[Study], dict[str, list[str]]]:
-    """Studies of a table, without split where it has no such column, and the cells of the columns that are not used.
+def _read(
+    table: Path, root: Path, columns: dict[str, str | None]
+) -> tuple[list[Study], dict[str, list[str]], list[str]]:
+    """Studies of a table, without split where it has no such column, the cells of the columns that are not used, and
+    what to note.
 
     `columns`: what a column holds -> its name, where the user gave one; the usual ones that are there are filled in.
     """
@@ -206,6 +211,7 @@ def _read(table: Path, root: Path, columns: dict[str, str | None]) -> tuple[list
     of_section = {name: column for name in _SECTIONS if (column := tables.find_column(header, (name,)))}
     ids = name_studies([row[path_column] for _, row in rows])
     studies: dict[str, Study] = {}
+    lost = 0
     for (where, row), default_id in zip(rows, ids, strict=True):
         found = {what: row[name] if name else None for what, name in columns.items()}
         study_id = default_id if found["study"] is None else found["study"]
@@ -217,10 +223,11 @@ def _read(table: Path, root: Path, columns: dict[str, str | None]) -> tuple[list
         whole = {} if tables.is_nothing(report) else parse_plain(report)
         parts = {name: row[column] for name, column in of_section.items() if says_something(name, row[column])}
         image = StudyImage(root / row[path_column], found["view"] or None)
-        common.add_image(studies, Study(study_id, subject_id, split, [image], clean_sections(whole | parts)), where)
+        study = Study(study_id, subject_id, split, [image], clean_sections(whole | parts))
+        lost += common.add_image(studies, study, where)
     used = {"", *columns.values(), *of_section.values()}
     unused = {name: [row[name] for _, row in rows] for name in header if name not in used}
-    return list(studies.values()), unused
+    return list(studies.values()), unused, common.tell_lost(lost)
 
 
 def _deal(subjects: set[str], shares: Shares) -> dict[str, str]:

@@ -68,6 +68,7 @@ def convert(
         files = _study_images(images, names or list(views_of[number]), on_disk[number], views_of[number])
         studies.append(Study(name, name, hash_split(name), files, clean_sections(texts)))
     conversion = Conversion("iu-xray", studies, out or root / "studies.jsonl")
+    conversion.mark_unknown_patients()
     if split_file is not None:
         # Its ids begin with the study's name: CXR2384_IM-0942.
         split_of = {str(entry["id"]).split("_")[0]: split for _, split, entry in read_annotation(split_file)}
@@ -116,7 +117,6 @@ def _read_reports(source: Path) -> Iterator[_Report]:
 
 
 def _parse_xml(content: bytes, where: str) -> _Report:
-    import html
     import xml.etree.ElementTree as ET
 
     try:
@@ -127,8 +127,7 @@ def _parse_xml(content: bytes, where: str) -> _Report:
     number = uid.get("id", "").removeprefix("CXR") if uid is not None else ""
     if not number.isdigit():
         raise CorpusError(f"{where}: no uId of the form CXR1000, got {number!r}")
-    # Some texts are escaped twice: the parser leaves "&gt;" in them.
-    texts = {node.get("Label", "").lower(): html.unescape(node.text or "") for node in tree.iter("AbstractText")}
+    texts = {node.get("Label", "").lower(): node.text or "" for node in tree.iter("AbstractText")}
     return number, texts, [node.get("id", "") for node in tree.iter("parentImage")]
 
 

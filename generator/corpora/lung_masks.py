@@ -55,6 +55,7 @@ def convert(
         raise CorpusError(f"--masks {masks}: not for montgomery, whose masks are in ManualMask in root")
     studies, files = _read_jsrt(root, masks) if source == "jsrt" else _read_tuberculosis(source, root, masks)
     conversion = Conversion(source, studies, out or root / "studies.jsonl")
+    conversion.mark_unknown_patients()
     if source == "jsrt":
         conversion.keep_studies("in no fold of SCR", lambda study: bool(study.split))
         for study in progress(conversion.studies, "images"):

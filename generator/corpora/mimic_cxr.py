@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
@@ -12,6 +13,7 @@ from generator.corpora.common import Conversion, CorpusError, MissingFileError, 
 from generator.sections import clean_sections, parse_mimic
 from raddraft.studies import Study, StudyImage
 from raddraft.text import progress
+from raddraft.views import name_view
 
 _TABLES_ORIGIN = (
     "It is part of MIMIC-CXR-JPG, https://physionet.org/content/mimic-cxr-jpg/ (credentialed access). "
@@ -38,14 +40,15 @@ def convert(
     """MIMIC-CXR-JPG: official split, official section parser, AP and PA images, non-empty findings.
 
     Subjects and studies keep the names of their folders, p10000032 and s50414267, and every study its date and time of
-    day (shifted for privacy, in the right order within a subject) as study_date and study_time.
+    day (shifted for privacy, in the right order within a subject) as study_date and study_time. Where ViewPosition is
+    blank, ViewCodeSequence_CodeMeaning ("postero-anterior") gives the view.
 
     Args:
         root: Folder that holds files/p10/p10000032/s50414267/<dicom_id>.jpg, or .dcm as MIMIC-CXR has them.
         out: The manifest to write. By default studies.jsonl in root.
         reports: Folder with files/p10/p10000032/s50414267.txt, or mimic-cxr-reports.zip as it is. By default root.
         tables: Folder with the CSV files of MIMIC-CXR-JPG, gzipped or not. By default root.
-        views: frontal keeps images with ViewPosition AP or PA; all keeps every image.
+        views: frontal keeps images whose view is AP or PA; all keeps every image.
         sections: Sections that a study must have, e.g. findings impression. [] requires none, not even a report.
         labels: Whose labels to include: the CheXpert labeler's, NegBio's, or none.
     """
@@ -80,7 +83,8 @@ def _read_studies(root: Path, tables: Path) -> list[Study]:
         if dicom_id not in split_of:
             raise CorpusError(f"{where}: image {dicom_id!r} is not in {split_file.name}")
         path = files / subject_id[:3] / subject_id / study_id / f"{dicom_id}.jpg"
-        image = StudyImage(path, row["ViewPosition"].strip() or None)
+        view = row["ViewPosition"].strip() or name_view(row.get("ViewCodeSequence_CodeMeaning"))
+        image = StudyImage(path, view)
         when = {"study_date": row.get("StudyDate"), "study_time": row.get("StudyTime")}
         extra = {key: value for key, value in when.items() if value}
         common.add_image(studies, Study(study_id, subject_id, split_of[dicom_id], [image], extra=extra), where)
@@ -96,13 +100,14 @@ def _add_reports(conversion: Conversion, source: Path, required: bool) -> None:
         if content is None:
             missing.add(study.study_id)
         else:
-            text = content.decode("utf-8", errors="replace").replace("\r\n", "\n")
+            text = re.sub("\r\n?", "\n", content.decode("utf-8", errors="replace"))
             study.sections = clean_sections(parse_mimic(text, study.study_id))
     conversion.count_sections()
     if required:
         if conversion.studies and len(missing) == len(conversion.studies):
             first = conversion.studies[0].study_id
-            raise MissingFileError(f"{source}: no report found, e.g. none for study {first}. {_REPORTS_ORIGIN}")
+            what = f"no report found in {source}, e.g. none for study {first}. {_REPORTS_ORIGIN}"
+            raise conversion.refusal(what, MissingFileError)
         conversion.keep_studies("no report file", lambda study: study.study_id not in missing)
 
 

@@ -52,6 +52,7 @@ def convert(
         study.extra = {} if known is None else {"study": str(known)}
         studies.append(study)
     conversion = Conversion("r2gen", studies, out or root / "studies.jsonl")
+    conversion.mark_unknown_patients()
     conversion.keep_files()
     conversion.require(sections)
     return conversion.write()

@@ -42,6 +42,7 @@ def convert(root: Path, out: Path | None = None, table: Path | None = None, imag
         image = StudyImage(paths.get(name, (images or root) / f"{name}.dcm"))
         studies.append(Study(name, name, common.hash_split(name), [image], labels={"Pneumothorax": int(bool(found))}))
     conversion = Conversion("siim", studies, out or root / "studies.jsonl")
+    conversion.mark_unknown_patients()
     conversion.keep_files()
     conversion.read_headers()
     conversion.add_masks({name: {"pneumothorax": found} for name, found in codes.items()}, (1024, 1024))

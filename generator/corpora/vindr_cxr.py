@@ -34,6 +34,7 @@ def convert(root: Path, out: Path | None = None, images: Path | None = None) -> 
             image = StudyImage((images or root) / part / f"{name}.dicom", "PA")
             studies.append(Study(name, name, split, [image], labels=labels))
     conversion = Conversion("vindr-cxr", studies, out or root / "studies.jsonl")
+    conversion.mark_unknown_patients()
     conversion.keep_files(".dcm", *common.PIXELS)
     conversion.read_headers()
     for study in conversion.studies:

@@ -50,6 +50,7 @@ def convert(root: Path, out: Path | None = None) -> Conversion:
             masks[study_id] = {rib: _polygons(table[rib].get(key), f"{path.name}, {rib}, {key}") for rib in RIBS}
             masks[study_id]["ribs"] = [outline for found in masks[study_id].values() for outline in found]
     conversion = Conversion("vindr-ribcxr", studies, out or root / "studies.jsonl")
+    conversion.mark_unknown_patients()
     conversion.keep_files()
     conversion.add_masks(masks)
     return conversion.write()
