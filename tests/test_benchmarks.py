@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from encoder.targets import check_leaks, split_groups
 from generator.corpora import (
     candid_ptx,
     chexpert,
@@ -22,6 +23,7 @@ from generator.corpora import (
 from generator.corpora.common import CorpusError, hash_split
 from raddraft.cli import run
 from raddraft.images import load_image
+from raddraft.studies import read_studies
 from tests.test_corpora import by_id, dropped, touch, write_csv
 
 TRAIN_TEST = (0.9, 0.1, 0)  # where the source has a test split
@@ -164,21 +166,52 @@ def test_rsna(rsna_root):
     assert "(age alone: 1 above 120)" in dropped(conversion)
 
 
-def test_rsna_mapping_keeps_a_patient_in_one_split(rsna_root):
-    mapping = rsna_root / "pneumonia-challenge-dataset-mappings_2018.json"
-    names = ["00000013_000.png", "00000013_005.png", "00000014_000.png"]
+def write_mapping(root: Path, names: list[str]) -> tuple[Path, list[dict[str, str]]]:
+    mapping = root / "pneumonia-challenge-dataset-mappings_2018.json"
     entries = [{"subset_img_id": name, "img_id": nih_name} for name, nih_name in zip(RSNA, names, strict=True)]
     mapping.write_text(json.dumps(entries))
-    rsna.convert(rsna_root, mapping=mapping)
+    return mapping, entries
+
+
+def test_rsna_mapping_gives_every_film_its_split_in_nih(rsna_root, nih_root):
+    names = [f"{int(NIH_VAL):08d}_000.png", f"{int(NIH_TRAIN):08d}_001.png", "00020000_000.png"]
+    mapping, entries = write_mapping(rsna_root, names)
+    with pytest.raises(FileNotFoundError, match=r"there is no test_list\.txt.*ChestX-ray14.*--test-list"):
+        rsna.convert(rsna_root, mapping=mapping)
+    conversion = rsna.convert(rsna_root, mapping=mapping, test_list=nih_root / "test_list.txt")
     studies = by_id(rsna_root / "studies.jsonl")
-    assert [studies[name].subject_id for name in RSNA] == ["13", "13", "14"]
-    assert studies[RSNA[0]].split == studies[RSNA[1]].split == hash_split("13", NO_SPLIT)
+    nih.convert(nih_root)
+    others = by_id(nih_root / "studies.jsonl")
+    for name, nih_name in zip(RSNA, names, strict=True):
+        other = others[Path(nih_name).stem]
+        assert (studies[name].subject_id, studies[name].split) == (other.subject_id, other.split)
+        assert studies[name].extra == {}
+    assert [studies[name].split for name in RSNA] == ["val", "train", "test"]
+    assert "not known" not in str(conversion)
     mapping.write_text(json.dumps(entries[:1]))
+    (rsna_root / "test_list.txt").write_text("00020000_000.png\n")
     with pytest.raises(CorpusError, match=f"no subset_img_id is '{RSNA[1]}'"):
         rsna.convert(rsna_root, mapping=mapping)
-    mapping.write_text(json.dumps({"a": 1}))
-    with pytest.raises(CorpusError, match="expected a list of objects with subset_img_id"):
+    for content in ({"a": 1}, [{"subset_img_id": RSNA[0]}], [{"subset_img_id": RSNA[0], "img_id": 7}]):
+        mapping.write_text(json.dumps(content))
+        with pytest.raises(CorpusError, match="expected a list of objects with subset_img_id"):
+            rsna.convert(rsna_root, mapping=mapping)
+    mapping.write_text(json.dumps([{"subset_img_id": RSNA[0], "img_id": "7.png"}]))
+    with pytest.raises(CorpusError, match=r"expected an img_id like 00000013_005\.png, got '7\.png'"):
         rsna.convert(rsna_root, mapping=mapping)
+    mapping.write_text(json.dumps(entries))
+    (rsna_root / "test_list.txt").write_text("00020000_000.png\n00020001\n")
+    with pytest.raises(CorpusError, match=r"test_list\.txt line 2: expected a name like .* got '00020001'"):
+        rsna.convert(rsna_root, mapping=mapping)
+
+
+def test_rsna_without_mapping_says_in_print_and_manifest_that_patients_are_unknown(rsna_root):
+    conversion = rsna.convert(rsna_root)
+    told = "rsna: the patients of 3 studies are not known; one may be in more than one split"
+    assert told in str(conversion).splitlines()
+    studies = read_studies(rsna_root / "studies.jsonl")
+    assert all(study.extra == {"unknown_patient": True} for study in studies)
+    assert check_leaks(split_groups(studies))[0] == told  # which compare and probe print
 
 
 def test_rsna_a_broken_header_is_counted_and_named(rsna_root):
@@ -348,9 +381,37 @@ def test_chexpert_errors(chexpert_root):
     write_csv(chexpert_root / "train.csv", [row])
     with pytest.raises(CorpusError, match=r"no column 'Fracture'"):
         chexpert.convert(chexpert_root)
-    (chexpert_root / "train.csv").unlink()
-    with pytest.raises(FileNotFoundError, match=r"no train\.csv.*aimi\.stanford\.edu"):
+    write_csv(chexpert_root / "train.csv", [{"Study": "train/view1"} | dict.fromkeys(chexpert.LABELS, "")])
+    with pytest.raises(CorpusError, match=r"line 2: Path, or else Study, must end like .* got 'train/view1'"):
         chexpert.convert(chexpert_root)
+    for table in chexpert_root.glob("*.csv"):
+        table.unlink()
+    with pytest.raises(FileNotFoundError, match=r"none of train\.csv, .*groundtruth\.csv.*aimi\.stanford\.edu"):
+        chexpert.convert(chexpert_root)
+
+
+def test_chexpert_test_labels_by_study_without_the_other_tables(chexpert_root):
+    for name in ("train.csv", "valid.csv", "test_labels.csv"):
+        (chexpert_root / name).unlink()
+    labels = dict.fromkeys(chexpert.LABELS, "0") | {"Lung Opacity": "1"}
+    studies = [f"CheXpert-v1.0/test/patient{number}/study1" for number in (64741, 64742)]
+    write_csv(chexpert_root / "groundtruth.csv", [{"Study": study} | labels for study in studies])
+    touch(chexpert_root / "test/patient64741/study1/view2_lateral.jpg")
+    conversion = chexpert.convert(chexpert_root, views="all")
+    [study] = by_id(chexpert_root / "studies.jsonl").values()
+    assert (study.study_id, study.split, study.labels["Lung Opacity"]) == ("patient64741_study1", "test", 1)
+    assert [(image.path.name, image.view) for image in study.images] == [
+        ("view1_frontal.jpg", "FRONTAL"),
+        ("view2_lateral.jpg", "LATERAL"),
+    ]
+    assert dropped(conversion) == {"no image file on disk": 1}
+    assert conversion.notes[:2] == ["No table of train: left out", "No table of val: left out"]
+
+
+def test_an_age_of_0_in_chexpert_is_unknown(chexpert_root):
+    write_csv(chexpert_root / "valid.csv", [chexpert_row("valid/patient64541/study1/view1_frontal.jpg", Age="0")])
+    chexpert.convert(chexpert_root)
+    assert by_id(chexpert_root / "studies.jsonl")["patient64541_study1"].patient["age"] is None
 
 
 # --- COVID-19 Image Data Collection --------------------------------------------------------------------------------
@@ -406,9 +467,46 @@ def test_covid_cells_that_are_nothing(covid_root, nothing):
     blank = dict.fromkeys(("sex", "age", "finding", "view", "clinical_notes"), nothing)
     write_csv(covid_root / "metadata.csv", [COVID | blank, COVID | {"filename": "b.jpg"}])
     [study] = covid.convert(covid_root).studies
-    assert study.patient == {"sex": None, "age": None}
-    assert (study.labels, [image.view for image in study.images]) == ({}, [None, "PA"])
+    assert study.patient == {"sex": "M", "age": 65}, "what the first row does not tell, the second does"
+    assert set(study.labels) == {"Pneumonia", "Viral", "COVID-19"}
+    assert [image.view for image in study.images] == [None, "PA"]
     assert study.sections == {"note": "Cough for three days."}
+
+
+def test_covid_rows_with_a_file_a_note_or_an_address_in_common_are_of_one_subject(covid_root):
+    one = COVID | {"offset": "", "url": "", "clinical_notes": ""}
+    case, page = "https://radiopaedia.org/cases/x", "https://github.com/y/z"
+    rows = [
+        one | {"patientid": "1", "filename": "1.jpg"},
+        one | {"patientid": "2", "filename": "1.jpg", "finding": "Fungal", "clinical_notes": "Cough."},
+        one | {"patientid": "2", "filename": "2.jpg", "clinical_notes": "Fever  for a week."},
+        one | {"patientid": "3", "filename": "3.jpg", "clinical_notes": "Fever for a week.", "url": f"{case}?lang=us"},
+        one | {"patientid": "4", "filename": "4.jpg", "url": f"{case}/"},
+        one | {"patientid": "5", "filename": "5.jpg", "url": page},
+        one | {"patientid": "6", "filename": "6.jpg", "url": page},
+    ]
+    write_csv(covid_root / "metadata.csv", rows)
+    for row in rows:
+        touch(covid_root / "images" / row["filename"])
+    conversion = covid.convert(covid_root)
+    studies = by_id(covid_root / "studies.jsonl")
+    subjects = {name: study.subject_id for name, study in studies.items()}
+    assert subjects == {"1_1": "1", "2_2": "1", "3_3": "1", "4_4": "1", "5_5": "5", "6_6": "6"}
+    assert {studies[name].split for name in ("1_1", "2_2", "3_3", "4_4")} == {hash_split("1", NO_SPLIT)}
+    assert len(studies["1_1"].images) == 1
+    assert studies["1_1"].sections == {"note": "Cough."}
+    assert {"COVID-19", "Fungal"} < set(studies["1_1"].labels)
+    assert "patientids: 6, subjects by file, note and address: 3; rows that list a film again: 1" in str(conversion)
+
+
+def test_covid_joins_different_notes_and_takes_no_view_for_one(covid_root):
+    rows = [COVID | {"clinical_notes": "No edema."}, COVID | {"filename": "b.jpg", "view": "?", "finding": "Fungal"}]
+    rows += [COVID | {"filename": "c.jpg", "clinical_notes": "No edema."}]
+    write_csv(covid_root / "metadata.csv", rows)
+    [study] = covid.convert(covid_root).studies
+    assert study.sections == {"note": "No edema. Cough for three days."}
+    assert [image.view for image in study.images] == ["PA", None, "PA"]
+    assert study.labels["Fungal"] == 1
 
 
 def test_covid_errors(covid_root):

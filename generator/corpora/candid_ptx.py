@@ -12,6 +12,7 @@ from pathlib import Path
 from generator.corpora import common
 from generator.corpora.common import Conversion, CorpusError, MissingFileError
 from generator.sections import clean_sections, parse_plain
+from raddraft.splits import UNKNOWN_PATIENT
 from raddraft.studies import Study, StudyImage
 from raddraft.tables import is_nothing
 
@@ -32,8 +33,8 @@ def convert(
 
     An image is a study; its StudyInstanceUID is kept as study. No official split: 70, 10 and 20 % of the subjects are
     train, val and test, by a hash. The subject is what the column filename begins with (P0001 of P0001_1.jpg), else the
-    StudyInstanceUID, else the image; an image under two subjects is left out. An image that chest_tube.csv or
-    acute_rib_fracture.csv does not name counts as negative.
+    StudyInstanceUID, else the image, which the manifest marks ("unknown_patient"); an image under two subjects is left
+    out. An image that chest_tube.csv or acute_rib_fracture.csv does not name counts as negative.
 
     Args:
         root: Folder that holds Pneumothorax_reports.csv, chest_tube.csv, acute_rib_fracture.csv and the images.
@@ -71,6 +72,8 @@ def convert(
         study.sections = clean_sections(parse_plain(row["Report"]))
         study.labels = {structure.title(): int(bool(found)) for structure, found in codes[name].items()}
         study.extra = {"study": row["StudyInstanceUID"]} if row.get("StudyInstanceUID") else {}
+        if subject in (name, row.get("StudyInstanceUID")):
+            study.extra[UNKNOWN_PATIENT] = True
         studies.append(study)
     conversion = Conversion("candid-ptx", studies, out or root / "studies.jsonl")
     conversion.keep_studies("under two subjects", lambda study: len(subjects[study.study_id]) == 1)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 from generator.corpora import common
@@ -13,16 +15,20 @@ from raddraft.tables import is_nothing
 
 _ORIGIN = "It is part of https://github.com/ieee8023/covid-chestxray-dataset. Name the file with --table."
 _COLUMNS = ("patientid", "finding", "view", "modality", "folder", "filename")
+# The page of a whole collection, which says nothing about a patient: all films from Hannover have one such address.
+_COLLECTION = re.compile(r"https?://(www\.)?github\.com/")
 
 
 def convert(root: Path, out: Path | None = None, table: Path | None = None) -> Conversion:
-    """COVID-19 Image Data Collection: the X-rays; the diagnosis as labels, the clinical note as section note.
+    """COVID-19 Image Data Collection: the X-rays; the diagnosis as labels, the clinical notes as section note.
 
-    No official split: 70, 10 and 20 % of the patients are train, val and test, by a hash. Images of one patient with
-    the same offset (days) are one study; one without offset is a study of its own. Every level of a finding is a label
-    that is 1 (Pneumonia/Viral/COVID-19: Pneumonia, Viral, COVID-19); there are no negatives but through No Finding. The
-    labels are the diagnosis of the case, not what the image shows. Some cases were entered under two patientids; the
-    table does not tell which. The license of each image is kept.
+    No official split: 70, 10 and 20 % of the subjects are train, val and test, by a hash. The table has some cases
+    under two patientids, so rows with the same file, clinical note or web address (but for addresses on GitHub, which
+    are of whole collections) are of one subject, named after its first patientid. A film that two rows list is in the
+    study of the first. Images of one patientid with the same offset (days) are one study; one without offset is a
+    study of its own. Different notes of one study are joined. Every level of a finding is a label that is 1
+    (Pneumonia/Viral/COVID-19: Pneumonia, Viral, COVID-19); there are no negatives but through No Finding. The labels
+    are the diagnosis of the case, not what the image shows. The license of each image is kept.
 
     Args:
         root: The repository's folder, which holds metadata.csv and images/.
@@ -30,31 +36,80 @@ def convert(root: Path, out: Path | None = None, table: Path | None = None) -> C
         table: The table. By default metadata.csv in root.
     """
     table = table or common.find_file(root, ["metadata.csv"], _ORIGIN)
+    rows = list(common.read_table(table, _COLUMNS))
+    subject_of = _find_subjects([row for _, row in rows])
     studies: dict[str, Study] = {}
+    notes: dict[str, list[str]] = defaultdict(list)
+    study_of: dict[Path, str] = {}
     skipped = {}
-    for where, row in common.read_table(table, _COLUMNS):
-        study = _study(row, root, where)
-        if row["modality"].strip().lower() == "x-ray":
-            common.add_image(studies, study, where)
-        else:
+    repeated = 0
+    for where, row in rows:
+        study = _study(row, root, where, subject_of[_patient(row)])
+        if row["modality"].strip().lower() != "x-ray":
             study.study_id = f"{study.study_id}, {where}"
             skipped[study.study_id] = study
+            continue
+        path = study.images[0].path
+        if path in study_of:
+            repeated += 1
+            study.study_id, study.images = study_of[path], []
+        study_of[path] = study.study_id
+        common.add_image(studies, study, where)
+        note = study.sections.get("note", "")
+        if note not in notes[study.study_id]:
+            notes[study.study_id].append(note)
+    for name, study in studies.items():
+        study.sections = clean_sections({"note": " ".join(notes[name])})
     conversion = Conversion("covid", [*studies.values(), *skipped.values()], out or root / "studies.jsonl")
+    conversion.notes.append(
+        f"patientids: {len(subject_of)}, subjects by file, note and address: {len(set(subject_of.values()))}; "
+        f"rows that list a film again: {repeated}"
+    )
     conversion.keep_studies("modality is not X-ray", lambda study: study.study_id not in skipped)
     conversion.keep_files()
     return conversion.write()
 
 
-def _study(row: dict[str, str], root: Path, where: str) -> Study:
-    patient, offset = row["patientid"].strip(), row.get("offset", "").strip()
+def _patient(row: dict[str, str]) -> str:
+    return row["patientid"].strip()
+
+
+def _find_subjects(rows: Sequence[dict[str, str]]) -> dict[str, str]:
+    """patientid -> the first patientid of those that share a file, a note or an address, directly or through others."""
+    parent: dict[str, str] = {}
+
+    def find(name: str) -> str:
+        while parent.setdefault(name, name) != name:
+            name = parent[name]
+        return name
+
+    order = {name: number for number, name in enumerate(dict.fromkeys(map(_patient, rows)))}
+    first: dict[tuple[str, str], str] = {}
+    for row in rows:
+        address = re.sub(r"[?&]lang=\w+", "", row.get("url", "").strip()).rstrip("/")
+        shared = {
+            "file": f"{row['folder']}/{row['filename']}",
+            "note": " ".join(row.get("clinical_notes", "").split()),
+            "address": "" if _COLLECTION.match(address) else address,
+        }
+        for key in shared.items():
+            one = find(_patient(row))
+            other = one if is_nothing(key[1]) else find(first.setdefault(key, one))
+            older, newer = sorted((one, other), key=order.__getitem__)
+            parent[newer] = older
+    return {name: find(name) for name in order}
+
+
+def _study(row: dict[str, str], root: Path, where: str, subject: str) -> Study:
+    offset = row.get("offset", "").strip()
     license_name = row.get("license", "").strip()
     levels = [level.strip() for level in re.split("[/,]", row["finding"])]
     image = StudyImage(root / row["folder"] / row["filename"], row["view"].strip() or None)
     image.extra = {"license": license_name} if license_name else {}
     return Study(
-        f"{patient}_{offset or Path(row['filename']).stem}",
-        patient,
-        common.hash_split(patient),
+        f"{_patient(row)}_{offset or Path(row['filename']).stem}",
+        subject,
+        common.hash_split(subject),
         [image],
         clean_sections({"note": row.get("clinical_notes", "")}),
         {level: 1 for level in levels if not is_nothing(level) and level.lower() not in ("todo", "unknown")},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection
 from pathlib import Path
 
 from generator.corpora import common
@@ -12,7 +14,9 @@ LABELS = (
     *("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Effusion", "Emphysema", "Fibrosis", "Hernia"),
     *("Infiltration", "Mass", "Nodule", "Pleural_Thickening", "Pneumonia", "Pneumothorax", "No Finding"),
 )
-_ORIGIN = "It is part of ChestX-ray14, https://nihcc.app.box.com/v/ChestXray-NIHCC."
+NAME = re.compile(r"0*(\d+)_\d+\.png")
+"""Of a film; the group is its patient, as the table has it."""
+ORIGIN = "It is part of ChestX-ray14, https://nihcc.app.box.com/v/ChestXray-NIHCC."
 
 
 def convert(root: Path, out: Path | None = None, table: Path | None = None, images: Path | None = None) -> Conversion:
@@ -28,16 +32,17 @@ def convert(root: Path, out: Path | None = None, table: Path | None = None, imag
         images: Folder to search for PNG files, subfolders included. By default root.
     """
     names = ["Data_Entry_2017_v2020.csv", "Data_Entry_2017*.csv"]
-    table = table or common.find_file(root, names, f"{_ORIGIN} Name it with --table.")
-    lists = {name: common.find_file(root, [f"{name}_list.txt"], _ORIGIN) for name in ("train_val", "test")}
-    part_of = {line.strip(): name for name, path in lists.items() for line in path.read_text().splitlines()}
+    table = table or common.find_file(root, names, f"{ORIGIN} Name it with --table.")
+    train_val, tested = (
+        read_list(common.find_file(root, [f"{name}_list.txt"], ORIGIN)) for name in ("train_val", "test")
+    )
     paths = {path.name: path for path in sorted((images or root).rglob("*.png"))}
     studies = []
     for where, row in common.read_table(table, ["Image Index", "Finding Labels", "Patient ID", "Patient Age"]):
         name, subject, findings = row["Image Index"], row["Patient ID"], row["Finding Labels"].split("|")
         if unknown := [finding for finding in findings if finding not in LABELS]:
             raise CorpusError(f"{where}: unknown finding {unknown[0]!r}. Choices: {', '.join(LABELS)}")
-        split = "test" if part_of.get(name) == "test" else common.hash_split(subject, common.NO_VAL)
+        split = choose_split(name, subject, tested)
         image = StudyImage(paths.get(name, (images or root) / name), row.get("View Position") or None)
         study = Study(Path(name).stem, subject, split, [image])
         study.labels = {label: int(label in findings) for label in LABELS}
@@ -45,6 +50,24 @@ def convert(root: Path, out: Path | None = None, table: Path | None = None, imag
         study.patient = common.parse_patient(sex, row["Patient Age"], where)
         studies.append(study)
     conversion = Conversion("nih", studies, out or root / "studies.jsonl")
-    conversion.keep_images("in no official list", lambda image: image.path.name in part_of)
+    conversion.keep_images("in no official list", lambda image: image.path.name in train_val | tested)
     conversion.keep_files()
     return conversion.write()
+
+
+def read_list(path: Path) -> frozenset[str]:
+    """Names of files in one of the official lists.
+
+    Raises:
+        CorpusError: a line is no such name.
+    """
+    names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    for number, name in enumerate(names, 1):
+        if name and not NAME.fullmatch(name):
+            raise CorpusError(f"{path} line {number}: expected a name like 00000013_005.png, got {name[:80]!r}")
+    return frozenset(filter(None, names))
+
+
+def choose_split(name: str, subject: str, tested: Collection[str]) -> str:
+    """Split of a film: test if the official list `tested` names it, else train, or val for a tenth of the subjects."""
+    return "test" if name in tested else common.hash_split(subject, common.NO_VAL)

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
-from generator.corpora import common
+from generator.corpora import common, nih
 from generator.corpora.common import Conversion, CorpusError
 from raddraft.studies import Study, StudyImage
 
 _CLASSES = ("Normal", "No Lung Opacity / Not Normal", "Lung Opacity")
 _ORIGIN = "It is part of https://www.kaggle.com/c/rsna-pneumonia-detection-challenge (stage 2)."
+_LIST = f"{nih.ORIGIN} Name it with --test-list."
 
 
-def convert(root: Path, out: Path | None = None, images: Path | None = None, mapping: Path | None = None) -> Conversion:
+def convert(
+    root: Path,
+    out: Path | None = None,
+    images: Path | None = None,
+    mapping: Path | None = None,
+    test_list: Path | None = None,
+) -> Conversion:
     """RSNA Pneumonia: Pneumonia (Target: an opacity that suggests it) and No Finding (class Normal), each 1 or 0.
 
-    The labels of the challenge's test images are not public, so its train images are split: 70, 10 and 20 % of the
-    subjects by a hash. Of the 26,684 images 5,390 are test: about as many as the 5,337 reported for RAD-DINO, but not
-    the same. A patientId is one image. The images come from ChestX-ray14, where a patient may have several: only
-    --mapping keeps every patient in one split. View, sex and age come from the headers; boxes are not read.
+    The labels of the challenge's test images are not public, so its train images are split. They come from
+    ChestX-ray14, where a patient may have several; a patientId is one image. With --mapping every image has the split
+    that `raddraft prepare nih` gives it, so that no patient is in two splits, nor a film in train of the one set and in
+    test of the other. Without, 70, 10 and 20 % of the images are train, val and test, by a hash: patients of test are
+    then in train, too, and films of test in train of ChestX-ray14; the manifest marks such studies
+    ("unknown_patient"), and what is measured on them says so. View, sex and age come from the headers; boxes are not
+    read.
 
     Args:
         root: Folder that holds stage_2_train_labels.csv, stage_2_detailed_class_info.csv and stage_2_train_images/.
@@ -26,6 +37,7 @@ def convert(root: Path, out: Path | None = None, images: Path | None = None, map
         images: Folder of the images, DICOM, or PNG or JPEG of the same name. By default stage_2_train_images in root.
         mapping: The RSNA's pneumonia-challenge-dataset-mappings_2018.json: a list of objects with subset_img_id (the
             patientId) and img_id (the file's name in ChestX-ray14). Subjects are then the patients of ChestX-ray14.
+        test_list: With --mapping: test_list.txt of ChestX-ray14. By default beside the mapping.
     """
     table = common.find_file(root, ["stage_2_train_labels.csv"], _ORIGIN)
     classes = {}
@@ -34,7 +46,8 @@ def convert(root: Path, out: Path | None = None, images: Path | None = None, map
         if row["class"] not in _CLASSES:
             raise CorpusError(f"{where}: unknown class {row['class']!r}. Choices: {', '.join(_CLASSES)}")
         classes[row["patientId"]] = row["class"]
-    patients = _read_mapping(mapping) if mapping else {}
+    names = _read_mapping(mapping) if mapping else {}
+    tested = nih.read_list(test_list or common.find_file(mapping.parent, ["test_list.txt"], _LIST)) if mapping else ()
     studies: dict[str, Study] = {}
     for where, row in common.read_table(table, ["patientId", "Target"]):
         name = row["patientId"]
@@ -42,21 +55,33 @@ def convert(root: Path, out: Path | None = None, images: Path | None = None, map
             raise CorpusError(f"{where}: Target {row['Target']!r}. Choices: 0, 1")
         if name not in classes:
             raise CorpusError(f"{where}: patientId {name!r} is not in {info.name}")
-        if patients and name not in patients:
+        if mapping and name not in names:
             raise CorpusError(f"{mapping}: no subset_img_id is {name!r}, which {table.name} holds")
-        subject = patients.get(name, name)
+        subject, split = _place(names[name], tested) if mapping else (name, common.hash_split(name))
         image = StudyImage((images or root / "stage_2_train_images") / f"{name}.dcm")
-        studies[name] = Study(name, subject, common.hash_split(subject), [image])
+        studies[name] = Study(name, subject, split, [image])
         studies[name].labels = {"Pneumonia": int(row["Target"]), "No Finding": int(classes[name] == "Normal")}
     conversion = Conversion("rsna", studies.values(), out or root / "studies.jsonl")
+    if not mapping:
+        conversion.mark_unknown_patients()
     conversion.keep_files(*common.PIXELS)
     conversion.read_headers()
     return conversion.write()
 
 
 def _read_mapping(path: Path) -> dict[str, str]:
-    """patientId -> patient number of ChestX-ray14."""
+    """patientId -> name of the file in ChestX-ray14."""
     try:
-        return {entry["subset_img_id"]: str(int(entry["img_id"].split("_")[0])) for entry in common.read_json(path)}
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        names = {entry["subset_img_id"]: entry["img_id"] for entry in common.read_json(path)}
+        wrong = next((name for name in names.values() if not nih.NAME.fullmatch(name)), None)
+    except (TypeError, KeyError) as error:
         raise CorpusError(f"{path}: expected a list of objects with subset_img_id and img_id: {error!r}") from None
+    if wrong:
+        raise CorpusError(f"{path}: expected an img_id like 00000013_005.png, got {wrong[:80]!r}")
+    return names
+
+
+def _place(name: str, tested: Collection[str]) -> tuple[str, str]:
+    """Patient and split of a film of ChestX-ray14."""
+    subject = nih.NAME.fullmatch(name)[1]  # type: ignore[index]  # `_read_mapping` has looked
+    return subject, nih.choose_split(name, subject, tested)
