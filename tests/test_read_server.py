@@ -222,6 +222,16 @@ def test_a_windowed_film_is_what_the_file_asks_for(tmp_path, tags) -> None:
     assert np.abs(shown - load_gray(path)).max() < 0.011
 
 
+def test_colors_and_pictures_are_shown_as_they_are(tmp_path) -> None:
+    colors = np.stack([chest(), chest() // 2, chest() // 3], -1)
+    Image.fromarray(chest()).save(tmp_path / "8.png")
+    Image.fromarray(RAMP).save(tmp_path / "16.png")
+    for path in (write_dicom(tmp_path / "colors.dcm", colors), tmp_path / "8.png", tmp_path / "16.png"):
+        pixels, window = load_film(path)
+        assert window == (0, 1)
+        assert np.array_equal(pixels, load_gray(path))
+
+
 def test_a_film_that_is_none_or_too_large_costs_itself_only(model, tmp_path) -> None:
     (tmp_path / "text.png").write_text("no image")
     Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")
