@@ -40,8 +40,9 @@ def main(
     from encoder.config import FeatureConfig
     from encoder.features import open_store
     from encoder.segment import masked_paths, segment
-    from encoder.targets import of_sources
+    from encoder.targets import of_sources, split_groups
     from raddraft.files import write_json
+    from raddraft.splits import unknown_patients
     from raddraft.studies import read_studies
     from raddraft.text import format_table, show
 
@@ -58,9 +59,10 @@ def main(
     print(f"images: {counts}; {result.seconds:.1f} s\nbrackets: 95 % interval, subjects resampled")
     for reason, count in result.left_out.items():
         print(f"note: left out: {count} images {reason}")
-    for sentence in result.errors:
+    warnings = unknown_patients(split_groups(known))
+    for sentence in [*warnings, *result.errors]:
         print(f"warning: {sentence}")
-    write_json(out, {"tower": encoder.tower} | result.to_dict())
+    write_json(out, {"tower": encoder.tower, "warnings": warnings} | result.to_dict())
     print(f"numbers: {out}")
 
 

@@ -757,7 +757,7 @@ def test_folder_counts_rows_whose_report_is_not_that_of_their_study(tmp_path):
     for name in "123":
         touch(tmp_path / f"{name}.png")
     conversion = folder.convert(tmp_path, table=tmp_path / "list.csv")
-    assert "text differs from that of the first row of their study, which counts: 1" in str(conversion)
+    assert "text differs from that of their study's first row, which counts: 1" in str(conversion)
     assert conversion.studies[0].sections == {"findings": "Clear."}
 
 

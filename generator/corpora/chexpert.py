@@ -67,8 +67,8 @@ def _find_tables(root: Path) -> dict[str, Path]:
         except MissingFileError:
             continue
     if not found:
-        names = ", ".join(name for part in _TABLES.values() for name in part)
-        raise MissingFileError(f"{root}: there is none of {names}. {_ORIGIN}")
+        choices = ", ".join(name for part in _TABLES.values() for name in part)
+        raise MissingFileError(f"{root}: there is none of {choices}. {_ORIGIN}")
     return found
 
 

@@ -42,7 +42,7 @@ def convert(
 
     The collection does not tell which studies are of one patient: every study is a subject of its own. Words removed
     for privacy read XXXX and stay so. Views come from indiana_projections.csv if root holds it and are unknown
-    otherwise.
+    otherwise: the headers of its DICOM files are not read, for many laterals are called PA there.
 
     Args:
         root: Folder that holds NLMCXR_reports.tgz, or its XML files, or indiana_reports.csv, or several of these.

@@ -18,7 +18,8 @@ def convert(root: Path, out: Path | None = None, table: Path | None = None, imag
 
     The labels of the challenge's test images are not part of its files, so its train images are split: 70, 10 and 20 %
     by a hash of the image's name. The images come from ChestX-ray14, where a patient may have several; which ones, the
-    files do not tell. Sex, age and view come from the headers. The rows of one image are one mask.
+    files do not tell, which the manifest marks ("unknown_patient"). Sex, age and view come from the headers. The rows
+    of one image are one mask.
 
     Args:
         root: Folder that holds train-rle.csv (ImageId, EncodedPixels; one row per pneumothorax, -1 for none) and
