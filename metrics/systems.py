@@ -31,9 +31,9 @@ from metrics.summary import Intervals, Subjects, summarize, tell_doubts, tell_st
 from metrics.text import Once
 from raddraft.errors import RadDraftError
 from raddraft.files import write_json, write_text
-from raddraft.splits import count_known, known_texts, unknown_patients
+from raddraft.splits import UNKNOWN_PATIENT, count_known, known_texts
 from raddraft.stats import Measure, check_resamples, take
-from raddraft.studies import SPLITS, Study
+from raddraft.studies import Study, skim
 from raddraft.text import format_estimate, format_table, suggest
 
 LABELERS = {"rule": "the rule-based labeler", "chexbert": "CheXbert"}
@@ -248,7 +248,7 @@ def score_systems(
         for one in labelers
     }
     scored = Scored(systems, measures, found, scores, known, rank_by or default)
-    scores["warnings"] = _caveats(scored.by_system(), [*first, *labelers]) + _split_caveats(reports, studies)
+    scores["warnings"] = _caveats(scored.by_system(), [*first, *labelers]) + _split_caveats(rows, known)
     return scored
 
 
@@ -272,12 +272,17 @@ def _caveats(systems: Mapping[str, Mapping[str, Any]], metrics: Sequence[str]) -
     return alike + reading_caveats(shares, metrics)
 
 
-def _split_caveats(reports: Sequence[str], studies: Sequence[Study]) -> list[str]:
-    """What the splits of the manifest do not keep apart: patients that nobody can tell, and reports."""
-    groups = {split: [study for study in studies if study.split == split] for split in SPLITS}
-    count = count_known(reports, known_texts(groups["train"]))
-    share = f"{count} of {len(reports)} references stand in the manifest's train split word for word"
-    return unknown_patients(groups) + ([share] if count else [])
+def _split_caveats(rows: Sequence[Prediction], known: Mapping[str, Study]) -> list[str]:
+    """What the train split of the manifest may have in common with the scored studies: patients, and reports."""
+    train = [study for study in known.values() if study.split == "train"]
+    scored = [known[row.study_id] for row in rows if row.study_id in known]
+    unknown = sum(bool(study.extra.get(UNKNOWN_PATIENT)) for study in skim(scored)) if train else 0
+    copied = count_known([row.reference for row in rows], known_texts(train))
+    told = {
+        f"the patients of {unknown} of {len(rows)} studies are not known, so train may have others of theirs": unknown,
+        f"{copied} of {len(rows)} references stand in the manifest's train split word for word": copied,
+    }
+    return [sentence for sentence, count in told.items() if count]
 
 
 def _score_strata(

@@ -60,16 +60,17 @@ def known_texts(studies: Iterable[Study]) -> set[int]:
     with headers and without."""
     known = set()
     for study in skim(studies):
-        known |= {_digest(text) for name, text in study.sections.items() if name not in CONTEXT}
-        both = {name: study.sections.get(name, "") for name in ("findings", "impression")}
-        known.add(_digest(" ".join(both.values())))
-        known.add(_digest(" ".join(f"{name} {text}" for name, text in both.items() if text)))
-    return known - {_digest("")}
+        parts = {name: _words(text) for name, text in study.sections.items() if name not in CONTEXT}
+        both = [(name, parts[name]) for name in ("findings", "impression") if name in parts]
+        known |= {hash(words) for words in parts.values()}
+        known.add(hash(" ".join(words for _, words in both)))
+        known.add(hash(" ".join(f"{name} {words}" for name, words in both)))
+    return known - {hash("")}
 
 
 def count_known(texts: Iterable[str], known: set[int]) -> int:
     """How many texts stand in `known` word for word. Case, punctuation and blanks do not count."""
-    return sum(digest in known for digest in map(_digest, texts))
+    return sum(hash(_words(text)) in known for text in texts)
 
 
 def tell_splits(studies: Sequence[Study]) -> list[str]:
@@ -83,13 +84,14 @@ def tell_splits(studies: Sequence[Study]) -> list[str]:
     shares = []
     for name in dict.fromkeys(name for study in groups["test"] for name in study.sections if name not in CONTEXT):
         texts = [study.sections[name] for study in groups["test"] if name in study.sections]
-        known = {_digest(study.sections[name]) for study in groups["train"] if name in study.sections}
+        known = {hash(_words(study.sections[name])) for study in groups["train"] if name in study.sections}
         if count := count_known(texts, known):
             shares.append(f"{name} {count:,} of {len(texts):,} ({round(100 * count / len(texts))} %)")
     told = [f"Reports of test that stand in train word for word: {', '.join(shares)}"] if shares else []
     return unknown_patients(groups) + told
 
 
-def _digest(text: str) -> int:
-    """Of the words of a text, in order. Python's hash has 64 bits: of a million reports two clash once in 10⁷ times."""
-    return hash(" ".join(re.findall(r"\w+", text.lower())))
+def _words(text: str) -> str:
+    """The words of a text. Of these, Python's hash is kept, with 64 bits: in a million reports two clash by a chance of
+    1 in 10⁷."""
+    return " ".join(re.findall(r"\w+", text.lower()))

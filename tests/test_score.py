@@ -222,7 +222,7 @@ def test_references_that_stand_in_train_are_counted(tmp_path, capsys, targets) -
     assert run("score", predictions, *arguments) == (0, "")
     count = {1: 2, 2: 1}[len(targets)]
     told = [
-        "iu-xray: the patients of 4 studies are not known; one may be in more than one split",
+        "the patients of 3 of 3 studies are not known, so train may have others of theirs",
         f"{count} of 3 references stand in the manifest's train split word for word",
     ]
     assert read_scores(tmp_path / "scores")["warnings"][-2:] == told
