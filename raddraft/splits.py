@@ -12,6 +12,8 @@ from raddraft.studies import SPLITS, Study, skim
 UNKNOWN_PATIENT = "unknown_patient"
 """Key of a study in the manifest: true where its source does not tell the patient, who may have other studies in it.
 Such a study is a subject of its own."""
+CHESTXRAY14 = ("nih", "rsna", "siim")
+"""Sources of one set of films, in different files. The patients that the first names keep them apart."""
 CONTEXT = frozenset(
     {"indication", "history", "comparison", "technique", "procedure comments", "examination", "preamble"}
 )
@@ -42,17 +44,25 @@ def find_fault(studies: Iterable[Study]) -> str | None:
 
 
 def unknown_patients(groups: Mapping[str, Iterable[Study]]) -> list[str]:
-    """A sentence for each source whose patients may be in several groups (splits or folds), as nobody can tell them."""
+    """Sentences on what may be in several groups (splits or folds), as nobody can tell: patients, films saved again."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
+    alike = set()
     for group, studies in groups.items():
         for study in skim(studies):
+            if study.source in CHESTXRAY14:
+                alike.add(study.source)
             if study.extra.get(UNKNOWN_PATIENT):
                 counts[study.source or "no source"][group] += 1
-    return [
+    told = [
         f"{source}: the patients of {sum(found.values()):,} studies are not known; one may be in more than one split"
         for source, found in counts.items()
         if len(found) > 1
     ]
+    if len(alike) > 1 and alike & counts.keys():
+        told.append(
+            f"{', '.join(sorted(alike))}: films of ChestX-ray14, saved again; one may be in more than one split"
+        )
+    return told
 
 
 def known_texts(studies: Iterable[Study]) -> set[int]:

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from generator.corpora import (
 from generator.corpora.common import CorpusError, hash_split
 from raddraft.cli import run
 from raddraft.images import load_image
+from raddraft.splits import unknown_patients
 from raddraft.studies import read_studies
 from tests.test_corpora import by_id, dropped, touch, write_csv
 
@@ -212,6 +214,11 @@ def test_rsna_without_mapping_says_in_print_and_manifest_that_patients_are_unkno
     studies = read_studies(rsna_root / "studies.jsonl")
     assert all(study.extra == {"unknown_patient": True} for study in studies)
     assert check_leaks(split_groups(studies))[0] == told  # which compare and probe print
+    others = [replace(study, source="nih", extra={}) for study in studies]
+    again = "nih, rsna: films of ChestX-ray14, saved again; one may be in more than one split"
+    assert unknown_patients(split_groups([*studies, *others])) == [told, again]
+    known = [replace(study, extra={}) for study in studies]
+    assert unknown_patients(split_groups([*known, *others])) == []
 
 
 def test_rsna_a_broken_header_is_counted_and_named(rsna_root):
@@ -497,6 +504,15 @@ def test_covid_rows_with_a_file_a_note_or_an_address_in_common_are_of_one_subjec
     assert studies["1_1"].sections == {"note": "Cough."}
     assert {"COVID-19", "Fungal"} < set(studies["1_1"].labels)
     assert "patientids: 6, subjects by file, note and address: 3; rows that list a film again: 1" in str(conversion)
+
+
+def test_covid_columns_of_earlier_tables(covid_root):
+    names = {"clinical_notes": "clinical notes"}
+    row = {names.get(name, name): cell for name, cell in COVID.items()} | {" url": "https://x.org/1"}
+    write_csv(covid_root / "metadata.csv", [row, row | {"patientid": "7", "filename": "c.jpg", "clinical notes": ""}])
+    first, second = covid.convert(covid_root).studies
+    assert first.sections == {"note": "Cough for three days."}
+    assert second.subject_id == first.subject_id == "2"
 
 
 def test_covid_joins_different_notes_and_takes_no_view_for_one(covid_root):

@@ -36,7 +36,11 @@ def convert(root: Path, out: Path | None = None, table: Path | None = None) -> C
         table: The table. By default metadata.csv in root.
     """
     table = table or common.find_file(root, ["metadata.csv"], _ORIGIN)
-    rows = list(common.read_table(table, _COLUMNS))
+    # Earlier tables have "clinical notes" and " url".
+    rows = [
+        (where, {name.strip().replace(" ", "_"): cell for name, cell in row.items()})
+        for where, row in common.read_table(table, _COLUMNS)
+    ]
     subject_of = _find_subjects([row for _, row in rows])
     studies: dict[str, Study] = {}
     notes: dict[str, list[str]] = defaultdict(list)
