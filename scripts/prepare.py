@@ -24,8 +24,9 @@ Benchmarks of vision encoders, as published: labels, patients, masks.
     raddraft prepare labels --studies nih.jsonl --out nih_reports.jsonl       # synthetic findings from labels
     raddraft prepare reads --studies studies.jsonl --reads reads.jsonl --out read.jsonl    # drafts as corrected
 
-Every command prints what it read, what it dropped and why (e.g. images not on disk), and what each split holds. Splits
-by a hash are the same everywhere. Masks are written as PNG, masks/STRUCTURE/STUDY.png beside the manifest.
+Every command prints what it read, what it dropped and why (e.g. images not on disk), what each split holds, and what
+the splits do not keep apart. Splits by a hash are the same everywhere. Masks are written as PNG,
+masks/STRUCTURE/STUDY.png beside the manifest.
 """
 
 from __future__ import annotations

@@ -640,6 +640,16 @@ def test_candid(candid):
     assert len(candid_ptx.convert(candid, images=candid).studies) == 3  # masks of the first run are no images
 
 
+def test_candid_reports_of_one_image_that_differ_are_counted(candid):
+    columns = ("SOPInstanceUID", "EncodedPixels", "Report")
+    rows = [("1.1", "0 2", ""), ("1.1", "0 2", "Left pneumothorax."), ("1.1", "0 2", "Tube."), ("1.2", "-1", "Normal.")]
+    write_csv(candid / "Pneumothorax_reports.csv", [dict(zip(columns, row, strict=True)) for row in rows])
+    conversion = candid_ptx.convert(candid)
+    assert conversion.studies[0].sections == {"findings": "Left pneumothorax."}
+    assert conversion.notes[0] == "Rows whose text differs from that of their study's first row, which counts: 1"
+    assert [study.extra for study in conversion.studies] == [{"unknown_patient": True}] * 2
+
+
 def test_candid_with_the_other_names_of_columns(candid):
     write_csv(candid / "chest_tube.csv", [{"SOPInstanceUID": "1.2", "EncodedPixels": "0 1"}])
     candid_ptx.convert(candid)

@@ -44,12 +44,16 @@ def convert(
         sections: Sections that a study must have, e.g. findings. By default none.
     """
     rows: dict[str, dict[str, str]] = {}
+    lost = 0
     subjects: dict[str, set[str]] = defaultdict(set)
     for _, row in common.read_table(common.find_file(root, [_REPORTS], _ORIGIN), ["SOPInstanceUID", "Report"]):
         name = row["SOPInstanceUID"]
         patient, mark, _ = row.get("filename", "").partition("_")
         subjects[name].add(patient if mark and patient else row.get("StudyInstanceUID") or name)
-        rows.setdefault(name, row)
+        kept = rows.setdefault(name, row)
+        if is_nothing(kept["Report"]):
+            kept["Report"] = row["Report"]
+        lost += not is_nothing(row["Report"]) and row["Report"] != kept["Report"]
     codes: dict[str, dict[str, list[str]]] = defaultdict(lambda: {structure: [] for structure in _TABLES})
     for structure, names in _TABLES.items():
         for where, row in common.read_table(common.find_file(root, names, _ORIGIN)):
@@ -76,6 +80,7 @@ def convert(
             study.extra[UNKNOWN_PATIENT] = True
         studies.append(study)
     conversion = Conversion("candid-ptx", studies, out or root / "studies.jsonl")
+    conversion.notes += common.tell_lost(lost)
     conversion.keep_studies("under two subjects", lambda study: len(subjects[study.study_id]) == 1)
     conversion.keep_files()
     conversion.read_headers()
