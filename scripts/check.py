@@ -6,8 +6,8 @@
 Films that cannot be read or were read with a warning, look inverted, turned, like laterals among frontals or like no
 chest, are tiny or huge, have burned-in borders, or copy others, also of another split; blank and equal reports;
 sections that hold another one's header; subjects in two splits. Counts are printed; findings.csv has a row for each
-finding, sheet.png shows some of the odd films. What a film looks like is guessed by simple statistics, and can be wrong.
-Nothing is changed.
+finding, sheet.png shows some of the odd films. What a film looks like is guessed by simple statistics, and can be
+wrong. Nothing is changed.
 """
 
 from __future__ import annotations

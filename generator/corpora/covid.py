@@ -64,6 +64,8 @@ def convert(root: Path, out: Path | None = None, table: Path | None = None) -> C
             notes[study.study_id].append(note)
     for name, study in studies.items():
         study.sections = clean_sections({"note": " ".join(notes[name])})
+        if len(study.labels) > 1:
+            study.labels.pop("No Finding", None)  # what one film shows counts, though another shows nothing
     conversion = Conversion("covid", [*studies.values(), *skipped.values()], out or root / "studies.jsonl")
     conversion.notes.append(
         f"patientids: {len(subject_of)}, subjects by file, note and address: {len(set(subject_of.values()))}; "
@@ -92,7 +94,7 @@ def _find_subjects(rows: Sequence[dict[str, str]]) -> dict[str, str]:
     for row in rows:
         address = re.sub(r"[?&]lang=\w+", "", row.get("url", "").strip()).rstrip("/")
         shared = {
-            "file": f"{row['folder']}/{row['filename']}",
+            "file": row["filename"] and f"{row['folder']}/{row['filename']}",
             "note": " ".join(row.get("clinical_notes", "").split()),
             "address": "" if _COLLECTION.match(address) else address,
         }
