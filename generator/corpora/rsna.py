@@ -36,8 +36,8 @@ def convert(
         out: The manifest to write. By default studies.jsonl in root.
         images: Folder of the images, DICOM, or PNG or JPEG of the same name. By default stage_2_train_images in root.
         mapping: pneumonia-challenge-dataset-mappings_2018.json, from the page of the challenge at rsna.org: a list of
-            objects with subset_img_id (the patientId) and img_id (the file's name in ChestX-ray14). Subjects are then the
-            patients of ChestX-ray14.
+            objects with subset_img_id (the patientId) and img_id (the file's name in ChestX-ray14). Subjects are then
+            the patients of ChestX-ray14.
         test_list: With --mapping: test_list.txt of ChestX-ray14. By default beside the mapping.
     """
     table = common.find_file(root, ["stage_2_train_labels.csv"], _ORIGIN)
