@@ -3,8 +3,8 @@
     python -m benchmarks.reading --model runs/demo/model
 
 Seconds count from opening the page to the list of studies, and from opening a study to its film on the screen: the
-first, which the server reads then, and one that was fetched ahead. Frames a second are counted for three seconds while
-the window, or the zoom, changes with every frame. Memory is that of the browser's process for the page.
+first, the next, which was fetched ahead, and the last of the list, which was not. Frames a second are counted for three
+seconds while the window, or the zoom, changes with every frame. Memory is that of the browser's process for the page.
 """
 
 from __future__ import annotations
@@ -61,18 +61,22 @@ def main(model: Path, count: int = 10_000) -> None:
     chromium = shutil.which("chromium")
     if not chromium:
         raise RadDraftError("chromium is not installed")
-    rows: list[list[str | int]] = [["window", "list, s", "film, s", "film ahead, s", "window, 1/s", "zoom, 1/s", "MB"]]
+    rows: list[list[str | int]] = [
+        ["window", "list, s", "first film, s", "next, s", "last, s", "window, 1/s", "zoom, 1/s", "MB"]
+    ]
     with TemporaryDirectory() as folder, sync_playwright() as playwright:
         write_list(Path(folder), count)
         browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
         for size in SIZES:
             with serving(model, Path(folder)) as address:
-                rows.append([f"{size[0]} x {size[1]}", *(f"{value:.2f}" for value in measure(browser, address, size))])
+                rows.append(
+                    [f"{size[0]} x {size[1]}", *(f"{value:.2f}" for value in measure(browser, address, size, count))]
+                )
         browser.close()
     print(format_table(rows))
 
 
-def measure(browser: Any, address: str, size: tuple[int, int]) -> list[float]:
+def measure(browser: Any, address: str, size: tuple[int, int], count: int) -> list[float]:
     """The values of a row."""
     page = browser.new_page(viewport={"width": size[0], "height": size[1]})
     page.set_default_timeout(120_000)
@@ -88,15 +92,21 @@ def measure(browser: Any, address: str, size: tuple[int, int]) -> list[float]:
     page.keyboard.press("j")
     page.wait_for_selector(".pane .values:not(:empty)")
     shown = perf_counter()
+    page.focus("#rows")
+    page.keyboard.press("End")
+    jump = perf_counter()
+    page.wait_for_selector(f"#study-id:text-is('s{count - 1}')")
+    page.wait_for_selector(".pane .values:not(:empty)")
+    last = perf_counter()
     frames = [page.evaluate(FRAMES, change) for change in ("window", "zoom")]
     processes = browser.new_browser_cdp_session().send("SystemInfo.getProcessInfo")["processInfo"]
     memory = max(resident(one["id"]) for one in processes if one["type"] == "renderer")
     page.close()
-    return [listed - start, first - listed, shown - ahead, *frames, memory]
+    return [listed - start, first - listed, shown - ahead, last - jump, *frames, memory]
 
 
 def write_list(folder: Path, count: int) -> None:
-    """A manifest whose first two studies have large films, and the others a small picture."""
+    """A manifest of which the first two and the last study have large films, and the others a small picture."""
     from PIL import Image
     from pydicom import Dataset, uid
     from pydicom.dataset import FileMetaDataset
@@ -111,10 +121,11 @@ def write_list(folder: Path, count: int) -> None:
     film.Rows, film.Columns, film.SamplesPerPixel, film.PhotometricInterpretation = SIDE, SIDE, 1, "MONOCHROME2"
     film.BitsAllocated, film.BitsStored, film.HighBit, film.PixelRepresentation = 16, 12, 11, 0
     film.WindowCenter, film.WindowWidth, film.PixelData = 1800, 2400, stored.tobytes()
-    for name in ("0.dcm", "1.dcm"):
+    for name in ("0.dcm", "1.dcm", "last.dcm"):
         film.save_as(folder / name, enforce_file_format=True)
     Image.fromarray((stored[::12, ::12] >> 4).astype(np.uint8)).save(folder / "small.png")
-    files = [folder / "0.dcm", folder / "1.dcm", *[folder / "small.png"] * (count - 2)]
+    small = [folder / "small.png"] * (count - 3)
+    files = [folder / "0.dcm", folder / "1.dcm", *small, folder / "last.dcm"]
     studies = (
         Study(f"s{number}", f"p{number // 2}", "test", [StudyImage(file, "PA")], {"indication": "Cough and fever"})
         for number, file in enumerate(files)
@@ -135,7 +146,7 @@ def serving(model: Path, folder: Path) -> Iterator[str]:
         "--out",
         folder / "reads.jsonl",
     ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
         said = []

@@ -252,6 +252,19 @@ def test_a_film_that_is_none_or_too_large_costs_itself_only(model, tmp_path) -> 
                 assert page.request("POST", f"/api/studies/{number}/decision", body)[0] == 409  # nothing to decide on
 
 
+def test_a_decoder_that_crashes_costs_its_film_only(page, monkeypatch) -> None:
+    assert page.request("GET", "/api/studies/0/films/0")[0] == 200
+    process = page.reading.films._process
+    send = page.reading.films._connection.send
+    monkeypatch.setattr(
+        page.reading.films._connection, "send", lambda path: (process.kill(), process.join(), send(path))
+    )
+    status, _, content = page.request("GET", "/api/studies/1/films/0")
+    assert status == 422
+    assert "the decoder fails on it" in json.loads(content)["error"]
+    assert page.request("GET", "/api/studies/1/films/0")[0] == 200
+
+
 def test_what_looks_wrong_about_a_film_is_told(model, tmp_path) -> None:
     Image.fromarray(255 - chest()).save(tmp_path / "negative.png")
     with serving(model, gather([tmp_path / "negative.png"]), tmp_path) as page:

@@ -1,21 +1,32 @@
-"""Films for the browser: all gray values of a file, 16 bits a pixel, and the window to begin with."""
+"""Films for the browser: all gray values of a file, 16 bits a pixel, and the window to begin with.
+
+A process of its own reads them: drafting does not slow it down, and a decoder that fails on broken bytes ends nothing
+else.
+"""
 
 from __future__ import annotations
 
+import multiprocessing
+import signal
 import warnings
 from collections import OrderedDict
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
+from multiprocessing.connection import Connection
 from pathlib import Path
 from threading import Lock
 
 import numpy as np
 
-from raddraft.gray import ImageWarning
+from raddraft.errors import RadDraftError
+from raddraft.gray import ImageError, ImageWarning
 from raddraft.images import load_film
 
 LARGEST = 100_000_000
 """Pixels; a larger film is refused before it is decoded."""
+LONGEST = 120
+"""Seconds after which the reading of a film is given up."""
 KEPT = 100_000_000
 """Bytes of films that are kept for the next time."""
 
@@ -40,30 +51,73 @@ class Films:
     def __init__(self) -> None:
         self._kept: OrderedDict[Path, Film] = OrderedDict()
         self._lock = Lock()
-        import_module("pydicom")  # now, since it takes longer than to read a film
+        self._process: multiprocessing.process.BaseProcess | None = None
+
+    def start(self) -> None:
+        """Start the process that reads, unless it runs; `read` does so too, and then waits for it."""
+        if self._process is None:
+            context = multiprocessing.get_context("spawn")
+            self._connection, theirs = context.Pipe()
+            self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
+            self._process.start()
+            theirs.close()
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process is not None:
+            self._connection.close()
+            self._process.terminate()
+            self._process.join()
+            self._process = None
 
     def read(self, path: Path) -> Film:
         """The film in a file.
 
         Raises:
-            ImageError: as `raddraft.images.load_film`.
+            ImageError: as `raddraft.images.load_film`, or the decoder fails.
         """
         with self._lock:
             if path not in self._kept:
-                self._kept[path] = _read(path)
+                self._kept[path] = self._ask(path)
             self._kept.move_to_end(path)
             while len(self._kept) > 1 and sum(len(film.pixels) for film in self._kept.values()) > KEPT:
                 self._kept.popitem(last=False)
             return self._kept[path]
+
+    def _ask(self, path: Path) -> Film:
+        self.start()
+        try:
+            self._connection.send(path)
+            if not self._connection.poll(LONGEST):
+                raise TimeoutError
+            answer = self._connection.recv()
+        except (EOFError, OSError):
+            self.close()
+            raise ImageError(f"{path}: the decoder fails on it") from None
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+def _serve(connection: Connection) -> None:
+    """Answer paths with films or errors, until the other end is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks
+    import_module("pydicom")  # takes longer than to read a film
+    with suppress(EOFError, OSError):
+        while True:
+            path = connection.recv()
+            try:
+                connection.send(_read(path))
+            except RadDraftError as error:
+                connection.send(error)
 
 
 def _read(path: Path) -> Film:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ImageWarning)
         pixels, window = load_film(path, LARGEST)
-    told = [str(one.message) for one in caught if issubclass(one.category, ImageWarning)]
-    own = tuple(text.removeprefix(f"{path}: ") for text in told if text.startswith(f"{path}: "))
+    told = tuple(str(one.message).removeprefix(f"{path}: ") for one in caught if one.category is ImageWarning)
     pixels *= 65535
     np.rint(pixels, out=pixels)
     height, width = pixels.shape
-    return Film(pixels.astype("<u2").tobytes(), width, height, window, own)
+    return Film(pixels.astype("<u2").tobytes(), width, height, window, told)

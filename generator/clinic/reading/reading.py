@@ -101,7 +101,8 @@ class Reading:
         ]
 
     def close(self) -> None:
-        """Stop drafting."""
+        """Stop drafting, and let others write decisions."""
+        self.films.close()
         self.drafting.close()
         self.reads.close()
 
