@@ -31,7 +31,7 @@ from generator.prompts import PromptConfig
 from generator.speculate import Speculator, index_reports
 from generator.vlm import ChatDrafter, load_chat
 from raddraft.errors import RadDraftError
-from raddraft.processes import WAIT, is_main_process, pick_device
+from raddraft.processes import WAIT, check_launch, is_main_process, pick_device
 from raddraft.studies import GrayMapping, Study, StudyImage, read_studies
 from raddraft.text import printable
 
@@ -60,7 +60,7 @@ def load_model(
 
         if device != "auto":
             raise RadDraftError(f"Device {device!r}: with several processes Accelerate chooses the devices; use auto")
-        device = str(Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT)]).device)
+        device = str(check_launch(Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT)])).device)
     name, prompt, default = str(name), prompt or PromptConfig(), PromptConfig()
     changes = [f"{key}={value!r}" for key, value in asdict(prompt).items() if value != getattr(default, key)]
     sidecar, own = read_sidecar(name), default

@@ -65,6 +65,19 @@ def process_share(accelerator: Accelerator) -> tuple[int, int]:
     return accelerator.process_index, accelerator.num_processes
 
 
+def check_launch(accelerator: Accelerator) -> Accelerator:
+    """The Accelerator, if it has found all processes that were launched; else each would do the whole work by itself.
+
+    Raises:
+        RadDraftError: it has not.
+    """
+    launched, found = int(os.environ.get("WORLD_SIZE", "1")), accelerator.num_processes
+    if launched != found:
+        hint = "without GPUs set ACCELERATE_USE_CPU=true"
+        raise RadDraftError(f"{launched} processes were launched, and Accelerate has found {found}: {hint}")
+    return accelerator
+
+
 def make_accelerator(out: Path, precision: str, trackers: Sequence[str], shard_option: str) -> Accelerator:
     """The Accelerator of a training run, with its experiment trackers started.
 
@@ -75,7 +88,7 @@ def make_accelerator(out: Path, precision: str, trackers: Sequence[str], shard_o
         shard_option: this project's option for sharding the model, for the error message.
 
     Raises:
-        RadDraftError: the launch asks Accelerate itself to shard the model.
+        RadDraftError: the launch asks Accelerate itself to shard the model, or as `check_launch`.
     """
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
@@ -85,6 +98,7 @@ def make_accelerator(out: Path, precision: str, trackers: Sequence[str], shard_o
     accelerator = Accelerator(
         mixed_precision=precision, log_with=list(trackers) or None, project_dir=out, kwargs_handlers=handlers
     )
+    check_launch(accelerator)
     kind = accelerator.distributed_type.value
     if kind in ("FSDP", "DEEPSPEED"):
         raise RadDraftError(

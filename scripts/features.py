@@ -42,6 +42,7 @@ def main(
 
     from encoder.config import FeatureConfig
     from encoder.features import open_store
+    from raddraft.processes import check_launch
     from raddraft.studies import read_studies, skim
 
     kept = FeatureConfig(keep, tuple(layers) if layers else None)
@@ -50,7 +51,7 @@ def main(
     paths = [image.path for study in chosen for image in study.images]
     if not paths:
         raise RadDraftError(f"{studies} has no images in the splits {', '.join(splits or [])}")
-    accelerator = Accelerator()
+    accelerator = check_launch(Accelerator())
     store = open_store(encoder.load(backend), paths, kept, encoder, accelerator)
     if not accelerator.is_main_process:
         return 0

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 
-from raddraft.processes import prepare_model, release_model
+from raddraft.errors import RadDraftError
+from raddraft.processes import check_launch, prepare_model, release_model
 
 
 class Typed(torch.nn.Linear):
@@ -31,3 +33,14 @@ def test_mixed_precision_lasts_from_stage_to_stage() -> None:
     assert model.computed == torch.float32
     AcceleratorState._reset_state()
     PartialState._reset_state()
+
+
+def test_processes_that_accelerate_has_not_found_are_refused(monkeypatch) -> None:
+    """Without a GPU, `accelerate launch` starts processes that know nothing of each other."""
+    accelerator = Accelerator(cpu=True)
+    assert check_launch(accelerator) is accelerator
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(
+        RadDraftError, match=r"4 processes were launched, and Accelerate has found 1: .* ACCELERATE_USE_CPU"
+    ):
+        check_launch(accelerator)
