@@ -1,4 +1,4 @@
-"""What training runs share: their studies, learning rates and weight decay, where they stand, their checkpoints."""
+"""What training runs share: checks, studies, learning rates and weight decay, where they stand, their checkpoints."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from raddraft.studies import Study, count_splits, read_studies
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+    from generator.config import ModelConfig, TrainConfig
 
 
 @dataclass
@@ -95,6 +97,26 @@ def split_studies(manifest: Path, sources: list[str] | None = None) -> dict[str,
             "own, `raddraft prepare folder … --split random` makes the splits"
         )
     return {split: [study for study in wanted if study.split == split] for split in ("train", "val")}
+
+
+def check_types(model: ModelConfig, config: TrainConfig) -> None:
+    """Check that what a model is made of goes with how it trains.
+
+    Raises:
+        RadDraftError: data types or 4-bit weights that cannot train so; standardized features for a trained projector.
+    """
+    if config.standardize and model.vlm:
+        raise RadDraftError(
+            f"train.standardize is for a new projector; {model.vlm} has one that reads features as they are"
+        )
+    if model.dtype == "bfloat16" and config.precision != "bf16":
+        raise RadDraftError("model.dtype is bfloat16, so train.precision must be bf16")
+    if model.quantize != "no" and any(stage.lm == "full" for stage in config.stages):
+        raise RadDraftError(f"model.quantize is {model.quantize}: the language model can train by lm: lora only")
+    if model.quantize != "no" and config.shard:
+        raise RadDraftError(
+            f"model.quantize is {model.quantize}: 4-bit weights cannot be sharded; set train.shard: false"
+        )
 
 
 def lr_factor(step: int, steps: int, warmup: float, schedule: Literal["cosine", "constant"] = "cosine") -> float:

@@ -34,7 +34,7 @@ from generator.priors import find_priors
 from generator.prompts import PromptConfig
 from generator.reward_drafts import read_prompts
 from generator.reward_stage import RewardStage, learn_from_rewards, make_rewards
-from generator.runs import Progress, StagedRun, lr_factor, parameter_groups, split_studies
+from generator.runs import Progress, StagedRun, check_types, lr_factor, parameter_groups, split_studies
 from generator.standardize import Standard, standardize
 from generator.vlm import make_drafter
 from raddraft.errors import DivergedError, RadDraftError, UnavailableError
@@ -122,7 +122,7 @@ def train(
     from accelerate.utils import set_seed
     from tqdm import tqdm
 
-    _check_types(model_config, config)
+    check_types(model_config, config)
     accelerator = make_accelerator(out, config.precision, config.trackers, "train.shard")
     set_seed(config.seed)
     drafter = make_drafter(model_config, prompt, gray_mapping)
@@ -262,22 +262,6 @@ def train(
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return out / "model"
-
-
-def _check_types(model: ModelConfig, config: TrainConfig) -> None:
-    """Raise RadDraftError where the data types of weights do not go with how they train."""
-    if config.standardize and model.vlm:
-        raise RadDraftError(
-            f"train.standardize is for a new projector; {model.vlm} has one that reads features as they are"
-        )
-    if model.dtype == "bfloat16" and config.precision != "bf16":
-        raise RadDraftError("model.dtype is bfloat16, so train.precision must be bf16")
-    if model.quantize != "no" and any(stage.lm == "full" for stage in config.stages):
-        raise RadDraftError(f"model.quantize is {model.quantize}: the language model can train by lm: lora only")
-    if model.quantize != "no" and config.shard:
-        raise RadDraftError(
-            f"model.quantize is {model.quantize}: 4-bit weights cannot be sharded; set train.shard: false"
-        )
 
 
 def _encode(drafter: Drafter, studies: Mapping[str, Sequence[Study]], split: str) -> Examples:
