@@ -218,9 +218,7 @@ class TrainConfig:
         if {"lora", "full"} <= modes:
             raise RadDraftError("train.stages: lm is 'lora' in one stage and 'full' in another; choose one of them")
         if self.cached and any(stage.trains_tower for stage in self.stages):
-            raise RadDraftError(
-                "train.cached is true, but a stage trains the tower; use cached: false or tower: frozen"
-            )
+            raise RadDraftError("train.cached: a stage trains the tower; use cached: false or tower: frozen")
         if self.standardize and not self.cached:
             raise RadDraftError("train.standardize takes its statistics from stored features; add cached: true")
 
