@@ -66,6 +66,7 @@ def main(
 
     from generator.api import load_model
     from generator.clinic.reading.decisions import Reads
+    from generator.clinic.reading.films import Films
     from generator.clinic.reading.insight import Nearest
     from generator.clinic.reading.reading import Reading
     from generator.clinic.reading.remote import find_worklist
@@ -78,9 +79,11 @@ def main(
         worklist = find_worklist(studies, Path(folder), split, ids, date, user, password_file)
         known = read_studies(nearest) if nearest else None
         reads = Reads(out, reader)
+        films = Films()
+        films.start()  # while the model is loaded
         loaded = load_model(model, device, prompt, remote_code)
         finder = Nearest(loaded.drafter, known, cache_folder() / "features") if known else None
-        reading = Reading(loaded, worklist, reads, results, decode, finder)
+        reading = Reading(loaded, worklist, reads, results, decode, finder, films)
         done = sum(reading.read(study) is not None for study in worklist.studies)
         print(f"{len(worklist.studies)} studies, {done} of them read; decisions go to {out}\n{loaded.banner}")
         try:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
@@ -85,8 +85,11 @@ class Reading:
     nearest: Nearest | None = None
     """Finds training reports, where these are asked for."""
 
+    films: Films = field(default_factory=Films)
+    """Reads films; it may have been started."""
+
     def __post_init__(self) -> None:
-        self.films, self.drafting = Films(), Drafting(self.model, self.worklist, self.decoding)
+        self.drafting = Drafting(self.model, self.worklist, self.decoding)
         self.working: dict[int, Working] = {}
         self.attention = shows_attention(self.model.drafter)
         # Made once: the studies of a manifest are unpacked for it.

@@ -92,7 +92,6 @@ def serve(reading: Reading, port: int = 0, say: Callable[[str], Any] = print) ->
         except OSError as error:
             raise RadDraftError(f"Port {port} of this computer cannot be used: {error.strerror}") from None
         server, address = make_server(reading, listener.getsockname()[1])
-        reading.films.start()
         say(address)
         server.run(sockets=[listener])
 
