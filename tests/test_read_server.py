@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
+import signal
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -526,12 +529,13 @@ def test_no_identifier_reaches_page_decisions_logs_or_messages(model, tmp_path, 
 # ---- the command
 
 
-def test_the_command_says_where_it_serves_and_ends_with_ctrl_c(random_model, studies_file, tmp_path) -> None:
-    import signal
-    import urllib.request
-
+def test_the_command_says_where_it_serves_and_cleans_up(random_model, studies_file, tmp_path) -> None:
+    places = tmp_path / "temporary"
+    places.mkdir()
     command = [sys.executable, "-m", "raddraft", "read", random_model, studies_file, "--out", tmp_path / "reads.jsonl"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    environment = os.environ | {"TMPDIR": str(places)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
     assert process.stdout
     lines = []
     for line in process.stdout:
@@ -542,9 +546,10 @@ def test_the_command_says_where_it_serves_and_ends_with_ctrl_c(random_model, stu
     request = urllib.request.Request(f"{address[1]}api/worklist", headers={TOKEN: address[3]})
     with urllib.request.urlopen(request) as answer:
         assert len(json.load(answer)["studies"]) == 8
-    process.send_signal(signal.SIGINT)
+    process.terminate()
     process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 128 + signal.SIGTERM
+    assert list(places.glob("*")) == []
     text = "".join(lines)
     assert "8 studies, 0 of them read" in text
     assert "DRAFT for a radiologist to check" in text

@@ -9,7 +9,9 @@ Only numbers of a request choose what is read; no text of it reaches the file sy
 from __future__ import annotations
 
 import json
+import signal
 import socket
+import sys
 from collections.abc import Awaitable, Callable
 from importlib import resources
 from pathlib import PurePath
@@ -74,7 +76,7 @@ def make_app(reading: Reading, port: int, token: str | None = None) -> Guard:
 
 
 def serve(reading: Reading, port: int = 0, say: Callable[[str], Any] = print) -> None:
-    """Serve the page at 127.0.0.1 until it is stopped (Ctrl-C).
+    """Serve the page at 127.0.0.1 until it is stopped (Ctrl-C, or SIGTERM, which then raises SystemExit).
 
     Args:
         reading: what is shown.
@@ -93,6 +95,7 @@ def serve(reading: Reading, port: int = 0, say: Callable[[str], Any] = print) ->
             raise RadDraftError(f"Port {port} of this computer cannot be used: {error.strerror}") from None
         server, address = make_server(reading, listener.getsockname()[1])
         say(address)
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that the caller can clean up
         server.run(sockets=[listener])
 
 
