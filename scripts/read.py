@@ -14,7 +14,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from generator.clinic import Ids
-from generator.clinic.reading.worklist import Split
+from generator.clinic.reading import Split
 from generator.config import DecodeConfig
 from generator.prompts import PromptConfig
 from raddraft.cli import run

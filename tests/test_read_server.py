@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from generator.clinic.reading.guard import TOKEN
 from generator.clinic.reading.insight import Nearest
 from generator.clinic.reading.worklist import Drafted, Worklist, gather
 from generator.clinic.sr import read_sr
+from generator.generate import BANNER
 from metrics.rules import label
 from raddraft.errors import RadDraftError
 from raddraft.images import load_film, load_gray
@@ -312,6 +314,7 @@ def test_decisions_are_noted_line_by_line_and_the_last_one_counts(model, studies
 
         assert decide(0, f"{DRAFT}\n".replace(". ", ".\r\n"))["decision"] == "accepted"
         assert decide(1, SCRIPT)["decision"] == "corrected"
+        assert page.ask("/api/studies/1/draft")["draft"]["banner"] == f"{BANNER} This draft is by other."
         assert decide(2, None, "Wrong side")["decision"] == "rejected"
         page.ask("/api/studies/3/working", {"text": "half done", "seconds": 7})
         assert decide(0, "No finding.")["final"] == "No finding."
@@ -345,6 +348,7 @@ def test_decisions_are_noted_line_by_line_and_the_last_one_counts(model, studies
 
 WRITER = """
 import sys
+from dataclasses import replace
 from pathlib import Path
 from generator.clinic.reading.decisions import Reads
 from generator.clinic.reading.worklist import Drafted
@@ -405,12 +409,13 @@ def test_a_prior_of_another_split_is_shown_with_its_report(model, tmp_path) -> N
     new, old = make_study(tmp_path, 1, "test"), make_study(tmp_path, 2, "train")
     old.subject_id = new.subject_id = "p"
     old.split = "test"
+    new.images.insert(0, replace(new.images[0], view="LATERAL"))
     new.extra, old.extra = {"study_order": 2}, {"study_order": 1}
     write_studies(tmp_path / "studies.jsonl", [new, old])
     with serving(model, gather([tmp_path / "studies.jsonl"]), tmp_path) as page:
         study = page.ask("/api/studies/0")
     assert study["prior"] == {"id": "s2", "report": f"Findings: {old.sections['findings']}"}
-    assert [one["prior"] for one in study["films"]] == [False, True]
+    assert [(one["view"], one["prior"]) for one in study["films"]] == [("PA", False), ("LATERAL", False), ("PA", True)]
 
 
 # ---- what a reader may ask for

@@ -25,6 +25,7 @@ from generator.clinic.reading.guard import Refused
 from generator.clinic.reading.insight import Nearest, attention, shows_attention
 from generator.clinic.reading.worklist import Drafted, Worklist
 from generator.config import DecodeConfig
+from generator.generate import BANNER
 from metrics.rules import label
 from raddraft.errors import RadDraftError
 from raddraft.studies import Study, skim
@@ -84,7 +85,6 @@ class Reading:
     decoding: DecodeConfig
     nearest: Nearest | None = None
     """Finds training reports, where these are asked for."""
-
     films: Films = field(default_factory=Films)
     """Reads films; it may have been started."""
 
@@ -133,21 +133,18 @@ class Reading:
     def study(self, number: int, ahead: Sequence[int]) -> dict[str, Any]:
         """A study with its films, draft and decision; it and those ahead are drafted next."""
         study = self._study(number)
-        if self.drafting.get(number) is None and study.images[0].path.is_file():
+        images, own = self.worklist.images(number), len(study.images)
+        if self.drafting.get(number) is None and images[0].path.is_file():
             with suppress(RadDraftError):  # it is said where the film is asked for
                 self.film(number, 0)  # before the model takes the processors
         self.drafting.ask([number, *(one for one in ahead if 0 <= one < len(self.worklist.studies))])
         prior = self.worklist.priors.get(study.study_id)
         working, read = self.working.get(number), self.read(study)
-        own = len(study.images)
         return {
             "id": study.study_id,
             "subject": study.subject_id,
             "indication": study.sections.get("indication", ""),
-            "films": [
-                {"view": image.view or "view not stated", "prior": at >= own}
-                for at, image in enumerate(self.worklist.images(number))
-            ],
+            "films": [{"view": image.view or "view not stated", "prior": at >= own} for at, image in enumerate(images)],
             "prior": None if prior is None else {"id": prior.study_id, "report": self._own_report(prior)},
             "draft": self.draft(number),
             "decision": None if read is None else asdict(read),
@@ -160,7 +157,9 @@ class Reading:
         drafted = self.drafting.get(number)
         if drafted is None:
             return None
-        return asdict(drafted) | read_labels(drafted.text)
+        ours = drafted.model == self.model.name
+        banner = self.model.banner if ours else f"{BANNER} This draft is by {drafted.model}."
+        return asdict(drafted) | read_labels(drafted.text) | {"banner": banner}
 
     def film(self, number: int, at: int) -> Film:
         """A film of a study, or of its prior."""

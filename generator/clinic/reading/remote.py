@@ -11,7 +11,8 @@ from generator.clinic import Ids, Modality
 from generator.clinic.archive import Archive, read_password
 from generator.clinic.films import Film
 from generator.clinic.grouping import as_studies, group
-from generator.clinic.reading.worklist import Split, Worklist, gather
+from generator.clinic.reading import Split
+from generator.clinic.reading.worklist import Worklist, gather
 from generator.priors import find_priors
 from raddraft.errors import RadDraftError
 from raddraft.studies import StudyImage

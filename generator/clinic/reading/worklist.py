@@ -11,15 +11,15 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from generator.clinic import Ids
+from generator.clinic.grouping import DIRECTIONS
+from generator.clinic.reading import Split
 from generator.priors import find_priors
 from raddraft.errors import RadDraftError
 from raddraft.files import read_jsonl
 from raddraft.studies import Study, StudyImage, read_studies
-
-Split = Literal["train", "val", "test", "all"]
 
 
 @dataclass
@@ -49,10 +49,10 @@ class Worklist:
     """Brings the file of an image to its path, where it is not there yet."""
 
     def images(self, number: int) -> list[StudyImage]:
-        """The films of a study, then those of its prior."""
+        """The films of a study, frontal ones first, then those of its prior."""
         study = self.studies[number]
-        prior = self.priors.get(study.study_id)
-        return [*study.images, *(prior.images if prior else [])]
+        shown = [study, self.priors[study.study_id]] if study.study_id in self.priors else [study]
+        return [image for one in shown for image in sorted(one.images, key=lambda one: DIRECTIONS.index(one.direction))]
 
 
 def gather(sources: Sequence[Path], split: Split = "test", ids: Ids = "pseudonymous") -> Worklist:

@@ -90,6 +90,7 @@ async function open(number) {
 
 function showDraft(draft) {
   state.study.draft = draft;
+  element("banner").textContent = draft?.banner ?? state.overview.banner;
   const { working, decision } = state.study;
   report.show(draft, draft && (working?.text ?? (decision?.final || undefined)));
   if (draft?.error) say(draft.error, true);
