@@ -147,7 +147,7 @@ def bench_table(reports: list[str], n: int = 2461) -> None:
     ]
     every = sorted({text for one in texts.values() for text in one})
     annotation, _ = timed(lambda: [label(text) for text in every])
-    print(f"The rules read {len(every):,} different reports in {annotation:.1f} s, which the next two hold")
+    print(f"The rules read {len(every):,} different reports in {annotation:.1f} s, included in the next two times")
     lexical = ["unicode", "char", "rouge_stem", "coco", "sentence_bleu", "rule_plus"]
     for families in (["rouge", "bleu", "rule"], ["rouge", "bleu", "rule", *lexical]):
         scored = partial(score_systems, systems, families, by=["view", "normal"], studies=studies)

@@ -277,10 +277,12 @@ def _split_caveats(rows: Sequence[Prediction], known: Mapping[str, Study]) -> li
     train = [study for study in known.values() if study.split == "train"]
     scored = [known[row.study_id] for row in rows if row.study_id in known]
     unknown = sum(bool(study.extra.get(UNKNOWN_PATIENT)) for study in skim(scored)) if train else 0
-    copied = count_known([row.reference for row in rows], known_texts(train))
+    reports = [row.known if isinstance(row, Read) else row.reference for row in rows]  # not what readers wrote
+    copied = count_known(reports, known_texts(train))
+    share = copied / max(1, len(rows))
     told = {
-        f"the patients of {unknown} of {len(rows)} studies are not known, so train may have others of theirs": unknown,
-        f"{copied} of {len(rows)} references stand in the manifest's train split word for word": copied,
+        f"the patients of {unknown} of {len(rows)} studies are not known; train may hold others of theirs": unknown,
+        f"{copied} of {len(rows)} references ({share:.0%}) stand in the manifest's train split word for word": copied,
     }
     return [sentence for sentence, count in told.items() if count]
 

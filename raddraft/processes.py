@@ -73,8 +73,8 @@ def check_launch(accelerator: Accelerator) -> Accelerator:
     """
     launched, found = int(os.environ.get("WORLD_SIZE", "1")), accelerator.num_processes
     if launched != found:
-        hint = "without GPUs set ACCELERATE_USE_CPU=true"
-        raise RadDraftError(f"{launched} processes were launched, and Accelerate has found {found}: {hint}")
+        hint = "start them by `accelerate launch`, without GPUs with ACCELERATE_USE_CPU=true; or unset WORLD_SIZE"
+        raise RadDraftError(f"WORLD_SIZE states {launched} processes, and Accelerate has found {found}: {hint}")
     return accelerator
 
 

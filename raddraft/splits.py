@@ -18,6 +18,8 @@ CONTEXT = frozenset(
     {"indication", "history", "comparison", "technique", "procedure comments", "examination", "preamble"}
 )
 """Sections that come with a request or describe the examination; what is left is the report."""
+BLANK = frozenset({hash("")})
+"""A text without a word is no report that another repeats."""
 
 
 def find_fault(studies: Iterable[Study]) -> str | None:
@@ -46,19 +48,19 @@ def find_fault(studies: Iterable[Study]) -> str | None:
 def unknown_patients(groups: Mapping[str, Iterable[Study]]) -> list[str]:
     """Sentences on what may be in several groups (splits or folds), as nobody can tell: patients, films saved again."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
-    alike = set()
+    alike: dict[str, str] = {}
     for group, studies in groups.items():
         for study in skim(studies):
             if study.source in CHESTXRAY14:
-                alike.add(study.source)
+                alike[study.source] = group if alike.get(study.source, group) == group else ""
             if study.extra.get(UNKNOWN_PATIENT):
                 counts[study.source or "no source"][group] += 1
     told = [
-        f"{source}: the patients of {sum(found.values()):,} studies are not known; one may be in more than one split"
+        f"{source}: the patients of {sum(found.values()):,} studies are not known; some may be in more than one split"
         for source, found in counts.items()
         if len(found) > 1
     ]
-    if len(alike) > 1 and alike & counts.keys():
+    if len(alike) > 1 and alike.keys() & counts.keys() and ("" in alike.values() or len({*alike.values()}) > 1):
         told.append(
             f"{', '.join(sorted(alike))}: films of ChestX-ray14, saved again; one may be in more than one split"
         )
@@ -75,7 +77,7 @@ def known_texts(studies: Iterable[Study]) -> set[int]:
         known |= {hash(words) for words in parts.values()}
         known.add(hash(" ".join(words for _, words in both)))
         known.add(hash(" ".join(f"{name} {words}" for name, words in both)))
-    return known - {hash("")}
+    return known - BLANK
 
 
 def count_known(texts: Iterable[str], known: set[int]) -> int:
@@ -94,7 +96,7 @@ def tell_splits(studies: Sequence[Study]) -> list[str]:
     shares = []
     for name in dict.fromkeys(name for study in groups["test"] for name in study.sections if name not in CONTEXT):
         texts = [study.sections[name] for study in groups["test"] if name in study.sections]
-        known = {hash(_words(study.sections[name])) for study in groups["train"] if name in study.sections}
+        known = {hash(_words(study.sections[name])) for study in groups["train"] if name in study.sections} - BLANK
         if count := count_known(texts, known):
             shares.append(f"{name} {count:,} of {len(texts):,} ({round(100 * count / len(texts))} %)")
     told = [f"Reports of test that stand in train word for word: {', '.join(shares)}"] if shares else []

@@ -55,7 +55,7 @@ def main(
     store = open_store(encoder.load(backend), paths, kept, encoder, accelerator)
     if not accelerator.is_main_process:
         return 0
-    n_paths = len(set(map(str, paths)))  # they know their names, and not yet their hashes
+    n_paths = len(set(map(str, paths)))  # quicker than hashes of paths
     print(f"{len(store.rows)} of {n_paths} images: {store.describe()}\nfeatures: {store.folder}")
     return 0 if len(store.rows) == n_paths else 1
 

@@ -1,5 +1,6 @@
 """Public benchmarks -> manifests. The trees have the official layouts; names, numbers and pictures are made up."""
 
+import gzip
 import json
 import warnings
 from dataclasses import replace
@@ -209,7 +210,7 @@ def test_rsna_mapping_gives_every_film_its_split_in_nih(rsna_root, nih_root):
 
 def test_rsna_without_mapping_says_in_print_and_manifest_that_patients_are_unknown(rsna_root):
     conversion = rsna.convert(rsna_root)
-    told = "rsna: the patients of 3 studies are not known; one may be in more than one split"
+    told = "rsna: the patients of 3 studies are not known; some may be in more than one split"
     assert told in str(conversion).splitlines()
     studies = read_studies(rsna_root / "studies.jsonl")
     assert all(study.extra == {"unknown_patient": True} for study in studies)
@@ -219,6 +220,7 @@ def test_rsna_without_mapping_says_in_print_and_manifest_that_patients_are_unkno
     assert unknown_patients(split_groups([*studies, *others])) == [told, again]
     known = [replace(study, extra={}) for study in studies]
     assert unknown_patients(split_groups([*known, *others])) == []
+    assert unknown_patients({"train": [*studies, *others], "test": []}) == [], "all of them in one split"
 
 
 def test_rsna_a_broken_header_is_counted_and_named(rsna_root):
@@ -229,6 +231,8 @@ def test_rsna_a_broken_header_is_counted_and_named(rsna_root):
 
 
 def test_rsna_errors(rsna_root):
+    with pytest.raises(CorpusError, match="--test-list tells nothing without --mapping"):
+        rsna.convert(rsna_root, test_list=rsna_root / "test_list.txt")
     table = rsna_root / "stage_2_detailed_class_info.csv"
     write_csv(table, [{"patientId": RSNA[0], "class": "Sick"}])
     with pytest.raises(CorpusError, match=r"line 2: unknown class 'Sick'\. Choices: Normal, No Lung Opacity"):
@@ -313,6 +317,15 @@ def test_nih_errors(nih_root):
         nih.convert(nih_root)
 
 
+def test_nih_lists_may_be_compressed_or_begin_with_a_byte_order_mark(nih_root):
+    studies = nih.convert(nih_root).studies
+    for name in ("test_list.txt", "train_val_list.txt"):
+        content = (nih_root / name).read_bytes()
+        (nih_root / name).unlink()
+        (nih_root / f"{name}.gz").write_bytes(gzip.compress(b"\xef\xbb\xbf" + content))
+    assert nih.convert(nih_root).studies == studies
+
+
 def test_nih_release_of_2020_comes_first(nih_root):
     row = nih_row(NIH_TRAIN, 0, "Mass", "60")
     row["Patient Sex"] = row.pop("Patient Gender").replace("M", "F")
@@ -388,6 +401,9 @@ def test_chexpert_errors(chexpert_root):
     write_csv(chexpert_root / "train.csv", [row])
     with pytest.raises(CorpusError, match=r"no column 'Fracture'"):
         chexpert.convert(chexpert_root)
+    write_csv(chexpert_root / "train.csv", [{"File": "1.jpg"} | dict.fromkeys(chexpert.LABELS, "")])
+    with pytest.raises(CorpusError, match=r"line 2: no column 'Path', nor 'Study'\. Columns: File, No Finding"):
+        chexpert.convert(chexpert_root)
     write_csv(chexpert_root / "train.csv", [{"Study": "train/view1"} | dict.fromkeys(chexpert.LABELS, "")])
     with pytest.raises(CorpusError, match=r"line 2: Path, or else Study, must end like .* got 'train/view1'"):
         chexpert.convert(chexpert_root)
@@ -403,14 +419,15 @@ def test_chexpert_test_labels_by_study_without_the_other_tables(chexpert_root):
     labels = dict.fromkeys(chexpert.LABELS, "0") | {"Lung Opacity": "1"}
     studies = [f"CheXpert-v1.0/test/patient{number}/study1" for number in (64741, 64742)]
     write_csv(chexpert_root / "groundtruth.csv", [{"Study": study} | labels for study in studies])
-    touch(chexpert_root / "test/patient64741/study1/view2_lateral.jpg")
+    for suffix in ("jpg", "png", "jpg.sha256"):
+        touch(chexpert_root / f"test/patient64741/study1/view2_lateral.{suffix}")
     conversion = chexpert.convert(chexpert_root, views="all")
     [study] = by_id(chexpert_root / "studies.jsonl").values()
     assert (study.study_id, study.split, study.labels["Lung Opacity"]) == ("patient64741_study1", "test", 1)
     assert [(image.path.name, image.view) for image in study.images] == [
         ("view1_frontal.jpg", "FRONTAL"),
-        ("view2_lateral.jpg", "LATERAL"),
-    ]
+        ("view2_lateral.png", "LATERAL"),
+    ], "a view once"
     assert dropped(conversion) == {"no image file on disk": 1}
     assert conversion.notes[:2] == ["No table of train: left out", "No table of val: left out"]
 
@@ -523,6 +540,12 @@ def test_covid_joins_different_notes_and_takes_no_view_for_one(covid_root):
     assert study.sections == {"note": "No edema. Cough for three days."}
     assert [image.view for image in study.images] == ["PA", None, "PA"]
     assert set(study.labels) == {"Pneumonia", "Viral", "COVID-19", "Fungal"}
+
+
+def test_covid_rows_without_a_file_have_none_in_common(covid_root):
+    rows = [COVID | {"patientid": number, "filename": "", "clinical_notes": number} for number in ("1", "2")]
+    write_csv(covid_root / "metadata.csv", [COVID, *rows])
+    assert [study.subject_id for study in covid.convert(covid_root).studies] == ["2"]
 
 
 def test_covid_errors(covid_root):
@@ -646,7 +669,7 @@ def test_candid_reports_of_one_image_that_differ_are_counted(candid):
     write_csv(candid / "Pneumothorax_reports.csv", [dict(zip(columns, row, strict=True)) for row in rows])
     conversion = candid_ptx.convert(candid)
     assert conversion.studies[0].sections == {"findings": "Left pneumothorax."}
-    assert conversion.notes[0] == "Rows whose text differs from that of their study's first row, which counts: 1"
+    assert conversion.notes[0] == "Rows whose text differs from the first text of their study, which counts: 1"
     assert [study.extra for study in conversion.studies] == [{"unknown_patient": True}] * 2
 
 

@@ -139,8 +139,10 @@ def test_films_without_the_numbers_of_a_study_stay_alone(tmp_path) -> None:
     assert [study.study_id for study in studies] == [str(tmp_path / f"{number}.dcm") for number in (1, 2, 3)]
     film(tmp_path / "5.dcm", 1, PatientID=GONE)
     film(tmp_path / "6.dcm", 1, "1.2.1", PatientID="")
-    one, other = find_studies([tmp_path / "5.dcm", tmp_path / "6.dcm"])
-    assert one.subject_id != other.subject_id
+    for ids in ("original", "pseudonymous"):
+        one, other = find_studies([tmp_path / "5.dcm", tmp_path / "6.dcm"], ids)
+        assert one.subject_id != other.subject_id
+        assert one.extra == other.extra == {"unknown_patient": True}, "so that nobody takes the splits for clean"
 
 
 @pytest.mark.parametrize(

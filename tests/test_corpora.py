@@ -280,7 +280,7 @@ def test_iu_split_of_r2gen_on_the_real_collection(cxr, tmp_path):
     assert {study.split for study in studies if study.study_id in ("CXR2843", "CXR383")} == {"test"}
     assert dropped(conversion)["no findings"] == 0
     assert "word for word: findings 277 of 590 (47 %), impression" in str(conversion)
-    assert "iu-xray: the patients of 2,955 studies are not known; one may be in more than one split" in str(conversion)
+    assert "iu-xray: the patients of 2,955 studies are not known; some may be in more than one split" in str(conversion)
 
 
 def test_iu_tables_on_the_real_collection(cxr, tmp_path):
@@ -757,13 +757,13 @@ def test_folder_counts_rows_whose_report_is_not_that_of_their_study(tmp_path):
     for name in "123":
         touch(tmp_path / f"{name}.png")
     conversion = folder.convert(tmp_path, table=tmp_path / "list.csv")
-    assert "text differs from that of their study's first row, which counts: 1" in str(conversion)
+    assert "text differs from the first text of their study, which counts: 1" in str(conversion)
     assert conversion.studies[0].sections == {"findings": "Clear."}
 
 
 def test_a_table_that_names_no_patients_says_so_once_it_is_split(own_images):
     root, table = own_images / "images", own_images / "reports.csv"
-    told = "folder: the patients of 20 studies are not known; one may be in more than one split"
+    told = "folder: the patients of 20 studies are not known; some may be in more than one split"
     assert told not in str(folder.convert(root, table=table, split="random"))
     write_csv(table, [{"image": f"{i}.png", "findings": f"Clear {i}."} for i in range(20)])
     assert told in str(folder.convert(root, table=table, split="random"))

@@ -248,9 +248,10 @@ def test_reads_become_training_studies(tmp_path) -> None:
 
 def test_several_sections_are_told_apart_and_what_cannot_be_made_is_said(tmp_path) -> None:
     write_studies(tmp_path / "studies.jsonl", [make_study(tmp_path, i, "test") for i in range(2)])
-    rows = [read(0, f"Findings: {HEART} {AIR}\nImpression: Normal."), reject(1)]
+    rows = [read(0, f"Findings: {HEART} {AIR}\nImpression: Normal."), read(1, "No effusion today.")]
     reads = write(tmp_path / "reads.jsonl", rows)
-    convert(tmp_path / "studies.jsonl", [reads], tmp_path / "out.jsonl", ["findings", "impression"])
+    told = convert(tmp_path / "studies.jsonl", [reads], tmp_path / "out.jsonl", ["findings", "impression"])
+    assert told.endswith("1 studies with a corrected draft, 0 with an accepted one; 1 without all of these sections")
     (study,) = read_studies(tmp_path / "out.jsonl")
     assert study.sections == {
         "indication": "cough and fever.",
@@ -261,7 +262,7 @@ def test_several_sections_are_told_apart_and_what_cannot_be_made_is_said(tmp_pat
         convert(tmp_path / "out.jsonl", [reads], tmp_path / "out.jsonl")
     with pytest.raises(RadDraftError, match=r"No read by 'C'\. Readers: A"):
         convert(tmp_path / "studies.jsonl", [reads], tmp_path / "c.jsonl", reader="C")
-    none = write(tmp_path / "none.jsonl", rows[1:])
+    none = write(tmp_path / "none.jsonl", [reject(1)])
     with pytest.raises(
         RadDraftError, match="no study with a draft that was accepted or corrected; 1 not read; 1 rejected"
     ):

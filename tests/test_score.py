@@ -222,8 +222,8 @@ def test_references_that_stand_in_train_are_counted(tmp_path, capsys, targets) -
     assert run("score", predictions, *arguments) == (0, "")
     count = {1: 2, 2: 1}[len(targets)]
     told = [
-        "the patients of 3 of 3 studies are not known, so train may have others of theirs",
-        f"{count} of 3 references stand in the manifest's train split word for word",
+        "the patients of 3 of 3 studies are not known; train may hold others of theirs",
+        f"{count} of 3 references ({count / 3:.0%}) stand in the manifest's train split word for word",
     ]
     assert read_scores(tmp_path / "scores")["warnings"][-2:] == told
     printed, page = capsys.readouterr().out, (tmp_path / "scores" / "report.html").read_text()

@@ -41,6 +41,6 @@ def test_processes_that_accelerate_has_not_found_are_refused(monkeypatch) -> Non
     assert check_launch(accelerator) is accelerator
     monkeypatch.setenv("WORLD_SIZE", "4")
     with pytest.raises(
-        RadDraftError, match=r"4 processes were launched, and Accelerate has found 1: .* ACCELERATE_USE_CPU"
+        RadDraftError, match=r"WORLD_SIZE states 4 processes, and Accelerate has found 1: .* ACCELERATE_USE_CPU"
     ):
         check_launch(accelerator)

@@ -17,13 +17,14 @@ Date and Study Time.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from generator.clinic import Ids
 from generator.clinic.films import Film, read_film, same_exposure
 from generator.clinic.pseudonyms import Pseudonyms
 from generator.priors import find_priors
+from raddraft.splits import UNKNOWN_PATIENT
 from raddraft.studies import Study, StudyImage
 from raddraft.text import progress
 from raddraft.views import Direction, direction
@@ -127,13 +128,14 @@ def as_studies(
             subject_id = pseudonyms.patient(number, issuer) if number else f"p{study_id[1:]}"
         images = [StudyImage(film.path.absolute(), film.view or view) for film in one.films]
         date, time = next(((film.date, film.time) for film in one.films if film.date), ("", ""))
-        moment = {"study_date": date, "study_time": time}
-        made.append(Study(study_id, subject_id, split, images, dict(sections or {}), extra=moment))
+        told = {"study_date": date, "study_time": time} | ({} if number else {UNKNOWN_PATIENT: True})
+        made.append(Study(study_id, subject_id, split, images, dict(sections or {}), extra=told))
     priors = find_priors(made)
-    return [
-        replace(study, extra={"prior": priors[study.study_id].study_id} if study.study_id in priors else {})
-        for study in made
-    ]
+    for study in made:
+        study.extra = {key: value for key, value in study.extra.items() if key == UNKNOWN_PATIENT}
+        if study.study_id in priors:
+            study.extra["prior"] = priors[study.study_id].study_id
+    return made
 
 
 def study_files(

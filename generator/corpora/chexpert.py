@@ -21,6 +21,7 @@ _TABLES = {
     "val": ["valid.csv", "val_labels.csv"],
     "test": ["test.csv", "test_labels.csv", "groundtruth.csv"],
 }
+_FILMS = (".jpg", ".png", ".dcm")
 _STUDY = r"(?:.*/)?((?:train|valid|val|test)/(patient\d+)/(study\d+)"
 _PATH = re.compile(_STUDY + r"/view\d+_(frontal|lateral)\.\w+)")
 _FOLDER = re.compile(_STUDY + ")/?")
@@ -50,7 +51,7 @@ def convert(root: Path, out: Path | None = None, views: Literal["frontal", "all"
     conversion = Conversion("chexpert", studies.values(), out or root / "studies.jsonl")
     conversion.notes += [f"No table of {split}: left out" for split in _TABLES if split not in tables]
     conversion.keep_views(views)
-    conversion.keep_files(".png", ".dcm")
+    conversion.keep_files(*_FILMS)
     return conversion.write()
 
 
@@ -77,7 +78,9 @@ def _study(row: dict[str, str], split: str, root: Path, where: str) -> Study:
         match = _PATH.fullmatch(row["Path"])
         expected, given = "Path must end like train/patient00001/study1/view1_frontal.jpg", row["Path"]
     else:
-        given = row.get("Study", "")
+        if "Study" not in row:
+            raise CorpusError(f"{where}: no column 'Path', nor 'Study'. Columns: {', '.join(row)}")
+        given = row["Study"]
         match, expected = _FOLDER.fullmatch(given), "Path, or else Study, must end like test/patient00001/study1"
     if match is None:
         raise CorpusError(f"{where}: {expected}, got {given!r}")
@@ -87,7 +90,8 @@ def _study(row: dict[str, str], split: str, root: Path, where: str) -> Study:
         frontal = match[4] == "frontal" and view in ("AP", "PA")
         images = [StudyImage(root / name, view if frontal else match[4].upper())]
     else:
-        paths = sorted((root / name).glob("view*_*.*")) or [root / name / "view1_frontal.jpg"]
+        views = {path.stem: path for path in sorted((root / name).glob("view*_*.*")) if path.suffix in _FILMS}
+        paths = [*views.values()] or [root / name / "view1_frontal.jpg"]
         images = [StudyImage(path, path.stem.rpartition("_")[2].upper()) for path in paths]
     labels = {label: common.parse_label(row[label], f"{where}, {label}") for label in LABELS}
     person = common.parse_patient(row.get("Sex", ""), row.get("Age", ""), where)

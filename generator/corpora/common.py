@@ -302,7 +302,7 @@ def add_image(studies: dict[str, Study], row: Study, where: str) -> bool:
 
 def tell_lost(rows: int) -> list[str]:
     """A note on rows whose sections `add_image` did not take."""
-    return [f"Rows whose text differs from that of their study's first row, which counts: {rows:,}"] if rows else []
+    return [f"Rows whose text differs from the first text of their study, which counts: {rows:,}"] if rows else []
 
 
 def parse_split(value: str, where: str) -> str:

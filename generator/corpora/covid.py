@@ -54,10 +54,11 @@ def convert(root: Path, out: Path | None = None, table: Path | None = None) -> C
             skipped[study.study_id] = study
             continue
         path = study.images[0].path
-        if path in study_of:
-            repeated += 1
-            study.study_id, study.images = study_of[path], []
-        study_of[path] = study.study_id
+        if row["filename"].strip():  # else the path is that of the folder
+            if path in study_of:
+                repeated += 1
+                study.study_id, study.images = study_of[path], []
+            study_of[path] = study.study_id
         common.add_image(studies, study, where)
         note = study.sections.get("note", "")
         if note not in notes[study.study_id]:

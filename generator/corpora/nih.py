@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 from collections.abc import Collection
 from pathlib import Path
@@ -50,7 +51,8 @@ def convert(root: Path, out: Path | None = None, table: Path | None = None, imag
         study.patient = common.parse_patient(sex, row["Patient Age"], where)
         studies.append(study)
     conversion = Conversion("nih", studies, out or root / "studies.jsonl")
-    conversion.keep_images("in no official list", lambda image: image.path.name in train_val | tested)
+    listed = train_val | tested
+    conversion.keep_images("in no official list", lambda image: image.path.name in listed)
     conversion.keep_files()
     return conversion.write()
 
@@ -61,7 +63,9 @@ def read_list(path: Path) -> frozenset[str]:
     Raises:
         CorpusError: a line is no such name.
     """
-    names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    content = path.read_bytes()
+    text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8-sig")
+    names = [line.strip() for line in text.splitlines()]
     for number, name in enumerate(names, 1):
         if name and not NAME.fullmatch(name):
             raise CorpusError(f"{path} line {number}: expected a name like 00000013_005.png, got {name[:80]!r}")

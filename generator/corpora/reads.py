@@ -57,7 +57,7 @@ def convert(
         if read and texts:
             done.append(_corrected(study, read, sections, texts, split))
         else:
-            left_out["not read" if read is None else "rejected" if read.decision == "rejected" else "blank"] += 1
+            left_out[_why(read)] += 1
     left_out["not in the manifest"] = len(latest)
     told = "".join(f"; {count} {reason}" for reason, count in sorted(left_out.items()) if count)
     if not done:
@@ -78,7 +78,16 @@ def _corrected(study: Study, read: Read, sections: list[str], texts: dict[str, s
 
 
 def _sections(read: Read, sections: list[str]) -> dict[str, str]:
-    """The reader's text by section, as far as it has them; nothing of a rejected draft."""
+    """The reader's text by section; nothing of one that lacks a section, nor of a rejected draft."""
     text = read.reference.strip()
     found = {sections[0]: text} if len(sections) == 1 else parse_plain(text)
-    return {name: found[name] for name in sections if found.get(name)}
+    return {name: found[name] for name in sections} if all(found.get(name) for name in sections) else {}
+
+
+def _why(read: Read | None) -> str:
+    """Why a study is left out."""
+    if read is None:
+        return "not read"
+    if read.decision == "rejected":
+        return "rejected"
+    return "without all of these sections" if read.reference.strip() else "blank"

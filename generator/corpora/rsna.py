@@ -40,6 +40,8 @@ def convert(
             the patients of ChestX-ray14.
         test_list: With --mapping: test_list.txt of ChestX-ray14. By default beside the mapping.
     """
+    if test_list and not mapping:
+        raise CorpusError("--test-list tells nothing without --mapping, which names the films of ChestX-ray14")
     table = common.find_file(root, ["stage_2_train_labels.csv"], _ORIGIN)
     classes = {}
     info = common.find_file(root, ["stage_2_detailed_class_info.csv"], _ORIGIN)
