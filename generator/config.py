@@ -282,12 +282,30 @@ class ClipConfig:
 
 
 @dataclass
+class WarmUpConfig:
+    """Warm-up of the tower on what reports state"""
+
+    epochs: int = 16
+    """Passes over the training split; 0 for none."""
+    batch_size: int = 64
+    """Images per step, or a few more."""
+    lr: float = 3e-3
+    """Peak learning rate of AdamW, to zero along a cosine."""
+    warmup: float = 0.05
+    """Fraction of the steps over which the learning rate rises from zero."""
+    weight_decay: float = 0.05
+    """Decoupled weight decay, on matrices only."""
+    smallest_crop: float = 0.8
+    """Smallest area of random crops, as a fraction of the image. There are no flips, since reports name sides."""
+
+
+@dataclass
 class TinyConfig:
     """Tiny model of random weights"""
 
-    tower_width: int = 128
+    tower_width: int = 256
     """Hidden size of the tower, a multiple of 32."""
-    tower_layers: int = 4
+    tower_layers: int = 2
     """Blocks of the tower."""
     lm_width: int = 128
     """Hidden size of the language model, a multiple of 32."""

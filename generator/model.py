@@ -255,6 +255,7 @@ def _tower_parameters(tower: Any, choice: Literal["full"] | int, layer: int) -> 
     size = tower.config.image_size
     side = size if isinstance(size, int) else size[0]
     blank = torch.zeros(1, 3, side, side, device=tower.device, dtype=tower.dtype)
+    tower.train().eval()  # else LeViT goes back through what it has kept of an earlier pass
     # A backward pass tells which parameters the projected hidden state depends on, whatever the architecture.
     tower(blank, output_hidden_states=True).hidden_states[layer].sum().backward()
     reached = {name: parameter for name, parameter in tower.named_parameters() if parameter.grad is not None}

@@ -1,10 +1,10 @@
-"""Small random models in Hub folders, to train from scratch: a Dinov2 tower, and a Llama with its tokenizer."""
+"""Small random models in Hub folders, to train from scratch: two kinds of tower, and a Llama with its tokenizer."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from generator.config import TinyConfig
 from generator.prompts import PromptConfig
@@ -20,7 +20,7 @@ def make_parts(folder: Path, studies: Sequence[Study], prompt: PromptConfig, con
     texts = [prompt.answer(study) or "" for study in studies]
     contents = [prompt.messages(study)[0]["content"] for study in studies]
     texts += [part["text"] for content in contents for part in content if part["type"] == "text"]
-    make_tower(folder / "tower", hidden=config.tower_width, layers=config.tower_layers, seed=seed)
+    make_levit(folder / "tower", hidden=config.tower_width, layers=config.tower_layers, seed=seed)
     make_lm(folder / "lm", texts, hidden=config.lm_width, layers=config.lm_layers, seed=seed)
 
 
@@ -33,7 +33,7 @@ def make_tower(
     position embeddings as two-dimensional sines instead of nearly zero.
     """
     import torch
-    from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
+    from transformers import Dinov2Config, Dinov2Model
 
     torch.manual_seed(seed)
     config = Dinov2Config(
@@ -49,6 +49,47 @@ def make_tower(
     with torch.no_grad():
         tower.embeddings.position_embeddings[0, 1:] = _sine_positions(image_size // patch_size, hidden)
     tower.save_pretrained(folder)
+    _save_processor(folder, image_size)
+
+
+def make_levit(folder: Path, image_size: int = 112, hidden: int = 256, layers: int = 2, seed: int = 0) -> None:
+    """Save a LeViT of one stage with random weights and its image processor (as of `make_tower`).
+
+    Four convolutions make its patches (Graham et al., arXiv 2104.01136). From a few thousand images such a stem learns
+    what a linear embedding of patches does not. With strides of 3 instead of 2 few tokens are left (2 x 2 of 112
+    pixels), in which a small decoder finds what they say sooner than in many.
+    """
+    import torch
+    from transformers import LevitConfig, LevitModel
+
+    torch.manual_seed(seed)
+    more: dict[str, Any] = {
+        "down_ops": [[""]],  # the stage does not merge patches at its end
+        "hidden_size": hidden,  # the names by which a LLaVA model asks for width and hidden states
+        "num_hidden_layers": 1,
+    }
+    config = LevitConfig(
+        image_size=image_size,
+        patch_size=56,
+        kernel_size=5,
+        stride=3,
+        padding=2,
+        hidden_sizes=[hidden, hidden],  # its config wants that of a second stage too
+        num_attention_heads=[hidden // 32],
+        depths=[layers],
+        key_dim=[16],
+        attention_ratio=[2],
+        mlp_ratio=[2],
+        **more,
+    )
+    LevitModel(config).save_pretrained(folder)
+    _save_processor(folder, image_size)
+
+
+def _save_processor(folder: Path, image_size: int) -> None:
+    """Shorter side to `image_size`, center square."""
+    from transformers import BitImageProcessor
+
     # Mean and standard deviation of the public RAD-DINO processor, the same for all three channels.
     BitImageProcessor(
         size={"shortest_edge": image_size},

@@ -3,9 +3,9 @@
     raddraft demo
     raddraft demo --out runs/demo2 --count 500 --train.stages.0.epochs 2
 
-Makes phantoms with matching reports, a tiny Dinov2 tower and a tiny Llama (random weights, a tokenizer trained on the
-training reports), trains them together, drafts the test split, and scores the drafts beside three controls. It shows
-that everything works; scores on phantoms say nothing about radiographs.
+Makes phantoms with matching reports, a tiny LeViT tower and a tiny Llama (random weights, a tokenizer trained on the
+training reports), warms up the tower, trains the Llama on its features, drafts the test split, and scores the drafts
+beside three controls. It shows that everything works; scores on phantoms say nothing about radiographs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from generator.config import DecodeConfig, ModelConfig, TinyConfig, TrainConfig
+from generator.config import DecodeConfig, ModelConfig, TinyConfig, TrainConfig, WarmUpConfig
 from generator.prompts import PromptConfig
 from raddraft.cli import run
 from raddraft.grammar import CONFIGS
@@ -33,6 +33,7 @@ def main(
     size: int = 112,
     seed: int = 0,
     tiny: TinyConfig = TinyConfig(),  # noqa: B008
+    warm: WarmUpConfig = WarmUpConfig(),  # noqa: B008
     prompt: PromptConfig = PromptConfig(),  # noqa: B008 - the parser reads its fields and defaults from here
     decode: DecodeConfig = DecodeConfig(),  # noqa: B008
 ) -> None:
@@ -45,6 +46,7 @@ def main(
         size: Side of their images in pixels.
         seed: Seed of the phantoms and of the random weights.
         tiny: Tiny model of random weights
+        warm: Warm-up of the tower.
         prompt: Prompt.
         decode: Decoding.
     """
@@ -54,13 +56,14 @@ def main(
     from generator.generate import read_drafts
     from generator.tiny import make_parts
     from generator.train import run_training
+    from generator.warm_up import warm_up
     from metrics.read import read_cut, read_systems
     from metrics.systems import score_systems
     from raddraft.runs import keep_config
     from raddraft.studies import read_studies
 
     started, folder, manifest = time.monotonic(), out / "model", out / "phantom" / "studies.jsonl"
-    keep_config(out / "demo.yaml", {"count": count, "size": size, "seed": seed, **asdict(tiny)})
+    keep_config(out / "demo.yaml", {"count": count, "size": size, "seed": seed, **asdict(tiny), "warm": asdict(warm)})
     if not manifest.is_file():
         _say("prepare", "phantom", root=out / "phantom", count=count, size=size, seed=seed)
         phantom.convert(out / "phantom", count=count, size=size, seed=seed)
@@ -68,9 +71,11 @@ def main(
     training, wanted = ([study for study in studies if study.split == split] for split in ("train", "test"))
     if not (out / "lm" / "model.safetensors").is_file():
         make_parts(out, training, prompt, tiny, seed)
+    if not (out / "warm" / "config.json").is_file():
+        warm_up(out / "tower", out / "warm", training, prompt, warm, seed)
     if not (folder / "raddraft.json").is_file():
         _say("train", config=out / "config.yaml", out=out)
-        model = ModelConfig(str(out / "tower"), str(out / "lm"))
+        model = ModelConfig(str(out / "warm"), str(out / "lm"))
         print(f"model: {run_training(manifest, out, model, prompt, train)}")
     drafter, files = load_model(folder), {name: out / f"{name}.jsonl" for name in ("model", *CONTROLS)}
     for control, file in zip(("none", *CONTROLS), files.values(), strict=True):

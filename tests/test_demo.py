@@ -25,7 +25,8 @@ SMALLEST = {
     "tower_layers": 1,
     "lm_width": 32,
     "lm_layers": 1,
-    "train.stages": '[{"epochs": 1, "lm": "full", "tower": "full"}]',
+    "train.stages": '[{"epochs": 1, "lm": "full"}]',
+    "warm.epochs": 1,
     "train.workers": 0,
     "decode.max_new_tokens": 20,
 }
@@ -44,7 +45,8 @@ def read(path: Path) -> list[dict]:
 def results(out: Path) -> dict[str, bytes]:
     """Everything that a run which had nothing left to do must leave as it was."""
     names = [f"{system}.jsonl" for system in SYSTEMS]
-    names += ["config.yaml", "log.jsonl", "phantom/studies.jsonl", "lm/model.safetensors", "tower/model.safetensors"]
+    names += ["config.yaml", "log.jsonl", "phantom/studies.jsonl", "lm/model.safetensors"]
+    names += ["tower/model.safetensors", "warm/model.safetensors"]
     names += ["scores/scores.json", "scores/per_study.csv", "scores/report.html"]
     return {name: (out / name).read_bytes() for name in names}
 

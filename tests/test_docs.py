@@ -34,7 +34,7 @@ from tests.conftest import ROOT
 DOCS = ROOT / "docs"
 PAGES = {"README.md": ROOT / "README.md"} | {path.name: path for path in sorted(DOCS.glob("*.md"))}
 DEMO = """demo --count 40 --size 64 --tower-width 32 --tower-layers 1 --lm-width 32 --lm-layers 1 --train.workers 0
-    --train.stages '[{"epochs": 1, "lm": "full", "tower": "full"}]' --decode.max-new-tokens 12 --out"""
+    --warm.epochs 1 --train.stages '[{"epochs": 1, "lm": "full"}]' --decode.max-new-tokens 12 --out"""
 FILMS = "prepare phantom --count 2 --size 64 --dicoms 2 --processes 1 --root"
 SMALLER = {
     "prepare phantom": "--count 6 --size 64 --processes 1",
