@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from generator.config import TinyConfig
-from generator.prompts import PromptConfig
-from raddraft.studies import Study
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerFast
-
-
-def make_parts(folder: Path, studies: Sequence[Study], prompt: PromptConfig, config: TinyConfig, seed: int) -> None:
-    """Save `folder`/tower and `folder`/lm with random weights; the tokenizer is trained on reports and prompts."""
-    texts = [prompt.answer(study) or "" for study in studies]
-    contents = [prompt.messages(study)[0]["content"] for study in studies]
-    texts += [part["text"] for content in contents for part in content if part["type"] == "text"]
-    make_levit(folder / "tower", hidden=config.tower_width, layers=config.tower_layers, seed=seed)
-    make_lm(folder / "lm", texts, hidden=config.lm_width, layers=config.lm_layers, seed=seed)
 
 
 def make_tower(

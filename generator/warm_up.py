@@ -18,12 +18,28 @@ from torch import nn
 from encoder.encoding import prepare_pixels
 from encoder.towers import load_tower
 from generator.clip import random_crops
-from generator.config import WarmUpConfig
+from generator.config import TinyConfig, WarmUpConfig
 from generator.prompts import PromptConfig
 from generator.runs import lr_factor, parameter_groups
+from generator.tiny import make_levit, make_lm
 from metrics.rules import label
 from raddraft.files import whole_folder
 from raddraft.studies import Study
+
+
+def make_parts(
+    folder: Path, studies: Sequence[Study], prompt: PromptConfig, config: TinyConfig, warm: WarmUpConfig, seed: int
+) -> None:
+    """Save `folder`/tower and `folder`/lm with random weights, and `folder`/warm, the tower after its warm-up.
+
+    The tokenizer is trained on reports and prompts.
+    """
+    texts = [prompt.answer(study) or "" for study in studies]
+    contents = [prompt.messages(study)[0]["content"] for study in studies]
+    texts += [part["text"] for content in contents for part in content if part["type"] == "text"]
+    make_levit(folder / "tower", hidden=config.tower_width, layers=config.tower_layers, seed=seed)
+    make_lm(folder / "lm", texts, hidden=config.lm_width, layers=config.lm_layers, seed=seed)
+    warm_up(folder / "tower", folder / "warm", studies, prompt, warm, seed)
 
 
 def warm_up(

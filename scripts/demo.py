@@ -3,9 +3,8 @@
     raddraft demo
     raddraft demo --out runs/demo2 --count 500 --train.stages.0.epochs 2
 
-Makes phantoms with matching reports, a tiny LeViT tower and a tiny Llama (random weights, a tokenizer trained on the
-training reports), warms up the tower, trains the Llama on its features, drafts the test split, and scores the drafts
-beside three controls. It shows that everything works; scores on phantoms say nothing about radiographs.
+Makes phantoms with reports, a tiny LeViT tower and a tiny Llama from random weights, warms up the tower, trains the
+Llama on its features, drafts the test split, and scores it beside three controls. Scores say nothing about radiographs.
 """
 
 from __future__ import annotations
@@ -54,9 +53,8 @@ def main(
     from generator.card import add_scores
     from generator.corpora import phantom
     from generator.generate import read_drafts
-    from generator.tiny import make_parts
     from generator.train import run_training
-    from generator.warm_up import warm_up
+    from generator.warm_up import make_parts
     from metrics.read import read_cut, read_systems
     from metrics.systems import score_systems
     from raddraft.runs import keep_config
@@ -69,10 +67,8 @@ def main(
         phantom.convert(out / "phantom", count=count, size=size, seed=seed)
     studies = read_studies(manifest)
     training, wanted = ([study for study in studies if study.split == split] for split in ("train", "test"))
-    if not (out / "lm" / "model.safetensors").is_file():
-        make_parts(out, training, prompt, tiny, seed)
     if not (out / "warm" / "config.json").is_file():
-        warm_up(out / "tower", out / "warm", training, prompt, warm, seed)
+        make_parts(out, training, prompt, tiny, warm, seed)
     if not (folder / "raddraft.json").is_file():
         _say("train", config=out / "config.yaml", out=out)
         model = ModelConfig(str(out / "warm"), str(out / "lm"))
@@ -88,9 +84,8 @@ def main(
     _say("score", *files.values(), metrics=METRICS, studies=manifest, model_card=folder)
     systems, notes = read_systems([*files.values()])
     scored = score_systems(systems, METRICS, studies=studies, cut={one: read_cut(file) for one, file in files.items()})
-    written = scored.write(out / "scores", scored.title(), cases=36)
     add_scores(folder, scored.title(), scored.by_system())
-    print(*notes, scored.tables(), "", *written, sep="\n")
+    print(*notes, scored.tables(), "", *scored.write(out / "scores", scored.title(), cases=36), sep="\n")
     print(f"\nThe demo took {(time.monotonic() - started) / 60:.1f} minutes. The data are synthetic.")
 
 
