@@ -61,6 +61,14 @@ class Page:
         assert status == 200, content
         return json.loads(content)
 
+    def decide(self, number: int, text: str | None, reason: str = "", seconds: float = 1) -> tuple[int, dict[str, Any]]:
+        """Status and JSON of the answer to a decision on the study of a number and its draft."""
+        body = {"text": text, "reason": reason, "seconds": seconds}
+        body |= {"study_id": self.reading.worklist.studies[number].study_id}
+        body |= {"draft": self.ask(f"/api/studies/{number}/draft")["draft"]["digest"]}
+        status, _, content = self.request("POST", f"/api/studies/{number}/decision", body)
+        return status, json.loads(content)
+
     def wait_for_draft(self, number: int, path: str = "") -> dict[str, Any]:
         """The draft of a study, once it is made; asked for by opening it, or at another path."""
         end = monotonic() + 60

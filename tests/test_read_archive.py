@@ -47,7 +47,7 @@ def test_studies_of_an_archive_are_read(archive, random_model, tmp_path, monkeyp
             status, headers, _ = page.request("GET", f"/api/studies/{pair}/films/{at}")
             assert (status, json.loads(headers["x-film"])["width"]) == (200, 64)
         assert len(list(folder.rglob("*.dcm"))) == 4
-        page.ask(f"/api/studies/{pair}/decision", {"text": "No edema.", "reason": "", "seconds": 1})
+        page.decide(pair, "No edema.")
         found = page.ask("/api/export", {"studies": [pair], "forms": ["sr"], "complete": True})
         assert found["errors"] == []
         archive.forget("1.2.826.0.1.2")

@@ -10,8 +10,10 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
@@ -20,10 +22,12 @@ from pydicom import dcmread
 
 from generator.api import load_model
 from generator.clinic.reading.decisions import Reads
+from generator.clinic.reading.drafting import Drafting
 from generator.clinic.reading.guard import TOKEN
 from generator.clinic.reading.insight import Nearest
 from generator.clinic.reading.worklist import Drafted, Worklist, gather
 from generator.clinic.sr import read_sr
+from generator.config import DecodeConfig
 from generator.generate import BANNER
 from metrics.rules import label
 from raddraft.errors import RadDraftError
@@ -38,11 +42,9 @@ from tests.test_clinic_studies import film, item
 # ruff: noqa: F811
 
 DRAFT = "The heart is enlarged. Small left pleural effusion. No pneumothorax."
+OF_NONE = {"study_id": "s", "draft": "0", "text": "x", "reason": "", "seconds": 1}
+"""A decision on a study that is not there."""
 SCRIPT = "<script>alert(1)</script> <img src=x onerror=alert(2)> No edema."
-
-
-def drafted(text: str = DRAFT, model: str = "") -> Drafted:
-    return Drafted(text, model)
 
 
 @pytest.fixture(scope="module")
@@ -165,11 +167,12 @@ def test_no_path_of_a_request_reaches_a_file(page, path) -> None:
         ("/api/labels", b"x" * 1_000_001, 413),
         ("/api/labels", {"text": 1}, 422),
         ("/api/labels", {"text": "x", "path": "/etc/passwd"}, 422),
-        ("/api/studies/0/decision", {"text": None, "reason": " ", "seconds": 1}, 422),
-        ("/api/studies/0/decision", {"text": " ", "reason": "", "seconds": 1}, 422),
-        ("/api/studies/0/decision", {"text": "x", "reason": "", "seconds": -1}, 422),
-        ("/api/studies/0/decision", b'{"text": "x", "reason": "", "seconds": NaN}', 422),
-        ("/api/studies/9/decision", {"text": "x", "reason": "", "seconds": 1}, 404),
+        ("/api/studies/0/decision", OF_NONE | {"text": None, "reason": " "}, 422),
+        ("/api/studies/0/decision", OF_NONE | {"text": " "}, 422),
+        ("/api/studies/0/decision", OF_NONE | {"seconds": -1}, 422),
+        ("/api/studies/0/decision", json.dumps(OF_NONE | {"seconds": float("nan")}).encode(), 422),
+        ("/api/studies/9/decision", OF_NONE, 404),
+        ("/api/studies/0/decision", OF_NONE, 409),
         ("/api/export", {"studies": [0], "forms": ["../x"], "complete": False}, 422),
         ("/api/export", {"studies": [0], "forms": [], "complete": False}, 422),
     ],
@@ -253,8 +256,48 @@ def test_a_film_that_is_none_or_too_large_costs_itself_only(model, tmp_path) -> 
                 assert status == 422
                 assert json.loads(content)["error"].startswith(name)  # without its folder
                 assert draft["error"].startswith((name, f"{study.study_id}: {name}"))
-                body = {"text": "x", "reason": "", "seconds": 0}
-                assert page.request("POST", f"/api/studies/{number}/decision", body)[0] == 409  # nothing to decide on
+                _, read = page.decide(number, None, "The film cannot be read")
+                assert read["decision"] == "rejected"
+    rows = [json.loads(line) for line in (tmp_path / "reads.jsonl").read_text().splitlines()]
+    assert [(row["draft"], row["reason"]) for row in rows] == [("", "The film cannot be read")] * 3
+
+
+def test_a_draft_that_failed_is_made_again_when_the_study_is_opened_again(model, tmp_path) -> None:
+    place = tmp_path / "films" / "x.png"
+    place.parent.mkdir()
+    Image.fromarray(chest()).save(place)
+    with serving(model, gather([place]), tmp_path) as page:
+        place.rename(tmp_path / "away.png")
+        assert "No such file" in page.wait_for_draft(0)["error"]
+        (tmp_path / "away.png").rename(place)
+        assert page.ask("/api/studies/0/draft")["draft"]["error"]  # until it is asked for
+        assert page.wait_for_draft(0)["error"] is None
+
+
+def test_who_waits_for_the_model_is_told_when_the_page_stops(model, studies_file) -> None:
+    drafting = Drafting(model, gather([studies_file]), DecodeConfig())
+    at_work, go_on, last = Event(), Event(), Event()
+
+    def work() -> str:
+        at_work.set()
+        assert go_on.wait(60)
+        return "done"
+
+    with ThreadPoolExecutor(3) as pool:
+        first = pool.submit(drafting.call, work)
+        assert at_work.wait(60)
+        second = pool.submit(drafting.call, last.set)
+        while not drafting._calls:
+            assert not second.done()
+        closing = pool.submit(drafting.close)
+        with pytest.raises(RadDraftError, match="being stopped"):
+            second.result(60)
+        go_on.set()
+        assert first.result(60) == "done"
+        closing.result(60)
+    with pytest.raises(RadDraftError, match="being stopped"):
+        drafting.call(last.set)
+    assert not last.is_set()
 
 
 def test_a_decoder_that_crashes_costs_its_film_only(page, monkeypatch) -> None:
@@ -307,17 +350,12 @@ def test_decisions_are_noted_line_by_line_and_the_last_one_counts(model, studies
     ids = [study.study_id for study in worklist.studies]
     worklist.drafts = {name: Drafted(DRAFT, "other") for name in ids}
     with serving(model, worklist, tmp_path, "A") as page:
-
-        def decide(number: int, text: str | None, reason: str = "", seconds: float = 2.54) -> dict:
-            body = {"text": text, "reason": reason, "seconds": seconds}
-            return page.ask(f"/api/studies/{number}/decision", body)
-
-        assert decide(0, f"{DRAFT}\n".replace(". ", ".\r\n"))["decision"] == "accepted"
-        assert decide(1, SCRIPT)["decision"] == "corrected"
+        assert page.decide(0, f"{DRAFT}\n".replace(". ", ".\r\n"), seconds=2.54)[1]["decision"] == "accepted"
+        assert page.decide(1, SCRIPT)[1]["decision"] == "corrected"
         assert page.ask("/api/studies/1/draft")["draft"]["banner"] == f"{BANNER} This draft is by other."
-        assert decide(2, None, "Wrong side")["decision"] == "rejected"
+        assert page.decide(2, None, "Wrong side")[1]["decision"] == "rejected"
         page.ask("/api/studies/3/working", {"text": "half done", "seconds": 7})
-        assert decide(0, "No finding.")["final"] == "No finding."
+        assert page.decide(0, "No finding.")[1]["final"] == "No finding."
         assert page.ask("/api/studies/3")["working"] == {"text": "half done", "seconds": 7}
     rows = [json.loads(line) for line in (tmp_path / "reads.jsonl").read_text().splitlines()]
     assert [(row["study_id"], row["decision"]) for row in rows] == [
@@ -445,7 +483,7 @@ def test_read_studies_become_documents_that_stay_unverified(page, model) -> None
     body = {"studies": [number], "forms": ["sr", "fhir"], "complete": False}
     assert "is not read yet" in page.ask("/api/export", body)["errors"][0]
     text = "Findings: The heart is enlarged.\nImpression: Cardiomegaly."
-    page.ask(f"/api/studies/{number}/decision", {"text": text, "reason": "", "seconds": 1})
+    page.decide(number, text)
     for complete in (False, True):
         found = page.ask("/api/export", body | {"complete": complete})
         assert found["errors"] == []
@@ -458,7 +496,7 @@ def test_read_studies_become_documents_that_stay_unverified(page, model) -> None
         assert told.banner == model.banner
     bundle = (page.reading.results / f"{study_id}.fhir.json").read_text()
     assert '"preliminary"' in bundle
-    page.ask(f"/api/studies/{number}/decision", {"text": None, "reason": "wrong", "seconds": 1})
+    page.decide(number, None, "wrong")
     assert "was rejected" in page.ask("/api/export", body)["errors"][0]
 
 
@@ -467,7 +505,7 @@ def test_drafts_of_another_model_and_pictures_make_no_documents(model, studies_f
     worklist.drafts = {"s32": Drafted(DRAFT, "elsewhere"), "s33": Drafted(DRAFT, model.name)}
     with serving(model, worklist, tmp_path) as page:
         for number in (0, 1):
-            page.ask(f"/api/studies/{number}/decision", {"text": DRAFT, "reason": "", "seconds": 1})
+            page.decide(number, DRAFT)
         found = page.ask("/api/export", {"studies": [0, 1], "forms": ["sr"], "complete": False})
     assert found["written"] == []
     assert "its draft is by 'elsewhere'" in found["errors"][0]
@@ -514,8 +552,7 @@ def test_no_identifier_reaches_page_decisions_logs_or_messages(model, tmp_path, 
                 _, headers, content = page.request("GET", f"/api/studies/{number}{path}")
                 is_film = headers["content-type"] == "application/octet-stream"
                 told.append(repr(headers).encode() + (b"" if is_film else content))
-            body = {"text": "No edema.", "reason": "", "seconds": 1}
-            told.append(page.request("POST", f"/api/studies/{number}/decision", body)[2])
+            told.append(json.dumps(page.decide(number, "No edema.")[1]).encode())
         told.append(page.request("GET", "/api/worklist")[2])
         told.append(page.request("POST", "/api/export", {"studies": [0, 2], "forms": ["sr"], "complete": False})[2])
     files = [path for path in tmp_path.rglob("*") if path.is_file() and root not in path.parents]

@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from threading import Condition, Thread
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from generator.clinic.reading.worklist import Drafted, Worklist
 from generator.config import DecodeConfig
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from generator.api import Model
 
 T = TypeVar("T")
+STOPPED = "raddraft read is being stopped"
 
 
 class Drafting:
@@ -39,15 +40,18 @@ class Drafting:
             if study.study_id in worklist.drafts
         }
         self._wanted: list[int] = []
-        self._calls: deque[Callable[[], None]] = deque()
+        self._calls: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._changed, self._closed = Condition(), False
         self._thread = Thread(target=self._work, name="drafting", daemon=True)
         self._thread.start()
 
     def ask(self, numbers: Sequence[int]) -> None:
-        """Draft these studies next, and forget what was asked before."""
+        """Draft these studies next, those again that failed, and forget what was asked before."""
         with self._changed:
             self._wanted = [*numbers]
+            for number in numbers:  # the archive may answer again, or the film be there again
+                if number in self._done and self._done[number].error:
+                    del self._done[number]
             self._changed.notify()
 
     def get(self, number: int) -> Drafted | None:
@@ -56,24 +60,26 @@ class Drafting:
             return self._done.get(number)
 
     def call(self, function: Callable[[], T]) -> T:
-        """What a function gives that uses the model, after the draft that is being made."""
+        """What a function gives that uses the model, after the draft that is being made.
+
+        Raises:
+            RadDraftError: it is closed; and what the function raises.
+        """
         future: Future[T] = Future()
-
-        def run() -> None:
-            try:
-                future.set_result(function())
-            except Exception as error:
-                future.set_exception(error)
-
         with self._changed:
-            self._calls.append(run)
+            if self._closed:
+                raise RadDraftError(STOPPED)
+            self._calls.append((future, function))
             self._changed.notify()
         return future.result()
 
     def close(self) -> None:
-        """Stop after the draft that is being made."""
+        """Stop after the draft that is being made; who waits in `call` is told so."""
         with self._changed:
             self._closed = True
+            for future, _ in self._calls:
+                future.set_exception(RadDraftError(STOPPED))
+            self._calls.clear()
             self._changed.notify()
         self._thread.join()
 
@@ -86,7 +92,7 @@ class Drafting:
                     return
                 call, number = (self._calls.popleft(), None) if self._calls else (None, self._next())
             if call:
-                call()
+                _answer(*call)
             elif number is not None:
                 drafted = self._draft(number)
                 with self._changed:
@@ -112,6 +118,13 @@ class Drafting:
         if draft.error:
             return Drafted("", self.model.name, error=tell(draft.error, study.images[0].path.parent))
         return Drafted(draft.text, self.model.name, draft.confidence)
+
+
+def _answer(future: Future[Any], function: Callable[[], Any]) -> None:
+    try:
+        future.set_result(function())
+    except Exception as error:
+        future.set_exception(error)
 
 
 def tell(error: RadDraftError | str, folder: Path) -> str:

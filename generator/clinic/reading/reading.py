@@ -231,8 +231,6 @@ class Reading:
         drafted = self.drafting.get(number)
         if drafted is None:
             raise Refused(409, "The draft is not made yet.")
-        if drafted.error:
-            raise Refused(409, f"There is no draft: {drafted.error}")
         return drafted
 
     def _own_report(self, study: Study) -> str:
