@@ -86,7 +86,7 @@ def measure(browser: Any, address: str, size: tuple[int, int], count: int) -> li
     listed = perf_counter()
     page.wait_for_selector(".pane .values:not(:empty)")
     first = perf_counter()
-    page.wait_for_selector("#text:not([disabled])")
+    page.wait_for_selector("#text:not([readonly])")
     page.wait_for_timeout(3000)  # the films of the next study come ahead
     ahead = perf_counter()
     page.keyboard.press("j")

@@ -96,7 +96,7 @@ def wait_for_films(tab: Any) -> None:
 
 def wait_for_study(tab: Any, page: Page, number: int) -> None:
     expect(tab.locator("#study-id")).to_have_text(page.reading.worklist.studies[number].study_id)
-    expect(tab.locator("#text")).to_be_enabled()
+    expect(tab.locator("#text")).to_be_editable()
 
 
 def gray(tab: Any) -> int:

@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -28,6 +27,7 @@ from generator.config import DecodeConfig
 from generator.generate import BANNER
 from metrics.rules import label
 from raddraft.errors import RadDraftError
+from raddraft.files import digest_json
 from raddraft.studies import Study, skim
 from raddraft.text import split_sentences
 
@@ -36,20 +36,23 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-Text = Annotated[str, msgspec.Meta(max_length=100_000)]
+Text = Annotated[str, msgspec.Meta(max_length=20_000)]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=1_000_000)]
 
 
 class Working(msgspec.Struct, forbid_unknown_fields=True):
-    """What a reader has made of a draft so far."""
+    """What a reader has made of a draft so far; no text is none that was changed."""
 
-    text: Text
+    text: Text | None
     seconds: Seconds
 
 
 class Decided(msgspec.Struct, forbid_unknown_fields=True):
-    """A decision; no text is a rejection."""
+    """A decision on what the page shows: a study and a draft; no text is a rejection."""
 
+    study_id: str
+    draft: str
+    """Digest of the draft, as `Reading.draft` tells it."""
     text: Text | None
     reason: Annotated[str, msgspec.Meta(max_length=2_000)]
     seconds: Seconds
@@ -117,15 +120,16 @@ class Reading:
     def overview(self) -> dict[str, Any]:
         """The worklist and what the page can do."""
         reads = map(self.read, self.worklist.studies)
+        edited = {number for number, working in self.working.copy().items() if working.text is not None}
         return {
             "studies": [
-                row | {"status": read.decision if read else "unread"}
-                for row, read in zip(self._rows, reads, strict=True)
+                row | {"status": read.decision if read else "unread", "edited": number in edited}
+                for number, (row, read) in enumerate(zip(self._rows, reads, strict=True))
             ],
             "model": self.model.name,
             "banner": self.model.banner,
             "reader": self.reads.reader,
-            "results": str(self.results),
+            "results": str(self.results.resolve()),
             "attention": self.attention,
             "nearest": self.nearest is not None,
         }
@@ -134,9 +138,6 @@ class Reading:
         """A study with its films, draft and decision; it and those ahead are drafted next."""
         study = self._study(number)
         images, own = self.worklist.images(number), len(study.images)
-        if self.drafting.get(number) is None and images[0].path.is_file():
-            with suppress(RadDraftError):  # it is said where the film is asked for
-                self.film(number, 0)  # before the model takes the processors
         self.drafting.ask([number, *(one for one in ahead if 0 <= one < len(self.worklist.studies))])
         prior = self.worklist.priors.get(study.study_id)
         working, read = self.working.get(number), self.read(study)
@@ -159,7 +160,7 @@ class Reading:
             return None
         ours = drafted.model == self.model.name
         banner = self.model.banner if ours else f"{BANNER} This draft is by {drafted.model}."
-        return asdict(drafted) | read_labels(drafted.text) | {"banner": banner}
+        return asdict(drafted) | read_labels(drafted.text) | {"banner": banner, "digest": digest_json(asdict(drafted))}
 
     def film(self, number: int, at: int) -> Film:
         """A film of a study, or of its prior."""
@@ -177,12 +178,14 @@ class Reading:
         return {}
 
     def decide(self, number: int, decided: Decided) -> dict[str, Any]:
-        """Note a decision."""
+        """Note a decision, if it is on the study of this number and on its draft."""
         study, drafted = self._study(number), self._drafted(number)
         if decided.text is None and not decided.reason.strip():
             raise Refused(422, "A rejection needs a reason.")
         if decided.text is not None and not decided.text.strip():
             raise Refused(422, "A blank text cannot be accepted; reject the draft.")
+        if (decided.study_id, decided.draft) != (study.study_id, digest_json(asdict(drafted))):
+            raise Refused(409, "The decision is on another study or draft than this one; open the study again.")
         reference = self.model.drafter.prompt.answer(study)
         read = self.reads.append(study, drafted, decided.text, decided.reason.strip(), decided.seconds, reference)
         self.working.pop(number, None)
@@ -220,7 +223,7 @@ class Reading:
                 written += [file.name for file in files]
             except RadDraftError as error:
                 errors.append(tell(error, study.images[0].path.parent))
-        return {"folder": str(self.results), "written": written, "errors": errors}
+        return {"folder": str(self.results.resolve()), "written": written, "errors": errors}
 
     def _study(self, number: int) -> Study:
         if not 0 <= number < len(self.worklist.studies):

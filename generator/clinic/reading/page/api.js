@@ -3,6 +3,8 @@
 
 const KEY = "token";
 
+export const NO_ANSWER = "The server does not answer; is raddraft read still running?";
+
 export function takeToken() {
   if (location.hash.length > 1) {
     sessionStorage.setItem(KEY, location.hash.slice(1));
@@ -18,8 +20,9 @@ async function request(path, options = {}) {
     answer = await fetch(path, { ...options, headers });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Error("The server does not answer; is raddraft read still running?");
+    throw new Error(NO_ANSWER);
   }
+  document.dispatchEvent(new Event("answered"));
   if (!answer.ok) {
     const told = await answer.json().catch(() => ({}));
     throw new Error(told.error ?? `The server answers with status ${answer.status}.`);
@@ -27,8 +30,8 @@ async function request(path, options = {}) {
   return answer;
 }
 
-export async function ask(path) {
-  return (await request(path)).json();
+export async function ask(path, signal) {
+  return (await request(path, { signal })).json();
 }
 
 export async function tell(path, value, keepalive = false) {

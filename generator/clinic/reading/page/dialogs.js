@@ -55,6 +55,9 @@ export function showExport(current, studies, folder) {
   const read = studies.map((one, at) => at).filter((at) => ["accepted", "corrected"].includes(studies[at].status));
   element("export-note").textContent =
     `Documents go to the folder ${folder} on this computer. They name the patient as the films do, and say that they are drafts for a radiologist to check.`;
+  const all = dialog.querySelector('input[value="all"]');
+  all.disabled = !read.length;
+  if (all.disabled) dialog.querySelector('input[value="this"]').checked = true;
   element("export-all").textContent = `All accepted and corrected studies (${read.length})`;
   const report = element("exported");
   report.replaceChildren();
@@ -62,11 +65,10 @@ export function showExport(current, studies, folder) {
   run.onclick = async () => {
     const forms = [...dialog.querySelectorAll('input[name="form"]:checked')].map((box) => box.value);
     if (!forms.length) return say(report, ["Choose a document."], true);
-    const all = dialog.querySelector('input[name="which"]:checked').value === "all";
     run.disabled = true;
     say(report, ["Writing …"]);
     try {
-      const found = await tell("/api/export", { studies: all ? read : [current], forms, complete: element("complete").checked });
+      const found = await tell("/api/export", { studies: all.checked ? read : [current], forms, complete: element("complete").checked });
       const count = found.written.length;
       const files = count ? `${count === 1 ? "Written" : `${count} files written`} to ${found.folder}: ${found.written.slice(0, 6).join(", ")}${count > 6 ? " …" : ""}` : "";
       say(report, files ? [files] : []);

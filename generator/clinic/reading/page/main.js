@@ -1,6 +1,6 @@
 // The page: puts worklist, films and report together, and takes decisions.
 
-import { ask, takeToken, tell } from "./api.js";
+import { ask, NO_ANSWER, takeToken, tell } from "./api.js";
 import { askReason, showExport, showKeys } from "./dialogs.js";
 import { Report } from "./report.js";
 import { Viewer } from "./viewer.js";
@@ -9,11 +9,22 @@ import { Worklist } from "./worklist.js";
 const AHEAD = 4; // studies that are drafted ahead
 const POLL = 400; // milliseconds between two looks for a draft
 const SAVE = 600; // milliseconds without a change after which a text is kept
+const RETRY = 3000; // milliseconds after which a text that was not taken is sent again
 const NARROW = 1100; // width of a window, in pixels, up to which the list is a drawer
 const IDLE = 60_000; // milliseconds without a key or a move after which a study is not in use
 
 const element = (id) => document.getElementById(id);
-const state = { number: -1, study: null, seconds: 0, overview: null };
+const state = {
+  wanted: -1, // number of the study that was asked for last
+  opening: null, // AbortController of its requests
+  study: null, // what the server tells of the study that is shown, with its number; null while none is
+  edited: false, // whether its text was changed and not kept since
+  seconds: 0, // that it was in use,
+  kept: 0, // as kept last
+  unsaved: new Map(), // number -> {text, seconds} that the server has not taken yet
+  deciding: false,
+  overview: null,
+};
 let lastUse = performance.now();
 
 function say(text, bad = false) {
@@ -44,6 +55,8 @@ const report = new Report({
   restore: element("restore"),
   edited: () => {
     state.edited = true;
+    const { number } = state.study;
+    if (!state.overview.studies[number].edited) worklist.mark(number, { edited: true });
     showDecision();
     clearTimeout(state.saving);
     state.saving = setTimeout(save, SAVE);
@@ -51,41 +64,98 @@ const report = new Report({
   failed,
 });
 
-function save(keepalive = false) {
+// Hand what was made of the open study to the server.
+function save() {
   clearTimeout(state.saving);
-  if (!state.edited || !state.study?.draft) return;
-  state.edited = false;
-  const value = { text: element("text").value, seconds: state.seconds };
-  tell(`/api/studies/${state.number}/working`, value, keepalive).catch(failed);
+  const { study, seconds } = state;
+  if (study?.draft && (state.edited || seconds !== state.kept)) {
+    const text = state.edited ? element("text").value : (study.working?.text ?? null);
+    study.working = { text, seconds };
+    state.unsaved.set(study.number, study.working);
+    Object.assign(state, { edited: false, kept: seconds });
+  }
+  flush();
 }
 
-async function open(number) {
-  if (number === undefined || number === state.number) return;
+// Send what is not taken yet, one text after the other, so that none overtakes a later one.
+async function flush() {
+  if (state.flushing || state.deciding) return;
+  clearTimeout(state.retry);
+  state.retry = null;
+  state.flushing = sendAll();
+  await state.flushing;
+  state.flushing = null;
+}
+
+async function sendAll() {
+  try {
+    while (state.unsaved.size && !state.deciding) {
+      const [[number, working]] = state.unsaved;
+      await send(number, working);
+    }
+  } catch (error) {
+    failed(error);
+    state.retry = setTimeout(flush, RETRY);
+  }
+}
+
+async function send(number, working, keepalive = false) {
+  await tell(`/api/studies/${number}/working`, working, keepalive);
+  if (state.unsaved.get(number) === working) state.unsaved.delete(number);
+}
+
+// The tab is hidden, perhaps for good: what is under way may not arrive.
+function saveHidden() {
   save();
-  state.number = number;
+  if (state.deciding) return;
+  for (const [number, working] of state.unsaved) send(number, working, true).catch(() => {}); // `flush` tells
+}
+
+// A study is shown as a whole, when the server has told of it; until then, none is.
+async function open(number) {
+  if (number === undefined || (number === state.wanted && !state.study?.draft?.error)) return;
+  save();
+  state.opening?.abort();
+  const opening = new AbortController();
+  Object.assign(state, { wanted: number, opening, study: null, edited: false });
   worklist.select(number);
+  clear();
   const next = worklist.coming(AHEAD);
   let study;
   try {
-    study = await ask(`/api/studies/${number}?next=${next.join(",")}`);
+    study = await ask(`/api/studies/${number}?next=${next.join(",")}`, opening.signal);
   } catch (error) {
+    if (opening !== state.opening) return;
+    state.wanted = -1; // to be asked for again
     failed(error);
     return;
   }
-  if (number !== state.number) return;
-  Object.assign(state, { study, edited: false });
-  state.seconds = study.working?.seconds ?? study.decision?.seconds ?? 0;
+  if (opening !== state.opening) return;
+  study.number = number;
+  study.working = state.unsaved.get(number) ?? study.working;
+  const seconds = study.working?.seconds ?? study.decision?.seconds ?? 0;
+  Object.assign(state, { study, seconds, kept: seconds });
   lastUse = performance.now();
+  if (element("status").classList.contains("bad") && !state.retry) say("");
   element("study-id").textContent = study.id;
   element("indication").textContent = study.indication ? `Indication: ${study.indication}` : "";
   element("prior").hidden = !study.prior?.report;
   element("prior").lastElementChild.textContent = study.prior?.report ?? "";
-  element("nearest").open = false;
+  element("nearest").hidden = !state.overview.nearest;
   element("scroll").scrollTop = 0;
   viewer.show(number, study.films);
   showDraft(study.draft);
-  if (!study.draft) wait(number);
-  fetchAhead(number, next[0]);
+  if (!study.draft) wait(study, opening);
+  fetchAhead(study, next[0]);
+}
+
+function clear() {
+  for (const id of ["study-id", "indication"]) element(id).textContent = "";
+  for (const id of ["prior", "nearest"]) element(id).hidden = true;
+  element("nearest").open = false;
+  viewer.show(state.wanted, []);
+  report.clear();
+  showDecision();
 }
 
 function showDraft(draft) {
@@ -97,28 +167,24 @@ function showDraft(draft) {
   showDecision();
 }
 
-async function wait(number) {
-  while (number === state.number) {
+async function wait(study, opening) {
+  while (study === state.study && !study.draft) {
     await new Promise((resolve) => setTimeout(resolve, POLL));
+    if (study !== state.study) return;
     try {
-      const { draft } = await ask(`/api/studies/${number}/draft`);
-      if (draft && number === state.number) {
-        showDraft(draft);
-        return;
-      }
+      const { draft } = await ask(`/api/studies/${study.number}/draft`, opening.signal);
+      if (draft && study === state.study) showDraft(draft);
     } catch (error) {
-      failed(error);
-      return;
+      if (study === state.study) failed(error); // and looks again
     }
   }
 }
 
 // Films of the next study, once those of this one are there.
-async function fetchAhead(number, next) {
-  await viewer.ahead(number, state.study.films);
-  if (next === undefined || number !== state.number) return;
-  const count = state.overview.studies[next].views.length;
-  await viewer.ahead(next, Array(count).fill(0));
+async function fetchAhead(study, next) {
+  await viewer.ahead(study.number, study.films.length);
+  if (next === undefined || study !== state.study) return;
+  await viewer.ahead(next, state.overview.studies[next].views.length);
 }
 
 function showDecision() {
@@ -126,29 +192,48 @@ function showDecision() {
   const words = { accepted: "Accepted", corrected: "Corrected", rejected: `Rejected: ${decision?.reason}` };
   element("decision").textContent = decision ? words[decision.decision] : "";
   element("decision").className = decision?.decision ?? "";
-  const usable = Boolean(draft) && !draft.error;
-  element("accept").textContent = usable && !report.unchanged ? "Save corrected" : "Accept";
-  element("accept").disabled = !usable;
-  element("reject").disabled = !usable;
+  const nothing = draft?.error && !element("text").value.trim();
+  element("accept").textContent = draft && !report.unchanged ? "Save corrected" : "Accept";
+  element("accept").disabled = !draft || nothing || state.deciding;
+  element("reject").disabled = !draft || state.deciding;
 }
 
 async function decide(text, reason) {
-  const { number, study } = state;
+  const { study } = state;
   const seconds = Math.round(state.seconds * 10) / 10;
+  const decided = { study_id: study.id, draft: study.draft.digest, text, reason, seconds };
+  let taken = false;
+  state.deciding = true;
   clearTimeout(state.saving);
-  state.edited = false;
-  try {
-    study.decision = await tell(`/api/studies/${number}/decision`, { text, reason, seconds });
-  } catch (error) {
-    state.edited = true;
-    failed(error);
-    return;
-  }
-  study.working = null;
-  worklist.setStatus(number, study.decision.decision);
-  showProgress();
-  say(`${study.id} ${study.decision.decision}.`);
+  report.lock(true);
   showDecision();
+  try {
+    await state.flushing; // a text that arrives later would stand beside the decision
+    study.decision = await tell(`/api/studies/${study.number}/decision`, decided);
+    taken = true;
+  } catch (error) {
+    failed(error);
+  }
+  state.deciding = false;
+  if (taken) noteDecision(study);
+  if (study === state.study) report.lock(false);
+  showDecision();
+  if (!taken) save();
+  else if (study.number === state.wanted) openNext(study);
+  else flush();
+}
+
+function noteDecision(study) {
+  const { number, decision } = study;
+  study.working = null;
+  state.unsaved.delete(number);
+  if (study === state.study) Object.assign(state, { edited: false, kept: state.seconds });
+  worklist.mark(number, { status: decision.decision, edited: false });
+  showProgress();
+  say(`${study.id} ${decision.decision}.`);
+}
+
+function openNext(study) {
   const [next] = worklist.coming(1);
   if (next !== undefined) open(next);
   else say(`${study.id} ${study.decision.decision}. Nothing unread is left in this list.`);
@@ -160,9 +245,9 @@ function accept() {
 
 async function reject() {
   if (element("reject").disabled) return;
-  const number = state.number;
+  const { study } = state;
   const reason = await askReason();
-  if (reason && number === state.number) decide(null, reason);
+  if (reason && study === state.study && !element("reject").disabled) decide(null, reason);
 }
 
 function showProgress() {
@@ -172,12 +257,12 @@ function showProgress() {
 
 async function showNearest() {
   const place = element("nearest").lastElementChild;
-  if (!element("nearest").open) return;
-  const number = state.number;
+  const { study } = state;
+  if (!element("nearest").open || !study) return;
   place.textContent = "Looking …";
   try {
-    const { nearest } = await ask(`/api/studies/${number}/nearest`);
-    if (number !== state.number) return;
+    const { nearest } = await ask(`/api/studies/${study.number}/nearest`);
+    if (study !== state.study) return;
     const texts = nearest.flatMap(({ similarity, text }) => {
       const [about, body] = [document.createElement("p"), document.createElement("p")];
       about.className = "similarity";
@@ -187,8 +272,12 @@ async function showNearest() {
     });
     place.replaceChildren(...texts);
   } catch (error) {
-    place.textContent = error.message;
+    if (study === state.study) place.textContent = error.message;
   }
+}
+
+function openExport() {
+  if (state.study) showExport(state.study.number, state.overview.studies, state.overview.results);
 }
 
 function toggleList() {
@@ -218,7 +307,7 @@ const KEYS = [
   ["i", "invert", { i: () => viewer.active?.invert() }],
   ["0", "reset the film", { 0: () => viewer.reset() }],
   ["h", "attention of the model", { h: () => viewer.toggleAttention() }],
-  ["x", "export", { x: () => showExport(state.number, state.overview.studies, state.overview.results) }],
+  ["x", "export", { x: openExport }],
   ["l", "show or hide the worklist", { l: toggleList }],
   ["t", "light or dark", { t: toggleTheme }],
   ["/", "search", { "/": () => (document.body.classList.contains("no-list") && toggleList(), element("search").focus()) }],
@@ -234,15 +323,14 @@ function pressed(event) {
   const inText = event.target.matches("textarea, select, input:not([type=range])");
   if (event.target === element("text") && event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
     event.preventDefault();
-    accept();
+    if (!event.repeat) accept();
   } else if (inText && event.key === "Escape") {
     event.target.blur();
   } else if (!inText && !event.ctrlKey && !event.metaKey && !event.altKey && element("single-keys").checked) {
     const action = /^[1-9]$/.test(event.key) ? () => viewer.choose(Number(event.key) - 1) : ACTIONS[event.key];
-    if (action) {
-      event.preventDefault();
-      action();
-    }
+    if (!action) return;
+    event.preventDefault();
+    if (!event.repeat || (action !== accept && action !== reject)) action(); // a held key decides on one study only
   }
 }
 
@@ -252,22 +340,28 @@ function listen() {
     document.addEventListener(kind, () => (lastUse = performance.now()), { passive: true });
   }
   const clicks = {
-    accept,
     reject,
     previous: () => open(worklist.beside(-1)),
     next: () => open(worklist.beside(1)),
     "toggle-list": toggleList,
     "toggle-theme": toggleTheme,
     "open-help": () => showKeys(KEYS),
-    "open-export": () => showExport(state.number, state.overview.studies, state.overview.results),
+    "open-export": openExport,
   };
   for (const [id, action] of Object.entries(clicks)) element(id).addEventListener("click", () => action());
+  // The second click of two would be on the next study.
+  element("accept").addEventListener("click", (event) => event.detail < 2 && accept());
   element("nearest").addEventListener("toggle", showNearest);
   element("single-keys").checked = localStorage.getItem("single-keys") !== "no";
   element("single-keys").addEventListener("change", (event) => localStorage.setItem("single-keys", event.target.checked ? "yes" : "no"));
-  document.addEventListener("visibilitychange", () => document.hidden && save(true));
+  document.addEventListener("visibilitychange", () => document.hidden && saveHidden());
+  document.addEventListener("answered", () => {
+    if (element("status").textContent === NO_ANSWER && !state.retry) say("");
+  });
+  addEventListener("beforeunload", (event) => state.retry && event.preventDefault());
   setInterval(() => {
-    if (!document.hidden && performance.now() - lastUse < IDLE && state.study) state.seconds += 0.5;
+    const aside = document.hidden || document.querySelector("#help-dialog[open], #export-dialog[open]");
+    if (!aside && performance.now() - lastUse < IDLE && state.study?.draft) state.seconds += 0.5;
   }, 500);
 }
 
@@ -286,10 +380,9 @@ async function start() {
     failed(error);
     return;
   }
-  const { studies, banner, attention, nearest } = state.overview;
+  const { studies, banner, attention } = state.overview;
   element("banner").textContent = banner;
   element("attention").hidden = !attention;
-  element("nearest").hidden = !nearest;
   worklist.fill(studies);
   showProgress();
   const first = studies.findIndex((one) => one.status === "unread");

@@ -29,13 +29,23 @@ export class Report {
     this.lit = null;
     this.version = (this.version ?? 0) + 1;
     this.editor.setAttribute("aria-busy", String(!draft));
-    this.text.disabled = !draft;
+    this.lock(!draft); // not disabled, which would take the cursor out of it
     this.text.placeholder = draft ? (draft.error ?? "") : "The draft is being made …";
     this.confidence = new Map();
     (draft?.sentences ?? []).forEach((one) => this.confidence.set(one.sentence, one));
     this.spans = draft?.spans ?? [];
     this.observations = draft?.observations ?? {};
     this.setText(text ?? draft?.text ?? "");
+  }
+
+  // No study is open.
+  clear() {
+    this.show(null);
+    this.text.placeholder = "";
+  }
+
+  lock(locked) {
+    this.text.readOnly = locked;
   }
 
   setText(text) {

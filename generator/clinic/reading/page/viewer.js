@@ -12,7 +12,7 @@ export class Viewer {
   constructor({ failed }) {
     this.failed = failed;
     this.panes = [];
-    this.films = new Map(); // path -> promise of a film, the latest last
+    this.films = new Map(); // path -> {film: promise, request: AbortController, bytes: 0 until it is there}, latest last
     this.place = element("panes");
     this.active = null;
     this.move = false;
@@ -29,8 +29,13 @@ export class Viewer {
     element("attention").addEventListener("click", () => this.toggleAttention());
   }
 
-  // number: of the study; films: as the server tells them.
+  // number: of the study; films: as the server tells them. Requests for films of other studies are given up.
   show(number, films) {
+    for (const [path, { request, bytes }] of this.films) {
+      if (bytes || path.startsWith(`/api/studies/${number}/`)) continue;
+      request.abort();
+      this.films.delete(path);
+    }
     this.panes.forEach((pane) => pane.close());
     this.place.classList.remove("alone");
     this.number = number;
@@ -55,9 +60,10 @@ export class Viewer {
     });
   }
 
-  // Fetch the films of a study before it is opened.
-  async ahead(number, films) {
-    for (let at = 0; at < films.length; at++) {
+  // Fetch `count` films of a study before it is opened, until another one is.
+  async ahead(number, count) {
+    const open = this.number;
+    for (let at = 0; at < count && open === this.number; at++) {
       await this.#film(`/api/studies/${number}/films/${at}`).catch(() => {});
     }
   }
@@ -100,7 +106,7 @@ export class Viewer {
   }
 
   reset() {
-    this.active?.overlay(null);
+    if (this.active?.heat) this.#hideAttention();
     this.active?.reset();
     this.#tell();
   }
@@ -109,8 +115,7 @@ export class Viewer {
     const pane = this.active;
     if (!pane?.film || element("attention").hidden) return;
     if (pane.heat) {
-      pane.overlay(null);
-      pane.tell(pane.film.warnings.join("; "));
+      this.#hideAttention();
     } else {
       const at = this.panes.indexOf(pane);
       pane.tell("Attention …");
@@ -126,27 +131,31 @@ export class Viewer {
     this.#tell();
   }
 
+  #hideAttention() {
+    this.active.overlay(null);
+    this.active.tell(this.active.film.warnings.join("; "));
+  }
+
   async #film(path) {
-    const known = this.films.get(path);
-    const film = known ?? askFilm(path).then((found) => new Film(found));
+    const kept = this.films.get(path) ?? fetchFilm(path);
     this.films.delete(path);
-    this.films.set(path, film);
+    this.films.set(path, kept);
     try {
-      const made = await film;
-      await this.#forget();
-      return made;
+      const film = await kept.film;
+      kept.bytes = film.bytes;
+      this.#forget();
+      return film;
     } catch (error) {
-      this.films.delete(path);
+      if (this.films.get(path) === kept) this.films.delete(path);
       throw error;
     }
   }
 
-  async #forget() {
-    let bytes = 0;
-    for (const [path, promise] of [...this.films].reverse()) {
-      const film = await Promise.race([promise.catch(() => null), null]);
-      bytes += film?.bytes ?? 0;
-      if (bytes > KEPT) this.films.delete(path);
+  #forget() {
+    let sum = 0;
+    for (const [path, { bytes }] of [...this.films].reverse()) {
+      sum += bytes;
+      if (bytes && sum > KEPT) this.films.delete(path);
     }
   }
 
@@ -163,4 +172,10 @@ export class Viewer {
     element("level").setAttribute("aria-valuetext", percent(pane.level));
     element("width").setAttribute("aria-valuetext", percent(pane.width));
   }
+}
+
+function fetchFilm(path) {
+  const request = new AbortController();
+  const film = askFilm(path, request.signal).then((found) => new Film(found));
+  return { film, request, bytes: 0 };
 }

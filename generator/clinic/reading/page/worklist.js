@@ -1,7 +1,6 @@
 // The list of studies: as many as there are, of which only those in sight are in the document.
 
 const ROW = 44;
-const MARKS = { unread: "", accepted: "accepted", corrected: "corrected", rejected: "rejected" };
 
 export class Worklist {
   constructor({ list, inner, search, filter, found, opened }) {
@@ -46,7 +45,7 @@ export class Worklist {
     return this.shown[place < 0 ? 0 : place + step];
   }
 
-  // Up to `count` numbers after the open study, unread ones, from the list and then from all studies.
+  // Up to `count` numbers of unread studies of the list: those after the open one, then from its top.
   coming(count) {
     const start = this.shown.indexOf(this.current) + 1;
     const order = [...this.shown.slice(start), ...this.shown.slice(0, Math.max(0, start - 1))];
@@ -66,8 +65,9 @@ export class Worklist {
     this.reveal();
   }
 
-  setStatus(number, status) {
-    this.studies[number].status = status;
+  // status: what was decided; edited: whether there is a text that is not decided on.
+  mark(number, marks) {
+    Object.assign(this.studies[number], marks);
     this.#clear();
     this.draw();
   }
@@ -121,9 +121,9 @@ export class Worklist {
     about.className = "about";
     const mark = document.createElement("span");
     mark.className = `mark ${study.status}`;
-    mark.textContent = MARKS[study.status];
+    mark.textContent = [study.status === "unread" ? "" : study.status, study.edited ? "edited" : ""].filter(Boolean).join(", ");
     const views = study.views.join(", ");
-    about.append(mark, study.status === "unread" ? views : ` · ${views}`);
+    about.append(mark, mark.textContent ? ` · ${views}` : views);
     if (study.indication) about.append(` · ${study.indication}`);
     row.append(name, about);
     this.rows.set(place, row);
