@@ -113,7 +113,7 @@ def read_reads(path: Path) -> list[Read]:
     """
     found: dict[tuple[str, str, str], Read] = {}
     for where, row in read_jsonl(path, ("study_id", "draft", "decision"), appended=True):
-        read = _parse(row, where)
+        read = parse_read(row, where)
         key = (read.study_id, read.reader, read.model)
         found.pop(key, None)
         found[key] = read
@@ -128,7 +128,12 @@ def _holds_reads(path: Path) -> bool:
     return b'"decision"' in line and b'"prediction"' not in line.lower()
 
 
-def _parse(row: dict[str, Any], where: str) -> Read:
+def parse_read(row: dict[str, Any], where: str) -> Read:
+    """A line of a reads.jsonl, which has study_id, draft and decision.
+
+    Raises:
+        RadDraftError: an unknown decision, or a wrong type; it begins with `where`.
+    """
     decision, seconds, final = row["decision"], row.get("seconds"), row.get("final")
     if decision not in DECISIONS:
         hint = f"Choices: {', '.join(DECISIONS)}.{suggest(decision, DECISIONS)}"

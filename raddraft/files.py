@@ -64,10 +64,19 @@ def write_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> int:
     return count
 
 
-def append_jsonl(path: str | Path, row: dict[str, Any]) -> None:
-    """Append one line to a JSON Lines file, which an interruption can cut but not corrupt."""
+def append_jsonl(path: str | Path, row: dict[str, Any], sync: bool = False) -> None:
+    """Append one line to a JSON Lines file, which an interruption can cut but not corrupt.
+
+    Args:
+        path: the file.
+        row: the line.
+        sync: return only when it is on the disk.
+    """
     with open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
+        if sync:
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def read_jsonl(

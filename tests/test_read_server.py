@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import signal
+import stat
 import subprocess
 import sys
 import urllib.request
@@ -415,6 +416,35 @@ def test_a_kill_loses_no_decision_that_was_taken(tmp_path) -> None:
     reads.append(Study("last", "p", "test", []), Drafted("x", "m"), "x", "", 1, None)
     reads.close()
     assert json.loads(path.read_text().splitlines()[-1])["study_id"] == "last"
+
+
+DECIDED = '{"study_id": "s1", "draft": "x", "final": "x", "decision": "accepted", "seconds": 1}'
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("one line without an end", "its last line is no decision"),
+        (f"{DECIDED}\nnotes\nmore notes", "line 2: not valid JSON"),
+        (f'{{"study_id": "s1", "prediction": "x"}}\n{DECIDED[:30]}', "line 1: key 'draft' is missing"),
+        (DECIDED.replace("1}", '"fast"}'), "line 1: seconds must be a number from 0, got 'fast'"),
+        (DECIDED.replace("accepted", "liked"), "line 1: unknown decision 'liked'"),
+    ],
+)
+def test_a_file_that_holds_something_else_is_left_as_it_is(tmp_path, text, sentence) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text(text)
+    for _ in range(2):  # the first one has let go of the file
+        with pytest.raises(RadDraftError, match=sentence):
+            Reads(path, "A")
+    assert path.read_text() == text
+
+
+def test_decisions_are_for_their_owner_only(tmp_path) -> None:
+    reads = Reads(tmp_path / "reads.jsonl", "A")
+    reads.append(Study("s1", "p", "test", []), Drafted("x", "m"), "x", "", 1, None)
+    reads.close()
+    assert stat.S_IMODE((tmp_path / "reads.jsonl").stat().st_mode) == 0o600
 
 
 # ---- sources

@@ -10,7 +10,6 @@ a study counts. `metrics.reads` scores the file.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,8 +19,9 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from generator.clinic.reading.worklist import Drafted
+from metrics.reads import parse_read
 from raddraft.errors import RadDraftError
-from raddraft.files import read_jsonl
+from raddraft.files import append_jsonl, read_jsonl
 from raddraft.studies import Study
 
 Decision = Literal["accepted", "corrected", "rejected"]
@@ -43,11 +43,11 @@ class Reads:
     """The decisions of one reader in a file that other readers may share, though not at the same time.
 
     Args:
-        path: the reads.jsonl; made if need be.
+        path: the reads.jsonl; made if need be, with the first decision, for its owner only.
         reader: any label.
 
     Raises:
-        RadDraftError: another process has the file, or a line is no decision.
+        RadDraftError: another process has the file, or a line is no decision; the file is left as it is.
     """
 
     def __init__(self, path: Path, reader: str) -> None:
@@ -60,10 +60,11 @@ class Reads:
             raise RadDraftError(f"{path}: another raddraft read writes to it; give another --out") from None
         self._latest: dict[tuple[str, str], Read] = {}
         if path.is_file():
-            _end_last_line(path)
-            for _, row in read_jsonl(path, ("study_id", "draft", "decision")):
+            for where, row in read_jsonl(path, ("study_id", "draft", "decision"), appended=True):
+                parse_read(row, where)  # a file that cannot be scored is not written to
                 if row.get("reader") == reader:
                     self._latest[row["study_id"], str(row.get("model") or "")] = _read_of(row)
+            _end_last_line(path)
 
     def close(self) -> None:
         """Let others write to the file."""
@@ -98,10 +99,8 @@ class Reads:
         row |= {"time": datetime.now(UTC).isoformat(timespec="seconds"), "model": draft.model}
         row |= {} if reference is None else {"reference": reference}
         with self._writing:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
+            self.path.touch(mode=0o600)
+            append_jsonl(self.path, row, sync=True)
             read = self._latest[study.study_id, draft.model] = _read_of(row)
         return read
 
@@ -112,7 +111,11 @@ def _read_of(row: dict[str, Any]) -> Read:
 
 
 def _end_last_line(path: Path) -> None:
-    """Drop a last line that an interruption cut; end one that is whole."""
+    """Drop a last line that an interruption cut; end one that is whole.
+
+    Raises:
+        RadDraftError: it is not the beginning of a decision.
+    """
     with open(path, "rb+") as file:
         data = file.read()
         last = data[data.rfind(b"\n") + 1 :]
@@ -120,4 +123,6 @@ def _end_last_line(path: Path) -> None:
             json.loads(last or b"0")
             file.write(b"\n" if last else b"")
         except ValueError:
+            if not last.startswith(b"{"):
+                raise RadDraftError(f"{path}: its last line is no decision; give another --out") from None
             file.truncate(len(data) - len(last))
