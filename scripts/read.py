@@ -70,10 +70,11 @@ def main(
     from generator.clinic.reading.insight import Nearest
     from generator.clinic.reading.reading import Reading
     from generator.clinic.reading.remote import find_worklist
-    from generator.clinic.reading.server import serve
+    from generator.clinic.reading.server import exit_on_signals, serve
     from raddraft.files import cache_folder
     from raddraft.studies import read_studies
 
+    exit_on_signals()
     with TemporaryDirectory(prefix="raddraft-read-") as folder:  # for films of an archive; its owner's only
         # What is not there is told before a model is loaded.
         worklist = find_worklist(studies, Path(folder), split, ids, date, user, password_file)

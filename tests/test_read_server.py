@@ -7,11 +7,14 @@ import logging
 import os
 import re
 import signal
+import socket
 import stat
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
@@ -601,30 +604,54 @@ def test_no_identifier_reaches_page_decisions_logs_or_messages(model, tmp_path, 
 # ---- the command
 
 
-def test_the_command_says_where_it_serves_and_cleans_up(random_model, studies_file, tmp_path) -> None:
-    places = tmp_path / "temporary"
+@contextmanager
+def started(folder: Path, *arguments: str | Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+    """`raddraft read`, and the folder that it has for temporary files."""
+    places = folder / "temporary"
     places.mkdir()
-    command = [sys.executable, "-m", "raddraft", "read", random_model, studies_file, "--out", tmp_path / "reads.jsonl"]
+    command = [sys.executable, "-m", "raddraft", "read", *arguments, "--out", folder / "reads.jsonl"]
     environment = os.environ | {"TMPDIR": str(places)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
-    assert process.stdout
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if address := re.match(r"Open (http://127\.0\.0\.1:(\d+)/)#([\w-]{40,})$", line):
-            break
-    assert address, lines
-    request = urllib.request.Request(f"{address[1]}api/worklist", headers={TOKEN: address[3]})
-    with urllib.request.urlopen(request) as answer:
-        assert len(json.load(answer)["studies"]) == 8
-    process.terminate()
-    process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM
-    assert list(places.glob("*")) == []
+    with subprocess.Popen(command, cwd=ROOT, env=environment, **pipes) as process:
+        try:
+            yield process, places
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_the_command_says_where_it_serves_and_cleans_up(random_model, studies_file, tmp_path, number) -> None:
+    with started(tmp_path, random_model, studies_file) as (process, places):
+        assert process.stdout
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if address := re.match(r"Open (http://127\.0\.0\.1:(\d+)/)#([\w-]{40,})$", line):
+                break
+        assert address, lines
+        request = urllib.request.Request(f"{address[1]}api/worklist", headers={TOKEN: address[3]})
+        with urllib.request.urlopen(request) as answer:
+            assert len(json.load(answer)["studies"]) == 8
+        process.send_signal(number)
+        process.communicate(timeout=60)
+        assert process.returncode == 128 + number
+        assert list(places.glob("*")) == []
     text = "".join(lines)
     assert "8 studies, 0 of them read" in text
     assert "DRAFT for a radiologist to check" in text
+
+
+def test_a_terminal_that_is_closed_while_studies_are_listed_leaves_nothing_behind(tmp_path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as archive:
+        url = f"http://127.0.0.1:{archive.getsockname()[1]}/dicom-web"
+        with started(tmp_path, tmp_path / "no-model", url) as (process, places):
+            archive.settimeout(60)
+            archive.accept()[0].close()  # it asks for studies
+            assert len(list(places.glob("raddraft-read-*"))) == 1
+            process.send_signal(signal.SIGHUP)
+            process.communicate(timeout=60)
+            assert process.returncode == 128 + signal.SIGHUP
+            assert list(places.glob("*")) == []
 
 
 def test_what_is_not_there_is_told_before_a_model_is_loaded(tmp_path) -> None:

@@ -76,7 +76,7 @@ def make_app(reading: Reading, port: int, token: str | None = None) -> Guard:
 
 
 def serve(reading: Reading, port: int = 0, say: Callable[[str], Any] = print) -> None:
-    """Serve the page at 127.0.0.1 until it is stopped (Ctrl-C, or SIGTERM, which then raises SystemExit).
+    """Serve the page at 127.0.0.1 until it is stopped: by Ctrl-C, or what `exit_on_signals` names.
 
     Args:
         reading: what is shown.
@@ -95,8 +95,18 @@ def serve(reading: Reading, port: int = 0, say: Callable[[str], Any] = print) ->
             raise RadDraftError(f"Port {port} of this computer cannot be used: {error.strerror}") from None
         server, address = make_server(reading, listener.getsockname()[1])
         say(address)
-        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that the caller can clean up
         server.run(sockets=[listener])
+
+
+def exit_on_signals() -> None:
+    """Let SIGTERM and SIGHUP (the terminal was closed) raise SystemExit, so that what was begun is cleaned up.
+
+    A signal that is ignored already, as SIGHUP is under nohup, stays ignored.
+    """
+    for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, lambda number, frame: sys.exit(128 + number))
 
 
 def make_server(reading: Reading, port: int) -> tuple[uvicorn.Server, str]:
