@@ -26,6 +26,7 @@ from pydicom import dcmread
 
 from generator.api import load_model
 from generator.clinic.reading.decisions import Reads
+from generator.clinic.reading.documents import CHANGED
 from generator.clinic.reading.drafting import Drafting
 from generator.clinic.reading.guard import TOKEN
 from generator.clinic.reading.insight import Nearest
@@ -526,23 +527,34 @@ def test_read_studies_become_documents_that_stay_unverified(page, model) -> None
         assert told.sections == {"findings": "The heart is enlarged.", "impression": "Cardiomegaly."}
         assert told.complete == complete
         assert dataset.VerificationFlag == "UNVERIFIED"
-        assert told.banner == model.banner
+        assert told.banner == model.banner.replace(BANNER, CHANGED)
+    assert stat.S_IMODE(page.reading.results.stat().st_mode) == 0o700
     bundle = (page.reading.results / f"{study_id}.fhir.json").read_text()
     assert '"preliminary"' in bundle
+    written = sorted(path.name for path in page.reading.results.iterdir())
+    _, read = page.decide(number, DRAFT)
+    assert sorted(read["removed"]) == written
+    assert list(page.reading.results.iterdir()) == []
+    page.ask("/api/export", body)
+    dataset = dcmread(page.reading.results / f"{study_id}.sr.dcm")
+    assert read_sr(dataset).banner == model.banner  # as the machine wrote it
     page.decide(number, None, "wrong")
+    assert list(page.reading.results.iterdir()) == []
     assert "was rejected" in page.ask("/api/export", body)["errors"][0]
 
 
 def test_drafts_of_another_model_and_pictures_make_no_documents(model, studies_file, tmp_path) -> None:
     worklist = gather([studies_file])
     worklist.drafts = {"s32": Drafted(DRAFT, "elsewhere"), "s33": Drafted(DRAFT, model.name)}
+    worklist.drafts["s34"] = Drafted("", model.name, error="no film")
     with serving(model, worklist, tmp_path) as page:
-        for number in (0, 1):
+        for number in (0, 1, 2):
             page.decide(number, DRAFT)
-        found = page.ask("/api/export", {"studies": [0, 1], "forms": ["sr"], "complete": False})
+        found = page.ask("/api/export", {"studies": [0, 1, 2], "forms": ["sr"], "complete": False})
     assert found["written"] == []
     assert "its draft is by 'elsewhere'" in found["errors"][0]
     assert "33.png: no StudyInstanceUID" in found["errors"][1]
+    assert "there was no draft" in found["errors"][2]
     assert str(tmp_path) not in found["errors"][1]
 
 

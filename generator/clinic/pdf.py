@@ -62,7 +62,7 @@ def draw_pdf(report: Report) -> bytes:
             _lines(page, text, size=10)
     page.ln(3)
     device = report.device
-    written = f"Written by {MANUFACTURER} {device.software}, model {device.model}, weights {device.digest[:16]}."
+    written = f"Drafted by {MANUFACTURER} {device.software}, model {device.model}, weights {device.digest[:16]}."
     _lines(page, written, size=8)
     pictures = [_picture(source.path) for source in report.sources]
     for at in range(0, len(pictures), 2):

@@ -89,7 +89,7 @@ def write_results(report: Report, folder: Path, name: str, forms: Sequence[Form]
     """
     paths = []
     for form in forms:
-        path = folder / f"{slug(name)}.{SUFFIXES[form]}"
+        path = result_path(folder, name, form)
         if _uid_of(path) != report.uid(form):
             if form == "fhir":
                 write_json(path, fhir_bundle(report))
@@ -98,6 +98,11 @@ def write_results(report: Report, folder: Path, name: str, forms: Sequence[Form]
                 save(dataset, path)
         paths.append(path)
     return paths
+
+
+def result_path(folder: Path, name: str, form: Form) -> Path:
+    """Where `write_results` writes a document."""
+    return folder / f"{slug(name)}.{SUFFIXES[form]}"
 
 
 def save(dataset: Any, path: Path) -> None:

@@ -37,6 +37,8 @@ class Read:
     seconds: float
     model: str
     """Wrote the draft."""
+    draft: str
+    """What it wrote; blank where that failed."""
 
 
 class Reads:
@@ -107,7 +109,7 @@ class Reads:
 
 def _read_of(row: dict[str, Any]) -> Read:
     reason, model = str(row.get("reason") or ""), str(row.get("model") or "")
-    return Read(row["decision"], str(row.get("final") or ""), reason, float(row.get("seconds") or 0), model)
+    return Read(row["decision"], str(row.get("final") or ""), reason, float(row["seconds"]), model, row["draft"])
 
 
 def _end_last_line(path: Path) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import msgspec
 
 from generator.clinic.reading.decisions import Read, Reads
-from generator.clinic.reading.documents import write_read
+from generator.clinic.reading.documents import remove_documents, write_read
 from generator.clinic.reading.drafting import Drafting, tell
 from generator.clinic.reading.films import Film, Films
 from generator.clinic.reading.guard import Refused
@@ -178,7 +178,10 @@ class Reading:
         return {}
 
     def decide(self, number: int, decided: Decided) -> dict[str, Any]:
-        """Note a decision, if it is on the study of this number and on its draft."""
+        """Note a decision, if it is on the study of this number and on its draft.
+
+        Documents of the reader's earlier decision are removed; their names come with the decision.
+        """
         study, drafted = self._study(number), self._drafted(number)
         if decided.text is None and not decided.reason.strip():
             raise Refused(422, "A rejection needs a reason.")
@@ -186,10 +189,10 @@ class Reading:
             raise Refused(422, "A blank text cannot be accepted; reject the draft.")
         if (decided.study_id, decided.draft) != (study.study_id, digest_json(asdict(drafted))):
             raise Refused(409, "The decision is on another study or draft than this one; open the study again.")
-        reference = self.model.drafter.prompt.answer(study)
+        reference, before = self.model.drafter.prompt.answer(study), self.read(study)
         read = self.reads.append(study, drafted, decided.text, decided.reason.strip(), decided.seconds, reference)
         self.working.pop(number, None)
-        return asdict(read)
+        return asdict(read) | {"removed": remove_documents(self.results, study) if before else []}
 
     def look(self, number: int, at: int) -> dict[str, Any]:
         """Attention of the model's tower to a film of a study."""
