@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from generator.api import load_model
-from generator.clinic.reading.remote import find_worklist
+from generator.clinic.archive import Archive, ArchiveDownError, Listed
+from generator.clinic.reading.remote import MODALITIES, find_worklist, list_archive
 from raddraft.errors import RadDraftError
+from raddraft.images import load_gray
 from tests.orthanc import Orthanc, orthanc, twelve_studies
 from tests.reading import serving
 from tests.test_cli import random_model  # noqa: F401 - a fixture
@@ -69,6 +71,37 @@ def test_only_a_date_is_listed_and_a_film_that_vanished_is_a_sentence(
     assert (status, json.loads(content)) == (422, {"error": "it is not in the archive any more"})
     with pytest.raises(RadDraftError, match="no chest study of 20990101"):
         find_worklist([archive.url], tmp_path / "films", user="reader", date="20990101")
+
+
+def test_a_study_that_vanishes_while_studies_are_listed_costs_itself_only(archive, tmp_path, monkeypatch) -> None:
+    asked = Archive(archive.url, "reader", "secret")
+    listed = asked.studies(MODALITIES)
+    gone = Listed("1.2.826.0.1.999", ("", ""), None)
+    monkeypatch.setattr(asked, "studies", lambda *_: [gone, *listed])
+    series = asked.series
+    monkeypatch.setattr(asked, "series", lambda uid: {"1.2": "CR"} if uid == gone.uid else series(uid))
+    with pytest.warns(UserWarning, match="left out") as told:
+        worklist = list_archive(asked, tmp_path / "films")
+    assert worklist.studies
+    assert any(f"study 1 of {len(listed) + 1}: it is not in" in str(one.message) for one in told)
+
+
+def test_a_film_that_came_in_part_is_fetched_again(archive, tmp_path, monkeypatch) -> None:
+    asked = Archive(archive.url, "reader", "secret")
+    worklist = list_archive(asked, tmp_path / "films")
+    image, fetch = worklist.studies[0].main_image, asked.fetch
+
+    def cut(study: str, series: str, instance: str, path: Path) -> None:
+        path.write_bytes(b"half of it")
+        raise ArchiveDownError("The archive cannot be reached")
+
+    monkeypatch.setattr(asked, "fetch", cut)
+    with pytest.raises(ArchiveDownError):
+        worklist.fetch(image)
+    monkeypatch.setattr(asked, "fetch", fetch)
+    worklist.fetch(image)
+    assert load_gray(image.path).shape == (64, 64)
+    assert [path.name for path in image.path.parent.iterdir()] == [image.path.name]
 
 
 def test_options_of_an_archive_are_for_an_archive_alone(tmp_path: Path) -> None:

@@ -8,13 +8,14 @@ from pathlib import Path
 from threading import Lock
 
 from generator.clinic import Ids, Modality
-from generator.clinic.archive import Archive, read_password
+from generator.clinic.archive import Archive, ArchiveError, read_password
 from generator.clinic.films import Film
 from generator.clinic.grouping import as_studies, group
 from generator.clinic.reading import Split
 from generator.clinic.reading.worklist import Worklist, gather
 from generator.priors import find_priors
 from raddraft.errors import RadDraftError
+from raddraft.files import write_whole
 from raddraft.studies import StudyImage
 from raddraft.text import progress
 
@@ -65,11 +66,15 @@ def list_archive(
         modalities: of films.
 
     Raises:
-        RadDraftError: there is no study, or the archive does not answer.
+        RadDraftError: there is no study, or the archive does not answer. A study that cannot be listed is warned of.
     """
     films: list[Film] = []
-    for number, listed in enumerate(progress(archive.studies(modalities, date), "studies")):
-        films += archive.films(listed.uid, archive.series(listed.uid), modalities, folder / str(number))
+    found = archive.studies(modalities, date)
+    for number, listed in enumerate(progress(found, "studies")):
+        try:
+            films += archive.films(listed.uid, archive.series(listed.uid), modalities, folder / str(number))
+        except ArchiveError as error:  # it may have vanished since it was listed; its UID would tell who it is of
+            warnings.warn(f"left out: study {number + 1} of {len(found)}: {error}", stacklevel=2)
     grouped = group(films)
     for path, reason in grouped.left_out:
         warnings.warn(f"left out: {path}: {reason}".replace(f"{folder}/", ""), stacklevel=2)
@@ -82,7 +87,8 @@ def list_archive(
         film = by_path[image.path]
         with fetching:
             if not image.path.is_file():
-                archive.fetch(film.study, film.series, film.instance, image.path)
+                with write_whole(image.path) as temporary:
+                    archive.fetch(film.study, film.series, film.instance, temporary)
 
     studies = as_studies(grouped.studies, ids)
     return Worklist(studies, find_priors(studies), {}, fetch)
