@@ -114,7 +114,7 @@ def read_reads(path: Path) -> list[Read]:
     found: dict[tuple[str, str, str], Read] = {}
     for where, row in read_jsonl(path, ("study_id", "draft", "decision"), appended=True):
         read = parse_read(row, where)
-        key = (read.study_id, read.reader, read.model)
+        key = (read.study_id, read.reader, str(row.get("weights") or read.model))
         found.pop(key, None)
         found[key] = read
     if not found:

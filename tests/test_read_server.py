@@ -24,7 +24,7 @@ import pytest
 from PIL import Image
 from pydicom import dcmread
 
-from generator.api import load_model
+from generator.api import Model, load_model
 from generator.clinic.reading.decisions import Reads
 from generator.clinic.reading.documents import CHANGED
 from generator.clinic.reading.drafting import Drafting
@@ -34,6 +34,7 @@ from generator.clinic.reading.worklist import Drafted, Worklist, gather
 from generator.clinic.sr import read_sr
 from generator.config import DecodeConfig
 from generator.generate import BANNER
+from metrics.reads import read_reads
 from metrics.rules import label
 from raddraft.errors import RadDraftError
 from raddraft.images import load_film, load_gray
@@ -387,6 +388,27 @@ def test_decisions_are_noted_line_by_line_and_the_last_one_counts(model, studies
         assert page.ask("/api/studies/0")["decision"]["final"] == "No finding."
         with pytest.raises(RadDraftError, match="another raddraft read writes to it"):
             Reads(tmp_path / "reads.jsonl", "C")
+
+
+def test_decisions_are_those_on_the_weights_whatever_the_model_is_called(random_model, studies_file, tmp_path) -> None:
+    def statuses(model: Model, number: int | None = None) -> list[str]:
+        with serving(model, gather([studies_file]), tmp_path) as page:
+            if number is not None:
+                page.wait_for_draft(number)
+                page.decide(number, None, "Wrong side")
+            return [one["status"] for one in page.ask("/api/worklist")["studies"]][:3]
+
+    drafter = load_model(random_model, "cpu").drafter
+    assert statuses(Model(drafter, "runs/first/model"), 0) == ["rejected", "unread", "unread"]
+    assert statuses(Model(drafter, "/home/runs/first/model"), 1) == ["rejected", "rejected", "unread"]
+    assert statuses(Model(drafter, "runs/first/model"), 1) == ["rejected", "rejected", "unread"]
+    trained = Model(drafter, "runs/first/model")
+    trained.digest = "of other weights in the same place"
+    assert statuses(trained) == ["unread"] * 3
+    rows = [json.loads(line) for line in (tmp_path / "reads.jsonl").read_text().splitlines()]
+    assert {row["weights"] for row in rows} == {Model(drafter, "").digest}
+    assert len(rows) == 3
+    assert len(read_reads(tmp_path / "reads.jsonl")) == 2
 
 
 WRITER = """

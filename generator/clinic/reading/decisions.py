@@ -1,10 +1,10 @@
 """What readers decided: `reads.jsonl`, one decision a line, only ever appended to.
 
     {"study_id": "s1", "subject_id": "p1", "draft": "…", "final": "…", "decision": "corrected", "seconds": 41.5,
-     "reader": "A", "time": "2026-01-31T08:15:00+00:00", "model": "runs/mine/model", "reference": "…"}
+     "reader": "A", "time": "2026-01-31T08:15:00+00:00", "model": "runs/mine/model", "weights": "…", "reference": "…"}
 
-A rejected draft has a `reason` and an empty `final`. A reader may decide again: the last decision on a model's draft of
-a study counts. `metrics.reads` scores the file.
+A rejected draft has a `reason` and an empty `final`; a draft that failed is blank. A reader may decide again: the last
+decision on a model's draft of a study counts. `metrics.reads` scores the file.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ class Read:
     """Wrote the draft."""
     draft: str
     """What it wrote; blank where that failed."""
+    weights: str
+    """Digest of the model's weights; blank where the draft was made before."""
 
 
 class Reads:
@@ -65,16 +67,23 @@ class Reads:
             for where, row in read_jsonl(path, ("study_id", "draft", "decision"), appended=True):
                 parse_read(row, where)  # a file that cannot be scored is not written to
                 if row.get("reader") == reader:
-                    self._latest[row["study_id"], str(row.get("model") or "")] = _read_of(row)
+                    self._keep(row)
             _end_last_line(path)
 
     def close(self) -> None:
         """Let others write to the file."""
         self._lock.release()
 
-    def latest(self, study_id: str, model: str) -> Read | None:
-        """The reader's last decision on a model's draft of a study."""
-        return self._latest.get((study_id, model))
+    def latest(self, study_id: str, model: str, weights: str = "") -> Read | None:
+        """The reader's last decision on a model's draft of a study.
+
+        Args:
+            study_id: of the study.
+            model: name of the model.
+            weights: their digest, if known: finds decisions under other names, and leaves out those on other weights.
+        """
+        read = self._latest.get((study_id, weights or model)) or self._latest.get((study_id, model))
+        return read if read and (not weights or read.weights in ("", weights)) else None
 
     def append(
         self, study: Study, draft: Drafted, final: str | None, reason: str, seconds: float, reference: str | None
@@ -99,17 +108,19 @@ class Reads:
         row |= {"reason": reason} if decision == "rejected" else {}
         row |= {"seconds": round(seconds, 1), "reader": self.reader}
         row |= {"time": datetime.now(UTC).isoformat(timespec="seconds"), "model": draft.model}
+        row |= {"weights": draft.weights} if draft.weights else {}
         row |= {} if reference is None else {"reference": reference}
         with self._writing:
             self.path.touch(mode=0o600)
             append_jsonl(self.path, row, sync=True)
-            read = self._latest[study.study_id, draft.model] = _read_of(row)
+            return self._keep(row)
+
+    def _keep(self, row: dict[str, Any]) -> Read:
+        final, reason, model, weights = (str(row.get(key) or "") for key in ("final", "reason", "model", "weights"))
+        read = Read(row["decision"], final, reason, float(row["seconds"]), model, row["draft"], weights)
+        for key in (weights or model, model):
+            self._latest[row["study_id"], key] = read
         return read
-
-
-def _read_of(row: dict[str, Any]) -> Read:
-    reason, model = str(row.get("reason") or ""), str(row.get("model") or "")
-    return Read(row["decision"], str(row.get("final") or ""), reason, float(row["seconds"]), model, row["draft"])
 
 
 def _end_last_line(path: Path) -> None:

@@ -57,7 +57,7 @@ def write_read(
         raise RadDraftError(f"Study {study.study_id!r}: the draft was rejected, so there is no report to write")
     if not read.draft.strip():
         raise RadDraftError(f"Study {study.study_id!r}: there was no draft, and documents name the model of the draft")
-    if read.model != model.name:
+    if (read.weights or read.model) != (model.digest if read.weights else model.name):
         raise RadDraftError(
             f"Study {study.study_id!r}: its draft is by {read.model!r}, and documents name the weights of the model "
             f"that is loaded, {model.name!r}"

@@ -103,6 +103,7 @@ class Drafting:
 
     def _draft(self, number: int) -> Drafted:
         study, drafter = self.worklist.studies[number], self.model.drafter
+        none = Drafted("", self.model.name, weights=self.model.digest)
         prior = self.worklist.priors.get(study.study_id) if drafter.prompt.prior else None
         try:
             for image in drafter.prompt.choose_images(study, prior):
@@ -112,12 +113,12 @@ class Drafting:
             )
             (draft,) = decode(drafter, examples[:1], self.config)
         except RadDraftError as error:
-            return Drafted("", self.model.name, error=tell(error, study.images[0].path.parent))
+            return replace(none, error=tell(error, study.images[0].path.parent))
         except Exception as error:  # one study must not end the thread that drafts the others
-            return Drafted("", self.model.name, error=f"an unexpected error, {type(error).__name__}")
+            return replace(none, error=f"an unexpected error, {type(error).__name__}")
         if draft.error:
-            return Drafted("", self.model.name, error=tell(draft.error, study.images[0].path.parent))
-        return Drafted(draft.text, self.model.name, draft.confidence)
+            return replace(none, error=tell(draft.error, study.images[0].path.parent))
+        return replace(none, text=draft.text, sentences=draft.confidence)
 
 
 def _answer(future: Future[Any], function: Callable[[], Any]) -> None:

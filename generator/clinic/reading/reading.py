@@ -115,7 +115,9 @@ class Reading:
     def read(self, study: Study) -> Read | None:
         """What the reader decided on the draft of a study."""
         given = self.worklist.drafts.get(study.study_id)
-        return self.reads.latest(study.study_id, given.model if given else self.model.name)
+        if given:
+            return self.reads.latest(study.study_id, given.model)
+        return self.reads.latest(study.study_id, self.model.name, self.model.digest)
 
     def overview(self) -> dict[str, Any]:
         """The worklist and what the page can do."""

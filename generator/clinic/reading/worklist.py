@@ -34,6 +34,8 @@ class Drafted:
     """For each sentence its "log_prob" and "agreement", as far as known, see `generator.confidence`."""
     error: str | None = None
     """Why there is none."""
+    weights: str | None = None
+    """Digest of the model's weights, where the draft is made here: the model may have another name the next time."""
 
 
 @dataclass
