@@ -74,7 +74,13 @@ def tab(browser) -> Iterator[Any]:
     tab = context.new_page()
     hosts, complaints = set(), []
     tab.on("request", lambda request: hosts.add(request.url.split("/")[2].split(":")[0]))
-    tab.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    broken = "net::ERR_FAILED"  # what a test gives up with `route.abort`; a real failure has another name
+    tab.on(
+        "console",
+        lambda message: (
+            complaints.append(message.text) if message.type == "error" and broken not in message.text else None
+        ),
+    )
     tab.on("pageerror", lambda error: complaints.append(str(error)))
     tab.on("dialog", lambda dialog: complaints.append(f"dialog: {dialog.message}"))
     yield tab
@@ -122,7 +128,28 @@ def wait_for_gray(tab: Any, change: Any) -> int:
 
 
 def rows(page: Page) -> list[dict]:
-    return [json.loads(line) for line in page.reading.reads.path.read_text().splitlines()]
+    path = page.reading.reads.path
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def ids_of(page: Page) -> list[str]:
+    return [study.study_id for study in page.reading.worklist.studies]
+
+
+def expect_no_study(tab: Any) -> None:
+    """Nothing of a study is shown, and nothing can be decided."""
+    expect(tab.locator("#study-id")).to_have_text("")
+    expect(tab.locator("#text")).to_have_value("")
+    expect(tab.locator("#text")).not_to_be_editable()
+    expect(tab.locator("#decide button:disabled")).to_have_text(["Accept", "Reject"])
+    expect(tab.locator(".pane, .chip")).to_have_count(0)
+
+
+def hold(tab: Any, pattern: str) -> list[Any]:
+    """The requests of a pattern, each of which waits for its `continue_`."""
+    held: list[Any] = []
+    tab.route(pattern, lambda route: held.append(route))
+    return held
 
 
 def test_studies_are_read_corrected_and_rejected_and_a_reload_keeps_all(served, tab) -> None:
@@ -171,6 +198,182 @@ def test_studies_are_read_corrected_and_rejected_and_a_reload_keeps_all(served, 
     tab.click("#accept")
     wait_for_study(tab, served, 3)
     assert [row["decision"] for row in rows(served)] == ["accepted", "corrected", "rejected", "accepted"]
+
+
+def test_until_a_study_has_come_none_is_shown_or_decided_on(served, tab) -> None:
+    open_page(tab, served)
+    held = hold(tab, "**/api/studies/1?*")
+    with tab.expect_request("**/api/studies/1?*"):
+        tab.keyboard.press("j")
+    expect_no_study(tab)
+    tab.keyboard.press("a")
+    tab.keyboard.press("r")
+    expect(tab.locator("dialog[open]")).to_have_count(0)
+    held[0].continue_()
+    wait_for_study(tab, served, 1)
+    assert rows(served) == []
+    tab.keyboard.press("a")
+    wait_for_study(tab, served, 2)
+    assert [row["study_id"] for row in rows(served)] == [ids_of(served)[1]]
+
+
+def test_a_study_that_did_not_come_is_asked_for_again(served, tab) -> None:
+    open_page(tab, served)
+    tab.route("**/api/studies/1?*", lambda route: route.abort())
+    tab.keyboard.press("j")
+    expect(tab.locator("#status.bad")).to_contain_text("The server does not answer")
+    expect_no_study(tab)
+    tab.unroute("**/api/studies/1?*")
+    tab.click("#study-1")
+    wait_for_study(tab, served, 1)
+    expect(tab.locator("#status")).to_have_text("")
+
+
+def test_a_late_answer_does_not_replace_the_study_asked_for_last(served, tab) -> None:
+    open_page(tab, served)
+    hold(tab, "**/api/studies/1?*")
+    with tab.expect_event("requestfailed", lambda request: "/api/studies/1?" in request.url):
+        with tab.expect_request("**/api/studies/1?*"):
+            tab.keyboard.press("j")
+        tab.keyboard.press("j")  # which gives up the request for 1
+    wait_for_study(tab, served, 2)
+    wait_for_films(tab)
+    tab.keyboard.press("a")
+    wait_for_study(tab, served, 3)
+    assert [row["study_id"] for row in rows(served)] == [ids_of(served)[2]]
+
+
+def test_films_of_a_study_that_is_skipped_are_given_up(served, tab) -> None:
+    open_page(tab, served)
+    hold(tab, "**/api/studies/2/films/*")
+    with tab.expect_request("**/api/studies/2/films/0"):
+        tab.keyboard.press("j")
+        wait_for_study(tab, served, 1)  # those of 2 come ahead
+    with tab.expect_event("requestfailed", lambda request: "/api/studies/2/films/0" in request.url):
+        tab.keyboard.press("k")
+    wait_for_study(tab, served, 0)
+    tab.unroute("**/api/studies/2/films/*")
+    tab.click("#study-2")
+    wait_for_study(tab, served, 2)
+    wait_for_films(tab)
+
+
+def test_a_held_key_and_a_double_click_decide_on_one_study(served, tab) -> None:
+    open_page(tab, served)
+    asked: list[str] = []
+    tab.on("request", lambda request: asked.append(request.url) if request.url.endswith("/decision") else None)
+    tab.keyboard.down("a")
+    wait_for_study(tab, served, 1)
+    tab.keyboard.down("a")  # as a held key repeats itself
+    tab.keyboard.up("a")
+    tab.focus("#text")
+    tab.keyboard.down("Control")
+    tab.keyboard.down("Enter")
+    wait_for_study(tab, served, 2)
+    tab.keyboard.down("Enter")
+    tab.keyboard.up("Enter")
+    tab.keyboard.up("Control")
+    box = tab.locator("#accept").bounding_box()
+    tab.mouse.move(box["x"] + 9, box["y"] + 9)
+    for count in (1, 2):
+        tab.mouse.down(click_count=count)
+        tab.mouse.up(click_count=count)
+        wait_for_study(tab, served, 3)
+    assert [url.split("/")[-2] for url in asked] == ["0", "1", "2"]
+    assert [row["study_id"] for row in rows(served)] == ids_of(served)[:3]
+
+
+def test_while_a_decision_is_under_way_none_is_taken_and_no_study_skipped(served, tab) -> None:
+    open_page(tab, served)
+    held = hold(tab, "**/decision")
+    with tab.expect_request("**/decision"):
+        tab.keyboard.press("a")
+    expect(tab.locator("#accept")).to_be_disabled()
+    tab.keyboard.press("a")
+    held[0].continue_()
+    wait_for_study(tab, served, 1)
+    expect(tab.locator("#accept")).to_be_enabled()
+    with tab.expect_request("**/api/studies/1/decision"):
+        tab.keyboard.press("a")
+    tab.keyboard.press("k")  # the reader turns to another study before the answer
+    wait_for_study(tab, served, 0)
+    expect(tab.locator("#accept")).to_be_disabled()
+    held[1].continue_()
+    expect(tab.locator("#progress")).to_have_text("2 of 4 read, by A")
+    expect(tab.locator("#accept")).to_be_enabled()
+    wait_for_study(tab, served, 0)
+    assert len(held) == 2
+    assert [row["study_id"] for row in rows(served)] == ids_of(served)[:2]
+
+
+def test_a_text_that_the_server_did_not_take_is_kept_and_sent_again(served, tab) -> None:
+    tab.clock.install()
+    open_page(tab, served)
+    tab.route("**/working", lambda route: route.abort())
+    tab.fill("#text", "Half a report")
+    tab.clock.run_for(1000)
+    expect(tab.locator("#status.bad")).to_contain_text("The server does not answer")
+    assert "edited" in tab.locator("#study-0").inner_text()
+    tab.keyboard.press("Escape")
+    tab.keyboard.press("j")
+    wait_for_study(tab, served, 1)
+    tab.keyboard.press("k")
+    wait_for_study(tab, served, 0)
+    assert tab.locator("#text").input_value() == "Half a report"
+    tab.route("**/decision", lambda route: route.abort())
+    with tab.expect_event("requestfailed", lambda request: request.url.endswith("/decision")):
+        tab.click("#accept")
+    expect(tab.locator("#text")).to_be_editable()
+    assert tab.locator("#text").input_value() == "Half a report"
+    assert served.reading.working == {}
+    tab.unroute("**/working")
+    with tab.expect_response("**/api/studies/0/working"):
+        tab.clock.run_for(5000)
+    expect(tab.locator("#status")).to_have_text("")
+    assert served.reading.working[0].text == "Half a report"
+    assert rows(served) == []
+
+
+def test_a_look_for_the_draft_that_failed_is_repeated(served, tab) -> None:
+    open_page(tab, served)
+
+    def without_draft(route: Any) -> None:
+        answer = route.fetch()
+        route.fulfill(response=answer, json=answer.json() | {"draft": None})
+
+    tab.route("**/api/studies/1?*", without_draft)
+    tab.route("**/api/studies/1/draft", lambda route: route.abort())
+    tab.keyboard.press("j")
+    expect(tab.locator("#status.bad")).to_contain_text("The server does not answer")
+    expect(tab.locator("#text")).not_to_be_editable()
+    expect(tab.locator("#accept")).to_be_disabled()
+    tab.unroute("**/api/studies/1/draft")
+    wait_for_study(tab, served, 1)
+    assert tab.locator("#text").input_value() == DRAFT
+    expect(tab.locator("#status")).to_have_text("")
+
+
+def test_seconds_of_a_study_go_on_where_they_were(served, tab) -> None:
+    tab.clock.install()
+    open_page(tab, served)
+    tab.clock.run_for(20_000)
+    tab.keyboard.press("?")
+    tab.clock.run_for(20_000)  # which do not count
+    tab.keyboard.press("Escape")
+    tab.wait_for_selector("dialog[open]", state="detached")
+    with tab.expect_response("**/api/studies/0/working"):
+        tab.keyboard.press("j")
+    wait_for_study(tab, served, 1)
+    kept = served.reading.working[0]
+    assert kept.text is None
+    assert 20 <= kept.seconds < 40
+    tab.keyboard.press("k")
+    wait_for_study(tab, served, 0)
+    assert "edited" not in tab.locator("#study-0").inner_text()
+    tab.keyboard.press("a")
+    wait_for_study(tab, served, 1)
+    assert kept.seconds <= rows(served)[0]["seconds"] < 40
+    assert rows(served)[0]["decision"] == "accepted"
 
 
 def test_the_worklist_is_searched_filtered_and_walked_by_keyboard(model, browser, tab, tmp_path) -> None:
@@ -232,7 +435,10 @@ def test_films_are_windowed_zoomed_moved_and_inverted(served, tab) -> None:
     tab.keyboard.press("m")
     assert tab.locator(".pane:visible").count() == 1
     wait_for_gray(tab, lambda: tab.keyboard.press("h"))
-    assert "Attention of the vision tower" in tab.locator(".pane figcaption").first.inner_text()
+    caption = tab.locator(".pane figcaption").first
+    expect(caption).to_contain_text("Attention of the vision tower")
+    tab.keyboard.press("0")
+    expect(caption).not_to_contain_text("Attention")
 
 
 SAMPLES = """async () => {

@@ -19,10 +19,13 @@ const state = {
   opening: null, // AbortController of its requests
   study: null, // what the server tells of the study that is shown, with its number; null while none is
   edited: false, // whether its text was changed and not kept since
-  seconds: 0, // that it was in use,
+  seconds: 0, // that it was in use
   kept: 0, // as kept last
   unsaved: new Map(), // number -> {text, seconds} that the server has not taken yet
   deciding: false,
+  saving: 0, // timer of the next save
+  flushing: null, // promise of the texts that are being sent
+  retry: null, // timer of the next try, after one that failed
   overview: null,
 };
 let lastUse = performance.now();
@@ -356,7 +359,7 @@ function listen() {
   element("single-keys").addEventListener("change", (event) => localStorage.setItem("single-keys", event.target.checked ? "yes" : "no"));
   document.addEventListener("visibilitychange", () => document.hidden && saveHidden());
   document.addEventListener("answered", () => {
-    if (element("status").textContent === NO_ANSWER && !state.retry) say("");
+    if (element("status").textContent === NO_ANSWER && state.study && !state.retry) say("");
   });
   addEventListener("beforeunload", (event) => state.retry && event.preventDefault());
   setInterval(() => {

@@ -35,6 +35,7 @@ export class Report {
     (draft?.sentences ?? []).forEach((one) => this.confidence.set(one.sentence, one));
     this.spans = draft?.spans ?? [];
     this.observations = draft?.observations ?? {};
+    this.#drawChips();
     this.setText(text ?? draft?.text ?? "");
   }
 
