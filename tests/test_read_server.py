@@ -13,11 +13,12 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from generator.api import Model, load_model
 from generator.clinic.reading.decisions import Reads
 from generator.clinic.reading.documents import CHANGED
 from generator.clinic.reading.drafting import Drafting
+from generator.clinic.reading.films import Film, Films
 from generator.clinic.reading.guard import TOKEN
 from generator.clinic.reading.insight import Nearest
 from generator.clinic.reading.worklist import Drafted, Worklist, gather
@@ -319,6 +321,44 @@ def test_a_decoder_that_crashes_costs_its_film_only(page, monkeypatch) -> None:
     assert page.request("GET", "/api/studies/1/films/0")[0] == 200
 
 
+class SlowFilms(Films):
+    """Reads no film before it may go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read_files: list[str] = []
+        self.at_work, self.go_on = Event(), Event()
+
+    def _ask(self, path: Path) -> Film:
+        self.read_files.append(path.name)
+        self.at_work.set()
+        assert self.go_on.wait(60)
+        return Film(b"\0\0", 1, 1, (0, 1), ())
+
+
+def test_films_of_the_open_study_come_first_and_skipped_ones_not_at_all(model, studies_file, tmp_path) -> None:
+    films, worklist = SlowFilms(), gather([studies_file])
+    names = [study.images[0].path.name for study in worklist.studies]
+    with serving(model, worklist, tmp_path, films=films) as page, ThreadPoolExecutor(5) as pool:
+
+        def ask(number: int) -> Future[Any]:
+            return pool.submit(page.request, "GET", f"/api/studies/{number}/films/0")
+
+        asked = [ask(0)]
+        assert films.at_work.wait(60)
+        asked += [ask(number) for number in (1, 2, 3, 4)]
+        while len(films._waiting) < 4:
+            assert not any(one.done() for one in asked)
+        assert page.ask("/api/studies/3?next=2")["id"] == "s35"  # waits for no film
+        for skipped in (asked[1], asked[4]):
+            status, _, content = skipped.result(60)
+            assert (status, json.loads(content)) == (422, {"error": "another study was opened"})
+        films.go_on.set()
+        assert [asked[number].result(60)[0] for number in (0, 2, 3)] == [200] * 3
+        assert ask(1).result(60)[0] == 200
+    assert films.read_files == [names[number] for number in (0, 3, 2, 1)]
+
+
 def test_what_looks_wrong_about_a_film_is_told(model, tmp_path) -> None:
     Image.fromarray(255 - chest()).save(tmp_path / "negative.png")
     with serving(model, gather([tmp_path / "negative.png"]), tmp_path) as page:
@@ -409,6 +449,22 @@ def test_decisions_are_those_on_the_weights_whatever_the_model_is_called(random_
     assert {row["weights"] for row in rows} == {Model(drafter, "").digest}
     assert len(rows) == 3
     assert len(read_reads(tmp_path / "reads.jsonl")) == 2
+
+
+def test_a_decision_on_another_study_or_draft_is_refused(model, studies_file, tmp_path) -> None:
+    worklist = gather([studies_file])
+    ids = [study.study_id for study in worklist.studies]
+    worklist.drafts = {name: Drafted(f"Draft {at}. {DRAFT}", model.name) for at, name in enumerate(ids)}
+    with serving(model, worklist, tmp_path) as page:
+        digests = [page.ask(f"/api/studies/{number}/draft")["draft"]["digest"] for number in (0, 1)]
+        for text, reason in ((DRAFT, ""), (None, "wrong")):
+            for study_id, draft in ((ids[0], digests[0]), (ids[0], digests[1]), (ids[1], digests[0])):
+                body = {"study_id": study_id, "draft": draft, "text": text, "reason": reason, "seconds": 1}
+                status, _, content = page.request("POST", "/api/studies/1/decision", body)
+                assert status == 409
+                assert "on another study or draft" in json.loads(content)["error"]
+        assert {one["status"] for one in page.ask("/api/worklist")["studies"]} == {"unread"}
+        assert page.decide(1, DRAFT)[0] == 200
 
 
 WRITER = """

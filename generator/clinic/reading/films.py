@@ -10,12 +10,13 @@ import multiprocessing
 import signal
 import warnings
 from collections import OrderedDict
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from multiprocessing.connection import Connection
 from pathlib import Path
-from threading import Lock
+from threading import Condition
 
 import numpy as np
 
@@ -45,12 +46,18 @@ class Film:
     """What looks wrong about it."""
 
 
+class SkippedError(RadDraftError):
+    """Another study was opened before it was the turn of a film."""
+
+
 class Films:
-    """Reads films, one at a time, and keeps the latest."""
+    """Reads films, one at a time, those that are wanted most first, and keeps the latest."""
 
     def __init__(self) -> None:
         self._kept: OrderedDict[Path, Film] = OrderedDict()
-        self._lock = Lock()
+        self._wanted: list[Path] = []
+        self._waiting: list[Path] = []
+        self._changed, self._opened, self._busy = Condition(), 0, False
         self._process: multiprocessing.process.BaseProcess | None = None
 
     def start(self) -> None:
@@ -70,19 +77,55 @@ class Films:
             self._process.join()
             self._process = None
 
-    def read(self, path: Path) -> Film:
-        """The film in a file.
+    def want(self, paths: Sequence[Path]) -> None:
+        """Read these first, in this order; who waits for another film now gets SkippedError."""
+        with self._changed:
+            self._wanted, self._opened = [*paths], self._opened + 1
+            self._changed.notify_all()
+
+    def read(self, path: Path, fetch: Callable[[], None] = lambda: None) -> Film:
+        """The film in a file, after those that are wanted more.
+
+        Args:
+            path: the file.
+            fetch: brings it there, when it is its turn.
 
         Raises:
+            SkippedError: meanwhile it is not wanted any more.
             ImageError: as `raddraft.images.load_film`, or the decoder fails.
         """
-        with self._lock:
+        with self._turn(path):
             if path not in self._kept:
+                fetch()
                 self._kept[path] = self._ask(path)
             self._kept.move_to_end(path)
             while len(self._kept) > 1 and sum(len(film.pixels) for film in self._kept.values()) > KEPT:
                 self._kept.popitem(last=False)
             return self._kept[path]
+
+    @contextmanager
+    def _turn(self, path: Path) -> Iterator[None]:
+        with self._changed:
+            asked = self._opened
+            self._waiting.append(path)
+            try:
+                while self._busy or path != min(self._waiting, key=self._rank):
+                    self._changed.wait()
+                    if self._opened != asked and path not in self._wanted:
+                        raise SkippedError("another study was opened")
+            finally:
+                self._waiting.remove(path)
+                self._changed.notify_all()  # it may be another's turn
+            self._busy = True
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._busy = False
+                self._changed.notify_all()
+
+    def _rank(self, path: Path) -> int:
+        return self._wanted.index(path) if path in self._wanted else len(self._wanted)
 
     def _ask(self, path: Path) -> Film:
         self.start()

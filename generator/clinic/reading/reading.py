@@ -137,10 +137,12 @@ class Reading:
         }
 
     def study(self, number: int, ahead: Sequence[int]) -> dict[str, Any]:
-        """A study with its films, draft and decision; it and those ahead are drafted next."""
+        """A study with its films, draft and decision; it and those ahead are drafted next, and their films read."""
         study = self._study(number)
         images, own = self.worklist.images(number), len(study.images)
-        self.drafting.ask([number, *(one for one in ahead if 0 <= one < len(self.worklist.studies))])
+        order = [number, *(one for one in ahead if 0 <= one < len(self.worklist.studies))]
+        self.films.want([image.path for one in order for image in self.worklist.images(one)])
+        self.drafting.ask(order)
         prior = self.worklist.priors.get(study.study_id)
         working, read = self.working.get(number), self.read(study)
         return {
@@ -170,8 +172,8 @@ class Reading:
         images = self.worklist.images(number)
         if not 0 <= at < len(images):
             raise Refused(404, f"The study has {len(images)} films.")
-        self.worklist.fetch(images[at])
-        return self._without_folder(images[at].path, lambda: self.films.read(images[at].path))
+        path, fetch = images[at].path, partial(self.worklist.fetch, images[at])
+        return self._without_folder(path, lambda: self.films.read(path, fetch))
 
     def keep(self, number: int, working: Working) -> dict[str, Any]:
         """Keep what a reader has made of a draft so far, until this process ends."""
