@@ -498,6 +498,11 @@ def test_a_press_on_an_observation_lights_its_sentence(served, tab) -> None:
 
 def test_read_studies_are_exported(served, tab) -> None:
     open_page(tab, served)
+    tab.keyboard.press("x")
+    expect(tab.locator("input[value=all]")).to_be_disabled()  # none is read
+    assert str(served.reading.results.resolve()) in tab.locator("#export-note").inner_text()
+    tab.keyboard.press("Escape")
+    tab.wait_for_selector("dialog[open]", state="detached")
     tab.keyboard.press("a")
     wait_for_study(tab, served, 1)
     tab.keyboard.press("x")
