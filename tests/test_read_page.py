@@ -353,12 +353,40 @@ def test_a_look_for_the_draft_that_failed_is_repeated(served, tab) -> None:
     expect(tab.locator("#status")).to_have_text("")
 
 
+def test_a_study_without_a_draft_is_asked_for_again_and_can_be_decided_on(served, tab) -> None:
+    open_page(tab, served)
+
+    def without_draft(route: Any) -> None:
+        answer = route.fetch()
+        study = answer.json()
+        study["draft"] |= {"text": "", "error": "4.dcm: broken", "spans": [], "observations": {}}
+        route.fulfill(response=answer, json=study)
+
+    tab.route("**/api/studies/1?*", without_draft)
+    tab.keyboard.press("j")
+    wait_for_study(tab, served, 1)
+    expect(tab.locator("#status.bad")).to_have_text("4.dcm: broken")
+    expect(tab.locator("#accept")).to_be_disabled()
+    tab.fill("#text", "No edema.")
+    expect(tab.locator("#accept")).to_have_text("Save corrected")
+    expect(tab.locator("#accept")).to_be_enabled()
+    with tab.expect_request("**/api/studies/1?*"):
+        tab.click("#study-1")
+    wait_for_study(tab, served, 1)
+    assert tab.locator("#text").input_value() == "No edema."
+    tab.keyboard.press("r")
+    tab.keyboard.press("5")
+    tab.keyboard.press("Enter")
+    wait_for_study(tab, served, 2)
+    assert [(row["decision"], row["reason"]) for row in rows(served)] == [("rejected", "The film cannot be read")]
+
+
 def test_seconds_of_a_study_go_on_where_they_were(served, tab) -> None:
     tab.clock.install()
     open_page(tab, served)
     tab.clock.run_for(20_000)
     tab.keyboard.press("?")
-    tab.clock.run_for(20_000)  # which do not count
+    tab.clock.run_for(50_000)  # which do not count
     tab.keyboard.press("Escape")
     tab.wait_for_selector("dialog[open]", state="detached")
     with tab.expect_response("**/api/studies/0/working"):
@@ -366,13 +394,13 @@ def test_seconds_of_a_study_go_on_where_they_were(served, tab) -> None:
     wait_for_study(tab, served, 1)
     kept = served.reading.working[0]
     assert kept.text is None
-    assert 20 <= kept.seconds < 40
+    assert 20 <= kept.seconds < 70
     tab.keyboard.press("k")
     wait_for_study(tab, served, 0)
     assert "edited" not in tab.locator("#study-0").inner_text()
     tab.keyboard.press("a")
     wait_for_study(tab, served, 1)
-    assert kept.seconds <= rows(served)[0]["seconds"] < 40
+    assert kept.seconds <= rows(served)[0]["seconds"] < 70
     assert rows(served)[0]["decision"] == "accepted"
 
 
