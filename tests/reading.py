@@ -13,6 +13,8 @@ from threading import Thread
 from time import monotonic, sleep
 from typing import Any
 
+import uvicorn
+
 from generator.api import Model
 from generator.clinic.reading.decisions import Reads
 from generator.clinic.reading.guard import HOST, TOKEN
@@ -29,6 +31,7 @@ class Page:
     reading: Reading
     port: int
     address: str
+    server: uvicorn.Server
 
     @property
     def token(self) -> str:
@@ -91,7 +94,7 @@ def serving(model: Model, worklist: Worklist, folder: Path, reader: str = "A", *
         thread = Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
-            yield Page(reading, port, address)
+            yield Page(reading, port, address, server)
         finally:
             server.should_exit = True
             thread.join()

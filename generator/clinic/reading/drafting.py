@@ -41,7 +41,7 @@ class Drafting:
         }
         self._wanted: list[int] = []
         self._calls: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
-        self._changed, self._closed = Condition(), False
+        self._changed, self._stopped = Condition(), False
         self._thread = Thread(target=self._work, name="drafting", daemon=True)
         self._thread.start()
 
@@ -63,32 +63,36 @@ class Drafting:
         """What a function gives that uses the model, after the draft that is being made.
 
         Raises:
-            RadDraftError: it is closed; and what the function raises.
+            RadDraftError: it is stopped; and what the function raises.
         """
         future: Future[T] = Future()
         with self._changed:
-            if self._closed:
+            if self._stopped:
                 raise RadDraftError(STOPPED)
             self._calls.append((future, function))
             self._changed.notify()
         return future.result()
 
-    def close(self) -> None:
-        """Stop after the draft that is being made; who waits in `call` is told so."""
+    def stop(self) -> None:
+        """Make no other draft; who waits in `call` is told so."""
         with self._changed:
-            self._closed = True
+            self._stopped = True
             for future, _ in self._calls:
                 future.set_exception(RadDraftError(STOPPED))
             self._calls.clear()
             self._changed.notify()
+
+    def close(self) -> None:
+        """Stop, and wait for the draft that is being made."""
+        self.stop()
         self._thread.join()
 
     def _work(self) -> None:
         while True:
             with self._changed:
-                while not (self._closed or self._calls or self._next() is not None):
+                while not (self._stopped or self._calls or self._next() is not None):
                     self._changed.wait()
-                if self._closed:
+                if self._stopped:
                     return
                 call, number = (self._calls.popleft(), None) if self._calls else (None, self._next())
             if call:

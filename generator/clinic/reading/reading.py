@@ -137,7 +137,7 @@ class Reading:
         }
 
     def study(self, number: int, ahead: Sequence[int]) -> dict[str, Any]:
-        """A study with its films, draft and decision; it and those ahead are drafted next, and their films read."""
+        """A study with its films, draft and decision; it and those ahead come next, films and drafts."""
         study = self._study(number)
         images, own = self.worklist.images(number), len(study.images)
         order = [number, *(one for one in ahead if 0 <= one < len(self.worklist.studies))]

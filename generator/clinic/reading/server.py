@@ -99,14 +99,14 @@ def serve(reading: Reading, port: int = 0, say: Callable[[str], Any] = print) ->
 
 
 def exit_on_signals() -> None:
-    """Let SIGTERM and SIGHUP (the terminal was closed) raise SystemExit, so that what was begun is cleaned up.
+    """Let SIGTERM raise SystemExit, so that what was begun is cleaned up, and SIGHUP (the terminal was closed) too.
 
-    A signal that is ignored already, as SIGHUP is under nohup, stays ignored.
+    SIGHUP becomes SIGTERM, which uvicorn knows; where it is ignored, as under nohup, it stays ignored.
     """
-    for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
-        number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
-            signal.signal(number, lambda number, frame: sys.exit(128 + number))
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    hangup = getattr(signal, "SIGHUP", None)  # Windows has none
+    if hangup is not None and signal.getsignal(hangup) is signal.SIG_DFL:
+        signal.signal(hangup, lambda number, frame: signal.raise_signal(signal.SIGTERM))
 
 
 def make_server(reading: Reading, port: int) -> tuple[uvicorn.Server, str]:
@@ -119,6 +119,12 @@ def make_server(reading: Reading, port: int) -> tuple[uvicorn.Server, str]:
         import uvicorn
     except ImportError:
         raise RadDraftError(MISSING) from None
+
+    class Server(uvicorn.Server):
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            reading.drafting.stop()  # else it waits for all that was asked of the model, such as a long export
+            await super().shutdown(sockets)
+
     app: Any = make_app(reading, port)
     config = uvicorn.Config(
         app,
@@ -129,7 +135,7 @@ def make_server(reading: Reading, port: int) -> tuple[uvicorn.Server, str]:
         server_header=False,
         timeout_graceful_shutdown=3,
     )
-    return uvicorn.Server(config), app.address
+    return Server(config), app.address
 
 
 def _answer(function: Callable[[Request], Any]) -> Callable[[Request], Awaitable[Response]]:
