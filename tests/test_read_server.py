@@ -711,13 +711,15 @@ def test_no_identifier_reaches_page_decisions_logs_or_messages(model, tmp_path, 
 
 @contextmanager
 def started(folder: Path, *arguments: str | Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
-    """`raddraft read`, and the folder that it has for temporary files."""
+    """`raddraft read` at a terminal, even under nohup, and the folder that it has for temporary files."""
     places = folder / "temporary"
     places.mkdir()
     command = [sys.executable, "-m", "raddraft", "read", *arguments, "--out", folder / "reads.jsonl"]
     environment = os.environ | {"TMPDIR": str(places)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    ignored = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a process starts with what its parent ignores
     with subprocess.Popen(command, cwd=ROOT, env=environment, **pipes) as process:
+        signal.signal(signal.SIGHUP, ignored)
         try:
             yield process, places
         finally:
