@@ -323,7 +323,7 @@ const ACTIONS = Object.assign({}, ...KEYS.map(([, , actions]) => actions));
 function pressed(event) {
   lastUse = performance.now();
   if (document.querySelector("dialog[open]")) return;
-  const inText = event.target.matches("textarea, select, input:not([type=range])");
+  const inText = event.target.matches("textarea, select, input[type=search]");
   if (event.target === element("text") && event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
     event.preventDefault();
     if (!event.repeat) accept();
