@@ -1,6 +1,7 @@
 """Settings of models, training and decoding: dataclasses whose fields are options of the command line.
 
-Nothing heavy is imported here, so that `raddraft ACTION --help` answers at once.
+Nothing heavy is imported here, so that `raddraft ACTION --help` answers at once. They stand in one file, since commands
+share them.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from metrics.models import Models
-from raddraft.errors import RadDraftError
+from raddraft.errors import RadDraftError, check_fields
 
 Control = Literal["none", "shuffled-images", "most-frequent", "nearest-report"]
 """What stands in for a model's drafts, see `generator.controls`."""
@@ -102,7 +103,9 @@ class RewardConfig:
     """Models of learned metrics."""
 
     def __post_init__(self) -> None:
-        for name, valid, rule in (
+        check_fields(
+            "reward",
+            self,
             ("metrics", bool(self.metrics), "at least one metric with its weight, e.g. {rouge_l: 1.0}"),
             ("group", self.group >= 2, "at least 2"),
             ("temperature", self.temperature > 0, "above 0"),
@@ -113,9 +116,7 @@ class RewardConfig:
             ("batch_size", self.batch_size >= 1, "at least 1"),
             ("micro_batch_size", self.micro_batch_size >= 1, "at least 1"),
             ("sample_batch_size", self.sample_batch_size >= 1, "at least 1"),
-        ):
-            if not valid:
-                raise RadDraftError(f"reward.{name} must be {rule}, got {getattr(self, name)}")
+        )
 
 
 @dataclass
@@ -269,16 +270,16 @@ class ClipConfig:
     """Seed of new weights, data order and crops."""
 
     def __post_init__(self) -> None:
-        for name, valid, rule in (
+        check_fields(
+            "clip",
+            self,
             ("epochs", self.epochs >= 1, "at least 1"),
             ("batch_size", self.batch_size >= 2, "at least 2"),
             ("lr", self.lr > 0, "above 0"),
             ("smallest_crop", 0 < self.smallest_crop <= 1, "in (0, 1]"),
             ("width", self.width >= 32 and self.width % 32 == 0, "a multiple of 32"),
             ("max_tokens", self.max_tokens >= 3, "at least 3"),
-        ):
-            if not valid:
-                raise RadDraftError(f"clip.{name} must be {rule}, got {getattr(self, name)}")
+        )
 
 
 @dataclass
@@ -297,6 +298,16 @@ class WarmUpConfig:
     """Decoupled weight decay, on matrices only."""
     smallest_crop: float = 0.8
     """Smallest area of random crops, as a fraction of the image. There are no flips, since reports name sides."""
+
+    def __post_init__(self) -> None:
+        check_fields(
+            "warm",
+            self,
+            ("epochs", self.epochs >= 0, "at least 0"),
+            ("batch_size", self.batch_size >= 2, "at least 2"),
+            ("lr", self.lr > 0, "above 0"),
+            ("smallest_crop", 0 < self.smallest_crop <= 1, "in (0, 1]"),
+        )
 
 
 @dataclass

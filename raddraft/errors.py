@@ -23,3 +23,19 @@ class DivergedError(RadDraftError, FloatingPointError):
 
 class CannotRun(RadDraftError):
     """A metric lacks weights, data or a package; the message says how to get it."""
+
+
+def check_fields(section: str, config: object, *rules: tuple[str, bool, str]) -> None:
+    """Check the fields of a config.
+
+    Args:
+        section: under which the command line has them.
+        config: has the fields.
+        rules: name of a field, whether its value is valid, and what it must be.
+
+    Raises:
+        RadDraftError: the first value that is not valid.
+    """
+    for name, valid, rule in rules:
+        if not valid:
+            raise RadDraftError(f"{section}.{name} must be {rule}, got {getattr(config, name)}")

@@ -135,3 +135,15 @@ def make_study(folder: Path, number: int, split: str):
     text = " ".join(SENTENCES[(number + k) % 6] for k in range(1 + number % 3))
     sections = {"findings": text, "indication": "cough and fever."}
     return Study(f"s{number}", f"p{number}", split, [StudyImage(path, "PA")], sections)
+
+
+@pytest.fixture(scope="session")
+def random_model(tower_folder: Path, lm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder whose drafts are gibberish, which takes no training."""
+    from generator.config import ModelConfig
+    from generator.drafter import Drafter
+    from generator.model import build, save
+
+    folder = tmp_path_factory.mktemp("random") / "model"
+    save(Drafter(*build(ModelConfig(str(tower_folder), str(lm_folder)))), folder)
+    return folder

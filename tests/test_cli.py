@@ -20,8 +20,6 @@ import pytest
 import yaml
 
 import raddraft.cli
-from generator.config import ModelConfig
-from generator.model import Drafter, build, save
 from raddraft.cli import main, read_action
 from raddraft.grammar import CONFIGS, UsageError, dump, parse
 from raddraft.options import REQUIRED, read_command
@@ -52,14 +50,6 @@ def files_no_larger_than(size: int) -> Iterator[None]:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, before)
-
-
-@pytest.fixture(scope="session")
-def random_model(tower_folder: Path, lm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder whose drafts are gibberish, which takes no training."""
-    folder = tmp_path_factory.mktemp("random") / "model"
-    save(Drafter(*build(ModelConfig(str(tower_folder), str(lm_folder)))), folder)
-    return folder
 
 
 # ---- raddraft, and raddraft ACTION --help

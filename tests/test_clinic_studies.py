@@ -19,9 +19,7 @@ from generator.corpora import folder
 from raddraft.errors import RadDraftError
 from raddraft.studies import read_studies
 from tests.films import GONE, chest, write_dicom
-from tests.test_cli import random_model, run  # noqa: F401 - a fixture
-
-# ruff: noqa: F811
+from tests.test_cli import run
 
 STUDY = "1.2.826.0.1.4711"
 

@@ -19,10 +19,8 @@ from generator.api import report_drafts
 from generator.generate import BANNER, Draft
 from scripts.draft import print_draft
 from tests.conftest import make_study
-from tests.test_cli import random_model, run  # noqa: F401 - a fixture
+from tests.test_cli import run
 from tests.test_images import chest, write_dicom
-
-# ruff: noqa: F811
 
 
 def save_pages(path: Path) -> None:

@@ -11,9 +11,7 @@ from pathlib import Path
 import pytest
 
 from generator.generate import BANNER
-from tests.test_cli import random_model, run  # noqa: F401 - a fixture
-
-# ruff: noqa: F811
+from tests.test_cli import run
 
 BIN = Path(sys.executable).parent
 RADDRAFT = BIN / "raddraft"

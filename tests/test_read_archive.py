@@ -16,9 +16,6 @@ from raddraft.errors import RadDraftError
 from raddraft.images import load_gray
 from tests.orthanc import Orthanc, orthanc, twelve_studies
 from tests.reading import serving
-from tests.test_cli import random_model  # noqa: F401 - a fixture
-
-# ruff: noqa: F811
 
 TOLD = re.compile(rb"plant|1\.2\.826|20260131|20250131", re.IGNORECASE)
 

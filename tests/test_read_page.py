@@ -16,10 +16,7 @@ from generator.clinic.reading.worklist import Drafted, Worklist, gather
 from raddraft.studies import Study
 from tests.conftest import make_study
 from tests.reading import Page, serving
-from tests.test_cli import random_model  # noqa: F401 - a fixture
 from tests.test_clinic_studies import film
-
-# ruff: noqa: F811
 
 CHROMIUM = shutil.which("chromium")
 FLAGS = (

@@ -44,10 +44,8 @@ from raddraft.studies import Study, write_studies
 from tests.conftest import ROOT, make_study
 from tests.films import RAMP, chest, look_up_table, write_dicom
 from tests.reading import Page, serving
-from tests.test_cli import random_model, run  # noqa: F401 - a fixture
+from tests.test_cli import run
 from tests.test_clinic_studies import film, item
-
-# ruff: noqa: F811
 
 DRAFT = "The heart is enlarged. Small left pleural effusion. No pneumothorax."
 OF_NONE = {"study_id": "s", "draft": "0", "text": "x", "reason": "", "seconds": 1}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from transformers import AutoModel
@@ -16,6 +17,7 @@ from generator.prompts import PromptConfig
 from generator.tiny import make_levit
 from generator.warm_up import find_targets, warm_up
 from metrics.rules import label
+from raddraft.errors import RadDraftError
 from raddraft.studies import Study, StudyImage
 
 NAMES = list(label(""))
@@ -71,3 +73,17 @@ def test_the_towers_of_two_stages_can_train_both(tmp_path: Path) -> None:
     tower = load_tower(str(tmp_path)).model
     first, second = (_tower_parameters(tower, "full", -1) for _ in range(2))
     assert first == second == {name for name, _ in tower.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "rule"),
+    [
+        ("epochs", -1, "at least 0"),
+        ("batch_size", 1, "at least 2"),
+        ("lr", 0.0, "above 0"),
+        ("smallest_crop", 0.0, "in"),
+    ],
+)
+def test_values_that_cannot_be_are_named(name: str, value: float, rule: str) -> None:
+    with pytest.raises(RadDraftError, match=rf"warm\.{name} must be {rule}.*, got {value}"):
+        WarmUpConfig(**{name: value})
