@@ -10,6 +10,7 @@ from typing import Literal
 
 from generator.corpora import common
 from generator.corpora.common import Conversion, CorpusError, MissingFileError, read_table
+from generator.corpora.mimic_iv import add_patients
 from generator.sections import clean_sections, parse_mimic
 from raddraft.studies import Study, StudyImage
 from raddraft.text import progress
@@ -35,13 +36,21 @@ def convert(
     tables: Path | None = None,
     views: Literal["frontal", "all"] = "frontal",
     sections: tuple[str, ...] = ("findings",),
-    labels: Literal["chexpert", "negbio", "none"] = "chexpert",
+    labels: Literal["chexpert", "negbio", "radiologist", "none"] = "chexpert",
+    mimic_iv: Path | None = None,
+    window: int = 180,
 ) -> Conversion:
     """MIMIC-CXR-JPG: official split, official section parser, AP and PA images, non-empty findings.
 
     Subjects and studies keep the names of their folders, p10000032 and s50414267, and every study its date and time of
     day (shifted for privacy, in the right order within a subject) as study_date and study_time. Where ViewPosition is
     blank, ViewCodeSequence_CodeMeaning ("postero-anterior") gives the view.
+
+    With --mimic-iv patients have a sex, an age at the study (its year - anchor_year + anchor_age; none where that or
+    anchor_age is above 89, of which MIMIC-IV tells no more), a weight in kg and a BMI: those of hosp/omr whose day is
+    nearest to the study's, at most --window days away. Of two days equally near the one before the study counts, of the
+    rows of a day the highest seq_num. "Weight (Lbs)" is converted. "Weight", which tells no unit, values that are no
+    plain number, weights outside of 20 to 350 kg and BMIs outside of 10 to 80 are left out and counted.
 
     Args:
         root: Folder that holds files/p10/p10000032/s50414267/<dicom_id>.jpg, or .dcm as MIMIC-CXR has them.
@@ -50,7 +59,11 @@ def convert(
         tables: Folder with the CSV files of MIMIC-CXR-JPG, gzipped or not. By default root.
         views: frontal keeps images whose view is AP or PA; all keeps every image.
         sections: Sections that a study must have, e.g. findings impression. [] requires none, not even a report.
-        labels: Whose labels to include: the CheXpert labeler's, NegBio's, or none.
+        labels: Whose labels to include: the CheXpert labeler's, NegBio's, or none; radiologist: those of 2.1.0's
+            mimic-cxr-2.1.0-test-set-labeled.csv, which only studies of test have ("Airspace Opacity" becomes Lung
+            Opacity).
+        mimic_iv: The folder of MIMIC-IV that holds hosp/patients.csv.gz and hosp/omr.csv.gz, or the same unzipped.
+        window: With --mimic-iv: the most days between the study and a weight or BMI, before or after it.
     """
     tables = tables or root
     conversion = Conversion("mimic-cxr", _read_studies(root, tables), out or root / "studies.jsonl")
@@ -61,15 +74,32 @@ def convert(
     _add_reports(conversion, reports or root, required=bool(sections))
     conversion.require(sections)
     if label_table:
-        rows = {f"s{row['study_id']}": (where, row) for where, row in read_table(label_table, ["study_id"])}
-        for study in conversion.studies:
-            if study.study_id in rows:
-                study.labels = common.parse_labels(*rows[study.study_id], skip=("subject_id", "study_id"))
+        _add_labels(conversion, label_table, by_radiologist=labels == "radiologist")
+    if mimic_iv:
+        add_patients(conversion, mimic_iv, window)
     return conversion.write()
 
 
 def _find_table(tables: Path, kind: str) -> Path:
-    return common.find_file(tables, [f"mimic-cxr-2.0.0-{kind}.csv", f"mimic-cxr-2*-{kind}.csv"], _TABLES_ORIGIN)
+    names = [f"mimic-cxr-2.0.0-{kind}.csv", f"mimic-cxr-2*-{kind}.csv"]
+    if kind == "radiologist":
+        names = ["mimic-cxr-2.1.0-test-set-labeled.csv", "mimic-cxr-2*-test-set-labeled.csv"]
+    return common.find_file(tables, names, _TABLES_ORIGIN)
+
+
+def _add_labels(conversion: Conversion, table: Path, by_radiologist: bool) -> None:
+    """Fill in the labels; a radiologist's are of test studies alone, which are counted."""
+    rows = {f"s{row['study_id']}": (where, row) for where, row in read_table(table, ["study_id", "Edema"])}
+    for study in conversion.studies:
+        if study.study_id in rows and (study.split == "test" or not by_radiologist):
+            labels = common.parse_labels(*rows[study.study_id], skip=("subject_id", "study_id"))
+            study.labels = {"Lung Opacity" if name == "Airspace Opacity" else name: labels[name] for name in labels}
+    if by_radiologist:
+        tested = [study for study in conversion.studies if study.split == "test"]
+        labeled = sum(bool(study.labels) for study in tested)
+        conversion.notes.append(
+            f"{table.name} has {len(rows):,} studies; {labeled:,} of {len(tested):,} test studies have a label"
+        )
 
 
 def _read_studies(root: Path, tables: Path) -> list[Study]:

@@ -1,0 +1,137 @@
+"""Sex, age, weight and body mass index of MIMIC-CXR's patients, from the tables of MIMIC-IV.
+
+patients.csv  subject_id, gender, anchor_age, anchor_year                    one row for each patient
+omr.csv       subject_id, chartdate, seq_num, result_name, result_value      outpatient measurements, values as text
+
+Both sets shift all dates of a patient by the same time, so dates of the one can be compared with dates of the other.
+https://mimic.mit.edu/docs/iv/modules/hosp/ says what the columns hold.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from datetime import date
+from pathlib import Path
+
+from generator.corpora import common
+from generator.corpora.common import Conversion, CorpusError
+from raddraft.studies import Study
+from raddraft.tables import is_nothing
+
+KG_PER_POUND = 0.45359237
+OLDEST = 89
+"""Years. The anchor_age of whoever was older than that in the anchor year is 91, whatever the age was."""
+PLAUSIBLE = {"weight": (20, 350), "bmi": (10, 80)}
+"""kg and kg/m² of adults; this project's choice."""
+_MEASURED = {"Weight (Lbs)": ("weight", KG_PER_POUND), "BMI (kg/m2)": ("bmi", 1.0), "BMI": ("bmi", 1.0)}
+_WITHOUT_UNIT = "Weight"  # 354 rows of MIMIC-IV 2.2; 1,889,542 are in pounds
+_NUMBER = re.compile(r"\d+\.?\d*|\.\d+")
+_ORIGIN = "It is part of MIMIC-IV, https://physionet.org/content/mimiciv/ (credentialed access)."
+
+_Studies = dict[str, list[tuple[Study, date | None]]]
+"""Subject -> its studies, with their dates."""
+
+
+def add_patients(conversion: Conversion, folder: Path, window: int) -> None:
+    """Give the patients of MIMIC-CXR's studies their sex, age (years), weight (kg) and bmi (kg/m²); notes tell counts.
+
+    - The age is the year of the study - anchor_year + anchor_age. There is none where it, or anchor_age, is above 89,
+      nor where it is below 0.
+    - Weight and BMI are those of the row of omr whose day is nearest to the study's, and no further than the window. Of
+      two days that are equally near the one before the study counts, of several rows of a day the highest seq_num.
+    - "Weight (Lbs)" is converted to kg; "Weight" does not tell its unit and is left out; "BMI" is "BMI (kg/m2)".
+    - Values that are no plain number (">300") or not in `PLAUSIBLE` are left out before the nearest is looked for.
+    - A study without a date has the sex only; a patient who is not in MIMIC-IV has nothing.
+
+    Args:
+        conversion: studies of subjects such as p10000032, with a study_date.
+        folder: the folder of MIMIC-IV, with hosp/patients.csv and hosp/omr.csv, gzipped or not; or its hosp.
+        window: days before and after the study.
+
+    Raises:
+        CorpusError: no such table or column, a negative window, or a date, year, age or seq_num that is none.
+    """
+    if window < 0:
+        raise CorpusError(f"--window must be 0 days or more, got {window}")
+    hosp = folder / "hosp" if (folder / "hosp").is_dir() else folder
+    patients, omr = (common.find_file(hosp, [f"{name}.csv"], _ORIGIN) for name in ("patients", "omr"))
+    studies: _Studies = defaultdict(list)
+    for study in conversion.studies:
+        day = study.extra.get("study_date")
+        studies[study.subject_id].append((study, _parse_date(day, f"study {study.study_id}, StudyDate")))
+    found, without_age = _add_ages(patients, studies)
+    left_out = _add_measurements(omr, studies, window)
+    filled = Counter(name for study in conversion.studies for name, value in study.patient.items() if value is not None)
+    conversion.notes += [
+        f"MIMIC-IV has {found:,} of {len(studies):,} subjects. Studies with sex: {filled['sex']:,}, age: "
+        f"{filled['age']:,}, weight: {filled['weight']:,}, bmi: {filled['bmi']:,} (at most {window} days away)",
+        *_tell("Studies without age", without_age),
+        *_tell(f"Rows of {omr.name} left out", left_out),
+    ]
+
+
+def _add_ages(table: Path, studies: _Studies) -> tuple[int, Counter[str]]:
+    """Add sex and age; how many subjects the table has, and for how many of their studies there is no age, and why."""
+    found = 0
+    reasons = Counter[str]()
+    for where, row in common.read_table(table, ["subject_id", "gender", "anchor_age", "anchor_year"]):
+        known = studies.get(f"p{row['subject_id']}", [])
+        found += bool(known)
+        for study, day in known:
+            anchor_age, anchor_year = (_parse_whole(row, column, where) for column in ("anchor_age", "anchor_year"))
+            age = day.year - anchor_year + anchor_age if day else 0
+            reason = "no date" if not day else f"above {OLDEST}" if max(age, anchor_age) > OLDEST else ""
+            reason = reason or ("before birth" if age < 0 else "")
+            study.patient |= {"sex": common.parse_sex(row["gender"]), "age": None if reason else age}
+            reasons.update([reason] if reason else [])
+    return found, reasons
+
+
+def _add_measurements(table: Path, studies: _Studies, window: int) -> Counter[str]:
+    """Add weight and bmi; how many rows of these subjects do not count, and why."""
+    nearest: dict[tuple[str, str], tuple[int, bool, int]] = {}
+    reasons = Counter[str]()
+    for where, row in common.read_table(table, ["subject_id", "chartdate", "seq_num", "result_name", "result_value"]):
+        name, known = row["result_name"], studies.get(f"p{row['subject_id']}")
+        if not known or (name != _WITHOUT_UNIT and name not in _MEASURED):
+            continue
+        value = row["result_value"].strip()
+        quantity, factor = _MEASURED.get(name, ("", 1))
+        if not quantity:
+            reasons["weights without unit"] += 1
+        elif not _NUMBER.fullmatch(value):
+            reasons["no number"] += 1
+        elif not PLAUSIBLE[quantity][0] <= float(value) * factor <= PLAUSIBLE[quantity][1]:
+            reasons[f"implausible {quantity}"] += 1
+        else:
+            measured, number = _parse_date(row["chartdate"], f"{where}, chartdate"), _parse_whole(row, "seq_num", where)
+            for study, day in known:
+                if measured is None or day is None or abs((measured - day).days) > window:
+                    continue
+                rank = (abs((measured - day).days), measured > day, -number)
+                if rank < nearest.get((study.study_id, quantity), (window + 1, False, 0)):
+                    nearest[study.study_id, quantity] = rank
+                    study.patient[quantity] = round(float(value) * factor, 1)
+    return reasons
+
+
+def _parse_date(value: str | None, where: str) -> date | None:
+    """21800506 or 2180-05-06; None for nothing."""
+    if is_nothing(value):
+        return None
+    try:
+        return date.fromisoformat((value or "").strip())
+    except ValueError:
+        raise CorpusError(f"{where}: date {value!r}. Expected a day such as 21800506 or 2180-05-06") from None
+
+
+def _parse_whole(row: dict[str, str], column: str, where: str) -> int:
+    try:
+        return int(row[column])
+    except ValueError:
+        raise CorpusError(f"{where}: {column} {row[column]!r} is no whole number") from None
+
+
+def _tell(what: str, counts: Counter[str]) -> list[str]:
+    return [f"{what}: {', '.join(f'{reason} {count:,}' for reason, count in sorted(counts.items()))}"] if counts else []
