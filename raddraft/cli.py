@@ -76,7 +76,10 @@ def list_actions() -> dict[str, str]:
 def read_action(module: Any, subcommand: str | None = None) -> Command:
     """What an action, given by its module, takes; or one of its sub-commands."""
     function = module.main if subcommand is None else module.COMMANDS[subcommand]
-    return read_command(function, getattr(module, "POSITIONAL", ()), getattr(module, "FLAT", ()))
+    positionals = getattr(module, "POSITIONAL", ())
+    if subcommand is not None:  # of which each has some
+        positionals = [name for name in positionals if name in inspect.signature(function).parameters]
+    return read_command(function, positionals, getattr(module, "FLAT", ()))
 
 
 def run(action: str, arguments: list[str] | None = None, package: str = "scripts") -> NoReturn:

@@ -1,4 +1,4 @@
-"""What the splits of a manifest do not keep apart: subjects, images, patients that nobody can tell, equal reports."""
+"""What splits do not keep apart: subjects, images, patients that nobody can tell, reports; sets with the same films."""
 
 from __future__ import annotations
 
@@ -12,8 +12,20 @@ from raddraft.studies import SPLITS, Study, skim
 UNKNOWN_PATIENT = "unknown_patient"
 """Key of a study in the manifest: true where its source does not tell the patient, who may have other studies in it.
 Such a study is a subject of its own."""
-CHESTXRAY14 = ("nih", "rsna", "siim")
-"""Sources of one set of films, in different files. The patients that the first names keep them apart."""
+FILMS_OF = {
+    "rsna": "nih",
+    "siim": "nih",
+    "chestx-det": "nih",
+    "chexpert-plus": "chexpert",
+    "chexlocalize": "chexpert",
+    "ms-cxr": "mimic-cxr",
+    "cxr-lt": "mimic-cxr",
+    "padchest-gr": "padchest",
+    "vindr-ribcxr": "vindr-cxr",
+    "hannover": "covid",
+}
+"""Source -> the set that its films are from: the same pictures, in files of their own or under another name. So say its
+authors; that the COVID-19 Image Data Collection has Hannover's films stands in its table."""
 CONTEXT = frozenset(
     {"indication", "history", "comparison", "technique", "procedure comments", "examination", "preamble"}
 )
@@ -22,12 +34,21 @@ BLANK = frozenset({hash("")})
 """A text without a word is no report that another repeats."""
 
 
+def origin(source: str | None) -> str:
+    """The set that the films of a source are from; of others the source itself.
+
+    >>> origin("rsna"), origin("nih"), origin(None)
+    ('nih', 'nih', '')
+    """
+    return FILMS_OF.get(source or "", source or "")
+
+
 def find_fault(studies: Iterable[Study]) -> str | None:
     """The first fault by which studies are no manifest: one without a name, a duplicate, or a subject or an image in
     two splits; None if there is none."""
     seen: set[str] = set()
-    first: dict[tuple[str, str], Study] = {}
-    for study in studies:
+    first: dict[tuple[str, str], tuple[str, str]] = {}
+    for study in skim(studies):
         if not study.study_id.strip() or not study.subject_id.strip():
             names = f"study_id {study.study_id!r}, subject_id {study.subject_id!r}, {study.images[0].path.name}"
             return f"a study without a name: {names}"
@@ -36,10 +57,10 @@ def find_fault(studies: Iterable[Study]) -> str | None:
         seen.add(study.study_id)
         images = [("image", os.path.normpath(image.path)) for image in study.images]
         for what, name in [("subject", study.subject_id), *images]:
-            other = first.setdefault((what, name), study)
-            if other.split != study.split:
+            split, other = first.setdefault((what, name), (study.split, study.study_id))
+            if split != study.split:
                 return (
-                    f"{what} {name!r} is in split {other.split!r} (study {other.study_id!r}) and in {study.split!r} "
+                    f"{what} {name!r} is in split {split!r} (study {other!r}) and in {study.split!r} "
                     f"(study {study.study_id!r})"
                 )
     return None
@@ -48,11 +69,10 @@ def find_fault(studies: Iterable[Study]) -> str | None:
 def unknown_patients(groups: Mapping[str, Iterable[Study]]) -> list[str]:
     """Sentences on what may be in several groups (splits or folds), as nobody can tell: patients, films saved again."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
-    alike: dict[str, str] = {}
+    where: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))  # set of films -> source -> groups
     for group, studies in groups.items():
         for study in skim(studies):
-            if study.source in CHESTXRAY14:
-                alike[study.source] = group if alike.get(study.source, group) == group else ""
+            where[origin(study.source)][study.source or ""].add(group)
             if study.extra.get(UNKNOWN_PATIENT):
                 counts[study.source or "no source"][group] += 1
     told = [
@@ -60,10 +80,11 @@ def unknown_patients(groups: Mapping[str, Iterable[Study]]) -> list[str]:
         for source, found in counts.items()
         if len(found) > 1
     ]
-    if len(alike) > 1 and alike.keys() & counts.keys() and ("" in alike.values() or len({*alike.values()}) > 1):
-        told.append(
-            f"{', '.join(sorted(alike))}: films of ChestX-ray14, saved again; one may be in more than one split"
-        )
+    told += [
+        f"{', '.join(sorted(sources))}: films of {films}, saved again; one may be in more than one split"
+        for films, sources in where.items()
+        if len(sources) > 1 and sources.keys() & counts.keys() and len(set().union(*sources.values())) > 1
+    ]
     return told
 
 
@@ -93,12 +114,20 @@ def tell_splits(studies: Sequence[Study]) -> list[str]:
     ['Reports of test that stand in train word for word: findings 1 of 1 (100 %)']
     """
     groups = {split: [study for study in studies if study.split == split] for split in SPLITS}
+    texts: dict[str, list[int]] = defaultdict(list)  # section -> of each report of test its hash
+    for study in skim(groups["test"]):
+        for name, text in study.sections.items():
+            if name not in CONTEXT:
+                texts[name].append(hash(_words(text)))
+    known: dict[str, set[int]] = {name: set() for name in texts}
+    for study in skim(groups["train"]) if texts else ():
+        for name in known.keys() & study.sections.keys():
+            known[name].add(hash(_words(study.sections[name])))
     shares = []
-    for name in dict.fromkeys(name for study in groups["test"] for name in study.sections if name not in CONTEXT):
-        texts = [study.sections[name] for study in groups["test"] if name in study.sections]
-        known = {hash(_words(study.sections[name])) for study in groups["train"] if name in study.sections} - BLANK
-        if count := count_known(texts, known):
-            shares.append(f"{name} {count:,} of {len(texts):,} ({round(100 * count / len(texts))} %)")
+    for name, hashes in texts.items():
+        found = known[name] - BLANK
+        if count := sum(one in found for one in hashes):
+            shares.append(f"{name} {count:,} of {len(hashes):,} ({round(100 * count / len(hashes))} %)")
     told = [f"Reports of test that stand in train word for word: {', '.join(shares)}"] if shares else []
     return unknown_patients(groups) + told
 

@@ -20,6 +20,7 @@ Benchmarks of vision encoders, as published: labels, patients, masks.
     raddraft prepare vindr-ribcxr --root VinDr-RibCXR --out ribs/studies.jsonl
     raddraft prepare lung-masks --source jsrt --root JSRT --out jsrt/studies.jsonl   # or montgomery, shenzhen
 
+    raddraft prepare join nih/studies.jsonl rsna.jsonl --out all.jsonl        # several manifests in one
     raddraft prepare resize --studies studies.jsonl --out small --size 518    # images resized once, for pre-training
     raddraft prepare labels --studies nih.jsonl --out nih_reports.jsonl       # synthetic findings from labels
     raddraft prepare reads --studies studies.jsonl --reads reads.jsonl --out read.jsonl    # drafts as corrected
@@ -36,8 +37,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from generator.corpora import CORPORA, converter, reads
+from generator.corpora import CORPORA, converter, from_labels, join, reads
 from raddraft.studies import GrayMapping
+
+POSITIONAL = ("manifests",)
 
 
 def resize(
@@ -70,29 +73,14 @@ def resize(
     return 1 if done.errors else 0
 
 
-def labels(studies: Path, out: Path, section: str = "findings", terse: bool = False) -> None:
-    """Give studies that have labels and no findings a synthetic section of them, in plain sentences.
-
-    It says what the labels say and no more, and is marked as synthetic in the manifest.
-
-    Args:
-        studies: The manifest with labels.
-        out: The manifest to write.
-        section: Name of the section; studies that have one keep it.
-        terse: Name what is absent only where there is nothing else to say; a small model learns that sooner.
-    """
-    from generator.corpora.from_labels import convert
-
-    print(convert(studies, out, section, terse))
-
-
 def _printed(convert: Callable[..., Any]) -> Callable[..., None]:
     """The same command line as `convert`; what it returns is printed."""
     return functools.wraps(convert)(lambda *args, **kwargs: print(convert(*args, **kwargs)))
 
 
 COMMANDS: dict[str, Callable[..., int | None]] = {name: _printed(converter(name)) for name in CORPORA}
-COMMANDS |= {"resize": resize, "labels": labels, "reads": _printed(reads.convert)}
+COMMANDS |= {"join": _printed(join.convert), "resize": resize}
+COMMANDS |= {"labels": _printed(from_labels.convert), "reads": _printed(reads.convert)}
 
 if __name__ == "__main__":
     from raddraft.cli import run

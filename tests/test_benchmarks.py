@@ -216,7 +216,7 @@ def test_rsna_without_mapping_says_in_print_and_manifest_that_patients_are_unkno
     assert all(study.extra == {"unknown_patient": True} for study in studies)
     assert check_leaks(split_groups(studies))[0] == told  # which compare and probe print
     others = [replace(study, source="nih", extra={}) for study in studies]
-    again = "nih, rsna: films of ChestX-ray14, saved again; one may be in more than one split"
+    again = "nih, rsna: films of nih, saved again; one may be in more than one split"
     assert unknown_patients(split_groups([*studies, *others])) == [told, again]
     known = [replace(study, extra={}) for study in studies]
     assert unknown_patients(split_groups([*known, *others])) == []

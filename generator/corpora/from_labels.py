@@ -76,13 +76,15 @@ def add_findings(studies: Sequence[Study], section: str = "findings", terse: boo
 
 
 def convert(studies: Path, out: Path, section: str = "findings", terse: bool = False) -> str:
-    """Write a manifest with synthetic findings, and tell what it holds.
+    """Give studies that have labels and no findings a synthetic section of them, in plain sentences.
+
+    It says what the labels say and no more, and is marked as synthetic in the manifest.
 
     Args:
-        studies: the manifest with labels.
-        out: the manifest to write.
-        section: name of the section; studies that have it keep theirs.
-        terse: name what is absent only where there is nothing else to say.
+        studies: The manifest with labels.
+        out: The manifest to write.
+        section: Name of the section; studies that have one keep it.
+        terse: Name what is absent only where there is nothing else to say; a small model learns that sooner.
 
     Raises:
         RadDraftError: no study has labels, or `out` is `studies`.
