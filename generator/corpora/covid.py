@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from generator.corpora import common
 from generator.corpora.common import Conversion
+from generator.corpora.odd_rows import join_subjects
 from generator.sections import clean_sections
 from raddraft.studies import Study, StudyImage
 from raddraft.tables import is_nothing
@@ -41,7 +42,7 @@ def convert(root: Path, out: Path | None = None, table: Path | None = None) -> C
         (where, {name.strip().replace(" ", "_"): cell for name, cell in row.items()})
         for where, row in common.read_table(table, _COLUMNS)
     ]
-    subject_of = _find_subjects([row for _, row in rows])
+    subject_of = join_subjects(_same_subjects([row for _, row in rows]))
     studies: dict[str, Study] = {}
     notes: dict[str, list[str]] = defaultdict(list)
     study_of: dict[Path, str] = {}
@@ -81,30 +82,19 @@ def _patient(row: dict[str, str]) -> str:
     return row["patientid"].strip()
 
 
-def _find_subjects(rows: Sequence[dict[str, str]]) -> dict[str, str]:
-    """patientid -> the first patientid of those that share a file, a note or an address, directly or through others."""
-    parent: dict[str, str] = {}
-
-    def find(name: str) -> str:
-        while parent.setdefault(name, name) != name:
-            name = parent[name]
-        return name
-
-    order = {name: number for number, name in enumerate(dict.fromkeys(map(_patient, rows)))}
+def _same_subjects(rows: Sequence[dict[str, str]]) -> Iterator[tuple[str, str]]:
+    """Pairs of patientids that share a file, a note or an address, and each patientid with itself."""
     first: dict[tuple[str, str], str] = {}
     for row in rows:
+        patient = _patient(row)
+        yield patient, patient
         address = re.sub(r"[?&]lang=\w+", "", row.get("url", "").strip()).rstrip("/")
         shared = {
             "file": row["filename"] and f"{row['folder']}/{row['filename']}",
             "note": " ".join(row.get("clinical_notes", "").split()),
             "address": "" if _COLLECTION.match(address) else address,
         }
-        for key in shared.items():
-            one = find(_patient(row))
-            other = one if is_nothing(key[1]) else find(first.setdefault(key, one))
-            older, newer = sorted((one, other), key=order.__getitem__)
-            parent[newer] = older
-    return {name: find(name) for name in order}
+        yield from ((first.setdefault(key, patient), patient) for key in shared.items() if not is_nothing(key[1]))
 
 
 def _study(row: dict[str, str], root: Path, where: str, subject: str) -> Study:
