@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 import re
 import sys
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 from raddraft.errors import RadDraftError
 
@@ -48,20 +52,20 @@ def find_column(columns: Iterable[str], names: Sequence[str]) -> str | None:
 
 
 def read_cells(path: Path, error: type[RadDraftError] = RadDraftError) -> Iterator[tuple[int, list[str]]]:
-    """Rows of a CSV file (or TSV, by its name; gzipped or not), each with its line; cells that read NaN are blank.
+    """Rows of a CSV file (or TSV, by its name; gzipped or not, or alone in a zip), each with its line; cells that read
+    NaN are blank.
 
     Raises:
         RadDraftError: (or `error`) the file breaks off, or is not UTF-8.
     """
     delimiter = "\t" if ".tsv" in (suffix.lower() for suffix in path.suffixes) else ","
-    opener = gzip.open if path.suffix.lower() == ".gz" else open
-    with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
+    with _open(path, error) as file:
         rows = csv.reader(file, delimiter=delimiter)
         while True:
             limit = csv.field_size_limit(sys.maxsize)  # of the whole process; its 128 kB would refuse a long cell
             try:
                 cells = next(rows, None)
-            except (EOFError, csv.Error) as cause:
+            except (EOFError, csv.Error, zipfile.BadZipFile, zlib.error) as cause:
                 raise error(f"{path} line {rows.line_num + 1}: {cause}") from None
             except UnicodeDecodeError as cause:
                 raise error(f"{path}: {cause}") from None
@@ -70,6 +74,28 @@ def read_cells(path: Path, error: type[RadDraftError] = RadDraftError) -> Iterat
             if cells is None:
                 return
             yield rows.line_num, ["" if cell.strip().lower() in NAN else cell for cell in cells]
+
+
+@contextmanager
+def _open(path: Path, error: type[RadDraftError]) -> Iterator[TextIO]:
+    """The text of a table; `error` if it is a zip that is cut, or holds several files."""
+    kind = path.suffix.lower()
+    if kind != ".zip":
+        opener = gzip.open if kind == ".gz" else open
+        with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
+            yield cast(TextIO, file)
+        return
+    try:
+        archive = zipfile.ZipFile(path)
+    except zipfile.BadZipFile as cause:
+        raise error(f"{path}: not a whole zip file: {cause}") from None
+    with archive:
+        # macOS adds a folder of its own
+        names = [name for name in archive.namelist() if not name.endswith("/") and not name.startswith("__MACOSX")]
+        if len(names) != 1:
+            raise error(f"{path}: expected one table, got {', '.join(names) or 'none'}")
+        with archive.open(names[0]) as member:
+            yield io.TextIOWrapper(member, encoding="utf-8-sig", newline="")
 
 
 def _letters(name: str) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from generator.corpora import padchest
+from generator.corpora import padchest, padchest_gr
 from generator.corpora.common import CorpusError, hash_split
 from tests.test_corpora import by_id, dropped, write_csv
 
@@ -176,3 +178,152 @@ def test_padchest_without_its_table_or_with_another(tmp_path):
     write_csv(tmp_path / TABLE, [row("a1", "1", "A")])
     with pytest.raises(CorpusError, match=r"no study is left(.|\n)*no image file on disk"):
         padchest.convert(tmp_path)
+
+
+# --- PadChest-GR -------------------------------------------------------------------------------------------------
+
+
+def finding(english: str, spanish: str, labels: tuple[str, ...] = (), boxes: tuple = (), **more) -> dict:
+    """A sentence; as in the set, one that is not abnormal has neither labels nor boxes."""
+    told = {"sentence_en": english, "sentence_es": spanish, "abnormal": bool(labels)}
+    if labels:
+        told |= {"labels": list(labels), "boxes": list(boxes), "extra_boxes": [], "locations": [], "progression": None}
+    return told | more
+
+
+ENTRIES = [
+    {
+        "StudyID": "1",
+        "ImageID": "1_a.png",
+        "PreviousStudyID": None,
+        "findings": [
+            finding(
+                "Two nodules.", "Dos nódulos.", ("Nodule ",), ([0.1, 0.1, 0.3, 0.2], [0.8, 0.5, 1.2, 0.7], [2, 2, 3, 3])
+            ),
+            finding("No pleural effusion", "Sin derrame pleural"),
+            finding(
+                "Scoliosis.",
+                "Escoliosis.",
+                ("scoliosis", "nodule"),
+                ([0.4, 0.4, 0.5, 0.5],),
+                extra_boxes=[[0, 0, 1, 0.1]],
+            ),
+        ],
+    },
+    {"StudyID": "2", "ImageID": "2_b.png", "findings": [finding("Normal.", "Normal.")]},
+    {"StudyID": "3", "ImageID": "3_c.png", "findings": [finding("", "Catéter.", ("catheter",), ([0, 0, 0, 1], None))]},
+    {"StudyID": "4", "ImageID": "4_d.png", "findings": [finding("Cut file.", "Cortado.")]},
+    {"StudyID": "5", "ImageID": "5_e.png", "findings": [finding("Not in the table.", "No.")]},
+    {"StudyID": "1", "ImageID": "1_a.png", "findings": []},
+]
+
+
+@pytest.fixture
+def grounded(tmp_path) -> Path:
+    (tmp_path / "grounded_reports_20240819.json").write_text(json.dumps(ENTRIES))
+    rows = [
+        {"StudyID": study, "PatientID": patient, "split": split, "PatientSex_DICOM": sex, "PatientAge": age}
+        for study, patient, split, sex, age in [
+            ("1", "A", "train", "F", "71"),
+            ("1", "A", "train", "F", "71"),  # a row for each sentence
+            ("2", "B", "validation", "M", "40"),
+            ("3", "C", "test", "M", ""),
+            ("4", "D", "test", "M", "50"),
+        ]
+    ]
+    write_csv(tmp_path / "master_table.csv", rows)
+    for entry in ENTRIES:
+        path = film(tmp_path / "Padchest_GR_files" / "PadChest_GR" / entry["ImageID"], (100, 200))
+        if entry["StudyID"] == "4":
+            path.write_bytes(path.read_bytes()[:-40])
+    return tmp_path
+
+
+def mask_of(study, structure: str) -> np.ndarray:
+    return np.asarray(Image.open(study.images[0].masks[structure])) > 0
+
+
+def test_padchest_gr(grounded):
+    conversion = padchest_gr.convert(grounded)
+    studies = by_id(grounded / "studies.jsonl")
+    assert {name: (study.subject_id, study.split) for name, study in studies.items()} == {
+        "1": ("A", "train"),
+        "2": ("B", "val"),
+    }
+    first, second = studies.values()
+    assert first.sections == {"findings": "Two nodules. No pleural effusion. Scoliosis."}
+    assert first.labels == {"catheter": 0, "nodule": 1, "scoliosis": 1, "No Finding": 0}
+    assert second.labels == {"catheter": 0, "nodule": 0, "scoliosis": 0, "No Finding": 1}
+    assert first.patient == {"sex": "F", "age": 71}
+    assert first.images[0].view == "FRONTAL"
+    assert (set(first.images[0].masks), second.images[0].masks) == ({"nodule", "scoliosis"}, {})
+    assert dropped(conversion) == {"no image file on disk": 0, "a cut file": 1, "no findings": 1}
+    assert conversion.notes[:-1] == [
+        "Boxes that reach beyond the film, cut at its edge: 1",
+        "Boxes without an area in the film, left out: 3",
+        "Sentences without a text as sentence_en: 1",
+        "Studies that master_table.csv lacks, left out: 1",
+        "Entries that repeat a study, left out: 1",
+    ]
+
+
+def test_padchest_gr_masks_are_the_union_of_the_boxes_of_a_label(grounded):
+    padchest_gr.convert(grounded)
+    study = by_id(grounded / "studies.jsonl")["1"]
+    wanted = np.zeros((100, 200), bool)
+    wanted[40:50, 80:100] = True
+    assert (mask_of(study, "scoliosis") == wanted).all()
+    wanted[10:20, 20:60] = wanted[50:70, 160:200] = True
+    assert (mask_of(study, "nodule") == wanted).all()
+    padchest_gr.convert(grounded, readers="both")
+    study = by_id(grounded / "studies.jsonl")["1"]
+    wanted = np.zeros((100, 200), bool)
+    wanted[40:50, 80:100] = wanted[:10] = True
+    assert (mask_of(study, "scoliosis") == wanted).all()
+
+
+def test_padchest_gr_in_spanish_with_the_table_in_its_zip(grounded):
+    table = grounded / "master_table.csv"
+    with zipfile.ZipFile(f"{table}.zip", "w") as archive:
+        archive.write(table, "master_table.csv")
+    table.unlink()
+    padchest_gr.convert(grounded, language="es")
+    studies = by_id(grounded / "studies.jsonl")
+    assert studies["1"].sections["findings"] == "Dos nódulos. Sin derrame pleural. Escoliosis."
+    assert studies["3"].sections["findings"] == "Catéter."
+    assert studies["3"].images[0].masks == {}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{}", "expected a list of studies, got dict"),
+        ("[{}]", "entry 0: expected an object with StudyID, ImageID and findings; StudyID is wrong"),
+        ('[{"StudyID": "1", "ImageID": "1_a.png", "findings": ["Normal."]}]', "entry 0: a finding must be an object"),
+        ("[", "not valid JSON"),
+    ],
+)
+def test_padchest_gr_says_what_is_wrong_in_its_json(grounded, content, message):
+    (grounded / "grounded_reports_20240819.json").write_text(content)
+    with pytest.raises(CorpusError, match=rf"grounded_reports_20240819\.json.*{message}"):
+        padchest_gr.convert(grounded)
+
+
+def test_padchest_gr_names_its_files_and_a_cut_table(grounded):
+    table = grounded / "master_table.csv"
+    cut = grounded / "master_table.csv.zip"
+    cut.write_bytes(b"PK\x03\x04 and no more")
+    table.rename(grounded / "kept.csv")
+    with pytest.raises(CorpusError, match=r"master_table\.csv\.zip: not a whole zip file"):
+        padchest_gr.convert(grounded)
+    with zipfile.ZipFile(cut, "w") as archive:
+        archive.writestr("a.csv", "")
+        archive.writestr("b.csv", "")
+    with pytest.raises(CorpusError, match=r"master_table\.csv\.zip: expected one table, got a\.csv, b\.csv"):
+        padchest_gr.convert(grounded)
+    cut.unlink()
+    with pytest.raises(FileNotFoundError, match=r"no master_table\.csv.*padchest-gr"):
+        padchest_gr.convert(grounded)
+    table.write_text("StudyID,PatientID,split\n1,A,dev\n")
+    with pytest.raises(CorpusError, match=r"master_table\.csv line 2: unknown split 'dev'"):
+        padchest_gr.convert(grounded)
