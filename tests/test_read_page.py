@@ -68,6 +68,8 @@ def tab(browser) -> Iterator[Any]:
     """A tab of a fresh profile; it must ask for nothing elsewhere, and complain of nothing."""
     context = browser.new_context(viewport={"width": 1280, "height": 720}, color_scheme="dark")
     context.set_default_timeout(30_000)
+    # From the start: Chromium lets requests pass that follow at once on the first `route`.
+    context.route("**/*", lambda route: route.continue_())
     tab = context.new_page()
     hosts, complaints = set(), []
     tab.on("request", lambda request: hosts.add(request.url.split("/")[2].split(":")[0]))
@@ -569,6 +571,8 @@ def test_the_page_has_no_accessibility_error(served, browser, theme) -> None:
     # axe is put into the page, which a content security policy forbids.
     context = browser.new_context(viewport={"width": 1280, "height": 720}, color_scheme=theme, bypass_csp=True)
     context.set_default_timeout(30_000)
+    # From the start: Chromium lets requests pass that follow at once on the first `route`.
+    context.route("**/*", lambda route: route.continue_())
     tab = context.new_page()
     open_page(tab, served)
     found = {}
@@ -588,6 +592,8 @@ def test_the_page_has_no_accessibility_error(served, browser, theme) -> None:
 def test_a_tablet_has_the_worklist_in_a_drawer(served, browser) -> None:
     context = browser.new_context(viewport={"width": 1024, "height": 768}, has_touch=True)
     context.set_default_timeout(30_000)
+    # From the start: Chromium lets requests pass that follow at once on the first `route`.
+    context.route("**/*", lambda route: route.continue_())
     tab = context.new_page()
     open_page(tab, served)
     assert not tab.locator("#list").is_visible()
