@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 _PNG_END = b"IEND\xaeB`\x82"
 """Type and check sum of a PNG's last chunk, which is empty."""
@@ -33,6 +34,17 @@ def join_subjects(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
         older, newer = sorted(map(find, pair), key=order.__getitem__)
         parent[newer] = older
     return {name: find(name) for name in order}
+
+
+def settle(told: Iterable[tuple[str, Any]], what: str, counts: Counter[str]) -> dict[str, Any]:
+    """Subject -> what is told of it, without the subjects of whom two different things are."""
+    known: dict[str, Any] = {}
+    contrary = set()
+    for subject, value in told:
+        if value is not None and known.setdefault(subject, value) != value:
+            contrary.add(subject)
+    counts[f"Subjects with two {what}, which are left out"] += len(contrary)
+    return {subject: value for subject, value in known.items() if subject not in contrary}
 
 
 def tell_counts(counts: Counter[str]) -> list[str]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import ast
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from generator.corpora import common
 from generator.corpora.common import Conversion, CorpusError
-from generator.corpora.odd_rows import is_whole, join_subjects, tell_counts
+from generator.corpora.odd_rows import is_whole, join_subjects, settle, tell_counts
 from raddraft.studies import Study, StudyImage
 from raddraft.text import suggest
 
@@ -187,8 +187,8 @@ def _group(films: Sequence[_Film], counts: Counter[str]) -> dict[str, Study]:
     pairs = [(patient_of.setdefault(film.study, film.patient), film.patient) for film in films]
     subject_of = join_subjects(pairs)
     counts["Studies of two patients, who count as one subject"] += len({one for one, other in pairs if one != other})
-    sexes = _settle(((subject_of[film.patient], film.sex) for film in films), "sexes", counts)
-    births = _settle(((subject_of[film.patient], film.birth) for film in films), "years of birth", counts)
+    sexes = settle(((subject_of[film.patient], film.sex) for film in films), "sexes", counts)
+    births = settle(((subject_of[film.patient], film.birth) for film in films), "years of birth", counts)
     studies: dict[str, Study] = {}
     for film in films:
         subject = subject_of[film.patient]
@@ -202,17 +202,6 @@ def _group(films: Sequence[_Film], counts: Counter[str]) -> dict[str, Study]:
             studies[film.study] = study
         studies[film.study].images.append(film.image)
     return studies
-
-
-def _settle(told: Iterable[tuple[str, Any]], what: str, counts: Counter[str]) -> dict[str, Any]:
-    """Subject -> what is told of it, without the subjects of whom two different things are."""
-    known: dict[str, Any] = {}
-    contrary = set()
-    for subject, value in told:
-        if value is not None and known.setdefault(subject, value) != value:
-            contrary.add(subject)
-    counts[f"Subjects with two {what}, which are left out"] += len(contrary)
-    return {subject: value for subject, value in known.items() if subject not in contrary}
 
 
 def _choose_labels(table: Path, named: Sequence[str], said: Mapping[str, int]) -> tuple[str, ...]:
