@@ -16,7 +16,7 @@ from raddraft.errors import RadDraftError
 from raddraft.files import digest_file
 from raddraft.stats import UNBOUNDED, Measure, mean_measure
 from raddraft.tables import STUDY, SUBJECT, find_column, is_nothing, read_cells
-from raddraft.text import suggest
+from raddraft.text import name_some, suggest
 
 SYSTEM = ("system",)
 
@@ -92,9 +92,8 @@ def _column(
     values = [scores.get(study, {}).get(metric, math.nan) for study in studies]
     lacking = [study for study, value in zip(studies, values, strict=True) if math.isnan(value)]
     if lacking:
-        named = ", ".join(lacking[:5]) + (" …" if len(lacking) > 5 else "")
         raise RadDraftError(
-            f"{path} has no {metric} of {len(lacking)} of {len(studies)} studies of {name} ({named}): an interval "
-            "needs a score of each"
+            f"{path} has no {metric} of {len(lacking)} of {len(studies)} studies of {name} ({name_some(lacking)}): an "
+            "interval needs a score of each"
         )
     return values

@@ -1,4 +1,5 @@
-"""Read drafts and references: JSON Lines with ids, tables with or without ids, or plain text with a report a line.
+"""Read drafts and references: JSON Lines with ids, tables with or without ids, plain text with a report a line, or the
+JSON of ReXrank.
 
 A text that is nothing (null, NaN, "nan", see `raddraft.tables`) is a blank draft, and no reference at all.
 """
@@ -9,13 +10,18 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from raddraft.errors import RadDraftError
 from raddraft.files import read_jsonl
+from raddraft.rexrank import PREDICTION, find_subject, make_reference, read_entries
+from raddraft.studies import Study
 from raddraft.tables import IMAGE, REPORT, STUDY, SUBJECT, find_column, is_nothing, read_cells
+from raddraft.text import name_some, tell_studies
 
 JSON_LINES = (".jsonl", ".ndjson")
 TABLES = (".csv", ".tsv")
+REXRANK = ".json"
 
 
 @dataclass
@@ -75,7 +81,7 @@ def keep_common_studies(systems: Systems) -> tuple[Systems, list[str]]:
             if part[study_id].reference != rows[first][study_id].reference:
                 raise RadDraftError(f"The references of study {study_id!r} differ between {first} and {name}")
         if left_out := sorted(part.keys() - set(common)):
-            named = ", ".join(left_out[:5]) + (" …" if len(left_out) > 5 else "")
+            named = name_some(left_out)
             notes.append(f"{name}: {len(left_out)} studies that not every system has are left out ({named})")
     return {name: [part[study_id] for study_id in common] for name, part in rows.items()}, notes
 
@@ -85,7 +91,8 @@ def read_predictions(path: str | Path, references: str | Path | None = None) -> 
 
     Args:
         path: .jsonl, one {"study_id", "prediction", "reference"} a line; .csv or .tsv with these columns; with
-            `references` also .txt (or no suffix), a report a line, and tables of one column beside study_id.
+            `references` also .txt (or no suffix), a report a line, and tables of one column beside study_id; .json, a
+            submission to ReXrank, whose references are as its script makes them (`raddraft.rexrank.make_reference`).
         references: the references, in any of these forms, as reference, report or text; joined by study_id, or by line
             if neither file has ids. A table without study_id may name an image file. Ids that only one file has are
             joined by the name of the image file, x for my-images/x.png, unless another id of its file has the same.
@@ -98,7 +105,7 @@ def read_predictions(path: str | Path, references: str | Path | None = None) -> 
     """
     path, own = Path(path), references is None
     source = path if references is None else Path(references)
-    if own and path.suffix.lower() not in (*JSON_LINES, *TABLES):
+    if own and path.suffix.lower() not in (*JSON_LINES, *TABLES, REXRANK):
         raise RadDraftError(f"{path} has no references: give the file that has them with --references")
     drafts, reports = read_texts(path, "prediction"), read_texts(source, "reference", optional=own)
     if not drafts or not (reports or own):
@@ -117,8 +124,10 @@ def read_predictions(path: str | Path, references: str | Path | None = None) -> 
         notes.append(f"{path}: {count} predictions are joined with {source} by the name of the file in their id")
     if count := len(drafts) - len(key_of):
         notes.append(f"{path}: {count} predictions without a reference{'' if own else f' in {source}'} are left out")
-    if count := len(reports) - len(key_of):
-        notes.append(f"{source}: {count} references without a prediction in {path} are left out")
+    used = set(key_of.values())
+    if left_out := [str(key) for key in reports if key not in used]:
+        named = "" if by_line[0] else f" ({name_some(left_out)})"
+        notes.append(f"{source}: {len(left_out)} references without a prediction in {path} are left out{named}")
     if not key_of:
         raise RadDraftError(f"{path}: no prediction with a reference ({len(drafts)} without)")
     ours, theirs = (read_subjects(one) for one in (path, source))
@@ -126,6 +135,19 @@ def read_predictions(path: str | Path, references: str | Path | None = None) -> 
         Prediction(str(key), drafts[key], reports[other], ours.get(key) or theirs.get(other))
         for key, other in key_of.items()
     ], notes
+
+
+def compare_manifest(systems: Systems, known: Sequence[Study], manifest: Path) -> list[str]:
+    """Sentences on the scored studies that a manifest lacks, and on its studies that are not scored, though others of
+    their source and split are."""
+    scored = [row.study_id for row in next(iter(systems.values()))]
+    group_of = {study.study_id: (study.source, study.split) for study in known}
+    groups = {group_of[name] for name in scored if name in group_of}
+    notes = []
+    if missing := [name for name in scored if name not in group_of]:
+        notes.append(f"{len(missing)} of {len(scored)} studies are not in {manifest}: no image, stratum not stated")
+    left = [name for name in group_of.keys() - set(scored) if group_of[name] in groups]
+    return notes + tell_studies(f"of {manifest} that are not scored", left)
 
 
 def read_cut(path: Path) -> dict[str, bool]:
@@ -147,6 +169,9 @@ def read_subjects(path: str | Path) -> dict[str | int, str]:
     elif path.suffix.lower() in JSON_LINES:
         rows = [row for _, row in read_jsonl(path, ("study_id",))]
         keys, columns = [row["study_id"] for row in rows], list({key: None for row in rows for key in row})
+    elif path.suffix.lower() == REXRANK:
+        subjects = {key: find_subject(key, entry) for key, entry in read_entries(path).items()}
+        return {key: subject for key, subject in subjects.items() if subject}
     else:
         return {}
     subject = find_column(columns, SUBJECT)
@@ -171,8 +196,10 @@ def read_texts(path: str | Path, column: str, optional: bool = False) -> Texts:
     if suffix in (*TABLES, *JSON_LINES):
         texts = (_read_table if suffix in TABLES else _read_json_lines)(path, column, optional)
         return {key: text for key, text in texts.items() if text or not optional}
+    if suffix == REXRANK:
+        return {key: _of_rexrank(entry, column, f"{path}, {key}") for key, entry in read_entries(path).items()}
     if suffix not in (".txt", ""):
-        raise RadDraftError(f"{path}: reports are read from .jsonl, .csv, .tsv and .txt, not from {suffix}")
+        raise RadDraftError(f"{path}: reports are read from .jsonl, .csv, .tsv, .txt and .json, not from {suffix}")
     try:
         content = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -196,6 +223,16 @@ def _by_file(texts: Texts) -> dict[str, str | int]:
     names = {key: image_stem(key.replace("\\", "/")) for key in texts if isinstance(key, str)}
     counts = Counter(names.values())
     return {name: key for key, name in names.items() if counts[name] == 1}
+
+
+def _of_rexrank(entry: dict[str, Any], column: str, where: str) -> str:
+    if column == "reference":
+        return make_reference(entry)
+    if PREDICTION not in entry:
+        raise RadDraftError(f"{where}: no {PREDICTION}: a list of ReXrank holds references (--references), not drafts")
+    if not isinstance(entry[PREDICTION], str | None):
+        raise RadDraftError(f"{where}: {PREDICTION} must be a string or null, got {entry[PREDICTION]!r}")
+    return _text(entry[PREDICTION])
 
 
 def _read_json_lines(path: Path, column: str, optional: bool) -> Texts:

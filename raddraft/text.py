@@ -35,6 +35,25 @@ def show(estimate: Any) -> str:
     return format_estimate(estimate.value, estimate.low, estimate.high)
 
 
+def name_some(names: Sequence[str]) -> str:
+    """The first five names, with a mark where there are more.
+
+    >>> name_some(list("abcdefg"))
+    'a, b, c, d, e …'
+    """
+    return ", ".join(names[:5]) + (" …" if len(names) > 5 else "")
+
+
+def tell_studies(what: str, study_ids: Iterable[str]) -> list[str]:
+    """A sentence that counts studies and names the first of them; none where there are none.
+
+    >>> tell_studies("without a draft", ["s2", "s1"])
+    ['Studies without a draft: 2 (s1, s2)']
+    """
+    names = sorted(study_ids)
+    return [f"Studies {what}: {len(names):,} ({name_some(names)})"] if names else []
+
+
 def slug(name: str) -> str:
     """A name as it may stand in a file name: other characters than letters, digits, - and _ become -."""
     return "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in name)

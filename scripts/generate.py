@@ -7,6 +7,7 @@
         --out runs/first/shuffled-images.jsonl
     raddraft generate --model runs/first/model --studies runs/demo/phantom/studies.jsonl --out runs/first/eight.jsonl \\
         --decode.candidates 8
+    raddraft generate --model runs/first/model --studies rexrank.jsonl --out submission.json --format rexrank
 
     accelerate launch --num_processes 8 -m raddraft generate --model runs/first/model --studies …
 
@@ -38,13 +39,15 @@ def main(
     device: str = "auto",
     workers: int = 2,
     remote_code: bool = False,
+    format: Literal["predictions", "rexrank"] = "predictions",
 ) -> int:
     """Draft every study of a split into a predictions.jsonl. All drafts are for a radiologist to check.
 
     Args:
         model: Folder of a trained model; or folder or hub id of any vision-language model that transformers knows.
         studies: The manifest, studies.jsonl.
-        out: The predictions.jsonl to write or to resume.
+        out: The predictions.jsonl to write or to resume. With --format rexrank it has the suffix .jsonl, and the
+            submission beside it .json, whichever is named here.
         split: The studies to draft.
         control: Instead of the model's drafts: its drafts for another subject's images, the most frequent training
             report for every study, or the training report with the nearest image.
@@ -55,10 +58,12 @@ def main(
         device: cpu, cuda, cuda:1, mps …; auto takes the first accelerator.
         workers: Processes that read and prepare images.
         remote_code: Run Python code that comes with a model that was not trained by RadDraft.
+        format: rexrank also writes a submission to ReXrank (.json), of studies from `raddraft prepare rexrank`.
     """
     from generator.api import load_model, report_drafts
     from generator.generate import read_drafts
     from raddraft.processes import is_main_process
+    from raddraft.rexrank import find_entries, write_submission
     from raddraft.studies import read_studies
 
     everything = [study for study in read_studies(studies) if sources is None or study.source in sources]
@@ -66,10 +71,19 @@ def main(
     training = [study for study in everything if study.split == "train"]
     if not wanted:
         raise RadDraftError(f"{studies}: no study in split {split!r}" + (f" of source {sources}" if sources else ""))
+    entries = find_entries(wanted) if format == "rexrank" else {}
+    if entries:
+        out = out.with_suffix(".jsonl")
     loaded = load_model(model, device, prompt, remote_code)
     errors = loaded.generate(wanted, out, control, training, speculate, workers, decode)
     if is_main_process():
-        print(report_drafts(read_drafts(out), errors, out))
+        drafts = read_drafts(out)
+        print(report_drafts(drafts, errors, out))
+        if entries:
+            print(
+                *write_submission(out.with_suffix(".json"), entries, {one.study_id: one.text for one in drafts}),
+                sep="\n",
+            )
     return 1 if errors and is_main_process() else 0
 
 

@@ -4,6 +4,7 @@
     raddraft prepare iu-xray --root iu --split-file iu/annotation.json
     raddraft prepare chexpert-plus --root chexpert-plus --sections findings impression
     raddraft prepare r2gen --root r2gen/mimic_cxr
+    raddraft prepare rexrank --root mimic-cxr --table ReXRank_MIMICCXR_test.json   # to submit drafts of
     raddraft prepare folder --root my-dicoms                                       # to draft reports for
     raddraft prepare folder --root my-images --table reports.csv --split random    # to train on
     raddraft prepare phantom --root phantom --count 200                            # synthetic

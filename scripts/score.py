@@ -7,10 +7,11 @@
     raddraft score runs/x/model.jsonl runs/x/shuffled-images.jsonl --model-card runs/x/model
     raddraft score model.jsonl --studies studies.jsonl --by view sex age normal Pneumothorax
     raddraft score reads.jsonl --studies studies.jsonl    # what readers changed in drafts
+    raddraft score submission.json --references ReXRank_MIMICCXR_test.json --metrics rexrank    # before you submit
 
 The first file is the system under test; the others, such as its controls, are compared with it on the same studies.
 Any system can be scored: a CSV with the columns study_id, prediction, reference; JSON Lines with these keys; or, with
---references, drafts and reports in two files.
+--references, drafts and reports in two files. A .json is a submission to ReXrank, or its list of studies.
 
 Writes scores.json, per_study.csv, per_observation.csv and report.html.
 """
@@ -49,9 +50,10 @@ def main(
     Args:
         predictions: Files of drafts, the first is the system under test; or of reads, which are scored together.
         out: Output folder. By default `scores` beside the first file.
-        references: The reports, if the files of drafts lack them: .jsonl, .csv, .tsv, or text with a report a line;
-            joined by study_id, or by line.
-        studies: The manifest: adds subjects to the intervals, images to the page, and view, sex and age to --by.
+        references: The reports, if the files of drafts lack them: .jsonl, .csv, .tsv, ReXrank's .json, or text with a
+            report a line; joined by study_id, or by line. Those without a draft are named.
+        studies: The manifest: adds subjects to the intervals, images to the page, and view, sex and age to --by, and
+            names the studies of the same split that have no draft.
         metrics: Metrics or families of metrics (rouge, bleu, radgraph, chexbert, rule, coco …), or all. By default the
             first five of these, except those whose weights are missing. Of languages other than English: unicode, char.
         extra: Per-study scores that were made elsewhere, such as by a large language model: a CSV with the columns
@@ -71,6 +73,7 @@ def main(
     """
     from generator.card import add_scores, check_card
     from metrics.given import read_given
+    from metrics.read import compare_manifest
     from metrics.reads import read_drafts
     from metrics.systems import score_systems
     from raddraft.studies import read_studies
@@ -79,10 +82,7 @@ def main(
         check_card(model_card)
     systems, notes, cut = read_drafts(predictions, references)
     known = read_studies(studies) if studies else []
-    first = next(iter(systems.values()))
-    missing = {row.study_id for row in first} - {study.study_id for study in known}
-    if known and missing:
-        notes.append(f"{len(missing)} of {len(first)} studies are not in {studies}: no image, stratum not stated")
+    notes += compare_manifest(systems, known, studies) if studies else []
     print("".join(f"{note}\n" for note in notes), end="")
     given = read_given(extra, systems) if extra else None
     scored = score_systems(

@@ -33,7 +33,7 @@ def test_tables_joined_by_study_whatever_their_order_and_what_is_left_out_is_tol
     reports = put(tmp_path / "reports.tsv", "study_id\treport\ns1\tEdema.\ns2\tClear.\ns3\tNo one drafted this.\n")
     found, left_out = read_predictions(drafts, reports)
     assert found == [Prediction("s2", "Clear, dry.\nNo edema.", "Clear."), Prediction("s1", "Edema.", "Edema.")]
-    assert left_out == [f"{reports}: 1 references without a prediction in {drafts} are left out"]
+    assert left_out == [f"{reports}: 1 references without a prediction in {drafts} are left out (s3)"]
 
 
 def test_a_table_without_ids_goes_by_line_and_json_lines_by_id(tmp_path) -> None:
@@ -110,7 +110,12 @@ def test_an_enormous_cell_is_read(tmp_path) -> None:
         (
             ("d.json", '[{"prediction": "a"}]\n'),
             ("r.txt", "a\n"),
-            "d.json: reports are read from .jsonl.*not from .json",
+            "d.json: expected ReXrank's form, an object with an object for each study",
+        ),
+        (
+            ("d.xlsx", "a\n"),
+            ("r.txt", "a\n"),
+            "d.xlsx: reports are read from .jsonl.*not from .xlsx",
         ),
         (
             ("d.csv", "The lungs are clear.\nb\n"),

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from raddraft.errors import RadDraftError
 
 CORPORA = (
-    *("mimic-cxr", "iu-xray", "chexpert-plus", "r2gen", "folder", "nih", "chexpert", "vindr-cxr", "rsna", "covid"),
-    *("siim", "candid-ptx", "vindr-ribcxr", "lung-masks", "phantom"),
+    *("mimic-cxr", "iu-xray", "chexpert-plus", "r2gen", "rexrank", "folder", "nih", "chexpert", "vindr-cxr", "rsna"),
+    *("covid", "siim", "candid-ptx", "vindr-ribcxr", "lung-masks", "phantom"),
 )
 """Names of the corpora; their modules have _ for -."""
 
