@@ -26,10 +26,10 @@ called a lateral decubitus. silent: nothing about the direction. How they combin
 
 _SHORT = {"POSTEROANTERIOR": "PA", "ANTEROPOSTERIOR": "AP"}
 _KIND = {word: kind for kind, words in WORDS.items() for word in words}
-# A.P., A-P, P/A, postero-anterior, postero anterior
+# A.P., A-P, P/A, postero-anterior, postero anterior, POSTERO_ANTERIOR
 _SPELLED = [
-    (re.compile(r"\b(A|P)[^\w,]{1,2}(P|A)\b"), r"\1\2"),
-    (re.compile(r"\b(ANTERO|POSTERO)\W{1,2}(ANTERIOR|POSTERIOR)\b"), r"\1\2"),
+    (re.compile(r"(?<![^\W_])(A|P)(?:[^\w,]|_){1,2}(P|A)(?![^\W_])"), r"\1\2"),
+    (re.compile(r"(?<![^\W_])(ANTERO|POSTERO)[\W_]{1,2}(ANTERIOR|POSTERIOR)(?![^\W_])"), r"\1\2"),
 ]
 
 

@@ -41,8 +41,15 @@ VIEWS = {
         "lateral": ["L"],
         "other": ["Axial", "Coronal"],
     },
+    "ReXGradient-160K": {
+        "frontal": ["PA", "AP", "AP AXIAL", "POSTERO_ANTERIOR", "ANTERO_POSTERIOR", "DECUBITUS"],
+        "lateral": ["LAT", "LATERAL", "LL"],
+        "other": ["KUB", "LAO", "LPO", "OBLIQUE", "OTHER", "PICC LINE", "RAO", "RPO"],
+        None: ["ERECT", "SUPINE", "UNKNOWN", "N/A", "None"],
+    },
     "free text": {
         "frontal": [
+            *("A_P", "CHEST_POSTERO_ANTERIOR"),
             *("Chest PA", "W033 CHEST AP", "chest ap portable", "AP/PA", "P.A.", "A-P", "pa view", "AP ERECT", "Pa."),
             *("Left lateral decubitus", "LAT DECUB", "AP LORDOTIC", "FRONTAL_1"),
         ],
