@@ -3,6 +3,8 @@
     raddraft prepare mimic-cxr --root mimic-cxr-jpg --reports mimic-cxr-reports.zip --out studies.jsonl
     raddraft prepare iu-xray --root iu --split-file iu/annotation.json
     raddraft prepare chexpert-plus --root chexpert-plus --sections findings impression
+    raddraft prepare rexgradient --root ReXGradient-160K
+    raddraft prepare padchest-gr --root padchest-gr --language es
     raddraft prepare r2gen --root r2gen/mimic_cxr
     raddraft prepare rexrank --root mimic-cxr --table ReXRank_MIMICCXR_test.json   # to submit drafts of
     raddraft prepare folder --root my-dicoms                                       # to draft reports for
@@ -13,6 +15,8 @@ Benchmarks of vision encoders, as published: labels, patients, masks.
 
     raddraft prepare nih --root ChestX-ray14
     raddraft prepare chexpert --root CheXpert-v1.0-small
+    raddraft prepare padchest --root PadChest
+    raddraft prepare brax --root brax/1.1.0
     raddraft prepare vindr-cxr --root vindr-cxr/1.0.0
     raddraft prepare rsna --root rsna-pneumonia --mapping pneumonia-challenge-dataset-mappings_2018.json
     raddraft prepare covid --root covid-chestxray-dataset

@@ -15,7 +15,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "encoders.md"
 HEAD = ("Tower", "What it is", "Images", "Source, file", "License", "Trained on chest X-rays of", "Tested against")
 
 # Sets that authors name and `raddraft prepare` has no converter for.
-ELSEWHERE = {"padchest", "brax", "bimcv-covid19", "shenzhen"}
+ELSEWHERE = {"bimcv-covid19", "shenzhen"}
 
 
 def table() -> str:

@@ -12,7 +12,6 @@ from generator.corpora.common import Conversion, CorpusError
 from generator.corpora.odd_rows import is_whole, tell_counts
 from generator.corpora.padchest import NO_FINDING, NORMAL, normalize
 from generator.sections import clean_sections
-from raddraft.images import shown_size
 from raddraft.studies import Study, StudyImage
 
 _ORIGIN = "It is part of PadChest-GR, https://bimcv.cipf.es/bimcv-projects/padchest-gr (on application)."
@@ -158,6 +157,7 @@ def _draw(study: Study, boxes: Boxes) -> dict[str, list[Any]]:
     import numpy as np
 
     from encoder.masks import Polygons
+    from raddraft.images import shown_size
 
     if not boxes:
         return {}
