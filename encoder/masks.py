@@ -121,12 +121,63 @@ def decode_runs(text: str, size: tuple[int, int], offsets: Literal["relative", "
 
 
 @dataclass(frozen=True)
+class CocoRuns:
+    """COCO's run lengths, and the grid on which they count. Made by `coco_runs`."""
+
+    size: tuple[int, int]
+    counts: tuple[int, ...]  # pixels outside, inside, outside …, down the columns, then from left to right
+
+
+def coco_runs(value: Any) -> CocoRuns:
+    """COCO's run lengths: {"size": [height, width], "counts": …}, counts as a list or as pycocotools' text.
+
+    The text has 5 bits of a number in a character (its code - 48), the lowest first, 32 where more follow, and the sign
+    in the last one; from the fourth number on it is the difference from the last but one (maskApi.c of cocoapi).
+
+    Raises:
+        MaskError: another form, or counts that do not add up to the size.
+    """
+    try:
+        height, width = map(int, value["size"])
+        found = value["counts"]
+        counts = _unpack_counts(found.encode("ascii")) if isinstance(found, str) else [int(count) for count in found]
+    except (TypeError, KeyError, ValueError, IndexError):
+        raise MaskError(f"COCO's run lengths have a size [height, width] and counts, got {_short(value)}") from None
+    if min(counts, default=0) < 0 or sum(counts) != height * width:
+        raise MaskError(f"COCO's run lengths do not fill their {width} x {height} pixels: {_short(value)}")
+    return CocoRuns((height, width), tuple(counts))
+
+
+def _unpack_counts(text: bytes) -> list[int]:
+    counts: list[int] = []
+    value = shift = 0
+    for code in text:
+        bits = code - 48
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            value -= (bits & 16) << shift - 4  # the sign
+            counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+            value = shift = 0
+    if shift:
+        raise ValueError("the last number is cut")
+    return counts
+
+
+def decode_coco(runs: CocoRuns) -> np.ndarray:
+    """The mask, bool [H, W], on the runs' own grid."""
+    return np.repeat(np.arange(len(runs.counts)) % 2 > 0, runs.counts).reshape(runs.size, order="F")
+
+
+@dataclass(frozen=True)
 class Polygons:
     """Outlines; the mask is their union. Made by `coco_polygons` and `vindr_polygons`."""
 
     rings: tuple[np.ndarray, ...]  # each [n, 2]: x from the left and y from the top, in pixels
     vertices: Literal["edges", "centers"]
     """edges: 0 is the outer edge of the first pixel, as in COCO; centers: 0 is its center, as in OpenCV."""
+    size: tuple[int, int] | None = None
+    """Of the grid whose pixels these are, where the source states it; else that of the image at hand."""
 
 
 def coco_polygons(segmentation: Any) -> Polygons:
@@ -176,6 +227,28 @@ def fill_polygons(polygons: Polygons, size: tuple[int, int]) -> np.ndarray:
         # Pillow fills with the border included, and truncates coordinates to integers.
         draw.polygon([(int(x), int(y)) for x, y in ring * scale], fill=1, outline=1)
     return np.asarray(canvas)[scale // 2 :: scale, scale // 2 :: scale] > 0
+
+
+Part = str | Path | CocoRuns | Polygons
+"""What a mask is made of: run lengths with relative offsets as text, a file, COCO's run lengths, outlines."""
+
+
+def draw_part(part: Part, size: tuple[int, int]) -> np.ndarray:
+    """A part of a mask on the grid of its image, bool [H, W]; what has a grid of its own is resized (nearest neighbor).
+
+    Raises:
+        MaskError: it cannot be read, leaves the image, or states a grid of another shape than the image's.
+    """
+    if isinstance(part, str):
+        return decode_runs(part, size, "relative")
+    if isinstance(part, Path):
+        return _resize(load_mask(part), size)
+    own = part.size or size
+    if abs(own[0] * size[1] - own[1] * size[0]) > sum(own):  # more than a pixel by which sides are rounded
+        raise MaskError(
+            f"The mask is of {own[1]} x {own[0]} pixels, the image has another shape: {size[1]} x {size[0]}"
+        )
+    return _resize(decode_coco(part) if isinstance(part, CocoRuns) else fill_polygons(part, own), size)
 
 
 @dataclass(frozen=True)
@@ -257,6 +330,8 @@ def _check_grid(mask: np.ndarray, size: tuple[int, int], what: str) -> None:
 
 
 def _resize(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    if mask.shape == size:
+        return mask
     # Pillow's nearest neighbor samples at pixel centers; torchvision's mode of that name at corners, half a pixel off.
     image = Image.fromarray(np.asarray(mask, bool).astype(np.uint8))
     return np.asarray(image.resize((size[1], size[0]), Image.Resampling.NEAREST)) > 0

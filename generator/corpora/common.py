@@ -10,13 +10,16 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raddraft.errors import RadDraftError
 from raddraft.splits import UNKNOWN_PATIENT, find_fault, tell_splits
 from raddraft.studies import SPLITS, Study, StudyImage, drop_nothing, write_studies
 from raddraft.tables import is_nothing, read_cells
 from raddraft.text import format_table, progress
+
+if TYPE_CHECKING:
+    from encoder.masks import Part
 
 MAX_AGE = 120
 """Years. Some tables hold ages such as 411."""
@@ -128,45 +131,37 @@ class Conversion:
         first = f", {next(iter(unreadable.values())).name} first" if unreadable else ""
         self.keep_studies(f"no readable DICOM header{first}", lambda study: study.study_id not in unreadable)
 
-    def add_masks(self, masks: Mapping[str, Mapping[str, Sequence[Any]]], size: tuple[int, int] | None = None) -> None:
-        """Write masks as PNG files, masks/STRUCTURE/STUDY.png beside the manifest, and add them to the studies.
+    def add_masks(self, masks: Mapping[str, Mapping[str, Sequence[Part]]], size: tuple[int, int] | None = None) -> None:
+        """Write masks as PNG files, masks/STRUCTURE/NAME.png beside the manifest, and add them to the images.
 
         Args:
-            masks: study -> structure -> its parts, whose union is the mask: run lengths as text (offsets relative),
-                polygons, or files, which are brought to the image's grid (nearest neighbor). Without parts, or where
-                one of the files does not exist, there is no mask.
-            size: height and width of all images; by default those of each file, which Pillow must be able to read.
+            masks: name of the study (its first image), or of study and image (STUDY_STEM) -> structure -> its parts,
+                whose union is the mask. Without parts, or where one of the files does not exist, there is no mask.
+            size: height and width of all images; by default those of each file.
 
         Raises:
             CorpusError: a mask cannot be read or leaves its image.
+            ImageError: the image's size cannot be read.
         """
         import numpy as np
-        from PIL import Image
 
-        from encoder.masks import MaskError, decode_runs, fill_polygons, load_mask, write_mask
-
-        def load(part: Any, shape: tuple[int, int]) -> np.ndarray:
-            if isinstance(part, Path):
-                return np.asarray(Image.fromarray(load_mask(part)).resize(shape[::-1], Image.Resampling.NEAREST))
-            return decode_runs(part, shape, "relative") if isinstance(part, str) else fill_polygons(part, shape)
-
-        def shape_of(path: Path) -> tuple[int, int]:
-            with Image.open(path) as opened:
-                return opened.height, opened.width
+        from encoder.masks import MaskError, draw_part, write_mask
+        from raddraft.images import shown_size, stored_size
 
         for study in progress(self.studies, "masks"):
-            image = study.images[0]
-            for structure, parts in masks[study.study_id].items():
-                if not parts or not all(part.is_file() for part in parts if isinstance(part, Path)):
-                    continue
-                shape = size or shape_of(image.path)
-                try:
-                    mask = np.any([load(part, shape) for part in parts], axis=0)
-                except MaskError as error:
-                    raise CorpusError(f"image {study.study_id}, {structure}: {error}") from None
-                path = self.out.absolute().parent / "masks" / structure.replace(" ", "_") / f"{study.study_id}.png"
-                write_mask(path, mask)
-                image.masks[structure] = path
+            named = [(f"{study.study_id}_{image.path.stem}", image) for image in study.images]
+            for name, image in [(study.study_id, study.images[0]), *named]:
+                for structure, parts in masks.get(name, {}).items():
+                    if not parts or not all(part.is_file() for part in parts if isinstance(part, Path)):
+                        continue
+                    shape = size or stored_size(image.path) or shown_size(image.path)
+                    try:
+                        mask = np.any([draw_part(part, shape) for part in parts], axis=0)
+                    except MaskError as error:
+                        raise CorpusError(f"image {name}, {structure}: {error}") from None
+                    path = self.out.absolute().parent / "masks" / structure.replace(" ", "_") / f"{name}.png"
+                    write_mask(path, mask)
+                    image.masks[structure] = path
 
     def write(self) -> Conversion:
         """Check the studies and write the manifest; impossible ages are left out and counted, and notes say what the
