@@ -66,7 +66,8 @@ def convert(
         texts = {section: row.get(f"section_{section.replace(' ', '_')}", "") for section in _SECTIONS}
         histories = (row.get(f"section_{kind}", "") for kind in ("clinical_history", "history"))
         history = next((text for text in histories if not is_nothing(text)), "")
-        age, bmi, order = (_number(row, column, where) for column in ("age", "recent_bmi", "patient_report_date_order"))
+        numbers = ("age", "recent_bmi", "patient_report_date_order")
+        age, bmi, order = (common.parse_number(row, column, where) for column in numbers)
         study = Study(
             f"{parts[-3]}_{parts[-2]}",
             row["deid_patient_id"],
@@ -90,14 +91,3 @@ def _view(row: dict[str, str]) -> str | None:
     """AP or PA of a frontal image where the table tells; else FRONTAL or LATERAL."""
     view, position = row["frontal_lateral"].upper(), row.get("ap_pa", "").upper()
     return position if view == "FRONTAL" and position in ("AP", "PA") else view or None
-
-
-def _number(row: dict[str, str], column: str, where: str) -> float | int | None:
-    value = row.get(column, "")
-    if is_nothing(value):
-        return None
-    try:
-        number = float(value)
-    except ValueError:
-        raise CorpusError(f"{where}: {column} must be a number, got {value!r}") from None
-    return int(number) if number.is_integer() else number

@@ -1,4 +1,7 @@
-"""What the converters share: tables, splits, labels, patients, masks, and the studies on their way into a manifest."""
+"""What the converters share: tables, splits, labels, patients, masks, and the studies on their way into a manifest.
+
+It is one file, since every converter takes most of it.
+"""
 
 from __future__ import annotations
 
@@ -368,6 +371,24 @@ def parse_age(value: str, where: str) -> int | float | None:
         raise CorpusError(f"{where}: age {value!r}. Expected years, or a number and one of Y, M, W, D")
     age = int(match[1]) / _PER_YEAR[match[2]]
     return int(age) if age.is_integer() else round(age, 2)
+
+
+def parse_number(row: Mapping[str, str], column: str, where: str) -> int | float | None:
+    """The number in a cell; None for nothing.
+
+    Raises:
+        CorpusError: not a finite number.
+    """
+    value = row.get(column, "")
+    if is_nothing(value):
+        return None
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise CorpusError(f"{where}: {column} must be a number, got {value!r}")
+    return int(number) if number.is_integer() else number
 
 
 def _read_header(study: Study) -> bool:

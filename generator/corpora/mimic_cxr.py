@@ -102,10 +102,20 @@ def _add_labels(conversion: Conversion, table: Path, by_radiologist: bool) -> No
         )
 
 
+def find_splits(tables: Path) -> Path:
+    """The table of the official split; MissingFileError where the folder has none."""
+    return _find_table(tables, "split")
+
+
+def read_splits(table: Path) -> dict[str, str]:
+    """Image (dicom_id) -> its official split."""
+    rows = read_table(table, ["dicom_id", "split"])
+    return {row["dicom_id"]: common.parse_split(row["split"], where) for where, row in rows}
+
+
 def _read_studies(root: Path, tables: Path) -> list[Study]:
-    split_file, metadata_file = _find_table(tables, "split"), _find_table(tables, "metadata")
-    rows = read_table(split_file, ["dicom_id", "split"])
-    split_of = {row["dicom_id"]: common.parse_split(row["split"], where) for where, row in rows}
+    split_file, metadata_file = find_splits(tables), _find_table(tables, "metadata")
+    split_of = read_splits(split_file)
     files = root / "files" if (root / "files").is_dir() else root
     studies: dict[str, Study] = {}
     for where, row in read_table(metadata_file, ["dicom_id", "subject_id", "study_id", "ViewPosition"]):

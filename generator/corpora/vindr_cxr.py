@@ -26,14 +26,9 @@ def convert(root: Path, out: Path | None = None, images: Path | None = None) -> 
         images: Folder that holds train/ and test/, of .dicom files, or of DICOM (.dcm), PNG or JPEG files of the same
             name. By default root.
     """
-    studies = []
-    for part in ("train", "test"):
-        table = common.find_file(root / "annotations", [f"image_labels_{part}.csv"], _ORIGIN)
-        for name, labels in _read_labels(table).items():
-            split = "test" if part == "test" else common.hash_split(name, common.NO_VAL)
-            image = StudyImage((images or root) / part / f"{name}.dicom", "PA")
-            studies.append(Study(name, name, split, [image], labels=labels))
-    conversion = Conversion("vindr-cxr", studies, out or root / "studies.jsonl")
+    conversion = Conversion(
+        "vindr-cxr", read_studies(root, root / "annotations", images, "PA", _ORIGIN), out or root / "studies.jsonl"
+    )
     conversion.mark_unknown_patients()
     conversion.keep_files(".dcm", *common.PIXELS)
     conversion.read_headers()
@@ -43,11 +38,34 @@ def convert(root: Path, out: Path | None = None, images: Path | None = None) -> 
     return conversion.write()
 
 
+def read_studies(root: Path, tables: Path, images: Path | None, view: str | None, origin: str) -> list[Study]:
+    """A study for each image of image_labels_train.csv and image_labels_test.csv, of whichever set of VinDr.
+
+    Args:
+        root: the folder that holds train/ and test/, unless `images` is given.
+        tables: the folder of the two tables.
+        images: another folder with train/ and test/.
+        view: of all images, if it is known.
+        origin: where the tables come from, for the error.
+
+    Raises:
+        CorpusError: a table is missing, or not as it should be.
+    """
+    studies = []
+    for part in ("train", "test"):
+        table = common.find_file(tables, [f"image_labels_{part}.csv"], origin)
+        for name, labels in _read_labels(table).items():
+            split = "test" if part == "test" else common.hash_split(name, common.NO_VAL)
+            image = StudyImage((images or root) / part / f"{name}.dicom", view)
+            studies.append(Study(name, name, split, [image], labels=labels))
+    return studies
+
+
 def _read_labels(table: Path) -> dict[str, dict[str, int | None]]:
     """Image -> label by the majority of its rows; None where no row says anything."""
     votes: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for where, row in common.read_table(table, ["image_id", "No finding"]):
-        for label, vote in common.parse_labels(where, row, skip=("image_id", "rad_id")).items():
+        for label, vote in common.parse_labels(where, row, skip=("image_id", "rad_id", "rad_ID")).items():
             if vote == -1:
                 raise CorpusError(f"{where}, {label}: label '-1'. Choices: 0, 1")
             # The test table and the train table spell one label differently.
