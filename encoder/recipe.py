@@ -35,7 +35,7 @@ class CropConfig:
     """Global crops, which teacher and student see, and local crops, which only the student sees.
 
     Defaults are those of DINOv2 (arXiv 2304.07193) unless a field says otherwise. RAD-DINO (arXiv 2401.10815) takes
-    larger crops and blurs the teacher's less, without stating numbers: those here are this project's own.
+    larger crops, without stating numbers: those here are this project's own.
     """
 
     global_size: int = 518
@@ -60,10 +60,11 @@ class CropConfig:
     """Range of the factor on the distance from the crop's mean, like another window width. DINOv2 has 0.6 to 1.4."""
     gamma: tuple[float, float] = (0.6, 1.6)
     """Range of the exponent, like another detector's characteristic curve. Replaces DINOv2's saturation and hue."""
-    blur_global: tuple[float, float] = (0.5, 0.1)
-    """Probability of blurring the first and the second global crop; 1 and 0.1 in DINOv2, which costs fine texture."""
+    blur_global: tuple[float, float] = (0.0, 0.9)
+    """Probability of blurring the first and the second global crop. DINOv2's configuration reads 1.0 and 0.1, but its
+    blur is applied with 1 - p: the first is never blurred, the second nine times of ten."""
     blur_local: float = 0.5
-    """Probability of blurring a local crop."""
+    """Probability of blurring a local crop; 0.5 in DINOv2, either way."""
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     """Range of the blur's standard deviation in pixels; lower it for crops much smaller than DINOv2's 224 and 96."""
     solarize: float = 0.0

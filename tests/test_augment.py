@@ -134,6 +134,25 @@ def test_each_branch_has_its_own_blur_and_only_the_second_global_view_is_solariz
     assert second.max() <= 0.5
 
 
+def test_crops_are_blurred_as_often_as_dinov2_blurs_its_own() -> None:
+    """Its GaussianBlur(p), written with 1.0, 0.1 and 0.5 for first, second and local crops, is RandomApply(1 - p)."""
+    v2 = pytest.importorskip("torchvision.transforms.v2")
+    image = random_image()
+    theirs = [v2.RandomApply([v2.GaussianBlur(9, (1.5, 1.5))], 1 - written) for written in (1.0, 0.1, 0.5)]
+    torch.manual_seed(0)
+    expected = [np.mean([not torch.equal(blur(image), image) for _ in range(400)]) for blur in theirs]
+    fixed = WHOLE | {"local_scale": (1.0, 1.0), "flip": 0.0, "jitter": 0.0}
+    plain = MultiCrop(small(**NOTHING | fixed), 0, 1)(image, 0)
+    blurred = MultiCrop(small(**fixed, blur_sigma=(1.5, 1.5)), 0, 1)
+    counts = np.zeros(3)
+    for seed in range(400):
+        crops = [*blurred(image, seed)[0], blurred(image, seed)[1][0]]
+        originals = [plain[0][0], plain[0][0], plain[1][0]]
+        counts += [not torch.allclose(one, other, atol=1e-6) for one, other in zip(crops, originals, strict=True)]
+    assert counts / 400 == pytest.approx(np.array(expected), abs=0.09)
+    assert counts[0] == 0
+
+
 def test_boxes_lie_inside_and_have_the_area_and_shape_asked_for() -> None:
     generator = np.random.default_rng(0)
     boxes = np.array([draw_box(400, 500, (0.2, 0.5), (0.75, 4 / 3), generator) for _ in range(3000)])
