@@ -78,6 +78,7 @@ def test_brax_patients(root):
         "Films whose age cannot be read: 1",
         "Rows whose labels differ from the first of their study, which count: 1",
         "Rows that repeat an image, left out: 1",
+        "Rows whose sex or age differs from the first of their study, which counts: 1",
         "Subjects with two sexes, which are left out: 1",
     ]
 

@@ -94,8 +94,8 @@ def test_rexgradient_patients(root):
     assert patients["D_5"] == {"sex": "F", "age": None}
     assert patients["H_9"] == {"sex": None, "age": None}
     for note in (
-        "Studies of a sex that is neither M nor F: 2",
-        "Studies whose age cannot be read: 1",
+        "Films of a sex that is neither M nor F: 1",
+        "Films whose age cannot be read: 1",
         "Studies with more or fewer views than images, whose views are not known: 1",
         "Images that their study names twice, taken once: 1",
     ):

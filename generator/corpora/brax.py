@@ -10,7 +10,7 @@ from typing import Literal
 from generator.corpora import common
 from generator.corpora.chexpert import LABELS
 from generator.corpora.common import Conversion
-from generator.corpora.odd_rows import settle, tell_counts
+from generator.corpora.odd_rows import AGE, OTHER_LABELS, REPEATED, settle, tell_counts
 from raddraft.studies import Study, StudyImage
 from raddraft.tables import is_nothing
 
@@ -56,16 +56,16 @@ def convert(
     paths: set[str] = set()
     for where, row in common.read_table(table, (column, *_COLUMNS)):
         if row[column] in paths:
-            counts["Rows that repeat an image, left out"] += 1
+            counts[REPEATED] += 1
             continue
         paths.add(row[column])
         study = _study(
             row, StudyImage((images or root) / row[column], row["ViewPosition"].strip() or None), where, counts
         )
         known = studies.get(study.study_id, study)
-        counts["Rows whose labels differ from the first of their study, which count"] += known.labels != study.labels
+        counts[OTHER_LABELS] += known.labels != study.labels
         study.labels = known.labels
-        common.add_image(studies, study, where)
+        common.add_image(studies, study, where, counts)
     sexes = settle(((study.subject_id, study.patient["sex"]) for study in studies.values()), "sexes", counts)
     for study in studies.values():
         study.patient["sex"] = sexes.get(study.subject_id)
@@ -81,9 +81,8 @@ def _study(row: dict[str, str], image: StudyImage, where: str, counts: Counter[s
     study = Study(f"{subject}_{row['AccessionNumber']}", subject, common.hash_split(subject), [image])
     study.labels = {label: common.parse_label(row[label], f"{where}, {label}") for label in LABELS}
     group = row["PatientAge"].strip()
-    sex, age = common.parse_sex(row["PatientSex"]), _middle(group)
-    counts["Films of a sex that is neither M nor F"] += sex is None
-    counts["Films whose age cannot be read"] += age is None and not is_nothing(group)
+    sex, age = common.parse_sex(row["PatientSex"], counts), _middle(group)
+    counts[AGE] += age is None and not is_nothing(group)
     study.patient = {"sex": sex, "age": age, "age_group": group}
     return study
 

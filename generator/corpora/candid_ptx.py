@@ -6,11 +6,13 @@ spellings (SOPInstanceUID, anon_SOPUID; EncodedPixels, mask_rle) are accepted.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 from generator.corpora import common
 from generator.corpora.common import Conversion, CorpusError, MissingFileError
+from generator.corpora.odd_rows import OTHER_TEXT, gather_runs
 from generator.sections import clean_sections, parse_plain
 from raddraft.splits import UNKNOWN_PATIENT
 from raddraft.studies import Study, StudyImage
@@ -34,7 +36,10 @@ def convert(
     An image is a study; its StudyInstanceUID is kept as study. No official split: 70, 10 and 20 % of the subjects are
     train, val and test, by a hash. The subject is what the column filename begins with (P0001 of P0001_1.jpg), else the
     StudyInstanceUID, else the image, which the manifest marks ("unknown_patient"); an image under two subjects is left
-    out. An image that chest_tube.csv or acute_rib_fracture.csv does not name counts as negative.
+    out. An image that chest_tube.csv or acute_rib_fracture.csv does not name counts as negative. Odd rows are counted:
+    a mask counts, though another row of its image says -1, a blank cell is -1, a row that repeats a mask is left out,
+    and so is a mask that leaves the image or is no list of pairs, though the label stays 1; of two reports of an image
+    the first counts.
 
     Args:
         root: Folder that holds Pneumothorax_reports.csv, chest_tube.csv, acute_rib_fracture.csv and the images.
@@ -44,7 +49,7 @@ def convert(
         sections: Sections that a study must have, e.g. findings. By default none.
     """
     rows: dict[str, dict[str, str]] = {}
-    lost = 0
+    counts = Counter[str]()
     subjects: dict[str, set[str]] = defaultdict(set)
     for _, row in common.read_table(common.find_file(root, [_REPORTS], _ORIGIN), ["SOPInstanceUID", "Report"]):
         name = row["SOPInstanceUID"]
@@ -53,18 +58,11 @@ def convert(
         kept = rows.setdefault(name, row)
         if is_nothing(kept["Report"]):
             kept["Report"] = row["Report"]
-        lost += not is_nothing(row["Report"]) and row["Report"] != kept["Report"]
+        counts[OTHER_TEXT] += not is_nothing(row["Report"]) and row["Report"] != kept["Report"]
     codes: dict[str, dict[str, list[str]]] = defaultdict(lambda: {structure: [] for structure in _TABLES})
     for structure, names in _TABLES.items():
-        for where, row in common.read_table(common.find_file(root, names, _ORIGIN)):
-            image = row.get("SOPInstanceUID", row.get("anon_SOPUID"))
-            code = row.get("EncodedPixels", row.get("mask_rle"))
-            if image is None or code is None:
-                raise CorpusError(
-                    f"{where}: needs a column SOPInstanceUID or anon_SOPUID, and EncodedPixels or mask_rle. "
-                    f"Columns: {', '.join(row)}"
-                )
-            codes[image][structure] += [] if code.strip() == "-1" or is_nothing(code) else [code]
+        for image, runs in gather_runs(_read_cells(common.find_file(root, names, _ORIGIN)), counts).items():
+            codes[image][structure] = runs
     folder = images or next((root / name for name in _IMAGE_FOLDERS if (root / name).is_dir()), None)
     if folder is None:
         raise MissingFileError(f"{root}: there is no folder {' or '.join(_IMAGE_FOLDERS)}. Name it with --images.")
@@ -79,14 +77,26 @@ def convert(
         if subject in (name, row.get("StudyInstanceUID")):
             study.extra[UNKNOWN_PATIENT] = True
         studies.append(study)
-    conversion = Conversion("candid-ptx", studies, out or root / "studies.jsonl")
-    conversion.notes += common.tell_lost(lost)
+    conversion = Conversion("candid-ptx", studies, out or root / "studies.jsonl", counts)
     conversion.keep_studies("under two subjects", lambda study: len(subjects[study.study_id]) == 1)
     conversion.keep_files()
     conversion.read_headers()
     conversion.require(sections)
     conversion.add_masks(codes, (1024, 1024))
     return conversion.write()
+
+
+def _read_cells(table: Path) -> Iterator[tuple[str, str]]:
+    """Image and run lengths of each row."""
+    for where, row in common.read_table(table):
+        image = row.get("SOPInstanceUID", row.get("anon_SOPUID"))
+        code = row.get("EncodedPixels", row.get("mask_rle"))
+        if image is None or code is None:
+            raise CorpusError(
+                f"{where}: needs a column SOPInstanceUID or anon_SOPUID, and EncodedPixels or mask_rle. "
+                f"Columns: {', '.join(row)}"
+            )
+        yield image, code
 
 
 def _find_images(folder: Path) -> dict[str, Path]:

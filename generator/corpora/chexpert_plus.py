@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Literal
 
@@ -36,10 +37,12 @@ def convert(
     """CheXpert Plus: the sections as its table gives them, its own split.
 
     valid becomes val. There is no test split: the test images of CheXpert came out without reports. A study is named
-    patient42142_study5; where the rows of one study differ in their text, the first row counts, and such rows are
-    counted. The clinical history, which has two columns, becomes the section history. Sex, age and body mass index are
-    included (an age of 0, which these adults cannot have, counts as unknown), and the order of a patient's reports as
-    study_order.
+    patient42142_study5. The clinical history, which has two columns, becomes the section history. Sex, age and body
+    mass index are included, and the order of a patient's reports as study_order.
+
+    Odd rows are counted: where the rows of a study differ in text, labels, sex or age the first counts, an image that
+    stands twice is taken once, and a study of two patients is left out; a sex but Male and Female, and an age of 0,
+    which these adults cannot have, are unknown.
 
     Args:
         root: Folder that holds df_chexpert_plus_240401.csv, and train/patient42142/study5/view1_frontal.jpg etc.
@@ -56,8 +59,8 @@ def convert(
     label_of = {}
     for where, row in read_jsonl(labels, ["path_to_image"], error=CorpusError) if labels else ():
         label_of[row["path_to_image"]] = common.parse_labels(where, row, skip=["path_to_image"])
+    counts = Counter[str]()
     studies: dict[str, Study] = {}
-    lost = 0
     for where, row in common.read_table(table, ["path_to_image", "frontal_lateral", "deid_patient_id", "split"]):
         name = row["path_to_image"]
         parts = name.split("/")
@@ -66,8 +69,7 @@ def convert(
         texts = {section: row.get(f"section_{section.replace(' ', '_')}", "") for section in _SECTIONS}
         histories = (row.get(f"section_{kind}", "") for kind in ("clinical_history", "history"))
         history = next((text for text in histories if not is_nothing(text)), "")
-        numbers = ("age", "recent_bmi", "patient_report_date_order")
-        age, bmi, order = (common.parse_number(row, column, where) for column in numbers)
+        bmi, order = (common.parse_number(row, column, where) for column in ("recent_bmi", "patient_report_date_order"))
         study = Study(
             f"{parts[-3]}_{parts[-2]}",
             row["deid_patient_id"],
@@ -75,12 +77,12 @@ def convert(
             [StudyImage(images / name, _view(row))],
             clean_sections({"history": history} | texts),
             label_of.get(name, {}),
-            {"sex": common.parse_sex(row.get("sex", "")), "age": age or None, "bmi": bmi},
+            common.parse_patient(row.get("sex", ""), row.get("age", ""), counts) | {"bmi": bmi},
             extra={"study_order": order},
         )
-        lost += common.add_image(studies, study, where)
-    conversion = Conversion("chexpert-plus", studies.values(), out or root / "studies.jsonl")
-    conversion.notes += common.tell_lost(lost)
+        common.add_image(studies, study, where, counts)
+    conversion = Conversion("chexpert-plus", studies.values(), out or root / "studies.jsonl", counts)
+    conversion.blank_newborns()
     conversion.keep_views(views)
     conversion.keep_files(".png", ".dcm")
     conversion.require(sections)

@@ -15,6 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from generator.corpora import odd_rows
+from generator.corpora.films import draw_masks, read_header
 from raddraft.errors import RadDraftError
 from raddraft.splits import UNKNOWN_PATIENT, find_fault, tell_splits
 from raddraft.studies import SPLITS, Study, StudyImage, drop_nothing, write_studies
@@ -48,8 +50,10 @@ class MissingFileError(CorpusError, FileNotFoundError):
 class Conversion:
     """Studies on their way into a manifest, with a count of what was left out and why. `print` shows the table."""
 
-    def __init__(self, source: str, studies: Iterable[Study], out: Path) -> None:
+    def __init__(self, source: str, studies: Iterable[Study], out: Path, counts: Counter[str] | None = None) -> None:
         self.source, self.studies, self.out = source, list(studies), Path(out)
+        self.counts: Counter[str] = Counter() if counts is None else counts
+        """What was done with odd rows -> how many there are; `write` makes notes of it."""
         self.drops: list[tuple[str, int, int, int]] = []
         """Reason, studies dropped, images dropped, studies left."""
         self.first_missing: Path | None = None
@@ -66,6 +70,8 @@ class Conversion:
         self.n_read = len(self.studies)
         self.n_images_read = sum(len(study.images) for study in self.studies)
         self.count_sections()
+        if any(odd_rows.TWO_SUBJECTS in study.extra for study in self.studies):
+            self.keep_studies("under two subjects", lambda study: odd_rows.TWO_SUBJECTS not in study.extra)
 
     def count_sections(self) -> None:
         """Count the sections of all reports read; again where reports are read after the images."""
@@ -128,9 +134,15 @@ class Conversion:
         """
         unreadable: dict[str, Path] = {}
         for study in progress(self.studies, "DICOM headers"):
-            path = study.images[0].path
-            if path.suffix.lower() not in PIXELS and not _read_header(study):
-                unreadable[study.study_id] = path
+            image = study.images[0]
+            if image.path.suffix.lower() in PIXELS:
+                continue
+            if (header := read_header(image.path)) is None:
+                unreadable[study.study_id] = image.path
+                continue
+            sex, age, view = header
+            image.view = image.view or (None if is_nothing(view) else view)
+            study.patient |= parse_patient(sex, age, self.counts)
         first = f", {next(iter(unreadable.values())).name} first" if unreadable else ""
         self.keep_studies(f"no readable DICOM header{first}", lambda study: study.study_id not in unreadable)
 
@@ -139,32 +151,19 @@ class Conversion:
 
         Args:
             masks: name of the study (its first image), or of study and image (STUDY_STEM) -> structure -> its parts,
-                whose union is the mask. Without parts, or where one of the files does not exist, there is no mask.
+                whose union is the mask. Without parts, or where one of the files does not exist, there is no mask; nor
+                where one cannot be read or leaves its image, which is counted.
             size: height and width of all images; by default those of each file.
 
         Raises:
-            CorpusError: a mask cannot be read or leaves its image.
+            CorpusError: no mask can be drawn, though there are parts of some.
             ImageError: the image's size cannot be read.
         """
-        import numpy as np
-
-        from encoder.masks import MaskError, draw_part, write_mask
-        from raddraft.images import shown_size, stored_size
-
-        for study in progress(self.studies, "masks"):
-            named = [(f"{study.study_id}_{image.path.stem}", image) for image in study.images]
-            for name, image in [(study.study_id, study.images[0]), *named]:
-                for structure, parts in masks.get(name, {}).items():
-                    if not parts or not all(part.is_file() for part in parts if isinstance(part, Path)):
-                        continue
-                    shape = size or stored_size(image.path) or shown_size(image.path)
-                    try:
-                        mask = np.any([draw_part(part, shape) for part in parts], axis=0)
-                    except MaskError as error:
-                        raise CorpusError(f"image {name}, {structure}: {error}") from None
-                    path = self.out.absolute().parent / "masks" / structure.replace(" ", "_") / f"{name}.png"
-                    write_mask(path, mask)
-                    image.masks[structure] = path
+        failures = draw_masks(progress(self.studies, "masks"), masks, self.out.absolute().parent / "masks", size)
+        if failures and not any(image.masks for study in self.studies for image in study.images):
+            raise self.refusal(failures[0])
+        if failures:
+            self.notes.append(f"Masks that cannot be drawn, left out: {len(failures):,} (first: {failures[0]})")
 
     def write(self) -> Conversion:
         """Check the studies and write the manifest; impossible ages are left out and counted, and notes say what the
@@ -173,7 +172,9 @@ class Conversion:
         Raises:
             CorpusError: no study is left, or there is a fault (`raddraft.splits.find_fault`); with the table of drops.
         """
-        self._blank_ages()
+        self.blank_ages(f"above {MAX_AGE}", lambda age: age > MAX_AGE)
+        self.counts[odd_rows.OLD] += sum((study.patient.get("age") or 0) > 100 for study in self.studies)
+        self.notes = odd_rows.tell_counts(self.counts) + self.notes
         if not self.studies:
             reasons = [f"{n_images or n} with {reason}" for reason, n, n_images, _ in self.drops if n or n_images]
             missing = f" (first: {self.first_missing})" if self.first_missing else ""
@@ -216,17 +217,23 @@ class Conversion:
             parts.append(f"The first image not found: {self.first_missing}")
         return "\n\n".join(parts + self.notes)
 
+    def blank_ages(self, what: str, wrong: Callable[[float], bool]) -> None:
+        """Take out the ages that are `wrong`, and count them: the studies stay."""
+        found = [study.patient for study in self.studies if study.patient.get("age") is not None]
+        found = [patient for patient in found if wrong(patient["age"])]
+        for patient in found:
+            patient["age"] = None
+        if found:
+            self.drops.append((f"(age alone: {len(found)} {what})", 0, 0, len(self.studies)))
+
+    def blank_newborns(self) -> None:
+        """Take out the ages of 0, which patients of a set of adults cannot have, and count them."""
+        self.blank_ages("of 0, though all are adults", lambda age: age == 0)
+
     def _drop(self, reason: str, kept: list[Study]) -> None:
         n_images = sum(len(study.images) for study in self.studies) - sum(len(study.images) for study in kept)
         self.drops.append((reason, len(self.studies) - len(kept), n_images, len(kept)))
         self.studies = kept
-
-    def _blank_ages(self) -> None:
-        wrong = [study for study in self.studies if (study.patient.get("age") or 0) > MAX_AGE]
-        for study in wrong:
-            study.patient["age"] = None
-        if wrong:
-            self.drops.append((f"(age alone: {len(wrong)} above {MAX_AGE})", 0, 0, len(self.studies)))
 
 
 def read_table(path: Path, columns: Iterable[str] = ()) -> Iterator[tuple[str, dict[str, str]]]:
@@ -270,37 +277,38 @@ def find_file(folder: Path, names: Sequence[str], origin: str) -> Path:
     raise MissingFileError(f"{folder}: there is no {names[0]}, nor {names[0]}.gz. {origin}")
 
 
-def add_image(studies: dict[str, Study], row: Study, where: str) -> bool:
-    """Enter one row of a table, a study with one image: a new study, or one more image of a known one.
+def add_image(studies: dict[str, Study], row: Study, where: str, counts: Counter[str]) -> None:
+    """Enter one row of a table, a study with its images: a new study, or more images of a known one.
 
-    The first row of a study that has them gives its sections, and each of its labels and values of its patient.
-
-    Returns:
-        Whether the row had sections that differ from these, and are lost.
+    The first row of a study that has them gives its sections, and each of its labels and values of its patient. Rows
+    that repeat an image, or say something else than these, are counted. A study that a later row puts under another
+    subject is marked, and `Conversion` leaves it out.
 
     Raises:
-        CorpusError: a later row puts the study under another subject, or into another split.
+        CorpusError: a later row puts the study into another split.
     """
     drop_nothing(row)  # or it would keep out what a later row says
     study = studies.setdefault(row.study_id, row)
     if study is row:
-        return False
-    if (study.subject_id, study.split) != (row.subject_id, row.split):
-        raise CorpusError(
-            f"{where}: study {row.study_id!r} is of subject {row.subject_id!r}, split {row.split!r}; earlier it "
-            f"is of {study.subject_id!r}, {study.split!r}"
-        )
-    study.images += row.images
-    for known, told in ((study.labels, row.labels), (study.patient, row.patient)):
-        known |= {name: value for name, value in told.items() if known.get(name) is None}
-    lost = bool(study.sections and row.sections and study.sections != row.sections)
+        return
+    if study.subject_id != row.subject_id:
+        study.extra[odd_rows.TWO_SUBJECTS] = True
+    elif study.split != row.split:
+        splits = f"split {row.split!r}; earlier it is in {study.split!r}"
+        raise CorpusError(f"{where}: study {row.study_id!r} is in {splits}")
+    paths = {image.path for image in study.images}
+    images = [image for image in row.images if image.path not in paths]
+    counts[odd_rows.REPEATED] += bool(row.images) and not images
+    study.images += images
+    for what, known, told in (
+        (odd_rows.OTHER_LABELS, study.labels, row.labels),
+        (odd_rows.OTHER_PATIENT, study.patient, row.patient),
+    ):
+        values = {name: value for name, value in told.items() if value is not None}
+        counts[what] += any(known.get(name) not in (None, value) for name, value in values.items())
+        known |= {name: value for name, value in values.items() if known.get(name) is None}
+    counts[odd_rows.OTHER_TEXT] += bool(study.sections and row.sections and study.sections != row.sections)
     study.sections = study.sections or row.sections
-    return lost
-
-
-def tell_lost(rows: int) -> list[str]:
-    """A note on rows whose sections `add_image` did not take."""
-    return [f"Rows whose text differs from the first text of their study, which counts: {rows:,}"] if rows else []
 
 
 def parse_split(value: str, where: str) -> str:
@@ -348,27 +356,25 @@ def parse_labels(where: str, row: Mapping[str, Any], skip: Sequence[str]) -> dic
     return {name: parse_label(value, f"{where}, {name}") for name, value in row.items() if name not in skip}
 
 
-def parse_patient(sex: str, age: str, where: str) -> dict[str, Any]:
+def parse_patient(sex: str, age: str, counts: Counter[str]) -> dict[str, Any]:
     """Sex and age as the manifest has them."""
-    return {"sex": parse_sex(sex), "age": parse_age(age, where)}
+    return {"sex": parse_sex(sex, counts), "age": parse_age(age, counts)}
 
 
-def parse_sex(value: str) -> str | None:
-    """M or F of M, F, male, Female; None for anything else."""
-    return {"m": "M", "male": "M", "f": "F", "female": "F"}.get(value.strip().lower())
+def parse_sex(value: str, counts: Counter[str]) -> str | None:
+    """M or F of M, F, male, Female; None for anything else, which is counted unless it is nothing."""
+    sex = {"m": "M", "male": "M", "f": "F", "female": "F"}.get(value.strip().lower())
+    counts[odd_rows.SEX] += sex is None and not is_nothing(value)
+    return sex
 
 
-def parse_age(value: str, where: str) -> int | float | None:
-    """Years of 58, 058Y, 18M, 006W or 045D; None for nothing.
-
-    Raises:
-        CorpusError: not an age.
-    """
-    if is_nothing(value):
-        return None
+def parse_age(value: str, counts: Counter[str]) -> int | float | None:
+    """Years of 58, 058Y, 18M, 006W or 045D; None for nothing and for what is no age. Both odd kinds are counted."""
     match = _AGE.fullmatch(value.strip().upper())
     if match is None:
-        raise CorpusError(f"{where}: age {value!r}. Expected years, or a number and one of Y, M, W, D")
+        counts[odd_rows.AGE] += not is_nothing(value)
+        return None
+    counts[odd_rows.MONTHS] += match[2] in ("M", "W", "D")
     age = int(match[1]) / _PER_YEAR[match[2]]
     return int(age) if age.is_integer() else round(age, 2)
 
@@ -389,28 +395,3 @@ def parse_number(row: Mapping[str, str], column: str, where: str) -> int | float
     if not math.isfinite(number):
         raise CorpusError(f"{where}: {column} must be a number, got {value!r}")
     return int(number) if number.is_integer() else number
-
-
-def _read_header(study: Study) -> bool:
-    """Fill in what the DICOM header of the first image says; False if it has none."""
-    import warnings
-
-    from pydicom import dcmread
-
-    image, tags = study.images[0], ["Rows", "PatientSex", "PatientAge", "ViewPosition"]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of ages without unit, as RSNA and SIIM have them, one warning each
-            header = dcmread(image.path, stop_before_pixels=True, force=True, specific_tags=tags)
-            if "Rows" not in header:
-                return False
-            sex, age, view = (str(header.get(name) or "").strip() for name in tags[1:])
-    except Exception:  # broken bytes make the parser raise anything
-        return False
-    image.view = image.view or (None if is_nothing(view) else view)
-    try:
-        years = parse_age(age, image.path.name)
-    except CorpusError:  # free text in an age is no reason to lose the image
-        years = None
-    study.patient |= {"sex": parse_sex(sex), "age": years}
-    return True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -29,7 +29,9 @@ def convert(root: Path, out: Path | None = None, table: Path | None = None) -> C
     study of the first. Images of one patientid with the same offset (days) are one study; one without offset is a
     study of its own. Different notes of one study are joined. Every level of a finding is a label that is 1
     (Pneumonia/Viral/COVID-19: Pneumonia, Viral, COVID-19); there are no negatives but through No Finding. The labels
-    are the diagnosis of the case, not what the image shows. The license of each image is kept.
+    are the diagnosis of the case, not what the image shows. The license of each image is kept. Rows that list a film
+    again, whose sex or age differs from the first row of their study (which counts), other sexes than M and F, and ages
+    that cannot be read (both unknown) are counted.
 
     Args:
         root: The repository's folder, which holds metadata.csv and images/.
@@ -45,12 +47,14 @@ def convert(root: Path, out: Path | None = None, table: Path | None = None) -> C
     subject_of = join_subjects(_same_subjects([row for _, row in rows]))
     studies: dict[str, Study] = {}
     notes: dict[str, list[str]] = defaultdict(list)
+    counts = Counter[str]()
     study_of: dict[Path, str] = {}
     skipped = {}
     repeated = 0
     for where, row in rows:
-        study = _study(row, root, where, subject_of[_patient(row)])
-        if row["modality"].strip().lower() != "x-ray":
+        is_film = row["modality"].strip().lower() == "x-ray"
+        study = _study(row, root, counts if is_film else Counter(), subject_of[_patient(row)])
+        if not is_film:
             study.study_id = f"{study.study_id}, {where}"
             skipped[study.study_id] = study
             continue
@@ -60,15 +64,15 @@ def convert(root: Path, out: Path | None = None, table: Path | None = None) -> C
                 repeated += 1
                 study.study_id, study.images = study_of[path], []
             study_of[path] = study.study_id
-        common.add_image(studies, study, where)
-        note = study.sections.get("note", "")
-        if note not in notes[study.study_id]:
+        note = study.sections.pop("note", "")
+        common.add_image(studies, study, where, counts)
+        if not is_nothing(note) and note not in notes[study.study_id]:
             notes[study.study_id].append(note)
     for name, study in studies.items():
         study.sections = clean_sections({"note": " ".join(notes[name])})
         if len(study.labels) > 1:
             study.labels.pop("No Finding", None)  # what one film shows counts, though another shows nothing
-    conversion = Conversion("covid", [*studies.values(), *skipped.values()], out or root / "studies.jsonl")
+    conversion = Conversion("covid", [*studies.values(), *skipped.values()], out or root / "studies.jsonl", counts)
     conversion.notes.append(
         f"patientids: {len(subject_of)}, subjects by file, note and address: {len(set(subject_of.values()))}; "
         f"rows that list a film again: {repeated}"
@@ -97,7 +101,7 @@ def _same_subjects(rows: Sequence[dict[str, str]]) -> Iterator[tuple[str, str]]:
         yield from ((first.setdefault(key, patient), patient) for key in shared.items() if not is_nothing(key[1]))
 
 
-def _study(row: dict[str, str], root: Path, where: str, subject: str) -> Study:
+def _study(row: dict[str, str], root: Path, counts: Counter[str], subject: str) -> Study:
     offset = row.get("offset", "").strip()
     license_name = row.get("license", "").strip()
     levels = [level.strip() for level in re.split("[/,]", row["finding"])]
@@ -110,5 +114,5 @@ def _study(row: dict[str, str], root: Path, where: str, subject: str) -> Study:
         [image],
         clean_sections({"note": row.get("clinical_notes", "")}),
         {level: 1 for level in levels if not is_nothing(level) and level.lower() not in ("todo", "unknown")},
-        common.parse_patient(row.get("sex", ""), row.get("age", ""), where),
+        common.parse_patient(row.get("sex", ""), row.get("age", ""), counts),
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Literal
 
@@ -86,18 +87,19 @@ def convert(
     names = (path_column, study_column, subject_column, view_column, split_column, report_column)
     columns = dict(zip(COLUMNS, names, strict=True))
     notes: list[str] = []
+    counts = Counter[str]()
     unused: dict[str, list[str]] = {}
     if table is None:
         studies, notes = _walk(root, ids)
     else:
-        studies, unused, notes = _read(table, root, columns)
+        studies, unused = _read(table, root, columns, counts)
     unknown = {study.subject_id for study in studies if not study.split}
     shares = (0.7, 0.1, 0.2) if split == "random" else split
     split_of = dict.fromkeys(unknown, shares) if isinstance(shares, str) else _deal(unknown, shares)
     for study in studies:
         study.split = study.split or split_of[study.subject_id]
         study.sections = study.sections or report_beside(study)
-    conversion = Conversion("folder", studies, out or root / "studies.jsonl")
+    conversion = Conversion("folder", studies, out or root / "studies.jsonl", counts)
     if columns["subject"] is None:
         conversion.mark_unknown_patients()
     conversion.notes += notes
@@ -189,10 +191,9 @@ def _is_image(path: Path) -> bool:
 
 
 def _read(
-    table: Path, root: Path, columns: dict[str, str | None]
-) -> tuple[list[Study], dict[str, list[str]], list[str]]:
-    """Studies of a table, without split where it has no such column, the cells of the columns that are not used, and
-    what to note.
+    table: Path, root: Path, columns: dict[str, str | None], counts: Counter[str]
+) -> tuple[list[Study], dict[str, list[str]]]:
+    """Studies of a table, without split where it has no such column, and the cells of the columns that are not used.
 
     `columns`: what a column holds -> its name, where the user gave one; the usual ones that are there are filled in.
     """
@@ -211,7 +212,6 @@ def _read(
     of_section = {name: column for name in _SECTIONS if (column := tables.find_column(header, (name,)))}
     ids = name_studies([row[path_column] for _, row in rows])
     studies: dict[str, Study] = {}
-    lost = 0
     for (where, row), default_id in zip(rows, ids, strict=True):
         found = {what: row[name] if name else None for what, name in columns.items()}
         study_id = default_id if found["study"] is None else found["study"]
@@ -224,10 +224,10 @@ def _read(
         parts = {name: row[column] for name, column in of_section.items() if says_something(name, row[column])}
         image = StudyImage(root / row[path_column], found["view"] or None)
         study = Study(study_id, subject_id, split, [image], clean_sections(whole | parts))
-        lost += common.add_image(studies, study, where)
+        common.add_image(studies, study, where, counts)
     used = {"", *columns.values(), *of_section.values()}
     unused = {name: [row[name] for _, row in rows] for name in header if name not in used}
-    return list(studies.values()), unused, common.tell_lost(lost)
+    return list(studies.values()), unused
 
 
 def _deal(subjects: set[str], shares: Shares) -> dict[str, str]:

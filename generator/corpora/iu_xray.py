@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from generator.corpora.common import Conversion, CorpusError, MissingFileError, hash_split, read_table
+from generator.corpora.common import Conversion, CorpusError, MissingFileError, add_image, hash_split, read_table
 from generator.corpora.r2gen import read_annotation
 from generator.sections import clean_sections
 from raddraft.studies import Study, StudyImage
@@ -42,7 +42,8 @@ def convert(
 
     The collection does not tell which studies are of one patient: every study is a subject of its own. Words removed
     for privacy read XXXX and stay so. Views come from indiana_projections.csv if root holds it and are unknown
-    otherwise: the headers of its DICOM files are not read, for many laterals are called PA there.
+    otherwise: the headers of its DICOM files are not read, for many laterals are called PA there. Reports that repeat a
+    study are counted; the first counts.
 
     Args:
         root: Folder that holds NLMCXR_reports.tgz, or its XML files, or indiana_reports.csv, or several of these.
@@ -62,12 +63,14 @@ def convert(
         for _, row in read_table(root / "indiana_projections.csv", ["uid", "filename", "projection"]):
             views_of[row["uid"]][row["filename"]] = row["projection"].upper()
     on_disk = _find_images(images)
-    studies = []
+    counts = Counter[str]()
+    studies: dict[str, Study] = {}
     for number, texts, names in _read_reports(reports or _find_reports(root)):
         name = f"CXR{number}"
         files = _study_images(images, names or list(views_of[number]), on_disk[number], views_of[number])
-        studies.append(Study(name, name, hash_split(name), files, clean_sections(texts)))
-    conversion = Conversion("iu-xray", studies, out or root / "studies.jsonl")
+        counts["Reports that repeat a study"] += name in studies
+        add_image(studies, Study(name, name, hash_split(name), files, clean_sections(texts)), name, counts)
+    conversion = Conversion("iu-xray", studies.values(), out or root / "studies.jsonl", counts)
     conversion.mark_unknown_patients()
     if split_file is not None:
         # Its ids begin with the study's name: CXR2384_IM-0942.

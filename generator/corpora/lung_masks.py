@@ -10,6 +10,7 @@ shenzhen    CXR_png/CHNCXR_0001_0.png, mask/CHNCXR_0001_0_mask.png, ClinicalRead
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,8 +54,12 @@ def convert(
     """
     if source == "montgomery" and masks:
         raise CorpusError(f"--masks {masks}: not for montgomery, whose masks are in ManualMask in root")
-    studies, files = _read_jsrt(root, masks) if source == "jsrt" else _read_tuberculosis(source, root, masks)
-    conversion = Conversion(source, studies, out or root / "studies.jsonl")
+    counts = Counter[str]()
+    if source == "jsrt":
+        studies, files = _read_jsrt(root, masks, counts)
+    else:
+        studies, files = _read_tuberculosis(source, root, masks, counts)
+    conversion = Conversion(source, studies, out or root / "studies.jsonl", counts)
     conversion.mark_unknown_patients()
     if source == "jsrt":
         conversion.keep_studies("in no fold of SCR", lambda study: bool(study.split))
@@ -88,13 +93,13 @@ def _add_zones(image: StudyImage) -> None:
                 image.masks[f"{side} {zone} zone"] = path
 
 
-def _read_jsrt(root: Path, masks: Path | None) -> tuple[list[Study], Masks]:
+def _read_jsrt(root: Path, masks: Path | None, counts: Counter[str]) -> tuple[list[Study], Masks]:
     """Studies (in no fold of SCR: without split) and the files of their masks."""
     folds = masks or next((path.parent for path in sorted(root.rglob("fold1")) if path.is_dir()), None)
     if folds is None:
         raise MissingFileError(f"{root}: there is no folder fold1 with the masks of SCR. Name its parent with --masks.")
     fold_of = {path.stem: fold for fold in ("fold1", "fold2") for path in (folds / fold / "masks").rglob("JPC*")}
-    patients = _jsrt_patients(root)
+    patients = _jsrt_patients(root, counts)
     studies, files = [], {}
     # A .IMG file comes before its PNG, which may be of an earlier run, as all below masks may be.
     found = [path for suffix in ("png", "IMG") for path in sorted(root.rglob(f"JPC*.{suffix}"))]
@@ -127,25 +132,25 @@ def _write_png(raw: Path, folder: Path) -> Path:
     return path
 
 
-def _jsrt_patients(root: Path) -> dict[str, dict[str, Any]]:
+def _jsrt_patients(root: Path, counts: Counter[str]) -> dict[str, dict[str, Any]]:
     """Age and sex are side by side in both tables; what comes before differs, and some lines run together."""
     patients = {}
     for table in (path for path in sorted(root.rglob("*")) if path.name.upper() in ("CLNDAT_EN.TXT", "CNNDAT_EN.TXT")):
         parts = re.split(r"(JPC[LN]N\d{3})\.IMG", table.read_text(encoding="utf-8", errors="replace"))
         for name, text in zip(parts[1::2], parts[2::2], strict=True):
             if match := re.search(r"(\d+|\?)[\s,]+((?:fe)?male)", text, re.IGNORECASE):
-                patients[name] = common.parse_patient(match[2], match[1].strip("?"), table.name)
+                patients[name] = common.parse_patient(match[2], match[1].strip("?"), counts)
     return patients
 
 
-def _read_tuberculosis(source: str, root: Path, masks: Path | None) -> tuple[list[Study], Masks]:
+def _read_tuberculosis(source: str, root: Path, masks: Path | None, counts: Counter[str]) -> tuple[list[Study], Masks]:
     prefix, head_lines = ("MCUCXR", 2) if source == "montgomery" else ("CHNCXR", 1)
     studies, files = [], {}
     for path in sorted((root / "CXR_png").glob(f"{prefix}_*.png")):
         name = path.stem
         if not re.fullmatch(rf"{prefix}_\d+_[01]", name):
             raise CorpusError(f"{path}: expected a name like {prefix}_0001_0.png, which ends in 0 or 1")
-        patient, note = _read_reading(root / "ClinicalReadings" / f"{name}.txt", head_lines)
+        patient, note = _read_reading(root / "ClinicalReadings" / f"{name}.txt", head_lines, counts)
         image = StudyImage(path, "PA" if source == "montgomery" else None)
         labels: dict[str, int | None] = {"Tuberculosis": int(name[-1])}
         studies.append(Study(name, name, common.hash_split(name), [image], note, labels, patient))
@@ -160,10 +165,10 @@ def _read_tuberculosis(source: str, root: Path, masks: Path | None) -> tuple[lis
     return studies, files
 
 
-def _read_reading(path: Path, head_lines: int) -> tuple[dict[str, Any], dict[str, str]]:
+def _read_reading(path: Path, head_lines: int, counts: Counter[str]) -> tuple[dict[str, Any], dict[str, str]]:
     """Sex and age out of the first lines (027Y, 45yrs, 16month, 64days), the rest as note; blank without a file."""
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
     head = "\n".join(lines[:head_lines])
     sex, age = _SEX.search(head), _AGE.search(head)
-    patient = common.parse_patient(sex[1][0] if sex else "", age[1] + age[2][0] if age else "", path.name)
+    patient = common.parse_patient(sex[1][0] if sex else "", age[1] + age[2][0] if age else "", counts)
     return patient, clean_sections({"note": "\n".join(lines[head_lines:])})

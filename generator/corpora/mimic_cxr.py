@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import zipfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -44,7 +45,8 @@ def convert(
 
     Subjects and studies keep the names of their folders, p10000032 and s50414267, and every study its date and time of
     day (shifted for privacy, in the right order within a subject) as study_date and study_time. Where ViewPosition is
-    blank, ViewCodeSequence_CodeMeaning ("postero-anterior") gives the view.
+    blank, ViewCodeSequence_CodeMeaning ("postero-anterior") gives the view. Images and labels that stand twice (the
+    first row counts), and studies of two subjects (left out), are counted.
 
     With --mimic-iv patients have a sex, an age at the study (its year - anchor_year + anchor_age; none where that or
     anchor_age is above 89, of which MIMIC-IV tells no more), a weight in kg and a BMI: those of hosp/omr whose day is
@@ -66,7 +68,9 @@ def convert(
         window: With --mimic-iv: the most days between the study and a weight or BMI, before or after it.
     """
     tables = tables or root
-    conversion = Conversion("mimic-cxr", _read_studies(root, tables), out or root / "studies.jsonl")
+    counts = Counter[str]()
+    studies = _read_studies(root, tables, counts)
+    conversion = Conversion("mimic-cxr", studies, out or root / "studies.jsonl", counts)
     label_table = None if labels == "none" else _find_table(tables, labels)
     if views == "frontal":
         conversion.keep_images("no AP or PA image", lambda image: image.view in ("AP", "PA"))
@@ -89,7 +93,10 @@ def _find_table(tables: Path, kind: str) -> Path:
 
 def _add_labels(conversion: Conversion, table: Path, by_radiologist: bool) -> None:
     """Fill in the labels; a radiologist's are of test studies alone, which are counted."""
-    rows = {f"s{row['study_id']}": (where, row) for where, row in read_table(table, ["study_id", "Edema"])}
+    rows: dict[str, tuple[str, dict[str, str]]] = {}
+    for where, row in read_table(table, ["study_id", "Edema"]):
+        conversion.counts[f"Rows of {table.name} that repeat a study, left out"] += f"s{row['study_id']}" in rows
+        rows.setdefault(f"s{row['study_id']}", (where, row))
     for study in conversion.studies:
         if study.study_id in rows and (study.split == "test" or not by_radiologist):
             labels = common.parse_labels(*rows[study.study_id], skip=("subject_id", "study_id"))
@@ -113,7 +120,7 @@ def read_splits(table: Path) -> dict[str, str]:
     return {row["dicom_id"]: common.parse_split(row["split"], where) for where, row in rows}
 
 
-def _read_studies(root: Path, tables: Path) -> list[Study]:
+def _read_studies(root: Path, tables: Path, counts: Counter[str]) -> list[Study]:
     split_file, metadata_file = find_splits(tables), _find_table(tables, "metadata")
     split_of = read_splits(split_file)
     files = root / "files" if (root / "files").is_dir() else root
@@ -127,7 +134,8 @@ def _read_studies(root: Path, tables: Path) -> list[Study]:
         image = StudyImage(path, view)
         when = {"study_date": row.get("StudyDate"), "study_time": row.get("StudyTime")}
         extra = {key: value for key, value in when.items() if value}
-        common.add_image(studies, Study(study_id, subject_id, split_of[dicom_id], [image], extra=extra), where)
+        study = Study(study_id, subject_id, split_of[dicom_id], [image], extra=extra)
+        common.add_image(studies, study, where, counts)
     return list(studies.values())
 
 

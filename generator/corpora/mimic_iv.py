@@ -60,38 +60,39 @@ def add_patients(conversion: Conversion, folder: Path, window: int) -> None:
     for study in conversion.studies:
         day = study.extra.get("study_date")
         studies[study.subject_id].append((study, _parse_date(day, f"study {study.study_id}, StudyDate")))
-    found, without_age = _add_ages(patients, studies)
-    left_out = _add_measurements(omr, studies, window)
+    found = _add_ages(patients, studies, conversion.counts)
+    _add_measurements(omr, studies, window, conversion.counts)
     filled = Counter(name for study in conversion.studies for name, value in study.patient.items() if value is not None)
-    conversion.notes += [
+    conversion.notes.append(
         f"MIMIC-IV has {found:,} of {len(studies):,} subjects. Studies with sex: {filled['sex']:,}, age: "
-        f"{filled['age']:,}, weight: {filled['weight']:,}, bmi: {filled['bmi']:,} (at most {window} days away)",
-        *_tell("Studies without age", without_age),
-        *_tell(f"Rows of {omr.name} left out", left_out),
-    ]
+        f"{filled['age']:,}, weight: {filled['weight']:,}, bmi: {filled['bmi']:,} (at most {window} days away)"
+    )
 
 
-def _add_ages(table: Path, studies: _Studies) -> tuple[int, Counter[str]]:
-    """Add sex and age; how many subjects the table has, and for how many of their studies there is no age, and why."""
+def _add_ages(table: Path, studies: _Studies, counts: Counter[str]) -> int:
+    """Add sex and age, count the ages that are left out, and return how many of the subjects the table has."""
     found = 0
-    reasons = Counter[str]()
     for where, row in common.read_table(table, ["subject_id", "gender", "anchor_age", "anchor_year"]):
         known = studies.get(f"p{row['subject_id']}", [])
         found += bool(known)
         for study, day in known:
+            study.patient |= {"sex": common.parse_sex(row["gender"], counts), "age": None}
             anchor_age, anchor_year = (_parse_whole(row, column, where) for column in ("anchor_age", "anchor_year"))
-            age = day.year - anchor_year + anchor_age if day else 0
-            reason = "no date" if not day else f"above {OLDEST}" if max(age, anchor_age) > OLDEST else ""
-            reason = reason or ("before birth" if age < 0 else "")
-            study.patient |= {"sex": common.parse_sex(row["gender"]), "age": None if reason else age}
-            reasons.update([reason] if reason else [])
-    return found, reasons
+            age = day.year - anchor_year + anchor_age if day else None
+            if age is None:
+                counts["Studies without a date, and so without age, weight and bmi"] += 1
+            elif max(age, anchor_age) > OLDEST:
+                counts[f"Ages above {OLDEST}, left out"] += 1
+            elif age < 0:
+                counts["Ages below 0, left out"] += 1
+            else:
+                study.patient["age"] = age
+    return found
 
 
-def _add_measurements(table: Path, studies: _Studies, window: int) -> Counter[str]:
-    """Add weight and bmi; how many rows of these subjects do not count, and why."""
+def _add_measurements(table: Path, studies: _Studies, window: int, counts: Counter[str]) -> None:
+    """Add weight and bmi, and count the values that are left out."""
     nearest: dict[tuple[str, str], tuple[int, bool, int]] = {}
-    reasons = Counter[str]()
     for where, row in common.read_table(table, ["subject_id", "chartdate", "seq_num", "result_name", "result_value"]):
         name, known = row["result_name"], studies.get(f"p{row['subject_id']}")
         if not known or (name != _WITHOUT_UNIT and name not in _MEASURED):
@@ -99,11 +100,11 @@ def _add_measurements(table: Path, studies: _Studies, window: int) -> Counter[st
         value = row["result_value"].strip()
         quantity, factor = _MEASURED.get(name, ("", 1))
         if not quantity:
-            reasons["weights without unit"] += 1
+            counts["Weights that tell no unit, left out"] += 1
         elif not _NUMBER.fullmatch(value):
-            reasons["no number"] += 1
+            counts["Weights and BMIs that are no number, left out"] += 1
         elif not PLAUSIBLE[quantity][0] <= float(value) * factor <= PLAUSIBLE[quantity][1]:
-            reasons[f"implausible {quantity}"] += 1
+            counts[f"Implausible values of {quantity}, left out"] += 1
         else:
             measured, number = _parse_date(row["chartdate"], f"{where}, chartdate"), _parse_whole(row, "seq_num", where)
             for study, day in known:
@@ -113,7 +114,6 @@ def _add_measurements(table: Path, studies: _Studies, window: int) -> Counter[st
                 if rank < nearest.get((study.study_id, quantity), (window + 1, False, 0)):
                     nearest[study.study_id, quantity] = rank
                     study.patient[quantity] = round(float(value) * factor, 1)
-    return reasons
 
 
 def _parse_date(value: str | None, where: str) -> date | None:
@@ -131,7 +131,3 @@ def _parse_whole(row: dict[str, str], column: str, where: str) -> int:
         return int(row[column])
     except ValueError:
         raise CorpusError(f"{where}: {column} {row[column]!r} is no whole number") from None
-
-
-def _tell(what: str, counts: Counter[str]) -> list[str]:
-    return [f"{what}: {', '.join(f'{reason} {count:,}' for reason, count in sorted(counts.items()))}"] if counts else []

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gzip
 import re
+from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 
 from generator.corpora import common
 from generator.corpora.common import Conversion, CorpusError
 from raddraft.studies import Study, StudyImage
+from raddraft.tables import is_nothing
 
 LABELS = (
     *("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Effusion", "Emphysema", "Fibrosis", "Hernia"),
@@ -24,7 +26,9 @@ def convert(root: Path, out: Path | None = None, table: Path | None = None, imag
     """NIH ChestX-ray14: 14 text-mined findings and No Finding, each 1 or 0; every image is a study.
 
     Test is the official test_list.txt; val is a tenth of the patients of train_val_list.txt, by a hash of the patient.
-    Images that no list names are left out. Bounding boxes are not read.
+    Images that no list names are left out. Bounding boxes are not read. Counted, besides: images that stand twice (the
+    first row counts), under two patients (left out) or without finding (labels unknown), other sexes than M and F, ages
+    that cannot be read, in months or days (turned into years), above 120 (unknown) or 100 (kept).
 
     Args:
         root: Folder that holds the table, train_val_list.txt, test_list.txt and the folders of images.
@@ -38,19 +42,22 @@ def convert(root: Path, out: Path | None = None, table: Path | None = None, imag
         read_list(common.find_file(root, [f"{name}_list.txt"], ORIGIN)) for name in ("train_val", "test")
     )
     paths = {path.name: path for path in sorted((images or root).rglob("*.png"))}
-    studies = []
+    counts = Counter[str]()
+    studies: dict[str, Study] = {}
     for where, row in common.read_table(table, ["Image Index", "Finding Labels", "Patient ID", "Patient Age"]):
-        name, subject, findings = row["Image Index"], row["Patient ID"], row["Finding Labels"].split("|")
+        name, subject = row["Image Index"], row["Patient ID"]
+        findings = [] if is_nothing(row["Finding Labels"]) else row["Finding Labels"].split("|")
+        counts["Rows without finding, whose labels are unknown"] += not findings
         if unknown := [finding for finding in findings if finding not in LABELS]:
             raise CorpusError(f"{where}: unknown finding {unknown[0]!r}. Choices: {', '.join(LABELS)}")
         split = choose_split(name, subject, tested)
         image = StudyImage(paths.get(name, (images or root) / name), row.get("View Position") or None)
         study = Study(Path(name).stem, subject, split, [image])
-        study.labels = {label: int(label in findings) for label in LABELS}
+        study.labels = {label: int(label in findings) for label in LABELS} if findings else {}
         sex = row.get("Patient Sex", row.get("Patient Gender", ""))  # copies of the table differ
-        study.patient = common.parse_patient(sex, row["Patient Age"], where)
-        studies.append(study)
-    conversion = Conversion("nih", studies, out or root / "studies.jsonl")
+        study.patient = common.parse_patient(sex, row["Patient Age"], counts)
+        common.add_image(studies, study, where, counts)
+    conversion = Conversion("nih", studies.values(), out or root / "studies.jsonl", counts)
     listed = train_val | tested
     conversion.keep_images("in no official list", lambda image: image.path.name in listed)
     conversion.keep_files()

@@ -7,6 +7,19 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from raddraft.tables import is_nothing
+
+REPEATED = "Rows that repeat an image, left out"
+OTHER_LABELS = "Rows whose labels differ from the first of their study, which count"
+OTHER_TEXT = "Rows whose text differs from the first text of their study, which counts"
+OTHER_PATIENT = "Rows whose sex or age differs from the first of their study, which counts"
+SEX = "Films of a sex that is neither M nor F"
+AGE = "Films whose age cannot be read"
+MONTHS = "Ages in months, weeks or days, turned into years"
+OLD = "Ages of 101 to 120, kept"
+"""What is counted of odd rows, by `generator.corpora.common` where converters share the rule."""
+TWO_SUBJECTS = "two_subjects"
+"""Key of a study that its table gives to two subjects, until `Conversion` leaves it out."""
 _PNG_END = b"IEND\xaeB`\x82"
 """Type and check sum of a PNG's last chunk, which is empty."""
 
@@ -45,6 +58,26 @@ def settle(told: Iterable[tuple[str, Any]], what: str, counts: Counter[str]) -> 
             contrary.add(subject)
     counts[f"Subjects with two {what}, which are left out"] += len(contrary)
     return {subject: value for subject, value in known.items() if subject not in contrary}
+
+
+def gather_runs(rows: Iterable[tuple[str, str]], counts: Counter[str]) -> dict[str, list[str]]:
+    """Image -> its run lengths, of pairs of an image and a cell: none where all its cells are -1 or blank.
+
+    >>> gather_runs([("a", " -1"), ("b", "1 2"), ("b", "9 1"), ("b", "1 2")], Counter())
+    {'a': [], 'b': ['1 2', '9 1']}
+    """
+    found: dict[str, dict[str, None]] = {}
+    denied = set()
+    for image, cell in rows:
+        runs, code = found.setdefault(image, {}), cell.strip()
+        if code == "-1" or is_nothing(code):
+            denied.add(image)
+            counts["Blank cells in place of run lengths, taken for -1"] += code != "-1"
+        else:
+            counts["Rows that repeat a mask of their image, left out"] += code in runs
+            runs[code] = None
+    counts["Images with a mask and a row of -1, of which the mask counts"] += sum(bool(found[name]) for name in denied)
+    return {image: list(runs) for image, runs in found.items()}
 
 
 def tell_counts(counts: Counter[str]) -> list[str]:

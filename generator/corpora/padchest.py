@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 from generator.corpora import common
 from generator.corpora.common import Conversion, CorpusError
-from generator.corpora.odd_rows import is_whole, join_subjects, settle, tell_counts
+from generator.corpora.odd_rows import OTHER_LABELS, REPEATED, is_whole, join_subjects, settle, tell_counts
 from raddraft.studies import Study, StudyImage
 from raddraft.text import suggest
 
@@ -89,9 +89,7 @@ def convert(
     chosen = _choose_labels(table, labels, said)
     terms: dict[str, frozenset[str]] = {}
     for film in films:
-        counts["Rows whose labels differ from the first of their study, which count"] += (
-            terms.setdefault(film.study, film.terms) != film.terms
-        )
+        counts[OTHER_LABELS] += terms.setdefault(film.study, film.terms) != film.terms
     for name, study in studies.items():
         study.labels = _label(terms[name], chosen, counts)
     conversion = Conversion("padchest", studies.values(), out or root / "studies.jsonl")
@@ -126,12 +124,11 @@ def _read_films(table: Path, folder: Path, counts: Counter[str]) -> Iterator[_Fi
                 raise CorpusError(f"{where}: unknown {column} {row[column]!r}. Choices: {', '.join(choices)}")
         name = row["ImageID"]
         if name in names:
-            counts["Rows that repeat an image, left out"] += 1
+            counts[REPEATED] += 1
             continue
         names.add(name)
         path = folder / name if flat else folder / row["ImageDir"] / name
-        sex = common.parse_sex(row["PatientSex_DICOM"])
-        counts["Films of a sex that is neither M nor F"] += sex is None
+        sex = common.parse_sex(row["PatientSex_DICOM"], counts)
         yield _Film(
             row["StudyID"],
             row["PatientID"],

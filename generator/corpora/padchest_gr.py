@@ -49,10 +49,10 @@ def convert(
         sections: Sections that a study must have; [] for none.
     """
     file = common.find_file(root, ["grounded_reports_20240819.json", "grounded_reports*.json"], _ORIGIN)
-    rows = _read_rows(common.find_file(root, ["master_table.csv", "master_table.csv.zip"], _ORIGIN))
+    counts: Counter[str] = Counter()
+    rows = _read_rows(common.find_file(root, ["master_table.csv", "master_table.csv.zip"], _ORIGIN), counts)
     found = sorted((images or root).rglob("*.png"))
     paths = {path.name: path for path in found if "masks" not in path.relative_to(images or root).parts}
-    counts: Counter[str] = Counter()
     boxes: dict[str, Boxes] = {}
     studies = []
     entries = _read_entries(file)
@@ -83,13 +83,14 @@ def convert(
     return conversion.write()
 
 
-def _read_rows(table: Path) -> dict[str, Study]:
+def _read_rows(table: Path, counts: Counter[str]) -> dict[str, Study]:
     """StudyID -> a study without images. The table has a row for each sentence, which repeats what is known of it."""
     studies: dict[str, Study] = {}
     for where, row in common.read_table(table, ["StudyID", "PatientID", "split"]):
-        patient = common.parse_patient(row.get("PatientSex_DICOM", ""), row.get("PatientAge", ""), where)
+        odd = Counter[str]() if row["StudyID"] in studies else counts  # each study counts once
+        patient = common.parse_patient(row.get("PatientSex_DICOM", ""), row.get("PatientAge", ""), odd)
         study = Study(row["StudyID"], row["PatientID"], common.parse_split(row["split"], where), [], patient=patient)
-        common.add_image(studies, study, where)
+        common.add_image(studies, study, where, counts)
     return studies
 
 

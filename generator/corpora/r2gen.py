@@ -7,11 +7,12 @@ Entries for MIMIC-CXR also have `subject_id` and `study_id`, and one entry per i
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from generator.corpora.common import Conversion, CorpusError, parse_split, read_json
+from generator.corpora.common import Conversion, CorpusError, add_image, parse_split, read_json
 from generator.sections import clean_sections
 from raddraft.studies import Study, StudyImage
 
@@ -27,7 +28,8 @@ def convert(
 
     The report of an entry becomes the section findings. An entry of the MIMIC-CXR variant is one image, so a study
     with two frontal images appears twice, under the names of its images; the study's own number is kept as study.
-    An entry that names no subject is a subject of its own. Views are not known.
+    An entry that names no subject is a subject of its own. Views are not known. Of entries with one id the
+    first counts, and their images are put together; an id of two subjects is left out. Both are counted.
 
     Args:
         root: Folder that holds annotation.json and images/.
@@ -36,7 +38,8 @@ def convert(
         images: Folder that the image paths start from. By default images in root.
         sections: Sections that a study must have: findings, or [] to keep entries with an empty report.
     """
-    studies = []
+    counts = Counter[str]()
+    studies: dict[str, Study] = {}
     for where, split, entry in read_annotation(annotation or root / "annotation.json"):
         names = entry.get("image_path")
         if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
@@ -50,8 +53,9 @@ def convert(
             clean_sections({"findings": entry.get("report") or ""}),
         )
         study.extra = {} if known is None else {"study": str(known)}
-        studies.append(study)
-    conversion = Conversion("r2gen", studies, out or root / "studies.jsonl")
+        counts["Entries that repeat an id"] += study.study_id in studies
+        add_image(studies, study, where, counts)
+    conversion = Conversion("r2gen", studies.values(), out or root / "studies.jsonl", counts)
     conversion.mark_unknown_patients()
     conversion.keep_files()
     conversion.require(sections)

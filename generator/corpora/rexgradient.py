@@ -72,12 +72,8 @@ def _study(name: str, entry: Any, split: str, folder: Path, where: str, counts: 
     texts = {key.lower(): str(entry.get(key) or "") for key in _SECTIONS}
     study = Study(name, str(entry["PatientID"]), split, _images(entry, folder, where, counts))
     study.sections = clean_sections({key: text for key, text in texts.items() if not is_nothing(text)})
-    study.patient = {"sex": common.parse_sex(str(entry.get("PatientSex") or "")), "age": None}
-    counts["Studies of a sex that is neither M nor F"] += study.patient["sex"] is None
-    try:
-        study.patient["age"] = common.parse_age(str(entry.get("PatientAge") or ""), where)
-    except CorpusError:
-        counts["Studies whose age cannot be read"] += 1
+    sex, age = (str(entry.get(key) or "") for key in ("PatientSex", "PatientAge"))
+    study.patient = common.parse_patient(sex, age, counts)
     date = entry.get("StudyDate")
     study.extra = {} if is_nothing(date) else {"study_date": str(date)}
     return study

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,9 @@ def convert(root: Path, out: Path | None = None, table: Path | None = None, imag
     table = table or common.find_file(root, ["ReXRank_*.json"], _ORIGIN)
     folder = images or next((root / name for name in _FOLDERS if (root / name).is_dir()), root)
     entries = read_entries(table, CorpusError)
-    studies = [_study(name, entry, folder, f"{table.name}, {name}") for name, entry in entries.items()]
-    conversion = Conversion("rexrank", studies, out or root / "studies.jsonl")
+    counts = Counter[str]()
+    studies = [_study(name, entry, folder, f"{table.name}, {name}", counts) for name, entry in entries.items()]
+    conversion = Conversion("rexrank", studies, out or root / "studies.jsonl", counts)
     conversion.mark_unknown_patients()
     conversion.notes += tell_studies(
         "with more or fewer views than images, of which only the key image's view is known",
@@ -57,7 +59,7 @@ def convert(root: Path, out: Path | None = None, table: Path | None = None, imag
     return conversion.write()
 
 
-def _study(name: str, entry: dict[str, Any], folder: Path, where: str) -> Study:
+def _study(name: str, entry: dict[str, Any], folder: Path, where: str, counts: Counter[str]) -> Study:
     paths = entry.get("image_path")
     if not isinstance(paths, list) or not paths or not all(isinstance(path, str) for path in paths):
         raise CorpusError(f"{where}: image_path must be a non-empty list of paths, got {paths!r}")
@@ -72,7 +74,7 @@ def _study(name: str, entry: dict[str, Any], folder: Path, where: str) -> Study:
         common.parse_split(str(entry.get("split") or "test"), where),
         _images(entry, paths, folder),
         clean_sections(sections),
-        patient={"sex": common.parse_sex(told.get("sex", "")), "age": _age(told.get("age", ""), where)},
+        patient={"sex": common.parse_sex(told.get("sex", ""), counts), "age": _age(told.get("age", ""), counts)},
         extra={ENTRY: entry},
     )
 
@@ -101,7 +103,7 @@ def _images(entry: dict[str, Any], paths: list[str], folder: Path) -> list[Study
     return images
 
 
-def _age(text: str, where: str) -> int | float | None:
+def _age(text: str, counts: Counter[str]) -> int | float | None:
     text = "10-20" if text.strip() == _SPREADSHEET_DATE else text.strip().removeprefix(">=")
     group = _AGES.fullmatch(text)
-    return (int(group[1]) + int(group[2])) // 2 if group else common.parse_age(text, where)
+    return (int(group[1]) + int(group[2])) // 2 if group else common.parse_age(text, counts)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 
 from generator.corpora import common, nih
 from generator.corpora.common import Conversion, CorpusError
 from raddraft.studies import Study, StudyImage
+from raddraft.tables import is_nothing
 
 _CLASSES = ("Normal", "No Lung Opacity / Not Normal", "Lung Opacity")
 _ORIGIN = "It is part of https://www.kaggle.com/c/rsna-pneumonia-detection-challenge (stage 2)."
@@ -29,7 +31,8 @@ def convert(
     test of the other. Without, 70, 10 and 20 % of the images are train, val and test, by a hash: patients of test are
     then in train, too, and films of test in train of ChestX-ray14; the manifest marks such studies
     ("unknown_patient"), and what is measured on them says so. View, sex and age come from the headers; boxes are not
-    read.
+    read. Odd rows are counted: of a Target of 0 and of 1 for one image the 1 counts, a blank one says nothing; of two
+    classes the first counts; other sexes than M and F, ages that cannot be read and ages above 120 are unknown.
 
     Args:
         root: Folder that holds stage_2_train_labels.csv, stage_2_detailed_class_info.csv and stage_2_train_images/.
@@ -43,28 +46,38 @@ def convert(
     if test_list and not mapping:
         raise CorpusError("--test-list tells nothing without --mapping, which names the films of ChestX-ray14")
     table = common.find_file(root, ["stage_2_train_labels.csv"], _ORIGIN)
-    classes = {}
+    counts = Counter[str]()
+    classes: dict[str, str] = {}
     info = common.find_file(root, ["stage_2_detailed_class_info.csv"], _ORIGIN)
     for where, row in common.read_table(info, ["patientId", "class"]):
         if row["class"] not in _CLASSES:
             raise CorpusError(f"{where}: unknown class {row['class']!r}. Choices: {', '.join(_CLASSES)}")
-        classes[row["patientId"]] = row["class"]
+        counts["Rows whose class differs from the first of their image, which counts"] += (
+            classes.setdefault(row["patientId"], row["class"]) != row["class"]
+        )
     names = _read_mapping(mapping) if mapping else {}
     tested = nih.read_list(test_list or common.find_file(mapping.parent, ["test_list.txt"], _LIST)) if mapping else ()
     studies: dict[str, Study] = {}
     for where, row in common.read_table(table, ["patientId", "Target"]):
         name = row["patientId"]
-        if row["Target"] not in ("0", "1"):
+        if row["Target"] not in ("0", "1") and not is_nothing(row["Target"]):
             raise CorpusError(f"{where}: Target {row['Target']!r}. Choices: 0, 1")
+        target = common.parse_label(row["Target"], where)
+        counts["Rows without Target, which say nothing of Pneumonia"] += target is None
         if name not in classes:
             raise CorpusError(f"{where}: patientId {name!r} is not in {info.name}")
         if mapping and name not in names:
             raise CorpusError(f"{mapping}: no subset_img_id is {name!r}, which {table.name} holds")
         subject, split = _place(names[name], tested) if mapping else (name, common.hash_split(name))
         image = StudyImage((images or root / "stage_2_train_images") / f"{name}.dcm")
-        studies[name] = Study(name, subject, split, [image])
-        studies[name].labels = {"Pneumonia": int(row["Target"]), "No Finding": int(classes[name] == "Normal")}
-    conversion = Conversion("rsna", studies.values(), out or root / "studies.jsonl")
+        study = studies.setdefault(name, Study(name, subject, split, [image]))
+        known = study.labels.get("Pneumonia")
+        counts["Images with a Target of 0 and of 1, which counts"] += {known, target} == {0, 1}
+        study.labels = {
+            "Pneumonia": max((label for label in (known, target) if label is not None), default=None),
+            "No Finding": int(classes[name] == "Normal"),
+        }
+    conversion = Conversion("rsna", studies.values(), out or root / "studies.jsonl", counts)
     if not mapping:
         conversion.mark_unknown_patients()
     conversion.keep_files(*common.PIXELS)

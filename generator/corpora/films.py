@@ -1,0 +1,69 @@
+"""What converters read from image files, headers, and write beside them, masks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from raddraft.studies import Study
+
+if TYPE_CHECKING:
+    from encoder.masks import Part
+
+
+def read_header(path: Path) -> tuple[str, str, str] | None:
+    """Sex, age and view as a DICOM header states them, "" where it does not; None if it cannot be read.
+
+    Nothing else is read of it.
+    """
+    import warnings
+
+    from pydicom import dcmread
+
+    tags = ["Rows", "PatientSex", "PatientAge", "ViewPosition"]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of ages without unit, as RSNA and SIIM have them, one warning each
+            header = dcmread(path, stop_before_pixels=True, force=True, specific_tags=tags)
+            if "Rows" not in header:
+                return None
+            sex, age, view = (str(header.get(name) or "").strip() for name in tags[1:])
+    except Exception:  # broken bytes make the parser raise anything
+        return None
+    return sex, age, view
+
+
+def draw_masks(
+    studies: Iterable[Study],
+    masks: Mapping[str, Mapping[str, Sequence[Part]]],
+    folder: Path,
+    size: tuple[int, int] | None,
+) -> list[str]:
+    """Write masks as FOLDER/STRUCTURE/NAME.png and add them to the images, as in `Conversion.add_masks`.
+
+    Returns:
+        A sentence for each mask that cannot be read or leaves its image; there is none then.
+    """
+    import numpy as np
+
+    from encoder.masks import MaskError, draw_part, write_mask
+    from raddraft.images import shown_size, stored_size
+
+    failures = []
+    for study in studies:
+        named = [(f"{study.study_id}_{image.path.stem}", image) for image in study.images]
+        for name, image in [(study.study_id, study.images[0]), *named]:
+            for structure, parts in masks.get(name, {}).items():
+                if not parts or not all(part.is_file() for part in parts if isinstance(part, Path)):
+                    continue
+                shape = size or stored_size(image.path) or shown_size(image.path)
+                try:
+                    mask = np.any([draw_part(part, shape) for part in parts], axis=0)
+                except MaskError as error:
+                    failures.append(f"image {name}, {structure}: {error}")
+                    continue
+                path = folder / structure.replace(" ", "_") / f"{name}.png"
+                write_mask(path, mask)
+                image.masks[structure] = path
+    return failures
