@@ -70,7 +70,8 @@ def main(
     from generator.clinic.reading.insight import Nearest
     from generator.clinic.reading.reading import Reading
     from generator.clinic.reading.remote import find_worklist
-    from generator.clinic.reading.server import exit_on_signals, serve
+    from generator.clinic.reading.server import serve
+    from generator.web import exit_on_signals
     from raddraft.files import cache_folder
     from raddraft.studies import read_studies
 

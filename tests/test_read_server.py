@@ -323,10 +323,10 @@ def test_who_waits_for_the_model_is_told_when_the_page_stops(model, studies_file
 
 def test_a_decoder_that_crashes_costs_its_film_only(page, monkeypatch) -> None:
     assert page.request("GET", "/api/studies/0/films/0")[0] == 200
-    process = page.reading.films._process
-    send = page.reading.films._connection.send
+    process = page.reading.films._apart._process
+    send = page.reading.films._apart._connection.send
     monkeypatch.setattr(
-        page.reading.films._connection, "send", lambda path: (process.kill(), process.join(), send(path))
+        page.reading.films._apart._connection, "send", lambda path: (process.kill(), process.join(), send(path))
     )
     status, _, content = page.request("GET", "/api/studies/1/films/0")
     assert status == 422

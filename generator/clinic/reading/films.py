@@ -6,15 +6,11 @@ else.
 
 from __future__ import annotations
 
-import multiprocessing
-import signal
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module
-from multiprocessing.connection import Connection
 from pathlib import Path
 from threading import Condition
 
@@ -23,11 +19,10 @@ import numpy as np
 from raddraft.errors import RadDraftError
 from raddraft.gray import ImageError, ImageWarning
 from raddraft.images import load_film
+from raddraft.isolated import EndedError, Isolated
 
 LARGEST = 100_000_000
 """Pixels; a larger film is refused before it is decoded."""
-LONGEST = 120
-"""Seconds after which the reading of a film is given up."""
 KEPT = 100_000_000
 """Bytes of films that are kept for the next time."""
 
@@ -58,24 +53,15 @@ class Films:
         self._wanted: list[Path] = []
         self._waiting: list[Path] = []
         self._changed, self._opened, self._busy = Condition(), 0, False
-        self._process: multiprocessing.process.BaseProcess | None = None
+        self._apart = Isolated(_read)
 
     def start(self) -> None:
         """Start the process that reads, unless it runs; `read` does so too, and then waits for it."""
-        if self._process is None:
-            context = multiprocessing.get_context("spawn")
-            self._connection, theirs = context.Pipe()
-            self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
-            self._process.start()
-            theirs.close()
+        self._apart.start()
 
     def close(self) -> None:
         """End the process."""
-        if self._process is not None:
-            self._connection.close()
-            self._process.terminate()
-            self._process.join()
-            self._process = None
+        self._apart.close()
 
     def want(self, paths: Sequence[Path]) -> None:
         """Read these first, in this order; who waits for another film now gets SkippedError."""
@@ -128,31 +114,10 @@ class Films:
         return self._wanted.index(path) if path in self._wanted else len(self._wanted)
 
     def _ask(self, path: Path) -> Film:
-        self.start()
         try:
-            self._connection.send(path)
-            if not self._connection.poll(LONGEST):
-                raise TimeoutError
-            answer = self._connection.recv()
-        except (EOFError, OSError):
-            self.close()
+            return self._apart(path)
+        except EndedError:
             raise ImageError(f"{path}: the decoder fails on it") from None
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-
-def _serve(connection: Connection) -> None:
-    """Answer paths with films or errors, until the other end is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks
-    import_module("pydicom")  # takes longer than to read a film
-    with suppress(EOFError, OSError):
-        while True:
-            path = connection.recv()
-            try:
-                connection.send(_read(path))
-            except RadDraftError as error:
-                connection.send(error)
 
 
 def _read(path: Path) -> Film:

@@ -8,19 +8,17 @@ and films go out with headers that let the browser load nothing from outside and
 
 from __future__ import annotations
 
-import os
 import secrets
-import traceback
 from collections.abc import Callable, MutableMapping
 from typing import TYPE_CHECKING, Any
 
-from raddraft.errors import RadDraftError
+from generator.web import LOOPBACK, Refused, read_body, tell_error
 
 if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
-HOST = "127.0.0.1"
+HOST = LOOPBACK
 TOKEN = "X-RadDraft-Token"
 LARGEST_BODY = 1_000_000
 """Bytes of a request."""
@@ -42,19 +40,6 @@ HEADERS = {
     "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
     "Cache-Control": "no-store",
 }
-
-
-class Refused(RadDraftError):
-    """A request is not answered.
-
-    Args:
-        status: of HTTP.
-        reason: a sentence.
-    """
-
-    def __init__(self, status: int, reason: str) -> None:
-        super().__init__(reason)
-        self.status = status
 
 
 class Guard:
@@ -99,10 +84,9 @@ class Guard:
             self._check(Request(scope))
             await self.app(scope, receive, send_guarded)
         except Exception as error:  # its text may name a patient, so the log does not get it
-            if os.environ.get("RADDRAFT_TRACEBACK"):
-                traceback.print_exc()
+            answer = answer_error(error)
             if not started:
-                await answer_error(error)(scope, receive, send_guarded)
+                await answer(scope, receive, send_guarded)
 
     def _check(self, request: Request) -> None:
         hosts, origins = (request.headers.getlist(name) for name in ("host", "origin"))
@@ -120,7 +104,7 @@ class Guard:
                 raise Refused(403, "The token is missing or wrong; open the address that raddraft read printed.")
 
 
-async def read_body(request: Request) -> bytes:
+async def read_json(request: Request) -> bytes:
     """The body of a request of JSON.
 
     Raises:
@@ -128,25 +112,12 @@ async def read_body(request: Request) -> bytes:
     """
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
         raise Refused(415, "Only JSON is taken.")
-    body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > LARGEST_BODY:
-            raise Refused(413, f"The request has more than {LARGEST_BODY:,} bytes.")
-    return bytes(body)
+    return await read_body(request, LARGEST_BODY)
 
 
 def answer_error(error: Exception) -> Response:
     """The answer to a request that failed: a sentence, as JSON."""
-    from starlette.exceptions import HTTPException
     from starlette.responses import JSONResponse
 
-    if isinstance(error, Refused):
-        status, text = error.status, str(error)
-    elif isinstance(error, HTTPException):
-        status, text = error.status_code, error.detail
-    elif isinstance(error, RadDraftError):
-        status, text = 422, str(error)
-    else:
-        status, text = 500, f"An unexpected error, {type(error).__name__}; RADDRAFT_TRACEBACK=1 shows where."
+    status, text = tell_error(error)
     return JSONResponse({"error": text}, status)

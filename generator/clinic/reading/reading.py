@@ -20,11 +20,11 @@ from generator.clinic.reading.decisions import Read, Reads
 from generator.clinic.reading.documents import remove_documents, write_read
 from generator.clinic.reading.drafting import Drafting, tell
 from generator.clinic.reading.films import Film, Films
-from generator.clinic.reading.guard import Refused
 from generator.clinic.reading.insight import Nearest, attention, shows_attention
 from generator.clinic.reading.worklist import Drafted, Worklist
 from generator.config import DecodeConfig
 from generator.generate import BANNER
+from generator.web import Refused
 from metrics.rules import label
 from raddraft.errors import RadDraftError
 from raddraft.files import digest_json

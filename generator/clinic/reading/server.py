@@ -9,9 +9,7 @@ Only numbers of a request choose what is read; no text of it reaches the file sy
 from __future__ import annotations
 
 import json
-import signal
 import socket
-import sys
 from collections.abc import Awaitable, Callable
 from importlib import resources
 from pathlib import PurePath
@@ -19,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from generator.clinic.reading.guard import HOST, Guard, Refused, answer_error, read_body
+from generator.clinic.reading.guard import HOST, Guard, answer_error, read_json
 from generator.clinic.reading.reading import Decided, Exported, Labeled, Reading, Working, read_labels
+from generator.web import Refused, bound, uvicorn_config
 from raddraft.errors import RadDraftError
 
 if TYPE_CHECKING:
@@ -76,7 +75,7 @@ def make_app(reading: Reading, port: int, token: str | None = None) -> Guard:
 
 
 def serve(reading: Reading, port: int = 0, say: Callable[[str], Any] = print) -> None:
-    """Serve the page at 127.0.0.1 until it is stopped: by Ctrl-C, or what `exit_on_signals` names.
+    """Serve the page at 127.0.0.1 until it is stopped: by Ctrl-C, or what `generator.web.exit_on_signals` names.
 
     Args:
         reading: what is shown.
@@ -86,27 +85,11 @@ def serve(reading: Reading, port: int = 0, say: Callable[[str], Any] = print) ->
     Raises:
         RadDraftError: Starlette or uvicorn is not installed, or the port is taken.
     """
-    with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((HOST, port))
-            listener.listen()  # who opens the address at once waits, and is not refused
-        except OSError as error:
-            raise RadDraftError(f"Port {port} of this computer cannot be used: {error.strerror}") from None
+    with bound(HOST, port) as listener:
+        listener.listen()  # who opens the address at once waits, and is not refused
         server, address = make_server(reading, listener.getsockname()[1])
         say(address)
         server.run(sockets=[listener])
-
-
-def exit_on_signals() -> None:
-    """Let SIGTERM raise SystemExit, so that what was begun is cleaned up, and SIGHUP (the terminal was closed) too.
-
-    SIGHUP becomes SIGTERM, which uvicorn knows; where it is ignored, as under nohup, it stays ignored.
-    """
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    hangup = getattr(signal, "SIGHUP", None)  # Windows has none
-    if hangup is not None and signal.getsignal(hangup) is signal.SIG_DFL:
-        signal.signal(hangup, lambda number, frame: signal.raise_signal(signal.SIGTERM))
 
 
 def make_server(reading: Reading, port: int) -> tuple[uvicorn.Server, str]:
@@ -125,17 +108,8 @@ def make_server(reading: Reading, port: int) -> tuple[uvicorn.Server, str]:
             reading.drafting.stop()  # else it waits for all that was asked of the model, such as a long export
             await super().shutdown(sockets)
 
-    app: Any = make_app(reading, port)
-    config = uvicorn.Config(
-        app,
-        ws="none",
-        lifespan="off",
-        log_level="critical",  # a log would hold what requests and errors say
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=3,
-    )
-    return Server(config), app.address
+    app = make_app(reading, port)
+    return Server(uvicorn_config(app, grace=3)), app.address
 
 
 def _answer(function: Callable[[Request], Any]) -> Callable[[Request], Awaitable[Response]]:
@@ -156,7 +130,7 @@ def _posted(path: str, kind: type, function: Callable[[Request, Any], Any]) -> A
     from starlette.routing import Route
 
     async def answer(request: Request) -> Response:
-        body = await read_body(request)
+        body = await read_json(request)
         try:
             value: Any = msgspec.json.decode(body, type=kind)
         except msgspec.DecodeError:  # its text may quote the request
