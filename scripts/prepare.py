@@ -17,11 +17,14 @@ Benchmarks of vision encoders, as published: labels, patients, masks.
     raddraft prepare chexpert --root CheXpert-v1.0-small
     raddraft prepare padchest --root PadChest
     raddraft prepare brax --root brax/1.1.0
-    raddraft prepare vindr-cxr --root vindr-cxr/1.0.0
+    raddraft prepare vindr-cxr --root vindr-cxr/1.0.0                              # vindr-pcxr: children
     raddraft prepare rsna --root rsna-pneumonia --mapping pneumonia-challenge-dataset-mappings_2018.json
     raddraft prepare covid --root covid-chestxray-dataset
     raddraft prepare siim --root siim-acr-pneumothorax --out siim/studies.jsonl
     raddraft prepare candid-ptx --root candid-ptx --out candid-ptx/studies.jsonl
+    raddraft prepare chexlocalize --root chexlocalize --out localized/studies.jsonl
+    raddraft prepare chestx-det --root ChestX-Det --out det/studies.jsonl
+    raddraft prepare ms-cxr --root ms-cxr/1.1.0 --images mimic-cxr-jpg --out ms/studies.jsonl
     raddraft prepare vindr-ribcxr --root VinDr-RibCXR --out ribs/studies.jsonl
     raddraft prepare lung-masks --source jsrt --root JSRT --out jsrt/studies.jsonl   # or montgomery, shenzhen
 
@@ -31,8 +34,8 @@ Benchmarks of vision encoders, as published: labels, patients, masks.
     raddraft prepare reads --studies studies.jsonl --reads reads.jsonl --out read.jsonl    # drafts as corrected
 
 Every command prints what it read, what it dropped and why (e.g. images not on disk), what each split holds, and what
-the splits do not keep apart. Splits by a hash are the same everywhere. Masks are written as PNG,
-masks/STRUCTURE/STUDY.png beside the manifest.
+the splits do not keep apart. Splits by a hash are the same everywhere. Masks are written as PNG beside the manifest:
+masks/STRUCTURE/STUDY.png, or STUDY_IMAGE.png in sets that draw on several films of a study.
 """
 
 from __future__ import annotations

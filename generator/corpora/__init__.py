@@ -13,7 +13,7 @@ from raddraft.errors import RadDraftError
 CORPORA = (
     *("mimic-cxr", "iu-xray", "chexpert-plus", "r2gen", "rexrank", "folder", "nih", "chexpert", "vindr-cxr", "rsna"),
     *("covid", "siim", "candid-ptx", "vindr-ribcxr", "lung-masks", "padchest", "padchest-gr", "brax", "rexgradient"),
-    "phantom",
+    *("vindr-pcxr", "chexlocalize", "chestx-det", "ms-cxr", "phantom"),
 )
 """Names of the corpora; their modules have _ for -."""
 
