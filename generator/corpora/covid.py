@@ -9,7 +9,7 @@ from pathlib import Path
 
 from generator.corpora import common
 from generator.corpora.common import Conversion
-from generator.corpora.odd_rows import join_subjects
+from generator.corpora.odd_rows import REPEATED, join_subjects
 from generator.sections import clean_sections
 from raddraft.studies import Study, StudyImage
 from raddraft.tables import is_nothing
@@ -50,7 +50,6 @@ def convert(root: Path, out: Path | None = None, table: Path | None = None) -> C
     counts = Counter[str]()
     study_of: dict[Path, str] = {}
     skipped = {}
-    repeated = 0
     for where, row in rows:
         is_film = row["modality"].strip().lower() == "x-ray"
         study = _study(row, root, counts if is_film else Counter(), subject_of[_patient(row)])
@@ -61,7 +60,7 @@ def convert(root: Path, out: Path | None = None, table: Path | None = None) -> C
         path = study.images[0].path
         if row["filename"].strip():  # else the path is that of the folder
             if path in study_of:
-                repeated += 1
+                counts[REPEATED] += 1
                 study.study_id, study.images = study_of[path], []
             study_of[path] = study.study_id
         note = study.sections.pop("note", "")
@@ -73,10 +72,8 @@ def convert(root: Path, out: Path | None = None, table: Path | None = None) -> C
         if len(study.labels) > 1:
             study.labels.pop("No Finding", None)  # what one film shows counts, though another shows nothing
     conversion = Conversion("covid", [*studies.values(), *skipped.values()], out or root / "studies.jsonl", counts)
-    conversion.notes.append(
-        f"patientids: {len(subject_of)}, subjects by file, note and address: {len(set(subject_of.values()))}; "
-        f"rows that list a film again: {repeated}"
-    )
+    known = f"{len(subject_of):,}, which are {len(set(subject_of.values())):,} subjects"
+    conversion.notes.append(f"patientids: {known} by file, note and address")
     conversion.keep_studies("modality is not X-ray", lambda study: study.study_id not in skipped)
     conversion.keep_files()
     return conversion.write()

@@ -34,6 +34,17 @@ def read_header(path: Path) -> tuple[str, str, str] | None:
     return sex, age, view
 
 
+def image_size(path: Path) -> tuple[int, int]:
+    """Height and width of the pixels that a file stores.
+
+    Raises:
+        ImageError: they cannot be read.
+    """
+    from raddraft.images import shown_size, stored_size
+
+    return stored_size(path) or shown_size(path)
+
+
 def draw_masks(
     studies: Iterable[Study],
     masks: Mapping[str, Mapping[str, Sequence[Part]]],
@@ -48,7 +59,6 @@ def draw_masks(
     import numpy as np
 
     from encoder.masks import MaskError, draw_part, write_mask
-    from raddraft.images import shown_size, stored_size
 
     failures = []
     for study in studies:
@@ -57,7 +67,7 @@ def draw_masks(
             for structure, parts in masks.get(name, {}).items():
                 if not parts or not all(part.is_file() for part in parts if isinstance(part, Path)):
                     continue
-                shape = size or stored_size(image.path) or shown_size(image.path)
+                shape = size or image_size(image.path)
                 try:
                     mask = np.any([draw_part(part, shape) for part in parts], axis=0)
                 except MaskError as error:

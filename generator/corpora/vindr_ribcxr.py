@@ -5,11 +5,13 @@ A JSON file reads {"img": {"0": path}, "R1": {"0": [{"x": …, "y": …}, …]},
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from generator.corpora import common
+from generator.corpora import boxes, common
 from generator.corpora.common import Conversion, CorpusError, MissingFileError
+from generator.corpora.films import image_size
 from raddraft.studies import Study, StudyImage
 
 RIBS = tuple(f"{side}{number}" for side in "RL" for number in range(1, 11))
@@ -21,6 +23,8 @@ def convert(root: Path, out: Path | None = None) -> Conversion:
 
     The official val part, on which results are published, becomes test; val is a tenth of the official train images,
     by a hash of the image's name. Every image is a study and a subject of its own. A rib without polygon has no mask.
+    Polygons that reach beyond the film are cut at its edge and counted, as are images that stand twice, of which the
+    first counts.
 
     Args:
         root: Folder that holds Vindr_RibCXR_train_mask.json, Vindr_RibCXR_val_mask.json and the images, at any depth. A
@@ -29,7 +33,8 @@ def convert(root: Path, out: Path | None = None) -> Conversion:
     """
     found = sorted(root.rglob("VinDr_RibCXR_*.png"))
     by_name = {path.name: path for path in found if "masks" not in path.relative_to(root).parts}  # of an earlier run
-    studies = []
+    counts = Counter[str]()
+    studies: dict[str, Study] = {}
     masks: dict[str, dict[str, list[Any]]] = {}
     for part in ("train", "val"):
         path = next(iter(sorted(root.rglob(f"Vindr_RibCXR_{part}_mask.json"))), None)
@@ -46,12 +51,20 @@ def convert(root: Path, out: Path | None = None) -> Conversion:
             study_id = image.stem
             split = "test" if part == "val" else common.hash_split(study_id, common.NO_VAL)
             image = image if image.is_file() else by_name.get(image.name, image)
-            studies.append(Study(study_id, study_id, split, [StudyImage(image)]))
+            known = study_id in studies
+            study = Study(study_id, study_id, split, [StudyImage(image)])
+            common.add_image(studies, study, f"{path.name}, {key}", counts)
+            if known:
+                continue
             masks[study_id] = {rib: _polygons(table[rib].get(key), f"{path.name}, {rib}, {key}") for rib in RIBS}
             masks[study_id]["ribs"] = [outline for found in masks[study_id].values() for outline in found]
-    conversion = Conversion("vindr-ribcxr", studies, out or root / "studies.jsonl")
+    conversion = Conversion("vindr-ribcxr", studies.values(), out or root / "studies.jsonl", counts)
     conversion.mark_unknown_patients()
     conversion.keep_files()
+    for study in conversion.studies:
+        size = image_size(study.images[0].path)
+        rings = (ring for outline in masks[study.study_id]["ribs"] for ring in outline.rings)
+        counts[boxes.BEYOND] += sum(boxes.leaves(ring, size, "centers") for ring in rings)
     conversion.add_masks(masks)
     return conversion.write()
 
