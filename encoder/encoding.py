@@ -9,17 +9,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from encoder.config import ComputeConfig, FeatureConfig
 from encoder.digests import File, FileList, read_file
 from encoder.given import read_given
+from encoder.looks import LookList
 from encoder.rows import Place, Writer
 from encoder.store_folder import Content, StoreFolder, make_folder
+from encoder.survey import perceptual_hash, shrink
 from encoder.tower import Tower
 from raddraft.errors import RadDraftError
 from raddraft.images import ImageError, load_image
+from raddraft.studies import GrayMapping
 
 Wanted = Mapping[FeatureConfig, Sequence[Path]]
 """What is to be kept -> of which images."""
@@ -101,7 +106,8 @@ def compute_features(
         ]
         computed = Computed(folder, {name: digest for name, digest in digests.items() if digest}, stock)
         dataset = _Batches(batches, tasks, computed.digests, stock, tower.processor, folder.meta["gray_mapping"])
-        _store(tower, dataset, writers, known, computed, compute.workers)
+        looks = LookList(compute.features, folder.meta["gray_mapping"])
+        _store(tower, dataset, writers, (known, looks), computed, compute.workers)
     return computed
 
 
@@ -124,17 +130,18 @@ def _store(
     tower: Tower,
     dataset: _Batches,
     writers: Mapping[Content, Writer],
-    known: FileList,
+    lists: tuple[FileList, LookList],
     computed: Computed,
     workers: int,
 ) -> None:
-    """Append what the images of these batches lack, and their digests."""
+    """Append what the images of these batches lack, with their digests and perceptual hashes."""
     from tqdm import tqdm
 
     stock, started = computed.stock, time.perf_counter()
     loader: DataLoader = DataLoader(dataset, batch_size=None, num_workers=workers, generator=torch.Generator())
     for batch in tqdm(loader, desc="features", disable=not len(dataset), unit="batch"):
-        known.add(batch.fresh)
+        lists[0].add(batch.fresh)
+        lists[1].add(batch.looks)
         computed.digests |= {str(file.path): file.digest for file in batch.fresh}
         computed.failed |= batch.failed
         missing: dict[Content, dict[str, int]] = {content: {} for content in writers}  # digest -> row of the batch
@@ -186,6 +193,8 @@ class _Batch:
     """For each of them its digest, and what is to be kept of it."""
     fresh: list[File]
     """Files whose digests were not known."""
+    looks: dict[str, np.ndarray]
+    """Digest of a file that was decoded for the first time -> perceptual hash."""
     failed: dict[str, str]
 
 
@@ -199,7 +208,7 @@ class _Batches(Dataset):
         digests: Mapping[str, str],
         stock: Stock,
         processor: Any,
-        gray_mapping: str,
+        gray_mapping: GrayMapping,
     ) -> None:
         self.batches, self.tasks, self.digests, self.stock = batches, tasks, dict(digests), stock
         self.processor, self.gray_mapping = processor, gray_mapping
@@ -210,6 +219,7 @@ class _Batches(Dataset):
     def __getitem__(self, index: int) -> _Batch:
         pixels: dict[str, torch.Tensor] = {}
         fresh: list[File] = []
+        looks: dict[str, np.ndarray] = {}
         failed: dict[str, str] = {}
         digests: dict[str, str] = {}
         for name in self.batches[index]:
@@ -222,7 +232,7 @@ class _Batches(Dataset):
                 fresh += [] if digest else [file]
                 digests[name] = file.digest
                 if self.stock.lacks(self.tasks[name], file.digest):
-                    pixels[name] = prepare_pixels(self.processor, file.path, self.gray_mapping, data)
+                    pixels[name] = self._prepare(file.path, data, file.digest, looks)
             except (ImageError, OSError) as error:
                 failed[name] = str(error)
         for name in digests if pixels else ():  # those that are stored, as neighbors
@@ -234,8 +244,17 @@ class _Batches(Dataset):
             torch.stack([pixels[name] for name in names]) if names else torch.empty(0),
             [(digests[name], self.tasks[name]) for name in names],
             fresh,
+            looks,
             failed,
         )
+
+    def _prepare(self, path: Path, data: bytes, digest: str, looks: dict[str, np.ndarray]) -> torch.Tensor:
+        """Pixels of an image, which is decoded once; its perceptual hash goes to `looks`."""
+        if hasattr(self.processor, "features_file"):
+            return read_given(self.processor, path)
+        image = load_image(path, self.gray_mapping, data=data)
+        looks[digest] = perceptual_hash(shrink(image))
+        return to_pixels(self.processor, image)
 
 
 def prepare_pixels(image_processor: Any, path: Path, gray_mapping: str, data: bytes | None = None) -> torch.Tensor:
@@ -249,11 +268,15 @@ def prepare_pixels(image_processor: Any, path: Path, gray_mapping: str, data: by
     """
     if hasattr(image_processor, "features_file"):
         return read_given(image_processor, path)
-    image = load_image(path, gray_mapping, data=data).convert("RGB")  # type: ignore[arg-type]
+    return to_pixels(image_processor, load_image(path, gray_mapping, data=data))  # type: ignore[arg-type]
+
+
+def to_pixels(image_processor: Any, image: Image.Image) -> torch.Tensor:
+    """A gray image as the tower gets it: [3, H, W]."""
     # One image is too little work to share: with several threads it took ten times as long on two cores.
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return image_processor([image], return_tensors="pt")["pixel_values"][0]
+        return image_processor([image.convert("RGB")], return_tensors="pt")["pixel_values"][0]
     finally:
         torch.set_num_threads(n_threads)

@@ -252,8 +252,11 @@ def average_curve(points: Sequence[CurvePoint], measure: str) -> list[dict[str, 
     return rows
 
 
-def format_probe(result: ProbeResult, curve: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """A table of all measures, the notes, and the learning curve (from `average_curve`) by the first measure."""
+def format_probe(result: ProbeResult, curve: Mapping[str, Sequence[Mapping[str, Any]]], mark: str = "") -> str:
+    """A table of all measures, the notes, and the learning curve (from `average_curve`) by the first measure.
+
+    Behind every number stands a mark, see `encoder.seen`.
+    """
     kinds = list(result.measures["macro"])
     several = result.config.solver == "adamw" and len(result.config.seeds) > 1
     table: list[list[str | int]] = [["", "n", "positive", *kinds]]
@@ -262,7 +265,7 @@ def format_probe(result: ProbeResult, curve: Mapping[str, Sequence[Mapping[str, 
         for i, kind in enumerate(kinds):
             if kind in row:
                 one = row[kind].estimate
-                cells[i] = show(one) + (f" ± {one.sd:.3f}" if several and one.sd is not None else "")
+                cells[i] = show(one) + (f" ± {one.sd:.3f}" if several and one.sd is not None else "") + mark
         first = next(iter(row.values())).estimate
         table.append([name, first.n, "" if first.n_positive is None else first.n_positive, *cells])
     counts = ", ".join(f"{split} {count}" for split, count in result.n.items())
@@ -275,5 +278,5 @@ def format_probe(result: ProbeResult, curve: Mapping[str, Sequence[Mapping[str, 
     for name, rows in list(curve.items())[:1]:
         for point in rows:
             value = format_estimate(point["value"], point["low"], point["high"])
-            lines.append(f"{point['fraction']:g} of train, {point['n']} subjects: macro {name} {value}")
+            lines.append(f"{point['fraction']:g} of train, {point['n']} subjects: macro {name} {value}{mark}")
     return "\n".join(lines)

@@ -63,6 +63,9 @@ HASH_SIDE = 16
 NEAR = 28
 """Of the 256 bits of a hash: films that differ in no more are near-duplicates. Between films of different patients it
 is 48 or more, in 1.9 million pairs of four public collections; by a 64-bit difference hash some are equal."""
+BLUR, SAME_DETAILS = 1.0, 0.92
+"""What is lost by a blur of this many pixels of the small copy are its details; of near-duplicates with this correlation
+of details, or more, one is a copy of the other. Of 474 phantoms that are near another one none has more than 0.89."""
 
 
 class Finding(NamedTuple):
@@ -233,6 +236,16 @@ def perceptual_hash(small: np.ndarray) -> np.ndarray:
     return np.packbits(low > np.median(low)).view(np.uint64)
 
 
+def details(small: np.ndarray) -> np.ndarray:
+    """What a blur takes from a small copy, float32 [4096], mean 0 and length 1; the product of two is a correlation."""
+    from scipy.ndimage import gaussian_filter
+
+    values = small.astype(np.float32)
+    lost = (values - gaussian_filter(values, BLUR)).ravel()
+    lost -= lost.mean()
+    return lost / max(float(np.linalg.norm(lost)), 1e-6)
+
+
 # ---- films that show the same
 
 
@@ -251,18 +264,23 @@ def duplicates(films: Sequence[Film]) -> dict[int, tuple[int, int]]:
             found[number] = same, 0
         else:
             kept.append(number)
-    for row, column, bits in _near_pairs(np.array([films[number].hash for number in kept]).reshape(-1, 4)):
+    for row, column, bits in near_pairs(np.array([films[number].hash for number in kept]).reshape(-1, 4)):
         found.setdefault(kept[column], (kept[row], max(1, bits)))
     return found
 
 
-def _near_pairs(hashes: np.ndarray) -> Iterator[tuple[int, int, int]]:
-    """Pairs of hashes [n, 4] with at most `NEAR` different bits: (earlier, later, bits), by the earlier one."""
-    block = max(1, 2**24 // max(1, len(hashes)))  # pairs that are held at once: 128 MiB
+def near_pairs(hashes: np.ndarray, others: np.ndarray | None = None) -> Iterator[tuple[int, int, int]]:
+    """Pairs with at most `NEAR` different bits, of hashes [n, 4] with others [m, 4]: (position, position, bits).
+
+    Without others, of the hashes with each other: (earlier, later, bits).
+    """
+    against = hashes if others is None else others
+    block = max(1, 2**24 // max(1, len(against)))  # pairs that are held at once: 128 MiB
     for start in range(0, len(hashes), block):
-        rows = hashes[start : start + block]
-        bits = np.zeros((len(rows), len(hashes) - start), np.uint16)
+        rows, first = hashes[start : start + block], start if others is None else 0
+        bits = np.zeros((len(rows), len(against) - first), np.uint16)
         for word in range(hashes.shape[1]):
-            bits += np.bitwise_count(rows[:, None, word] ^ hashes[None, start:, word])
-        for row, column in np.argwhere(np.triu(bits <= NEAR, 1)).tolist():
-            yield start + row, start + column, int(bits[row, column])
+            bits += np.bitwise_count(rows[:, None, word] ^ against[None, first:, word])
+        near = bits <= NEAR
+        for row, column in np.argwhere(np.triu(near, 1) if others is None else near).tolist():
+            yield start + row, first + column, int(bits[row, column])

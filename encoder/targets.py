@@ -1,27 +1,21 @@
 """What a probe predicts for each image: findings or fields of a manifest, as numbers.
 
-    target = make_target(read_studies("studies.jsonl"), TargetSpec(("Cardiomegaly", "Edema")))
-
-`check_leaks` tells whether a probe or a tower may have seen test images before.
+target = make_target(read_studies("studies.jsonl"), TargetSpec(("Cardiomegaly", "Edema")))
 """
 
 from __future__ import annotations
 
 import math
-import re
-import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from encoder.digests import digest_files
 from encoder.probe_config import Kind, TargetSpec
 from raddraft.errors import RadDraftError
-from raddraft.splits import unknown_patients
-from raddraft.studies import SPLITS, Study, StudyImage
+from raddraft.studies import Study, StudyImage
 
 
 @dataclass
@@ -150,69 +144,3 @@ def _classes(values: list[Any], splits: list[str], notes: list[str]) -> tuple[tu
 def _check_known(names: Sequence[str], known: set[str], choices: set[str], what: str) -> None:
     if unknown := [name for name in names if name not in known]:
         raise RadDraftError(f"No study has the {what} {unknown[0]!r}. Choices: {', '.join(sorted(choices))}")
-
-
-def check_leaks(
-    groups: Mapping[str, Sequence[Study]],
-    hashes: Path | None = None,
-    features: Path | None = None,
-    tested: Collection[str] = ("test",),
-) -> list[str]:
-    """A sentence for each way in which test images may be known already; none if all is well.
-
-    Args:
-        groups: name of a split or fold -> its studies; they should share neither subjects nor images.
-        hashes: a text file with the SHA-256 of a tower's pre-training images, one per line, as `sha256sum` writes it.
-        features: folder of stored features, whose record of digests saves reading the images again.
-        tested: the groups that a tower should not have seen.
-
-    Raises:
-        RadDraftError: a line of `hashes` does not start with a SHA-256 digest.
-    """
-    found = unknown_patients(groups)
-    subjects: dict[str, set[str]] = {}
-    images: dict[Path, set[str]] = {}
-    for group, studies in groups.items():
-        for study in studies:
-            subjects.setdefault(study.subject_id, set()).add(group)
-            for image in study.images:
-                images.setdefault(image.path, set()).add(group)
-    if several := [subject for subject, where in subjects.items() if len(where) > 1]:
-        where = " and ".join(sorted(subjects[several[0]]))
-        found.append(f"{len(several)} subjects are in more than one split, e.g. {several[0]!r} in {where}")
-    with tempfile.TemporaryDirectory() as temporary:
-        digests = digest_files(list(images), features or Path(temporary))
-    contents: dict[str, list[Path]] = {}
-    for path, digest in zip(images, digests, strict=True):
-        if digest:
-            contents.setdefault(digest, []).append(path)
-    if unread := digests.count(None):
-        found.append(f"{unread} images cannot be read, and were not checked")
-    places = {digest: set().union(*(images[path] for path in paths)) for digest, paths in contents.items()}
-    if shared := [digest for digest, where in places.items() if len(where) > 1]:
-        example = ", ".join(f"{path} ({' and '.join(sorted(images[path]))})" for path in contents[shared[0]])
-        found.append(f"{len(shared)} images are in more than one split with the same content, e.g. {example}")
-    if hashes:
-        test = {digest for digest, where in places.items() if where & set(tested)}
-        if met := len(read_hashes(hashes) & test):
-            found.append(f"{met} of {len(test)} test images were in the tower's pre-training, by {hashes.name}")
-    return found
-
-
-def split_groups(studies: Sequence[Study]) -> dict[str, list[Study]]:
-    """Studies by split, as `check_leaks` takes them."""
-    return {split: [study for study in studies if study.split == split] for split in SPLITS}
-
-
-def read_hashes(path: Path) -> set[str]:
-    """The SHA-256 digests of a text file. Raises RadDraftError for a line that does not begin with one."""
-    found = set()
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if line.strip():
-            digest = line.split()[0].lower()
-            if not re.fullmatch("[0-9a-f]{64}", digest):
-                raise RadDraftError(
-                    f"{path.name} line {number}: {digest[:80]!r} is not a SHA-256 digest (64 hex digits)"
-                )
-            found.add(digest)
-    return found

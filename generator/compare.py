@@ -23,11 +23,12 @@ from typing import Any
 from encoder.config import ComputeConfig, EncoderConfig
 from encoder.digests import digest_files
 from encoder.features import FeatureStore
+from encoder.leaks import split_groups
 from encoder.probe import average_curve, learning_curve, run_probe
-from encoder.probe_config import ProbeConfig, SegmentConfig, TargetSpec
+from encoder.probe_config import ProbeConfig, SegmentConfig
 from encoder.segment import segment
 from encoder.store_folder import describe_store
-from encoder.targets import check_leaks, make_target, of_sources, read_hashes, split_groups
+from encoder.targets import make_target, of_sources
 from encoder.tower import Tower
 from generator import compare_report
 from generator.cells import Cell, cell_of_sums, compare_with, join_folds, read_cell, write_cell
@@ -35,6 +36,7 @@ from generator.compare_config import Entry, Task
 from generator.compare_features import RowFeatures, features_of, open_row
 from generator.compare_page import write_page
 from generator.compare_ranks import rank_correlations
+from generator.compare_seen import KnownFilms, Leaks, target_spec
 from generator.config import Control
 from generator.prompts import PromptConfig
 from generator.retrieve import Retriever
@@ -62,6 +64,7 @@ def compare(
     resamples: int = 5000,
     folds: int | None = None,
     title: str = "Which encoder?",
+    leaks: Leaks = "refuse",
 ) -> dict[str, Any]:
     """Compare towers on tasks; writes compare.json, table.md, report.html and a figure of every column to `out`.
 
@@ -77,47 +80,46 @@ def compare(
         resamples: bootstrap resamples of the test subjects.
         folds: cross-validate, see `raddraft.studies.deal_folds`; values are then means over the folds.
         title: heading of the page.
+        leaks: refuse test films that are train films, or tell.
 
     Returns:
         What compare.json holds: baseline, tasks, towers (label -> task -> value, low, high, n, notes, details, sample),
         controls (labels of rows), ranks (as by `generator.compare_ranks`), writers (label -> lm, tokens_per_second,
-        where rows name language models), warnings, differences (label -> task -> as by `generator.cells.compare_with`),
-        resamples, folds, minutes.
+        where rows name language models), warnings, seen (label -> task -> as by `encoder.seen.Seen.to_dict`) and
+        training_unknown (labels), differences (label -> task -> as by `generator.cells.compare_with`), resamples,
+        folds, minutes.
 
     Raises:
-        RadDraftError: equal names, an unknown baseline, tower, target, measure or source, or options that do not go
-            together. What cannot be measured on some tower is a cell without value that says why.
+        RadDraftError: equal names, an unknown baseline, tower, target, measure or source, options that do not go
+            together, or test films that are train films. What cannot be measured on some tower is a cell without value
+            that says why.
     """
     started = time.monotonic()
     out, entries = Path(out), [Entry(tower) if isinstance(tower, str) else tower for tower in towers]
     tasks = [column for task in tasks for column in task.columns()]
     baseline = _check(entries, tasks, baseline, folds)
     manifest = _expand(studies)
-    places = [(_expand(entry.tower), Path(_expand(entry.seen)) if entry.seen else None) for entry in entries]
+    towers_of = [_expand(entry.tower) for entry in entries]
+    lists = [Path(_expand(entry.seen)) if entry.seen else None for entry in entries]
+    films = KnownFilms(entries, towers_of, lists)  # looked at when they have been digested
     known = read_studies(manifest)
     parts = deal_folds(known, folds) if folds else [known]
     compute = compute or ComputeConfig()
-    for seen in {seen for _, seen in places if seen}:  # the images are looked at when they have been digested
-        read_hashes(seen)
     recipes = {
         (entry.name, task.name): _read_recipe(task, entry, name)
-        for entry, (name, _) in zip(entries, places, strict=True)
+        for entry, name in zip(entries, towers_of, strict=True)
         for task in tasks
         if task.kind == "report"
     }
     context = _Context(Path(manifest), known, parts, out, compute, resamples, baseline, recipes)
-    cells, made_of = context.measure_rows(entries, [name for name, _ in places], tasks)
-    warnings = {
-        entry.name: told
-        for entry, (_, seen) in zip(entries, places, strict=True)
-        if (told := _find_leaks(parts, seen, compute.features))
-    }
+    cells, made_of = context.measure_rows(entries, towers_of, tasks)
+    told = films.look(known, parts, tasks, baseline, compute.features, leaks)
     for one, cell in context.measure_reports(list(_list_reports(baseline, recipes, tasks, made_of, out))):
         cells.setdefault(one.row, {})[one.task.name] = cell
     no_task = Cell(None, notes=["a control of report tasks only"])
     cells = {name: {task.name: row.get(task.name, no_task) for task in tasks} for name, row in cells.items()}
     names = [entry.name for entry in entries]
-    result = {
+    result = told | {
         "baseline": baseline,
         "tasks": [asdict(task) for task in tasks],
         "differences": compare_with(baseline, cells),
@@ -125,7 +127,6 @@ def compare(
         "controls": [name for name in cells if name not in names],
         "ranks": rank_correlations(cells, tasks, names),
         "writers": _find_writers(cells) if any(entry.lm or entry.recipe for entry in entries) else {},
-        "warnings": warnings,
         "resamples": resamples,
         "folds": folds,
         "minutes": (time.monotonic() - started) / 60,
@@ -324,14 +325,6 @@ def _digest_data(known: Sequence[Study], features: Path) -> str:
     return digest_json([asdict(study) for study in known], contents)
 
 
-def _find_leaks(parts: Sequence[Sequence[Study]], seen: Path | None, features: Path) -> list[str]:
-    """What `check_leaks` finds between the splits; or between the folds, each of which is tested once."""
-    if len(parts) == 1:
-        return check_leaks(split_groups(parts[0]), seen, features)
-    folds = {f"fold {number}": split_groups(part)["test"] for number, part in enumerate(parts, 1)}
-    return check_leaks(folds, seen, features, tested=folds)
-
-
 def _measure(tower: Tower, features: RowFeatures, task: Task, studies: Sequence[Study], resamples: int) -> Cell:
     """Run one task on one tower. What cannot be measured is a cell without value that says why; the others go on."""
     kept, paths = features_of(task, studies)
@@ -350,9 +343,8 @@ def _measure(tower: Tower, features: RowFeatures, task: Task, studies: Sequence[
 
 
 def _probe(task: Task, studies: Sequence[Study], store: FeatureStore, resamples: int) -> Cell:
-    spec = TargetSpec(tuple(task.targets), task.kind, task.uncertain, task.missing)  # type: ignore[arg-type]
     config = ProbeConfig(pooling=task.pooling, solver=task.solver, resamples=resamples)
-    target = make_target(studies, spec)
+    target = make_target(studies, target_spec(task))
     try:
         result = run_probe(store, target, config)
     except RadDraftError as error:

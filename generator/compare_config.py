@@ -25,6 +25,8 @@ class Entry:
     """Side of the tower's square input in pixels. By default the size its image processor states."""
     gray_mapping: GrayMapping = "window"
     """How gray values become 8 bits: the DICOM window, min-max (as RAD-DINO's authors), or percentiles 0.5 to 99.5."""
+    known_as: str = ""
+    """Short name of the tower that a folder or features:FILE holds, so that films that it was trained on are marked."""
     seen: Path | None = None
     """List of SHA-256 digests of the images it was trained on, one per line; a warning is printed if test images are
     among them."""

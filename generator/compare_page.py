@@ -9,12 +9,13 @@ import base64
 import io
 import re
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from generator.compare_config import Task
+from generator.compare_explain import MARK, SIGNIFICANT, explain, format_number, format_p
 from generator.compare_ranks import LOWER, rank
 from metrics.report import METRICS, render_template
 from raddraft.files import write_json, write_text, write_whole
@@ -24,15 +25,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SIGNIFICANT = 0.05
-MARK = "†"
 MEASURES = {"auroc": "AUROC", "auprc": "AUPRC", "r2": "R²", "mae": "MAE", "dice": "Dice", "iou": "IoU"}
 NO_SKILL = {"auroc": 0.5, "r2": 0.0}
 """What a probe that ignores the images reaches."""
 TEXT_MINED = {"nih", "chexpert", "mimic-cxr"}
 """Sources whose findings were read from reports by software (chexpert: those of its train split)."""
-SUMS = {"segmentation": "masks", "retrieval": "retrieved reports", "report": "drafted reports"}
-"""Kinds of tasks whose values are made of statistics that add up, see `generator.cells.Sums`, and what they measure."""
 INK, MUTED, ACCENT = "#1c1e20", "#5d6368", "#0a5c99"
 MARKERS = "osD^vP*X"
 WIDTH, DPI = 6.2, 160
@@ -46,6 +43,7 @@ class Shown:
     interval: str
     best: bool
     marked: bool  # whether it differs from the baseline by corrected p
+    seen: str  # mark of films that the encoder had in training, see `encoder.seen`
 
 
 @dataclass
@@ -57,6 +55,7 @@ class Column:
     n: str
     cells: dict[str, dict[str, Any]]  # tower -> value, low, high, n, notes, details
     shown: dict[str, Shown | None]  # None where there is no value
+    seen: dict[str, str]  # tower -> mark, where it had films in training
 
     @property
     def title(self) -> str:
@@ -101,7 +100,7 @@ def write_page(result: dict[str, Any], tasks: Sequence[Task], out: Path, title: 
         parts={column.task.name: _parts(column) for column in columns},
         writers=_writers(result),
         orders=_orders(result, columns),
-        explained=_explain(result, columns),
+        explained=explain(result, {column.task.kind for column in columns}),
         notes=_notes(columns),
         sizes=sizes,
         mined=mined,
@@ -114,27 +113,15 @@ def write_page(result: dict[str, Any], tasks: Sequence[Task], out: Path, title: 
     write_text(out / "report.html", page)
 
 
-def format_number(value: float, digits: int = 3, sign: str = "", zero: bool = True) -> str:
-    """With a typographic minus; what rounds to zero has no sign; without `zero`, .85 for 0.85."""
-    text = f"{value:{sign}z.{digits}f}".replace("-", "−")
-    text = text[1:] if float(f"{value:.{digits}f}") == 0 and text.startswith("+") else text
-    return text if zero else re.sub(r"^([−+]?)0\.", r"\1.", text)
-
-
-def format_p(p: float) -> str:
-    """Three digits; p below the threshold is never rounded to it."""
-    if p < 0.0005:
-        return "< .001"
-    return "< .05" if p < SIGNIFICANT <= round(p, 3) else format_number(p, zero=False)
-
-
 def _column(result: Mapping[str, Any], task: Task) -> Column:
     cells = {tower: row[task.name] for tower, row in result["towers"].items()}
     p = {tower: row[task.name]["p_holm"] for tower, row in result["differences"].items() if task.name in row}
     marked = {tower for tower, corrected in p.items() if corrected < SIGNIFICANT}
     counts = sorted({cell["n"] for cell in cells.values() if cell["n"] is not None})
     n = "–" if not counts else f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    return Column(task, _label(task.shown), n, cells, _show(cells, task.shown, marked))
+    rows = result.get("seen", {}).items()
+    seen = {tower: row[task.name]["mark"] for tower, row in rows if task.name in row}
+    return Column(task, _label(task.shown), n, cells, _show(cells, task.shown, marked, seen), seen)
 
 
 def _label(measure: str) -> str:
@@ -142,7 +129,9 @@ def _label(measure: str) -> str:
     return f"{MEASURES.get(measure, known)} {'↓' if measure in LOWER else '↑'}"
 
 
-def _show(cells: Mapping[str, Mapping[str, Any]], measure: str, marked: Iterable[str] = ()) -> dict[str, Shown | None]:
+def _show(
+    cells: Mapping[str, Mapping[str, Any]], measure: str, marked: Collection[str], seen: Mapping[str, str]
+) -> dict[str, Shown | None]:
     """Cells of one column as text, all with the same number of digits; those that read like the best one are bold."""
     values = {tower: cell["value"] for tower, cell in cells.items() if cell["value"] is not None}
     digits = 3 if all(abs(value) < 10 for value in values.values()) else 2
@@ -154,7 +143,7 @@ def _show(cells: Mapping[str, Mapping[str, Any]], measure: str, marked: Iterable
         interval = "" if None in bounds else f"[{' '.join(format_number(end, digits, zero=False) for end in bounds)}]"
         if (spread := cells[tower].get("details", {}).get("sd")) is not None:
             interval += f" sd {format_number(spread, digits, zero=False)}"
-        shown[tower] = Shown(text, interval, text == best and len(values) > 1, tower in marked)
+        shown[tower] = Shown(text, interval, text == best and len(values) > 1, tower in marked, seen.get(tower, ""))
     return shown
 
 
@@ -172,60 +161,6 @@ def _notes(columns: Sequence[Column]) -> dict[str, str]:
     }
 
 
-def _explain(result: Mapping[str, Any], columns: Sequence[Column]) -> list[str]:
-    """How to read the table."""
-    resamples, count = result["resamples"], sum(len(row) for row in result["differences"].values())
-    kinds = {column.task.kind for column in columns}
-    sums = " and ".join(name for kind, name in SUMS.items() if kind in kinds)
-    probes = kinds - set(SUMS)
-    brackets = [f"of {sums} Student's t of the jackknife by test subject"] if sums else []
-    if probes:
-        brackets = [f"percentiles of {resamples:,} bootstrap resamples of the test subjects", *brackets]
-    sentences = [
-        f"Brackets: 95 % intervals, {'; '.join(brackets)}. They reflect the choice of test images, not that of the "
-        "training images.",
-        "↑ higher is better, ↓ lower is better. Bold: the best of the column, however small its lead.",
-    ]
-    if "report" in kinds:
-        sentences.append(
-            "Reports: drafts of the test split by a model that the same recipe trained on each encoder. With several "
-            "seeds the value is their mean; sd is the standard deviation over seeds, which tells how much a new run "
-            "would differ, and brackets tell how much other test subjects would. Neither stands for the other."
-        )
-    if result.get("writers"):
-        sentences.append(
-            "Tokens per second: written while the test split was drafted, 16 studies at a time, the images read and "
-            "encoded included; the mean over seeds. It holds for the machine that drafted."
-        )
-    if ranks := result.get("ranks"):
-        n = max(one["n"] for row in ranks.values() for one in row.values())
-        sentences.append(
-            f"ρ: Spearman's rank correlation over {n} encoders; brackets: over other test subjects; p: share of all "
-            "orders that agree or disagree as much. It tells of these encoders on these studies. With so few, only "
-            "what is near 1 or −1 is more than chance, and another choice of encoders may give another ρ."
-        )
-    if folds := result.get("folds"):
-        sentences.append(
-            f"Cross-validated: subjects of all splits in {folds} folds, each the test split once. Values are means "
-            "over the folds."
-        )
-    tests = [f"of {sums} by swapping both at random subject by subject (p is 0.0001 or more)"] if sums else []
-    if probes:
-        tests = ["in pairs on the same resamples", *tests]
-    if count:
-        sentences.append(
-            f"{MARK} differs from the baseline, {result['baseline']}: p < .05, {'; '.join(tests)}, after Holm's "
-            f"correction for all {count} comparisons of the table. No mark does not mean no difference."
-        )
-    # By resamples, no p is below 2 / (resamples + 1), see raddraft.stats.p_value; Holm multiplies the smallest.
-    if probes and count * 2 / (resamples + 1) >= SIGNIFICANT:
-        sentences.append(
-            f"{resamples} resamples are too few to mark any probe: the smallest corrected p of {count} comparisons is "
-            f"{format_p(min(1, count * 2 / (resamples + 1)))} or more. It takes {round(count * 2 / SIGNIFICANT)}."
-        )
-    return sentences
-
-
 def _markdown(result: Mapping[str, Any], columns: Sequence[Column]) -> str:
     heads = [f"{_plain(column.title)}, {column.measure}, n = {column.n}" for column in columns]
     writers = _writers(result)
@@ -238,7 +173,10 @@ def _markdown(result: Mapping[str, Any], columns: Sequence[Column]) -> str:
     if orders := _orders(result, columns):
         head, *body = orders
         table += ["", *_markdown_table([[*map(_plain, head)], *([_plain(name), *rest] for name, *rest in body)])]
-    notes = [*_explain(result, columns), *(f"{where}: {note}" for note, where in _notes(columns).items())]
+    notes = [
+        *explain(result, {column.task.kind for column in columns}),
+        *(f"{where}: {note}" for note, where in _notes(columns).items()),
+    ]
     warned = [f"Warning, {tower}: {text}" for tower, texts in result["warnings"].items() for text in texts]
     return "\n".join([*table, "", *(f"- {_plain(note)}" for note in [*warned, *notes]), ""])
 
@@ -254,7 +192,7 @@ def _markdown_cell(shown: Shown | None) -> str:
     if shown is None:
         return "–"
     value = f"**{shown.value}**" if shown.best else shown.value
-    return f"{value}{MARK if shown.marked else ''} {shown.interval}".strip()
+    return f"{value}{MARK if shown.marked else ''}{shown.seen} {shown.interval}".strip()
 
 
 def _plain(text: str) -> str:
@@ -314,7 +252,9 @@ def _parts(column: Column) -> dict[str, dict[str, dict[str, Any]]]:
             for measure, estimate in measures.items() if part not in ("macro", "mean") else ():
                 found.setdefault(measure, {}).setdefault(part, {})[tower] = estimate
     return {
-        _label(measure): {part: {"cells": cells, "shown": _show(cells, measure)} for part, cells in rows.items()}
+        _label(measure): {
+            part: {"cells": cells, "shown": _show(cells, measure, (), column.seen)} for part, cells in rows.items()
+        }
         for measure, rows in found.items()
         if rows
     }
@@ -338,7 +278,7 @@ def _draw_column(column: Column, baseline: str) -> Figure:
             style: dict[str, Any] = {"fmt": "s" if name == baseline else "o", "mfc": face, "ms": 7, "mew": 1.4}
             cell = column.cells[name]
             axes.errorbar(cell["value"], row, xerr=_bars([cell]), color=color, capsize=3.5, zorder=3, **style)
-        text = f"{shown.value}{MARK if shown.marked else ''} {shown.interval}" if shown else "–"
+        text = f"{shown.value}{MARK if shown.marked else ''}{shown.seen} {shown.interval}" if shown else "–"
         axes.text(1.02, row, text, color=INK, va="center", fontsize=9, transform=axes.get_yaxis_transform())
     axes.set_yticks(range(len(names)), labels, parse_math=False, color=INK)
     axes.tick_params(axis="y", length=0)
@@ -362,7 +302,9 @@ def _draw_curves(column: Column) -> Figure:
             yerr=_bars(points),
             fmt=f"{MARKERS[number % len(MARKERS)]}-",
             capsize=2.5,
-            label=textwrap.fill(name, 40).lstrip("_"),  # a leading underscore would keep it out of the legend
+            label=textwrap.fill(f"{name} {column.seen.get(name, '')}".rstrip(), 40).lstrip(
+                "_"
+            ),  # a leading underscore would keep it out of the legend
         )
     axes.set_xscale("log")
     axes.set_xticks(sorted(counts), [f"{100 * fraction:g} %\nn = {n}" for fraction, n in sorted(counts.items())])

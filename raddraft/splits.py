@@ -26,6 +26,8 @@ FILMS_OF = {
 }
 """Source -> the set that its films are from: the same pictures, in files of their own or under another name. So say its
 authors; that the COVID-19 Image Data Collection has Hannover's films stands in its table."""
+SAME_SPLITS = frozenset({"rsna", "chexpert-plus", "chexlocalize"})
+"""Of these sources those whose studies have the split of that set, where their patients are known."""
 CONTEXT = frozenset(
     {"indication", "history", "comparison", "technique", "procedure comments", "examination", "preamble"}
 )

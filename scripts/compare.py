@@ -12,6 +12,7 @@ Environment variables in the names of files and towers are expanded.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from encoder.config import ComputeConfig
 from generator.compare_config import Entry, Task
@@ -29,6 +30,7 @@ def main(
     resamples: int = 5000,
     folds: int | None = None,
     title: str = "Which encoder?",
+    leaks: Literal["refuse", "tell"] = "refuse",
     compute: ComputeConfig = ComputeConfig(),  # noqa: B008 - read only
 ) -> None:
     """Compare towers on tasks; writes compare.json, table.md, report.html and a figure of every column.
@@ -44,13 +46,14 @@ def main(
         folds: Cross-validate, for collections with few test images: subjects of all splits are dealt into this many
             folds (at least 3), each of which is the test split once, the next one val, the others train.
         title: Heading of the page.
+        leaks: What to do about test films that are train films, by their file or their look: refuse, or tell.
         compute: Computation
     """
     from generator.compare import compare
     from raddraft.processes import part_ways
 
     part_ways()
-    result = compare(studies, towers, tasks, out, baseline, compute, resamples, folds, title)
+    result = compare(studies, towers, tasks, out, baseline, compute, resamples, folds, title, leaks)
     print(f"\n{(out / 'table.md').read_text(encoding='utf-8')}")
     print(f"page: {out / 'report.html'}\nnumbers: {out / 'compare.json'}\n{result['minutes']:.1f} minutes")
 

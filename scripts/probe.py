@@ -12,6 +12,7 @@ Fitted on train, chosen on val, measured on test. Many towers on many tasks: `ra
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from encoder.config import EncoderConfig
 from encoder.probe_config import ProbeConfig, TargetSpec
@@ -34,6 +35,8 @@ def main(
     average: bool = False,
     blocks: int = 0,
     seen: Path | None = None,
+    known_as: str = "",
+    leaks: Literal["refuse", "tell"] = "refuse",
 ) -> None:
     """Print a table of the measures on test, with 95 % intervals by subject, and write all of it as JSON.
 
@@ -50,12 +53,16 @@ def main(
         blocks: Number of the tower's last blocks to fine-tune together with the probe, in place of stored features.
         seen: List of SHA-256 digests of the tower's pre-training images, one per line; a warning is printed if test
             images are among them.
+        known_as: Short name of the tower that a folder or features:FILE holds, so that numbers on films that it was
+            trained on are marked.
+        leaks: What to do about test films that are train films, by their file or their look: refuse, or tell.
     """
     from encoder.config import FeatureConfig
     from encoder.features import open_features, open_store
     from encoder.finetune import finetune
+    from encoder.leaks import look_for_leaks
     from encoder.probe import average_curve, format_probe, learning_curve, run_probe
-    from encoder.targets import check_leaks, make_target, of_sources, split_groups
+    from encoder.targets import make_target, of_sources
     from raddraft.files import write_json
     from raddraft.studies import read_studies
 
@@ -75,12 +82,12 @@ def main(
         result = run_probe(store, labels, probe)
         points = learning_curve(store, labels, fractions, probe) if fractions else []
         curve = {name: average_curve(points, name) for name in result.measures["macro"] if points}
-    warnings = check_leaks(split_groups(known), seen, encoder.features if encoder.tower else encoder.features.parent)
-    print(format_probe(result, curve))
-    for sentence in warnings:
+    told = look_for_leaks(known, labels.paths, encoder, known_as, seen, leaks == "refuse")
+    print(format_probe(result, curve, told.seen.mark))
+    for sentence in told.warnings:
         print(f"warning: {sentence}")
     about = {"tower": encoder.tower or str(encoder.features), "targets": target.targets, "blocks": blocks}
-    write_json(out, about | {"warnings": warnings, "curve": curve} | result.to_dict())
+    write_json(out, about | told.to_dict() | {"curve": curve} | result.to_dict())
     print(f"numbers: {out}")
 
 

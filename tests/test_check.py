@@ -211,7 +211,10 @@ def test_pairs_are_those_of_all_comparisons() -> None:
         if (bits := int(np.bitwise_count(hashes[row] ^ hashes[column]).sum())) <= survey.NEAR
     ]
     assert plain
-    assert list(survey._near_pairs(hashes)) == plain
+    assert list(survey.near_pairs(hashes)) == plain
+    crossed = [(row, column - 150, bits) for row, column, bits in plain if row < 150 <= column]
+    assert crossed
+    assert list(survey.near_pairs(hashes[:150], hashes[150:])) == crossed
 
 
 def test_copies_name_the_other_film_and_its_split(phantoms, tmp_path) -> None:

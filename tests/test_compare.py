@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -133,7 +134,7 @@ def test_a_finished_cell_is_not_computed_again(tmp_path, studies, monkeypatch) -
     first_cell, before_rules = cells[0].stat().st_mtime_ns, first_cell
     assert first_cell != before_rules, "other rules of measuring, another cell"
     (tmp_path / "59.png").write_bytes((tmp_path / "0.png").read_bytes())
-    assert run("compare", "--config", config) == (0, "")
+    assert run("compare", "--config", config, "--leaks", "tell") == (0, "")
     assert cells[0].stat().st_mtime_ns != first_cell, "another picture under the same name, another cell"
 
 
@@ -170,10 +171,14 @@ def test_folds_tell_of_pictures_that_two_subjects_share(tmp_path, studies) -> No
     for number in range(50, 56):
         shutil.copy(tmp_path / "10.png", tmp_path / f"{number}.png")
     config = write_config(tmp_path, studies, [{"tower": "pixels"}], TASKS[:1], folds=3)
-    assert run("compare", "--config", config) == (0, "")
-    [told] = json.loads((tmp_path / "out" / "compare.json").read_text())["warnings"]["pixels"]
-    assert "1 images are in more than one split with the same content" in told
-    assert "fold" in told
+    status, message = run("compare", "--config", config)
+    assert status == 1
+    assert re.search(r"7 test films are also train films, e\.g\. study s\d+ of fold \d", message)
+    assert run("compare", "--config", config, "--leaks", "tell") == (0, "")
+    content, films = json.loads((tmp_path / "out" / "compare.json").read_text())["warnings"]["pixels"]
+    assert "1 images are in more than one split with the same content" in content
+    assert "fold" in content
+    assert films.startswith("7 test films are also train films")
 
 
 def test_what_cannot_be_measured_leaves_the_others_to_go_on(tmp_path, studies) -> None:
@@ -221,7 +226,7 @@ def test_leaks_are_told(tmp_path, studies) -> None:
     seen = tmp_path / "seen.txt"
     seen.write_text("".join(hashlib.sha256(path.read_bytes()).hexdigest() + "\n" for path in test_images))
     (tmp_path / "0.png").write_bytes((tmp_path / "59.png").read_bytes())
-    config = write_config(tmp_path, studies, [{"tower": "pixels", "seen": str(seen)}], TASKS[:1])
+    config = write_config(tmp_path, studies, [{"tower": "pixels", "seen": str(seen)}], TASKS[:1], leaks="tell")
     assert run("compare", "--config", config) == (0, "")
     warnings = json.loads((tmp_path / "out" / "compare.json").read_text())["warnings"]["pixels"]
     assert any("4" in sentence and "test" in sentence for sentence in warnings)

@@ -88,6 +88,19 @@ def test_markdown_table_holds_values_intervals_best_and_marks(tmp_path):
     assert "p < .05, in pairs on the same resamples; of masks by swapping both at random subject by subject" in markdown
 
 
+def test_films_seen_in_training_are_marked_in_every_place(tmp_path):
+    seen = {"small": {"Findings": {"mark": "‡"}, "Age": {"mark": "(‡)"}}}
+    markdown, page = write(tmp_path, make_result(seen=seen, training_unknown=["large"]))
+    rows = {row[0]: row[1:] for row in read_rows(markdown)}
+    assert rows["small"] == ["**0.750**†‡ [.650 .850]", "**8.50**†(‡) [7.50 9.50]", "**0.950** [.940 .960]"]
+    assert rows["large"] == ["0.700 [.600 .800]", "9.00 [8.00 10.00]", "0.900 [.890 .910]"]
+    assert "- ‡ measured on films that the encoder had in training" in markdown
+    assert "which films is not known here, so that nothing is marked: large" in markdown
+    (table,) = page.find("section", id="table")[0].find("table")
+    assert [node.text for node in table.find("sup")] == ["†‡", "†(‡)"]
+    assert "‡" not in write(tmp_path, make_result())[0]
+
+
 def test_page_holds_the_same_table_and_the_differences(tmp_path):
     _, page = write(tmp_path, make_result())
     (table,) = page.find("section", id="table")[0].find("table")

@@ -21,6 +21,7 @@ from encoder.config import FeatureConfig
 from encoder.features import FeatureStore
 from encoder.finetune import _Head, _train_all, descend, finetune
 from encoder.fitting import moments, rows_in
+from encoder.leaks import check_leaks, split_groups
 from encoder.measures import (
     Metric,
     auroc,
@@ -36,7 +37,7 @@ from encoder.measures import (
 from encoder.probe import fit_linear, knn_scores, learning_curve, run_probe
 from encoder.probe_config import ProbeConfig, TargetSpec
 from encoder.rows import Form
-from encoder.targets import Target, check_leaks, make_target, split_groups
+from encoder.targets import Target, make_target
 from encoder.towers import load_tower
 from raddraft.stats import draw
 from raddraft.studies import Study, StudyImage

@@ -51,9 +51,14 @@ def test_blocks_are_fine_tuned_and_leaks_are_told(tmp_path, studies, tower_folde
         "--probe.seeds",
         "[0, 1]",
     ]
-    assert run("probe", *arguments, *quick) == (0, "")
+    status, message = run("probe", *arguments, *quick)
+    assert status == 1
+    assert "study s59 of test (59.png) shows study s0 of train (0.png): the same file" in message
+    assert not (tmp_path / "probe.json").exists()
+    assert run("probe", *arguments, *quick, "--leaks", "tell") == (0, "")
     shown = capsys.readouterr().out
     assert "warning: 1 images are in more than one split" in shown
+    assert "warning: 1 test films are also train films" in shown
     assert re.search(r"Edema +14 +7 +0\.\d+ \[.*\] ± 0\.\d+", shown)
     assert json.loads((tmp_path / "probe.json").read_text())["blocks"] == 1
 

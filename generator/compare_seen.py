@@ -1,0 +1,184 @@
+"""Which test films of a comparison are known: to a row's tower from its training, to probes from their train split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from encoder.leaks import check_copies, check_leaks, read_hashes, split_groups
+from encoder.probe_config import TargetSpec
+from encoder.seen import HAD, MAY, Seen, count_seen, training_of
+from encoder.targets import make_target, of_sources
+from generator.compare_config import Entry, Task
+from generator.compare_features import features_of
+from generator.compare_report import CONTROLS
+from generator.prompts import PromptConfig
+from raddraft.studies import Study
+
+Leaks = Literal["refuse", "tell"]
+
+
+def target_spec(task: Task) -> TargetSpec:
+    """What a probe task predicts."""
+    return TargetSpec(tuple(task.targets), task.kind, task.uncertain, task.missing)  # type: ignore[arg-type]
+
+
+def tested_studies(task: Task, studies: Sequence[Study], folds: bool) -> list[Study]:
+    """The studies that a task is measured on, of whichever split with folds, each of which is tested on once."""
+    chosen = of_sources(studies, task.sources)
+    if task.kind in ("retrieval", "report"):
+        prompt = PromptConfig(targets=task.targets)
+        known = [study for study in chosen if prompt.answer(study)]
+    else:
+        probe = task.kind != "segmentation"
+        paths = set(make_target(chosen, target_spec(task)).paths if probe else features_of(task, studies)[1])
+        known = [study for study in chosen if any(image.path in paths for image in study.images)]
+    return [study for study in known if folds or study.split == "test"]
+
+
+def find_leaks(
+    parts: Sequence[Sequence[Study]],
+    entries: Sequence[Entry],
+    lists: Sequence[Path | None],
+    tasks: Sequence[Task],
+    features: Path,
+    leaks: Leaks,
+) -> dict[str, list[str]]:
+    """Row -> what `check_leaks` and `check_copies` find between the splits; or between the folds, each tested on once.
+
+    Films are looked for among the studies of each task: two tasks of different sources share no train split.
+
+    Raises:
+        LeakError: a test film is a train film, and `leaks` is refuse.
+    """
+    if len(parts) == 1:
+        groups, tested, trained = split_groups(parts[0]), ["test"], ["train"]
+    else:
+        groups = {f"fold {number}": split_groups(part)["test"] for number, part in enumerate(parts, 1)}
+        tested = trained = list(groups)
+    uses: dict[tuple[str, ...] | None, set[Path]] = {}
+    for task in tasks:
+        sources = None if task.sources is None else tuple(sorted(task.sources))
+        paths = uses.setdefault(sources, set())
+        if task.kind == "report":
+            paths.update(study.main_image.path for study in of_sources(parts[0], task.sources))
+        else:
+            paths.update(features_of(task, parts[0])[1])
+    found: dict[str, list[str]] = {}
+    copies: dict[str, list[str]] = {}
+    for entry, seen in zip(entries, lists, strict=True):
+        told = check_leaks(groups, seen, features, tested)
+        if entry.gray_mapping not in copies:
+            each = (
+                check_copies(
+                    {group: _of(studies, sources) for group, studies in groups.items()},
+                    paths,
+                    features,
+                    entry.gray_mapping,
+                    tested,
+                    trained,
+                    leaks == "refuse",
+                )
+                for sources, paths in uses.items()
+            )
+            copies[entry.gray_mapping] = list(dict.fromkeys(sentence for part in each for sentence in part))
+        found[entry.name] = told + copies[entry.gray_mapping]
+    return found
+
+
+def _of(studies: Iterable[Study], sources: Sequence[str] | None) -> list[Study]:
+    return [study for study in studies if sources is None or study.source in sources]
+
+
+class KnownFilms:
+    """What the rows of a table were trained on, and the lists of it.
+
+    Args:
+        entries: the rows.
+        towers: of each the tower, environment variables expanded.
+        lists: of each the list of digests, or None.
+
+    Raises:
+        RadDraftError: an unknown `known_as`, or a list that is none.
+    """
+
+    def __init__(self, entries: Sequence[Entry], towers: Sequence[str], lists: Sequence[Path | None]) -> None:
+        self.entries, self.lists = entries, lists
+        self.training = {one.name: training_of(tower, one.known_as) for one, tower in zip(entries, towers, strict=True)}
+        for file in {file for file in lists if file}:
+            read_hashes(file)
+
+    def look(
+        self,
+        studies: Sequence[Study],
+        parts: Sequence[Sequence[Study]],
+        tasks: Sequence[Task],
+        baseline: str,
+        features: Path,
+        leaks: Leaks,
+    ) -> dict[str, Any]:
+        """For compare.json: warnings by row; seen, row -> task -> `encoder.seen.Seen.to_dict`, where the tower
+        had test films in training, or may have had; and training_unknown, the rows of which that is not known.
+
+        Args:
+            studies: all of the manifest, with their own splits.
+            parts: the same; or with folds, once for each fold.
+            tasks: the columns.
+            baseline: row whose controls are rows, too.
+            features: folder of stored features.
+            leaks: refuse test films that are train films, or tell.
+
+        Raises:
+            LeakError: a test film is a train film, and `leaks` is refuse.
+        """
+        seen = self._find_seen(studies, tasks, len(parts) > 1, baseline)
+        warnings = find_leaks(parts, self.entries, self.lists, tasks, features, leaks)
+        for row, told in warnings.items():
+            told += _tell_seen(seen.get(row, {}))
+        return {
+            "warnings": {row: told for row, told in warnings.items() if told},
+            "seen": {row: {task: one.to_dict() for task, one in found.items()} for row, found in seen.items()},
+            "training_unknown": [row for row, sets in self.training.items() if sets is None],
+        }
+
+    def _find_seen(
+        self, studies: Sequence[Study], tasks: Sequence[Task], folds: bool, baseline: str
+    ) -> dict[str, dict[str, Seen]]:
+        """Row -> task -> what its tower had, or may have had, of the test films; controls that show it films, too."""
+        known = any(self.training.values())
+        tested = {task.name: tested_studies(task, studies, folds) for task in tasks} if known else {}
+        found: dict[str, dict[str, Seen]] = {}
+        for row, sets in self.training.items():
+            counted = {task: count_seen(sets, part) for task, part in tested.items()}
+            if marked := {task: seen for task, seen in counted.items() if seen.mark}:
+                found[row] = marked
+        reports = {task.name for task in tasks if task.kind == "report"}
+        if own := {task: seen for task, seen in found.get(baseline, {}).items() if task in reports}:
+            found |= {name.format(baseline=baseline): own for name in CONTROLS.values() if "{baseline}" in name}
+        return found
+
+
+def _tell_seen(found: Mapping[str, Seen]) -> list[str]:
+    """A sentence for each different finding about a row, with the tasks that it holds for."""
+    tasks: dict[str, list[str]] = {}
+    for task, seen in found.items():
+        tasks.setdefault(f"{seen.mark} {seen}", []).append(task)
+    return [f"{told}, by what its authors say: {', '.join(names)}" for told, names in tasks.items()]
+
+
+def explain_marks(result: Mapping[str, Any]) -> list[str]:
+    """How to read the marks in the table, where there are any, and which rows could have none."""
+    marks = {seen["mark"] for row in result.get("seen", {}).values() for seen in row.values()}
+    told = []
+    if marks:
+        told.append(
+            f"{HAD} measured on films that the encoder had in training, at least in part, by what its authors say of "
+            f"sets and splits; {MAY} it may have had them. The warnings say how many. Such a value is no test on new "
+            "films."
+        )
+    if unknown := result.get("training_unknown"):
+        told.append(
+            f"What was trained on which films is not known here, so that nothing is marked: {', '.join(unknown)}."
+        )
+    return told
