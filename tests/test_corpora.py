@@ -939,7 +939,7 @@ def test_unknown_corpus():
 
 
 def test_every_corpus_is_a_command_with_its_options_documented(capsys):
-    assert {*COMMANDS} == {*CORPORA, "phantom", "resize", "labels", "reads"}
+    assert {*COMMANDS} == {*CORPORA, "phantom", "resize", "labels", "reads", "join"}
     for name in (*CORPORA, "phantom"):
         with pytest.raises(SystemExit):
             run("prepare", [name, "--help"])

@@ -10,7 +10,7 @@ from typing import Literal
 from generator.corpora import common
 from generator.corpora.chexpert import LABELS
 from generator.corpora.common import Conversion
-from generator.corpora.odd_rows import AGE, OTHER_LABELS, REPEATED, settle, tell_counts
+from generator.corpora.odd_rows import AGE, settle
 from raddraft.studies import Study, StudyImage
 from raddraft.tables import is_nothing
 
@@ -53,24 +53,13 @@ def convert(
     column = _PATHS[files]
     counts: Counter[str] = Counter()
     studies: dict[str, Study] = {}
-    paths: set[str] = set()
     for where, row in common.read_table(table, (column, *_COLUMNS)):
-        if row[column] in paths:
-            counts[REPEATED] += 1
-            continue
-        paths.add(row[column])
-        study = _study(
-            row, StudyImage((images or root) / row[column], row["ViewPosition"].strip() or None), where, counts
-        )
-        known = studies.get(study.study_id, study)
-        counts[OTHER_LABELS] += known.labels != study.labels
-        study.labels = known.labels
-        common.add_image(studies, study, where, counts)
+        image = StudyImage((images or root) / row[column], row["ViewPosition"].strip() or None)
+        common.add_image(studies, _study(row, image, where, counts), where, counts)
     sexes = settle(((study.subject_id, study.patient["sex"]) for study in studies.values()), "sexes", counts)
     for study in studies.values():
         study.patient["sex"] = sexes.get(study.subject_id)
-    conversion = Conversion("brax", studies.values(), out or root / "studies.jsonl")
-    conversion.notes += tell_counts(counts)
+    conversion = Conversion("brax", studies.values(), out or root / "studies.jsonl", counts)
     conversion.keep_views(views)
     conversion.keep_files(*(common.PIXELS if files == "png" else ()))
     return conversion.write()

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from generator.corpora import odd_rows
 from generator.corpora.films import draw_masks, read_header
+from raddraft import files
 from raddraft.errors import RadDraftError
 from raddraft.splits import UNKNOWN_PATIENT, find_fault, tell_splits
 from raddraft.studies import SPLITS, Study, StudyImage, drop_nothing, write_studies
@@ -174,7 +175,7 @@ class Conversion:
         """
         self.blank_ages(f"above {MAX_AGE}", lambda age: age > MAX_AGE)
         self.counts[odd_rows.OLD] += sum((study.patient.get("age") or 0) > 100 for study in self.studies)
-        self.notes = odd_rows.tell_counts(self.counts) + self.notes
+        self.notes += odd_rows.tell_counts(self.counts)
         if not self.studies:
             reasons = [f"{n_images or n} with {reason}" for reason, n, n_images, _ in self.drops if n or n_images]
             missing = f" (first: {self.first_missing})" if self.first_missing else ""
@@ -243,25 +244,30 @@ def read_table(path: Path, columns: Iterable[str] = ()) -> Iterator[tuple[str, d
     knows what the column holds (`raddraft.tables.is_nothing`; `Conversion` takes them out of its studies).
 
     Raises:
-        CorpusError: one of `columns` is not in the header, or the file breaks off.
+        CorpusError: no table, or one without a row; one of `columns` is not in the header, a row has more cells than
+            the header, or the file breaks off.
     """
     rows = read_cells(path, CorpusError)
     _, header = next(rows, (0, []))
     missing = [column for column in columns if column not in header]
-    if missing:
-        raise CorpusError(f"{path}: no column {missing[0]!r}. Columns: {', '.join(header) or 'none'}")
+    if missing or not header:
+        what = f"no column {missing[0]!r}" if missing else "no header"
+        raise CorpusError(f"{path}: {what}. Columns: {', '.join(header) or 'none'}")
+    line = 0
     for line, cells in rows:
+        where = f"{path.name} line {line}"
+        if any(cell.strip() for cell in cells[len(header) :]):
+            raise CorpusError(f"{where}: {len(cells)} cells, but the header has {len(header)}; is a comma not quoted?")
         if cells:
             blanks = [""] * (len(header) - len(cells))
-            yield f"{path.name} line {line}", dict(zip(header, cells + blanks, strict=False))
+            yield where, dict(zip(header, cells + blanks, strict=False))
+    if not line:
+        raise CorpusError(f"{path}: a header and no row")
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file, with NaN as None; CorpusError where it is broken."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda _: None)
-    except ValueError as error:
-        raise CorpusError(f"{path}: not valid JSON: {error}") from None
+    """A JSON file, as `raddraft.files.read_json`; CorpusError where it is broken."""
+    return files.read_json(path, CorpusError)
 
 
 def find_file(folder: Path, names: Sequence[str], origin: str) -> Path:

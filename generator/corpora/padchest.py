@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 from generator.corpora import common
 from generator.corpora.common import Conversion, CorpusError
-from generator.corpora.odd_rows import OTHER_LABELS, REPEATED, is_whole, join_subjects, settle, tell_counts
+from generator.corpora.odd_rows import OTHER_LABELS, REPEATED, is_whole, join_subjects, settle
 from raddraft.studies import Study, StudyImage
 from raddraft.text import suggest
 
@@ -92,8 +92,8 @@ def convert(
         counts[OTHER_LABELS] += terms.setdefault(film.study, film.terms) != film.terms
     for name, study in studies.items():
         study.labels = _label(terms[name], chosen, counts)
-    conversion = Conversion("padchest", studies.values(), out or root / "studies.jsonl")
-    conversion.notes += tell_counts(counts) + _tell_others(said, chosen)
+    conversion = Conversion("padchest", studies.values(), out or root / "studies.jsonl", counts)
+    conversion.notes += _tell_others(said, chosen)
     conversion.keep_images("Projection COSTAL, EXCLUDE or UNK", lambda image: image.view is not None)
     conversion.keep_views(views)
     conversion.keep_files(*common.PIXELS)
@@ -195,7 +195,6 @@ def _group(films: Sequence[_Film], counts: Counter[str]) -> dict[str, Study]:
             extra = {"study_date": film.date, "labels_by": film.method}
             study = Study(film.study, subject, common.hash_split(subject), [], extra=extra)
             study.patient = {"sex": sexes.get(subject), "age": age}
-            counts["Studies of an age above 100, which stays"] += (age or 0) > 100
             studies[film.study] = study
         studies[film.study].images.append(film.image)
     return studies

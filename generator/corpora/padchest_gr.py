@@ -5,21 +5,23 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from generator.corpora import common
+from generator.corpora.boxes import outline_box
 from generator.corpora.common import Conversion, CorpusError
-from generator.corpora.odd_rows import is_whole, tell_counts
+from generator.corpora.films import image_size
+from generator.corpora.odd_rows import is_whole
 from generator.corpora.padchest import NO_FINDING, NORMAL, normalize
 from generator.sections import clean_sections
 from raddraft.studies import Study, StudyImage
 
+if TYPE_CHECKING:
+    from encoder.masks import Polygons
+
 _ORIGIN = "It is part of PadChest-GR, https://bimcv.cipf.es/bimcv-projects/padchest-gr (on application)."
 
-Box = tuple[float, float, float, float]
-"""Left, top, right and bottom, as shares of the width and height of the film."""
-Boxes = dict[str, list[Box]]
-"""Label -> its boxes."""
+Masks = dict[str, list["Polygons"]]
 
 
 def convert(
@@ -35,7 +37,7 @@ def convert(
     These are films and patients of PadChest, under the same names; the reports of PadChest itself are stems only. All
     are frontal, by its authors. Each label of the set is 1 where a sentence that is called abnormal has it, else 0; No
     Finding is 1 where no sentence is called abnormal. A mask (PNG) is the union of the boxes of all abnormal sentences
-    with its label. Boxes are cut at the edge of the film; one that has no area in it, or is no box, is left out.
+    with its label. Boxes are cut at the edge of the film; one that has no area in it is left out.
     Sentences that lack the language, such boxes, studies that the table lacks and broken files are counted.
 
     Args:
@@ -53,33 +55,33 @@ def convert(
     rows = _read_rows(common.find_file(root, ["master_table.csv", "master_table.csv.zip"], _ORIGIN), counts)
     found = sorted((images or root).rglob("*.png"))
     paths = {path.name: path for path in found if "masks" not in path.relative_to(images or root).parts}
-    boxes: dict[str, Boxes] = {}
+    abnormal: dict[str, list[dict[str, Any]]] = {}
     studies = []
     entries = _read_entries(file)
     terms = {term for entry in entries for one in entry["findings"] for term in _terms(one)}
     for entry in entries:
         name, image = entry["StudyID"], entry["ImageID"]
-        if name in boxes:
+        if name in abnormal:
             counts["Entries that repeat a study, left out"] += 1
             continue
-        abnormal = [one for one in entry["findings"] if one.get("abnormal")]
-        boxes[name] = _read_boxes(abnormal, readers, counts)
+        abnormal[name] = [one for one in entry["findings"] if one.get("abnormal")]
         if name not in rows:
             counts["Studies that master_table.csv lacks, left out"] += 1
             continue
         study = rows[name]
         study.images = [StudyImage(paths.get(image, (images or root) / image), "FRONTAL")]
         study.sections = clean_sections({"findings": _join(entry["findings"], f"sentence_{language}", counts)})
-        shown = {term for one in abnormal for term in _terms(one)}
+        shown = {term for one in abnormal[name] for term in _terms(one)}
         study.labels = {term: int(term in shown) for term in sorted(terms)}
-        study.labels[NO_FINDING] = int(not abnormal)
+        study.labels[NO_FINDING] = int(not abnormal[name])
         studies.append(study)
-    conversion = Conversion("padchest-gr", studies, out or root / "studies.jsonl")
-    conversion.notes += tell_counts(counts)
+    conversion = Conversion("padchest-gr", studies, out or root / "studies.jsonl", counts)
     conversion.keep_files()
     conversion.keep_images("a cut file", lambda image: is_whole(image.path))
     conversion.require(sections)
-    conversion.add_masks({study.study_id: _draw(study, boxes[study.study_id]) for study in conversion.studies})
+    conversion.add_masks(
+        {study.study_id: _draw(study, abnormal[study.study_id], readers, counts) for study in conversion.studies}
+    )
     return conversion.write()
 
 
@@ -129,43 +131,19 @@ def _join(findings: Iterable[Mapping[str, Any]], key: str, counts: Counter[str])
     return " ".join(sentences)
 
 
-def _read_boxes(findings: Iterable[Mapping[str, Any]], readers: str, counts: Counter[str]) -> Boxes:
-    boxes: Boxes = defaultdict(list)
+def _draw(study: Study, findings: Iterable[Mapping[str, Any]], readers: str, counts: Counter[str]) -> Masks:
+    """Label -> the boxes of the sentences that have it, in pixels."""
+    masks: Masks = defaultdict(list)
+    size: tuple[int, int] | None = None
     for finding in findings:
         drawn = [finding.get("boxes") or (), (finding.get("extra_boxes") or ()) if readers == "both" else ()]
         for box in (box for part in drawn for box in part):
-            inside = _clip(box)
-            if inside is None:
-                counts["Boxes without an area in the film, left out"] += 1
-                continue
-            counts["Boxes that reach beyond the film, cut at its edge"] += list(inside) != list(box)
+            size = size or image_size(study.images[0].path)
+            try:
+                scaled = [share * side for share, side in zip(box, size[::-1] * 2, strict=True)]
+            except (TypeError, ValueError):
+                raise CorpusError(f"study {study.study_id}: a box is four shares, got {str(box)[:80]}") from None
+            outlines = outline_box(scaled, size, "edges", f"study {study.study_id}", counts)
             for term in _terms(finding):
-                boxes[term].append(inside)
-    return boxes
-
-
-def _clip(box: Any) -> Box | None:
-    """The part of a box in the film; None if it has no area there, or is not four numbers."""
-    try:
-        left, top, right, bottom = (min(1.0, max(0.0, float(value))) for value in box)
-    except (TypeError, ValueError):
-        return None
-    return (left, top, right, bottom) if left < right and top < bottom else None
-
-
-def _draw(study: Study, boxes: Boxes) -> dict[str, list[Any]]:
-    """Label -> its boxes on the pixels of the film, as `Conversion.add_masks` takes them."""
-    import numpy as np
-
-    from encoder.masks import Polygons
-    from raddraft.images import shown_size
-
-    if not boxes:
-        return {}
-    height, width = shown_size(study.images[0].path)
-    scale = np.array([width, height])
-    rings = {
-        term: tuple(np.array([(x1, y1), (x2, y1), (x2, y2), (x1, y2)]) * scale for x1, y1, x2, y2 in found)
-        for term, found in boxes.items()
-    }
-    return {term: [Polygons(found, "edges")] for term, found in rings.items()}
+                masks[term] += outlines
+    return masks

@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 from generator.corpora import common
 from generator.corpora.common import Conversion, CorpusError, MissingFileError
-from generator.corpora.odd_rows import tell_counts
 from generator.sections import clean_sections
 from raddraft.studies import Study, StudyImage
 from raddraft.tables import is_nothing
@@ -57,8 +56,8 @@ def convert(
         for name, entry in content.items():
             where = f"{file.name}, {name}"
             studies.append(_study(name, entry, _PARTS[part], images or root, where, counts))
-    conversion = Conversion("rexgradient", studies, out or root / "studies.jsonl")
-    conversion.notes += [f"No file of {part}: left out" for part in _PARTS if part not in found] + tell_counts(counts)
+    conversion = Conversion("rexgradient", studies, out or root / "studies.jsonl", counts)
+    conversion.notes += [f"No file of {part}: left out" for part in _PARTS if part not in found]
     conversion.keep_studies("no image named", lambda study: bool(study.images))
     conversion.keep_views(views)
     conversion.keep_files()
