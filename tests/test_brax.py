@@ -73,14 +73,14 @@ def test_brax_patients(root):
     assert patients["A_200"] == {"sex": None, "age": 85, "age_group": "85 or more"}
     assert patients["B_100"] == {"sex": None, "age": None, "age_group": None}
     assert patients["C_300"] == {"sex": "F", "age": 37, "age_group": "35-39"}
-    assert conversion.notes[:-1] == [
+    assert set(conversion.notes[:-1]) == {
         "Films of a sex that is neither M nor F: 1",
         "Films whose age cannot be read: 1",
         "Rows whose labels differ from the first of their study, which count: 1",
         "Rows that repeat an image, left out: 1",
         "Rows whose sex or age differs from the first of their study, which counts: 1",
         "Subjects with two sexes, which are left out: 1",
-    ]
+    }
 
 
 def test_brax_dicom_files_all_views_and_the_older_table(root):

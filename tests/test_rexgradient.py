@@ -116,10 +116,10 @@ def test_rexgradient_every_view_of_one_part(root):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[]", "train_metadata_view_position.json: expected an object of studies, got list"),
+        ("[1]", "train_metadata_view_position.json: expected an object of studies, got list"),
         ('{"A_1": {"ImagePath": []}}', "json, A_1: expected an object with PatientID and a list ImagePath"),
         ('{"A_1": {"PatientID": "A", "ImagePath": [7]}}', "json, A_1: an image must be a path, got 7"),
-        ('{"A_1": {"PatientID": "A"', "train_metadata_view_position.json: not valid JSON"),
+        ('{"A_1": {"PatientID": "A"', "train_metadata_view_position.json.*: not valid JSON"),
     ],
 )
 def test_rexgradient_says_what_is_wrong_in_its_json(root, content, message):
