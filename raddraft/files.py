@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -163,6 +165,26 @@ def digest_file(path: Path) -> str | None:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
         return None
+
+
+def read_json(path: Path, error: type[RadDraftError] = RadDraftError) -> Any:
+    """What a JSON file, gzipped or not, holds; NaN is read as null.
+
+    Raises:
+        RadDraftError: (or `error`) the file breaks off, is not JSON, or holds nothing.
+    """
+    content = path.read_bytes()
+    try:
+        value = decode_json(gzip.decompress(content) if path.suffix.lower() == ".gz" else content)
+    except UnicodeDecodeError as cause:
+        raise error(f"{path}: not UTF-8: {cause.reason} at byte {cause.start + 1}") from None
+    except json.JSONDecodeError as cause:
+        raise error(f"{path}: not valid JSON: {cause}") from None
+    except (EOFError, gzip.BadGzipFile, zlib.error, RecursionError) as cause:
+        raise error(f"{path}: {cause}") from None
+    if not value:
+        raise error(f"{path}: it holds nothing, {value!r}")
+    return value
 
 
 def digest_json(*parts: Any) -> str:

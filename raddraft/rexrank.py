@@ -8,14 +8,13 @@ A submission is the same object; each study has its draft besides, as model_pred
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from raddraft.errors import RadDraftError
-from raddraft.files import write_json
+from raddraft.files import read_json, write_json
 from raddraft.studies import Study
 from raddraft.tables import is_nothing
 from raddraft.text import tell_studies
@@ -29,12 +28,9 @@ def read_entries(path: Path, error: type[RadDraftError] = RadDraftError) -> dict
     """Study -> its entry in a list or a submission; NaN is read as null.
 
     Raises:
-        RadDraftError: (or `error`) not an object of objects.
+        RadDraftError: (or `error`) not JSON, or not an object of objects.
     """
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda _: None)
-    except ValueError as cause:
-        raise error(f"{path}: not valid JSON: {cause}") from None
+    entries = read_json(path, error)
     if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
         raise error(f"{path}: expected ReXrank's form, an object with an object for each study")
     return entries

@@ -10,7 +10,7 @@ import sys
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO, cast
 
@@ -56,19 +56,21 @@ def read_cells(path: Path, error: type[RadDraftError] = RadDraftError) -> Iterat
     NaN are blank.
 
     Raises:
-        RadDraftError: (or `error`) the file breaks off, or is not UTF-8.
+        RadDraftError: (or `error`) the file breaks off, is not UTF-8, or has a quote that is not closed, or is closed
+            within a cell; with the line where the row begins.
     """
     delimiter = "\t" if ".tsv" in (suffix.lower() for suffix in path.suffixes) else ","
     with _open(path, error) as file:
-        rows = csv.reader(file, delimiter=delimiter)
+        rows = csv.reader(file, delimiter=delimiter, strict=True)  # else an open quote swallows the rows after it
         while True:
             limit = csv.field_size_limit(sys.maxsize)  # of the whole process; its 128 kB would refuse a long cell
+            line = rows.line_num + 1
             try:
                 cells = next(rows, None)
-            except (EOFError, csv.Error, zipfile.BadZipFile, zlib.error) as cause:
-                raise error(f"{path} line {rows.line_num + 1}: {cause}") from None
+            except (EOFError, csv.Error, gzip.BadGzipFile, zipfile.BadZipFile, zlib.error) as cause:
+                raise error(f"{path} line {line}: {cause}") from None
             except UnicodeDecodeError as cause:
-                raise error(f"{path}: {cause}") from None
+                raise error(f"{path} line {_find_bad_line(path, error) or line}: not UTF-8: {cause.reason}") from None
             finally:
                 csv.field_size_limit(limit)
             if cells is None:
@@ -96,6 +98,17 @@ def _open(path: Path, error: type[RadDraftError]) -> Iterator[TextIO]:
             raise error(f"{path}: expected one table, got {', '.join(names) or 'none'}")
         with archive.open(names[0]) as member:
             yield io.TextIOWrapper(member, encoding="utf-8-sig", newline="")
+
+
+def _find_bad_line(path: Path, error: type[RadDraftError]) -> int:
+    """The first line that is not UTF-8: text is decoded in blocks, ahead of the rows."""
+    with _open(path, error) as file, suppress(EOFError, zlib.error, zipfile.BadZipFile):  # it may be cut, too
+        for number, line in enumerate(file.buffer, 1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError:
+                return number
+    return 0
 
 
 def _letters(name: str) -> str:

@@ -547,7 +547,7 @@ def test_r2gen_errors(tmp_path):
         r2gen.convert(r2gen_tree(tmp_path, {"train": [entry], "test": [entry]}))
     with pytest.raises(CorpusError, match=r"'train' entry 0: image_path must be a non-empty list of paths, got \[\]"):
         r2gen.convert(r2gen_tree(tmp_path, {"train": [entry | {"image_path": []}]}))
-    (tmp_path / "annotation.json").write_text("[]")
+    (tmp_path / "annotation.json").write_text("[1]")
     with pytest.raises(CorpusError, match="expected an object of lists"):
         r2gen.convert(tmp_path)
 
@@ -923,7 +923,7 @@ def test_a_table_is_read_cell_by_cell(tmp_path):
     (tmp_path / "t.TSV").write_text(f"id\ttext\n1\t{text}\n")
     assert [row["text"] for _, row in read_table(tmp_path / "t.TSV", ["id"])] == [text]
     (tmp_path / "t.csv").write_bytes("id,text\n1,Épanchement\n".encode("latin-1"))
-    with pytest.raises(CorpusError, match=r"t\.csv: .*utf-8"):
+    with pytest.raises(CorpusError, match=r"t\.csv line 2: not UTF-8"):
         list(read_table(tmp_path / "t.csv"))
 
 

@@ -105,7 +105,7 @@ def test_an_enormous_cell_is_read(tmp_path) -> None:
         (("d.csv", ""), ("r.csv", "reference\na\n"), "d.csv: no column 'prediction'. Columns: none"),
         (("d.txt", ""), ("r.txt", ""), "d.txt is empty"),
         (("d.txt", b"Herz vergr\xf6\xdfert\n"), ("r.txt", "a\n"), "d.txt: not UTF-8"),
-        (("d.csv", b"prediction\nHerz vergr\xf6\xdfert\n"), ("r.txt", "a\n"), "d.csv: 'utf-8' codec"),
+        (("d.csv", b"prediction\nHerz vergr\xf6\xdfert\n"), ("r.txt", "a\n"), "d.csv line 2: not UTF-8"),
         (("d.jsonl", '{"study_id": "s1", "prediction": 3}\n'), ("r.txt", "a\n"), "d.jsonl line 1: prediction must be"),
         (
             ("d.json", '[{"prediction": "a"}]\n'),

@@ -6,7 +6,6 @@ It is one file, since every converter takes most of it.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import re
 from collections import Counter
@@ -253,7 +252,7 @@ def read_table(path: Path, columns: Iterable[str] = ()) -> Iterator[tuple[str, d
     if missing or not header:
         what = f"no column {missing[0]!r}" if missing else "no header"
         raise CorpusError(f"{path}: {what}. Columns: {', '.join(header) or 'none'}")
-    line = 0
+    line, cells = 0, header
     for line, cells in rows:
         where = f"{path.name} line {line}"
         if any(cell.strip() for cell in cells[len(header) :]):
@@ -263,6 +262,14 @@ def read_table(path: Path, columns: Iterable[str] = ()) -> Iterator[tuple[str, d
             yield where, dict(zip(header, cells + blanks, strict=False))
     if not line:
         raise CorpusError(f"{path}: a header and no row")
+    if (
+        0 < len(cells) < len(header)
+        and path.suffix.lower() in (".csv", ".tsv")
+        and path.read_bytes()[-1:] not in b"\r\n"
+    ):
+        raise CorpusError(
+            f"{path} line {line}: the file ends within a row, of which {len(cells)} of {len(header)} cells are there"
+        )
 
 
 def read_json(path: Path) -> Any:
