@@ -114,11 +114,8 @@ def test_vindr_cxr(vindr):
         {"sex": None, "age": None},
     ]
     assert {study.images[0].view for study in studies.values()} == {"PA"}
-    assert dropped(conversion) == {
-        "no image file on disk": 1,
-        "no readable DICOM header": 0,
-        "(age alone: 1 of 0, though all are adults)": 0,
-    }
+    assert dropped(conversion) == {"no image file on disk": 1, "no readable DICOM header": 0}
+    assert "Ages of 0, which these adults cannot have, left out: 1" in conversion.notes
 
 
 def test_vindr_cxr_errors(vindr):
@@ -170,7 +167,7 @@ def test_rsna(rsna_root):
     assert [studies[name].images[0].view for name in RSNA] == ["AP", "PA", "PA"]
     assert [studies[name].patient["age"] for name in RSNA] == [51, None, 18]
     assert conversion.n_read == 3
-    assert "(age alone: 1 above 120)" in dropped(conversion)
+    assert "Ages above 120, left out: 1" in conversion.notes
 
 
 def write_mapping(root: Path, names: list[str]) -> tuple[Path, list[dict[str, str]]]:
@@ -290,11 +287,8 @@ def test_nih(nih_root):
     assert [study.patient["age"] for study in studies] == [58, None, 0.5, 30]
     assert studies[0].patient["sex"] == "M"
     assert studies[0].images[0].view == "AP"
-    assert dropped(conversion) == {
-        "in no official list": 1,
-        "no image file on disk": 0,
-        "(age alone: 1 above 120)": 0,
-    }
+    assert dropped(conversion) == {"in no official list": 1, "no image file on disk": 0}
+    assert "Ages above 120, left out: 1" in conversion.notes
 
 
 @pytest.mark.parametrize("nothing", ["nan", "None", "N/A"])
@@ -430,7 +424,10 @@ def test_chexpert_test_labels_by_study_without_the_other_tables(chexpert_root):
         ("view2_lateral.png", "LATERAL"),
     ], "a view once"
     assert dropped(conversion) == {"no image file on disk": 1}
-    assert conversion.notes[:2] == ["No table of train: left out", "No table of val: left out"]
+    assert conversion.notes[:2] == [
+        "No table of train (train.csv): the split is left out",
+        "No table of val (valid.csv or val_labels.csv): the split is left out",
+    ]
 
 
 def test_an_age_of_0_in_chexpert_is_unknown(chexpert_root):
@@ -850,7 +847,8 @@ def test_montgomery(montgomery):
     assert (mask_of(first, "left upper zone") == box((30, 40), 5, 25, 6, 10)).all()
     assert (mask_of(first, "left middle zone") == box((30, 40), 11, 25, 7, 10)).all()
     assert (mask_of(first, "right lower zone") == box((30, 40), 18, 5, 7, 10)).all()
-    assert dropped(conversion) == {"(age alone: 1 above 120)": 0}
+    assert dropped(conversion) == {}
+    assert "Ages above 120, left out: 1" in conversion.notes
     with pytest.raises(CorpusError, match="ManualMask"):
         lung_masks.convert("montgomery", montgomery, masks=montgomery)
 

@@ -154,7 +154,7 @@ def test_chexlocalize_errors(chexlocalize_root):
         ({name: {"Hernia": BOX_40_X_60}}, rf"test\.json, {name}, Hernia: unknown finding\. Choices: Enlarged"),
         ({name: {"Edema": BOX_40_X_60 | {"size": [60, 41]}}}, rf"test\.json, {name}, Edema: COCO's run lengths do not"),
         ({name: {"Edema": {"size": [60, 40]}}}, rf"test\.json, {name}, Edema: COCO's run lengths have a size"),
-        ([], r"test\.json: expected an object of images"),
+        ([1], r"test\.json: expected an object of images"),
     ):
         table.write_text(json.dumps(content))
         with pytest.raises(CorpusError, match=expected):
@@ -180,7 +180,9 @@ def test_chexlocalize_of_one_split(chexlocalize_root):
     (chexlocalize_root / "CheXlocalize" / "gt_segmentations_test.json").unlink()
     conversion = chexlocalize.convert(chexlocalize_root)
     assert [study.study_id for study in conversion.studies] == ["patient64541_study1"]
-    assert "No table of test: left out" in conversion.notes
+    assert (
+        "No table of test (test.csv or test_labels.csv or groundtruth.csv): the split is left out" in conversion.notes
+    )
 
 
 # --- ChestX-Det, ChestX-Det10 ------------------------------------------------------------------------------------

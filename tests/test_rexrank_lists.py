@@ -85,7 +85,7 @@ def test_every_kind_of_list_becomes_studies(root) -> None:
 
 @pytest.mark.parametrize(
     ("text", "age"),
-    [("60-70", 65), (">=90", 90), ("20-Oct", 15), ("64.0", 64), ("None", None)],
+    [("60-70", 65), (">=90", 90), ("20-Oct", 15), ("64.0", 64), ("None", None), ("about sixty", None)],
 )
 def test_ages_as_the_lists_write_them(root, text, age) -> None:
     changed = {"50414267": LIST["50414267"] | {"context": f"Age:{text}.Gender:M.Indication: Fever."}}
@@ -98,7 +98,7 @@ def test_ages_as_the_lists_write_them(root, text, age) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[]", "expected ReXrank's form"),
+        ("[1]", "expected ReXrank's form"),
         ('{"a": ', "not valid JSON"),
         ('{"a": {"image_path": "x.png"}}', "ReXRank_test.json, a: image_path must be a non-empty list of paths"),
         ('{"a": {"image_path": ["x.png"], "split": "dev"}}', "a: unknown split 'dev'"),
@@ -108,6 +108,14 @@ def test_what_is_no_list_is_refused(root, text, message) -> None:
     (root / "ReXRank_test.json").write_text(text)
     with pytest.raises(common.CorpusError, match=message):
         convert(root)
+
+
+def test_of_several_lists_one_must_be_named(root) -> None:
+    table = root / "ReXRank_test.json"
+    (root / "ReXRank_valid.json").write_text(table.read_text())
+    with pytest.raises(FileNotFoundError, match=r"several lists: ReXRank_test\.json, ReXRank_valid\.json\. .*--table"):
+        convert(root)
+    assert len(convert(root, table=table).studies) == 3
 
 
 def run(action: str, *arguments: object) -> int | str | None:

@@ -71,7 +71,11 @@ def read_studies(root: Path, splits: Sequence[str], counts: Counter[str]) -> tup
     for split, table in tables.items():
         for where, row in common.read_table(table, LABELS):
             common.add_image(studies, _study(row, split, root, where, counts), where, counts)
-    return list(studies.values()), [f"No table of {split}: left out" for split in splits if split not in tables]
+    return list(studies.values()), [
+        f"No table of {split} ({' or '.join(_TABLES[split])}): the split is left out"
+        for split in splits
+        if split not in tables
+    ]
 
 
 def _find_tables(root: Path, splits: Sequence[str]) -> dict[str, Path]:

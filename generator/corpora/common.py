@@ -176,14 +176,18 @@ class Conversion:
         self.counts[odd_rows.OLD] += sum((study.patient.get("age") or 0) > 100 for study in self.studies)
         self.notes += odd_rows.tell_counts(self.counts)
         if not self.studies:
+            if not self.n_read:
+                raise self.refusal("there is no study in what was read, so nothing was written")
             reasons = [f"{n_images or n} with {reason}" for reason, n, n_images, _ in self.drops if n or n_images]
             missing = f" (first: {self.first_missing})" if self.first_missing else ""
-            raise self.refusal(f"no study is left to write: {', '.join(reasons) or 'none found'}{missing}")
+            raise self.refusal(f"no study is left to write: {', '.join(reasons)}{missing}")
         if fault := find_fault(self.studies):
             raise self.refusal(fault)
         self.notes += tell_splits(self.studies)
         write_studies(self.out, self.studies)
-        self.notes.append(f"Wrote {len(self.studies):,} studies to {self.out}")
+        self.notes.append(
+            f"Wrote {len(self.studies):,} {'study' if len(self.studies) == 1 else 'studies'} to {self.out}"
+        )
         return self
 
     def refusal(self, what: str, kind: type[CorpusError] | None = None) -> CorpusError:
@@ -215,7 +219,7 @@ class Conversion:
             parts.append(format_table([["dropped", "studies", "images", "studies left"], *self.drops]))
         if self.first_missing:
             parts.append(f"The first image not found: {self.first_missing}")
-        return "\n\n".join(parts + self.notes)
+        return "\n\n".join([*parts, "\n".join(self.notes)] if self.notes else parts)
 
     def blank_ages(self, what: str, wrong: Callable[[float], bool]) -> None:
         """Take out the ages that are `wrong`, and count them: the studies stay."""
@@ -223,12 +227,11 @@ class Conversion:
         found = [patient for patient in found if wrong(patient["age"])]
         for patient in found:
             patient["age"] = None
-        if found:
-            self.drops.append((f"(age alone: {len(found)} {what})", 0, 0, len(self.studies)))
+        self.counts[f"Ages {what}, left out"] += len(found)
 
     def blank_newborns(self) -> None:
         """Take out the ages of 0, which patients of a set of adults cannot have, and count them."""
-        self.blank_ages("of 0, though all are adults", lambda age: age == 0)
+        self.blank_ages("of 0, which these adults cannot have", lambda age: age == 0)
 
     def _drop(self, reason: str, kept: list[Study]) -> None:
         n_images = sum(len(study.images) for study in self.studies) - sum(len(study.images) for study in kept)
@@ -283,6 +286,8 @@ def find_file(folder: Path, names: Sequence[str], origin: str) -> Path:
     Raises:
         MissingFileError: it holds none; the message says where the file comes from (`origin`).
     """
+    if not folder.is_dir():
+        raise MissingFileError(f"{folder}: no such folder; {names[0]} is looked for there. {origin}")
     for name in names:
         found = sorted(folder.glob(name)) or sorted(folder.glob(f"{name}.gz"))
         if found:

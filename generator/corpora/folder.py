@@ -61,7 +61,7 @@ def convert(
     study as the prior. Every other image is a study and a subject of its own, named after its file, or after its path
     where two files share a name. A text file of the same name beside an image (x1.png, x1.txt) is its report. Files
     without suffix are taken if they are DICOM. A report is split at headers such as FINDINGS: where there are any, else
-    it is findings as a whole.
+    it is findings as a whole. A table's rows that repeat an image are left out, and studies of two subjects.
 
     Args:
         root: The folder. Paths in a table start here. Names of files become names of studies, but for DICOM files, and

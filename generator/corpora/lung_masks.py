@@ -43,7 +43,8 @@ def convert(
     name), fold 2 is test; images in neither are left out; the label is Nodule. Its .IMG files, which other code cannot
     read, are written as 16-bit PNG files to images/ beside the manifest, inverted so that air is dark. Montgomery and
     Shenzhen: no official split, so 70, 10 and 20 % are train, val and test, by a hash of the image's name; the label is
-    Tuberculosis, from the file's name, and the reading is the section note.
+    Tuberculosis, from the file's name, and the reading is the section note. Ages in months or days are turned into
+    years and counted, as are ages above 100 (kept) or 120 (unknown) and masks that cannot be read (left out).
 
     Args:
         source: Which of the three sets root holds.

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from generator.corpora import common
 from generator.corpora.common import Conversion, CorpusError, add_image, parse_split, read_json
 from generator.sections import clean_sections
 from raddraft.studies import Study, StudyImage
@@ -40,7 +41,8 @@ def convert(
     """
     counts = Counter[str]()
     studies: dict[str, Study] = {}
-    for where, split, entry in read_annotation(annotation or root / "annotation.json"):
+    path = annotation or common.find_file(root, ["annotation.json"], "Name it with --annotation.")
+    for where, split, entry in read_annotation(path):
         names = entry.get("image_path")
         if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
             raise CorpusError(f"{where}: image_path must be a non-empty list of paths, got {names!r}")

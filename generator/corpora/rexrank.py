@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from generator.corpora import common
-from generator.corpora.common import Conversion, CorpusError
+from generator.corpora.common import Conversion, CorpusError, MissingFileError
 from generator.sections import clean_sections
 from raddraft.rexrank import ENTRY, find_subject, read_entries
 from raddraft.studies import Study, StudyImage
@@ -34,15 +34,20 @@ def convert(root: Path, out: Path | None = None, table: Path | None = None, imag
     come from the context. Ages are groups there (60-70): the middle counts, of >=90 the 90. Subjects are the list's for
     MIMIC-CXR and CheXpert Plus; elsewhere each study is one of its own. The key image, which ReXrank calls the frontal
     one, comes first, and counts as frontal unless another view is stated. Where an entry has more or fewer views than
-    images (46 of the 590 of IU X-ray), no other view is known.
+    images (46 of the 590 of IU X-ray), no other view is known. Sexes but M and F, and ages that cannot be read, are
+    unknown and counted.
 
     Args:
         root: Folder that holds the list, and the images in files, PNG or images, as ReXrank's tutorial names them.
         out: The manifest to write. By default studies.jsonl in root.
-        table: The list. By default ReXRank_*.json in root; where there are several, the last.
+        table: The list. By default ReXRank_*.json in root, if there is one.
         images: Folder that the image paths start from. By default files, PNG or images in root, else root.
     """
-    table = table or common.find_file(root, ["ReXRank_*.json"], _ORIGIN)
+    lists = [table] if table else sorted(root.glob("ReXRank_*.json"))
+    if len(lists) != 1:
+        found = ", ".join(path.name for path in lists)
+        raise MissingFileError(f"{root}: {'several lists: ' + found if lists else 'no ReXRank_*.json'}. {_ORIGIN}")
+    table = lists[0]
     folder = images or next((root / name for name in _FOLDERS if (root / name).is_dir()), root)
     entries = read_entries(table, CorpusError)
     counts = Counter[str]()

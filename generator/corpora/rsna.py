@@ -72,7 +72,7 @@ def convert(
         image = StudyImage((images or root / "stage_2_train_images") / f"{name}.dcm")
         study = studies.setdefault(name, Study(name, subject, split, [image]))
         known = study.labels.get("Pneumonia")
-        counts["Images with a Target of 0 and of 1, which counts"] += {known, target} == {0, 1}
+        counts["Images with a Target of 0 and of 1, of which the 1 counts"] += {known, target} == {0, 1}
         study.labels = {
             "Pneumonia": max((label for label in (known, target) if label is not None), default=None),
             "No Finding": int(classes[name] == "Normal"),
