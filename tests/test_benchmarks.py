@@ -518,7 +518,7 @@ def test_covid_rows_with_a_file_a_note_or_an_address_in_common_are_of_one_subjec
     assert len(studies["1_1"].images) == 1
     assert studies["1_1"].sections == {"note": "Cough."}
     assert {"COVID-19", "Fungal"} < set(studies["1_1"].labels)
-    assert "patientids: 6, which are 3 subjects by file, note and address" in str(conversion)
+    assert "patientids: 6, subjects by file, note and address: 3" in str(conversion)
     assert "Rows that repeat an image, left out: 1" in str(conversion)
 
 

@@ -264,7 +264,8 @@ def test_covid(tmp_path) -> None:
     first, second = by_id(tmp_path / "studies.jsonl").values()
     assert (first.patient["age"], len(first.images)) == (65, 2)
     assert second.patient == {"sex": None, "age": None}
-    assert counted(conversion) == {OTHER_PATIENT: 1, SEX: 1, AGE: 1, REPEATED: 1}
+    subjects = {"patientids: 3, subjects by file, note and address": 3}
+    assert counted(conversion) == subjects | {OTHER_PATIENT: 1, SEX: 1, AGE: 1, REPEATED: 1}
 
 
 # --- Readers, labels, masks --------------------------------------------------------------------------------------

@@ -72,8 +72,8 @@ def convert(root: Path, out: Path | None = None, table: Path | None = None) -> C
         if len(study.labels) > 1:
             study.labels.pop("No Finding", None)  # what one film shows counts, though another shows nothing
     conversion = Conversion("covid", [*studies.values(), *skipped.values()], out or root / "studies.jsonl", counts)
-    known = f"{len(subject_of):,}, which are {len(set(subject_of.values())):,} subjects"
-    conversion.notes.append(f"patientids: {known} by file, note and address")
+    n_subjects = len(set(subject_of.values()))
+    conversion.notes.append(f"patientids: {len(subject_of):,}, subjects by file, note and address: {n_subjects:,}")
     conversion.keep_studies("modality is not X-ray", lambda study: study.study_id not in skipped)
     conversion.keep_files()
     return conversion.write()

@@ -80,6 +80,7 @@ def convert(
     conversion = Conversion("rsna", studies.values(), out or root / "studies.jsonl", counts)
     if not mapping:
         conversion.mark_unknown_patients()
+        conversion.notes.append("With --mapping every film has the patient and the split that it has in ChestX-ray14")
     conversion.keep_files(*common.PIXELS)
     conversion.read_headers()
     return conversion.write()
