@@ -6,26 +6,32 @@
 
 The weights in `encoder/survey.py` are fitted on the films of these manifests, each source counting the same. Error
 rates are of films of one source with weights fitted on the others: as they are, and turned and inverted here.
+
+    python -m benchmarks.check $CXR/studies.jsonl phantoms/studies.jsonl --part copies
+
+How many films are found again, and taken for copies, after they were saved again, resized and more; and how near films
+of different subjects are.
 """
 
 from __future__ import annotations
 
+import io
 import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from encoder import survey
 from generator.corpora.folder import find_image_files
 from raddraft.cli import run
 from raddraft.images import ImageError, ImageWarning, load_image
-from raddraft.studies import read_studies
+from raddraft.studies import Study, read_studies
 
 POSITIONAL = ("manifests",)
 RIDGE, LATERAL_RIDGE = 1e-4, 1e-5
@@ -35,14 +41,25 @@ LATERAL_ODDS = 1.0
 NAMES = ("UPRIGHT", "LATERAL_MEAN", "LATERAL_DIFFERENCE", "LATERAL_BIAS")
 
 
-def main(manifests: list[Path], others: Path | None = None, films: int = 3000) -> None:
-    """Print weights, error rates and speed.
+def main(
+    manifests: list[Path],
+    others: Path | None = None,
+    films: int = 3000,
+    part: Literal["looks", "copies"] = "looks",
+) -> None:
+    """Print weights, error rates and speed; or how well copies are told from other films.
 
     Args:
         manifests: Films of several sources, which state views; films without a view are judged by the weights of all.
         others: A folder of images that show no chest.
         films: Synthetic films of 300 x 300 pixels to measure the speed with.
+        part: What is measured. Copies are looked for in each manifest by itself.
     """
+    if part == "copies":
+        for manifest in manifests:
+            print(f"{manifest}:")
+            _measure_copies(read_studies(manifest))
+        return
     images = [
         (study.source or manifest.stem, image)
         for manifest in manifests
@@ -140,6 +157,69 @@ def _verdict(small: np.ndarray) -> str:
 def _shares(kinds: Sequence[Any]) -> str:
     counts = Counter(kinds).most_common()
     return f"{len(kinds)} films: " + "; ".join(f"{kind} {count} ({count / len(kinds):.1%})" for kind, count in counts)
+
+
+def _measure_copies(studies: Sequence[Study]) -> None:
+    films = [(study.subject_id, image.path) for study in studies for image in study.images]
+    images = {path: load_image(path) for _, path in films}
+    small = [survey.shrink(images[path]) for _, path in films]
+    hashes, details = np.array([survey.perceptual_hash(one) for one in small]), [survey.details(one) for one in small]
+    for name, change in _savings().items():
+        changed = [survey.shrink(change(images[path])) for _, path in films]
+        bits = np.bitwise_count(hashes ^ np.array([survey.perceptual_hash(one) for one in changed])).sum(1)
+        alike = np.array([own @ survey.details(one) for own, one in zip(details, changed, strict=True)])
+        near = bits <= survey.NEAR
+        shares = f"near {near.mean():.1%}, copies {(near & (alike >= survey.SAME_DETAILS)).mean():.1%}"
+        print(
+            f"  {name}: {shares}; bits up to {bits.max()}, details from {alike.min():.3f}, 1 % below {_low(alike):.3f}"
+        )
+    pairs = [
+        (bits, float(details[one] @ details[other]))
+        for one, other, bits in survey.near_pairs(hashes)
+        if films[one][0] != films[other][0]
+    ]
+    alike = np.stack(details) @ np.stack(details).T
+    subjects = np.array([subject for subject, _ in films])
+    highest = alike[subjects[:, None] != subjects].max()
+    told = f"; of these details up to {max(one for _, one in pairs):.3f}" if pairs else ""
+    print(f"  {len(films)} films, different subjects: {len(pairs)} near pairs{told}; of any pair up to {highest:.3f}")
+
+
+def _low(values: np.ndarray) -> float:
+    return float(np.percentile(values, 1))
+
+
+def _savings() -> dict[str, Callable[[Image.Image], Image.Image]]:
+    """Name -> what may happen to a film on its way into another set."""
+
+    def save(image: Image.Image, quality: int) -> Image.Image:
+        file = io.BytesIO()
+        image.save(file, "JPEG", quality=quality)
+        return Image.open(file).convert("L")
+
+    def scale(image: Image.Image, factor: float) -> Image.Image:
+        return image.resize((round(image.width * factor), round(image.height * factor)), Image.Resampling.BICUBIC)
+
+    def cut(image: Image.Image, share: float) -> Image.Image:
+        x, y = round(share * image.width), round(share * image.height)
+        return image.crop((x, y, image.width - x, image.height - y))
+
+    def gray(image: Image.Image, level: Callable[[float], float]) -> Image.Image:
+        return image.point([round(min(255.0, max(0.0, 255 * level(value / 255)))) for value in range(256)])
+
+    return {
+        "JPEG of quality 40": lambda image: save(image, 40),
+        "JPEG of quality 15": lambda image: save(image, 15),
+        "half the size": lambda image: scale(image, 0.5),
+        "twice the size": lambda image: scale(image, 2),
+        "gamma 0.7": lambda image: gray(image, lambda value: value**0.7),
+        "gamma 1.4": lambda image: gray(image, lambda value: value**1.4),
+        "1.3 times the contrast": lambda image: gray(image, lambda value: 0.5 + 1.3 * (value - 0.5)),
+        "equalized": ImageOps.equalize,
+        "moved by a pixel": lambda image: image.transform(image.size, Image.Transform.AFFINE, (1, 0, 1, 0, 1, 1)),
+        "1 % cut off each side": lambda image: cut(image, 0.01),
+        "2 % cut off each side": lambda image: cut(image, 0.02),
+    }
 
 
 def _measure_speed(count: int) -> None:

@@ -23,9 +23,9 @@ from encoder.survey import duplicates, survey
 from generator.corpora.folder import report_beside, study_per_file
 from generator.headers import BOTH, find_headers
 from raddraft.errors import RadDraftError
-from raddraft.files import parse_line, write_whole
+from raddraft.files import write_whole
 from raddraft.images import ImageWarning, load_image
-from raddraft.studies import REQUIRED, SPLITS, GrayMapping, ManifestError, Study, drop_nothing, parse_study
+from raddraft.studies import SPLITS, GrayMapping, Study, drop_nothing, read_studies, skim
 from raddraft.text import format_table
 
 KINDS = {
@@ -142,13 +142,14 @@ def check(
     if source.is_dir():
         root, studies = source, _read_folder(source)
     else:
-        root, (studies, rows) = source.parent, _read_manifest(source)
+        root, (studies, rows) = source.parent, read_rows(source)
     owners: dict[Path, Study] = {}
-    for study in studies:
-        for image in study.images:
+    laterals = set()
+    for study, own in zip(studies, skim(studies), strict=True):
+        for image in own.images:
             owners.setdefault(image.path, study)
-    laterals = frozenset(image.path for study in studies for image in study.images if not image.frontal)
-    films = survey(list(owners), laterals, smallest, largest, gray_mapping, processes)
+            laterals |= set() if image.frontal else {image.path}
+    films = survey(list(owners), frozenset(laterals), smallest, largest, gray_mapping, processes)
 
     def name(path: Path) -> str:
         return Path(os.path.relpath(path, root.absolute())).as_posix()
@@ -159,11 +160,11 @@ def check(
         one, other = films[number].path, films[first].path
         kind, what = ("near-duplicate", f"differs in {bits} of 256 bits from") if bits else ("duplicate", "shows")
         rows += _copy(kind, name(one), owners[one], what, owners[other], name(other))
-    for study in studies:
-        for path in (image.path for image in study.images):
+    for study, own in zip(studies, skim(studies), strict=True):
+        for path in (image.path for image in own.images):
             if owners[path] is not study:
                 rows += _copy("duplicate", name(path), study, "is", owners[path], name(path))
-    rows += [*_odd_reports(studies), *_leaks(studies), *_split_subjects(studies)]
+    rows += check_rows(studies)
     return Checked(root, len(studies), len(films), rows)
 
 
@@ -189,24 +190,18 @@ def _read_folder(folder: Path) -> list[Study]:
     return studies
 
 
-def _read_manifest(path: Path) -> tuple[list[Study], list[Row]]:
+def read_rows(path: Path) -> tuple[list[Study], list[Row]]:
     """Studies of a manifest, and a finding for each line that cannot be used."""
-    studies: dict[str, Study] = {}
-    broken = []
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            where = f"{path.name} line {number}"
-            try:
-                if line.strip():
-                    study = parse_study(parse_line(line, where, REQUIRED, ManifestError), path.parent.absolute(), where)
-                    if study.study_id in studies:
-                        raise ManifestError(f"{where}: duplicate study_id {study.study_id!r}")
-                    studies[study.study_id] = study
-            except ManifestError as error:
-                broken.append(Row("broken row", "", "", str(error)))
-    if not studies:
-        raise RadDraftError(f"{path}: no study" + (f"; {broken[0].what}" if broken else ""))
-    return list(studies.values()), broken
+    broken: list[str] = []
+    studies = read_studies(path, broken=broken)
+    return studies, [Row("broken row", "", "", told) for told in broken]
+
+
+def check_rows(studies: Sequence[Study]) -> Iterator[Row]:
+    """Findings about reports and subjects, for which no film is looked at."""
+    yield from _odd_reports(studies)
+    yield from _leaks(studies)
+    yield from _split_subjects(studies)
 
 
 def report_of(study: Study) -> str:
@@ -220,7 +215,7 @@ def report_of(study: Study) -> str:
 
 def _odd_reports(studies: Sequence[Study]) -> Iterator[Row]:
     """Blank reports, if there are others, and those that an earlier study has, in whatever case."""
-    reports = [report_of(study).lower() for study in studies]
+    reports = [report_of(study).lower() for study in skim(studies)]
     first: dict[str, Study] = {}
     for study, report in zip(studies, reports, strict=True):
         if report and (earlier := first.setdefault(report, study)) is not study:
@@ -231,7 +226,7 @@ def _odd_reports(studies: Sequence[Study]) -> Iterator[Row]:
 
 def _leaks(studies: Sequence[Study]) -> Iterator[Row]:
     """Headers of another section inside a section."""
-    for study in studies:
+    for study in skim(studies):
         for section, text in study.sections.items():
             if section.lower() not in SECTIONS:
                 continue

@@ -133,13 +133,17 @@ class Study:
             return self.__dict__.setdefault(name, value)
 
 
-def read_studies(path: str | Path, split: str | None = None, check_images: bool = False) -> list[Study]:
+def read_studies(
+    path: str | Path, split: str | None = None, check_images: bool = False, broken: list[str] | None = None
+) -> list[Study]:
     """Read and validate a manifest.
 
     Args:
         path: the `studies.jsonl`.
         split: keep the studies of this split only (the whole manifest is validated all the same).
         check_images: also require that every image and mask file exists.
+        broken: gets a sentence on each line that cannot be used, which is then passed over, and a subject may be in
+            several splits; by default these are errors.
 
     Raises:
         ManifestError: broken JSON, missing key, wrong type, unknown split, label out of range, duplicate
@@ -158,17 +162,23 @@ def read_studies(path: str | Path, split: str | None = None, check_images: bool 
     split_of: dict[str, tuple[str, int]] = {}
     for number, line in read_lines(path):
         where = f"{path.name} line {number}"
-        row = _read_row(line, where)
-        if (first := first_line.setdefault(row.study_id, number)) != number:
-            raise ManifestError(f"{where}: duplicate study_id {row.study_id!r}, first on line {first}")
+        try:
+            row = _read_row(line, where)
+            if (first := first_line.setdefault(row.study_id, number)) != number:
+                raise ManifestError(f"{where}: duplicate study_id {row.study_id!r}, first on line {first}")
+            if check_images:
+                _check_files(parse_line(line, where), root, where)
+        except ManifestError as error:
+            if broken is None:
+                raise
+            broken.append(str(error))
+            continue
         subject_id, own = sys.intern(row.subject_id), sys.intern(row.split)
         other, earlier = split_of.setdefault(subject_id, (own, number))
-        if other != own:
+        if other != own and broken is None:
             raise ManifestError(
                 f"{where}: subject {subject_id!r} is in split {own!r}, and in {other!r} on line {earlier}"
             )
-        if check_images:
-            _check_files(parse_line(line, where), root, where)
         count[own] += 1
         if split not in (None, own):
             continue
@@ -183,7 +193,8 @@ def read_studies(path: str | Path, split: str | None = None, check_images: bool 
     _pack(studies, waiting, root)
     if not studies:
         counts = ", ".join(f"{name} {count[name]}" for name in SPLITS)
-        raise ManifestError(f"{path}: no study" + (f" in split {split!r} (there are: {counts})" if count else ""))
+        why = f" in split {split!r} (there are: {counts})" if count else f"; {broken[0]}" if broken else ""
+        raise ManifestError(f"{path}: no study{why}")
     return studies
 
 
