@@ -64,8 +64,8 @@ NEAR = 28
 """Of the 256 bits of a hash: films that differ in no more are near-duplicates. Between films of different patients it
 is 48 or more, in 1.9 million pairs of four public collections; by a 64-bit difference hash some are equal."""
 BLUR, SAME_DETAILS = 1.0, 0.92
-"""What a blur of this many pixels takes from the small copy are its details; of near-duplicates with this correlation of
-details, or more, one is a copy of the other. Of 474 near pairs of 4,000 phantoms none has more than 0.89."""
+"""What a blur of this many pixels takes from the small copy are its details; of near-duplicates with this correlation
+of details, or more, one is a copy of the other. Of 474 near pairs of 4,000 phantoms none has more than 0.89."""
 
 
 class Finding(NamedTuple):

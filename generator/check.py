@@ -42,7 +42,7 @@ KINDS = {
     "duplicate": "films that show pixel by pixel what an earlier one shows",
     "near-duplicate": "films that look the same as an earlier one",
     "leaking film": "films that are, or look, the same as one in another split",
-    "blank report": "studies without a report, where others have one",
+    "blank report": "studies without a report, where others of their source have one",
     "equal report": "studies with the report of an earlier one",
     "leaking section": "sections that hold the header of another one",
     "two splits": "subjects in several splits",
@@ -214,13 +214,14 @@ def report_of(study: Study) -> str:
 
 
 def _odd_reports(studies: Sequence[Study]) -> Iterator[Row]:
-    """Blank reports, if there are others, and those that an earlier study has, in whatever case."""
+    """Blank reports, if their source has others, and those that an earlier study has, in whatever case."""
     reports = [report_of(study).lower() for study in skim(studies)]
+    written = {study.source for study, report in zip(studies, reports, strict=True) if report}
     first: dict[str, Study] = {}
     for study, report in zip(studies, reports, strict=True):
         if report and (earlier := first.setdefault(report, study)) is not study:
             yield Row("equal report", "", study.study_id, f"has the report of {_whose(study, earlier)}: {report[:80]}")
-        elif not report and any(reports):
+        elif not report and study.source in written:
             yield Row("blank report", "", study.study_id, "has no findings, impression or other report")
 
 

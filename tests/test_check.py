@@ -262,6 +262,8 @@ def folder(phantoms, tmp_path) -> Path:
 def test_blank_reports_are_odd_where_others_have_one(folder, blank) -> None:
     one, other = row(0, "0.png", sections={"findings": "Clear lungs."}), row(1, "1.png", sections=blank)
     assert kinds(check(write(folder, [one, other]), processes=1)) == {"blank report": 1}
+    other["source"] = "nih"
+    assert kinds(check(write(folder, [one, other]), processes=1)) == {}, "a set without reports"
     assert kinds(check(write(folder, [other]), processes=1)) == {}
 
 
