@@ -149,7 +149,7 @@ class Model:
         self.check_used(indication, view)
         studies = find_studies(images, indication, view)
         self._warn_without_priors(studies)
-        speculator = self._speculator(speculate)
+        speculator = self.speculator(speculate)
         if out:
             drafts = write_drafts(self.drafter, studies, out, config, self.name, workers, speculator)
         else:
@@ -188,7 +188,7 @@ class Model:
         if control == "shuffled-images":
             studies = shuffle_images(studies)
         self._warn_without_priors(studies)
-        speculator = self._speculator(training if speculate else None)
+        speculator = self.speculator(training if speculate else None)
         return generate(self.drafter, studies, out, decode or DecodeConfig(), name, workers, speculator)
 
     def check_used(self, indication: str | None, view: str | None) -> None:
@@ -208,7 +208,8 @@ class Model:
         if self.drafter.prompt.prior and not find_priors(studies):
             warnings.warn("the model also reads the subject's prior study, and no study here has one", stacklevel=3)
 
-    def _speculator(self, source: Path | Sequence[Study] | None) -> Speculator | None:
+    def speculator(self, source: Path | Sequence[Study] | None) -> Speculator | None:
+        """What proposes tokens from the training reports of studies, or of their manifest; None without them."""
         if source is None:
             return None
         studies = read_studies(source) if isinstance(source, str | Path) else source

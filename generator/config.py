@@ -409,3 +409,21 @@ class DecodeConfig:
         parts.append(f"{self.max_new_tokens} new tokens")
         parts += [f"{name} {value}" for name, value in self.limits.items()]
         return ", ".join([*parts, *(["with confidence"] if self.confidence else [])])
+
+
+@dataclass
+class ServeConfig:
+    """Limits of `raddraft serve`"""
+
+    max_new_tokens: int = 150
+    """Longest draft in tokens, of requests that state none."""
+    batch_size: int = 16
+    """Most drafts that are decoded together."""
+    requests: int = 128
+    """Most requests at a time; others are told to ask again."""
+    megabytes: int = 64
+    """Largest request."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "batch_size", "requests", "megabytes"):
+            check_fields("serve", self, (name, getattr(self, name) >= 1, "at least 1"))

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from encoder.encoding import prepare_pixels
+from encoder.encoding import prepare_pixels, to_pixels
 from encoder.features import FeatureStore
 from raddraft.images import ImageError
 from raddraft.studies import GrayMapping
 
 if TYPE_CHECKING:
+    from PIL import Image
     from transformers import LlavaProcessor
 
 IGNORE = -100
@@ -111,6 +112,10 @@ class ExampleDataset(Dataset):
         except (ImageError, OSError) as error:
             blank = self.blank.expand(len(example.images), *self.blank.shape)
             return Item(example, blank, f"{example.study_id}: {error}")
+
+    def item(self, example: Example, images: Sequence[Image.Image]) -> Item:
+        """An example with gray images that were read before, in the order of its prompt."""
+        return Item(example, torch.stack([to_pixels(self.image_processor, image) for image in images]))
 
     def collate(self, items: Sequence[Item]) -> dict[str, Any]:
         """A batch of the model's inputs with labels and errors, see the function `collate`."""

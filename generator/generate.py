@@ -10,22 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from encoder.tower import weights_digest
 from generator.confidence import confidence, sentence_log_probs
 from generator.config import DecodeConfig
 from generator.data import Example, ExampleDataset, Item, load_batches
-from generator.drafter import MOST_OBSERVATIONS, Drafter
-from generator.rollout import prefill, token_log_probs
-from generator.speculate import Speculator, speculate
+from generator.decoding import Decoded, decode_tokens, end_tokens
+from generator.drafter import Drafter
+from generator.rollout import token_log_probs
+from generator.speculate import Speculator
 from raddraft.errors import RadDraftError
 from raddraft.files import cut_log, read_jsonl, write_text
 from raddraft.studies import Study
 from raddraft.text import printable
-
-# Entries of a batch that are not for `generate`: it counts positions itself, and the rest is for training.
-NOT_FOR_GENERATE = ("position_ids", "labels", "errors")
 
 BANNER = "DRAFT for a radiologist to check. Written by a machine, not a diagnosis."
 
@@ -210,7 +206,6 @@ def _collate_readable(dataset: ExampleDataset, items: Sequence[Item]) -> tuple[l
     return [item.example.study_id for item in readable], dataset.collate(readable) if readable else {}, failed
 
 
-@torch.inference_mode()
 def decode_batch(
     drafter: Drafter,
     batch: dict[str, Any],
@@ -219,74 +214,28 @@ def decode_batch(
     speculator: Speculator | None = None,
 ) -> list[Draft]:
     """Drafts of one collated batch; its `number` seeds sampling."""
-    model: Any = drafter.model
-    tokenizer = drafter.processor.tokenizer
-    if config.samples:
-        torch.manual_seed(config.seed * 1_000_003 + number)
-    inputs = {key: value.to(model.device) for key, value in batch.items() if key not in NOT_FOR_GENERATE}
-    inputs = {key: value.to(model.dtype) if value.is_floating_point() else value for key, value in inputs.items()}
-    observations: list[Any] = [None] * len(inputs["input_ids"])
-    if drafter.prompt.findings_first:
-        inputs, observations = _name_observations(drafter, inputs)
-    ends = end_tokens(model)
-    if speculator is not None:
-        tokens = speculate(model, inputs, speculator, config.max_new_tokens, ends)
-    elif config.candidates > 1 and drafter.kind == "llava":
-        tokens = _sample(model, inputs, config)
-    else:
-        arguments = config.arguments() | {"num_return_sequences": config.candidates}
-        tokens = model.generate(**inputs, **arguments)[:, inputs["input_ids"].shape[1] :].tolist()
-    tokens = [_until_end(line, ends) for line in tokens]
+    decoded = decode_tokens(drafter, batch, config, number, speculator)
+    log_probs = token_log_probs(drafter.model, decoded.inputs, decoded.tokens) if config.confidence else None
+    return read_tokens(drafter, decoded, config, log_probs)
+
+
+def read_tokens(
+    drafter: Drafter, decoded: Decoded, config: DecodeConfig, log_probs: list[list[float]] | None = None
+) -> list[Draft]:
+    """The drafts of a batch that was decoded by `config`, with those log-probabilities of its tokens that are given."""
+    tokenizer, ends = drafter.processor.tokenizer, end_tokens(drafter.model)
+    tokens = decoded.tokens
     cut = [not line or line[-1] not in ends for line in tokens]
-    decoded = tokenizer.batch_decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    texts = [text.strip() for text in decoded]
-    log_probs: list[Any] = [None] * len(texts)
-    if config.confidence:
-        of_tokens = token_log_probs(model, inputs, tokens)
-        log_probs = [sentence_log_probs(tokenizer, *pair) for pair in zip(tokens, of_tokens, strict=True)]
+    texts = tokenizer.batch_decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    texts = [text.strip() for text in texts]
+    of_sentences: list[Any] = [None] * len(texts)
+    if log_probs is not None:
+        of_sentences = [sentence_log_probs(tokenizer, *pair) for pair in zip(tokens, log_probs, strict=True)]
     groups = [slice(at, at + config.candidates) for at in range(0, len(texts), config.candidates)]
     return [
-        Draft(texts[group], log_probs[group] if config.confidence else None, named, cut=cut[group])
-        for group, named in zip(groups, observations, strict=True)
+        Draft(texts[group], None if log_probs is None else of_sentences[group], named, cut=cut[group])
+        for group, named in zip(groups, decoded.observations, strict=True)
     ]
-
-
-def _name_observations(drafter: Drafter, inputs: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """Let the model name what it sees, the most likely tokens whatever the report's decoding.
-
-    Returns:
-        Inputs that go on with the answer and the request for the report, and the answers.
-    """
-    model: Any = drafter.model
-    tokenizer, request = drafter.processor.tokenizer, drafter.follow_up_tokens()
-    ends = end_tokens(model) | {request[0]}
-    new = model.generate(**inputs, max_new_tokens=MOST_OBSERVATIONS, do_sample=False, eos_token_id=sorted(ends))
-    new = new[:, inputs["input_ids"].shape[1] :].tolist()
-    answers = [[token for token in _until_end(line, ends) if token not in ends] for line in new]
-    lines = zip(inputs["input_ids"], inputs["attention_mask"].bool(), answers, strict=True)
-    rows = [[*ids[mask].tolist(), *answer, *request] for ids, mask, answer in lines]
-    padded = tokenizer.pad({"input_ids": rows}, padding_side="left", return_tensors="pt").to(model.device)
-    texts = tokenizer.batch_decode(answers, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return inputs | dict(padded), [text.strip() for text in texts]
-
-
-def _sample(model: Any, inputs: dict[str, torch.Tensor], config: DecodeConfig) -> list[list[int]]:
-    """Several candidates of each study. The prompt is read once; `num_return_sequences` would read it for each."""
-    cache = prefill(model, inputs, config.candidates)
-    prompts = {key: inputs[key].repeat_interleave(config.candidates, 0) for key in ("input_ids", "attention_mask")}
-    tokens = model.generate(**prompts, past_key_values=cache, **config.arguments())
-    return tokens[:, prompts["input_ids"].shape[1] :].tolist()
-
-
-def end_tokens(model: Any) -> set[int]:
-    """The tokens that end a draft."""
-    ends = model.generation_config.eos_token_id
-    return set(ends if isinstance(ends, list) else [ends]) - {None}
-
-
-def _until_end(tokens: list[int], ends: set[int]) -> list[int]:
-    """The tokens up to the first end token, this included."""
-    return tokens[: next((i + 1 for i, token in enumerate(tokens) if token in ends), len(tokens))]
 
 
 def fingerprints(drafter: Drafter, examples: Sequence[Example]) -> dict[str, str]:

@@ -106,15 +106,15 @@ class PromptConfig:
             value = study.main_image.view if name == "view" else study.sections.get(name)
             if value and value.strip():
                 lines.append(f"{name.capitalize()}: {value.strip()}")
-        lines.append(QUESTION if self.findings_first else self._request)
+        lines.append(QUESTION if self.findings_first else self.request)
         text = "\n".join(lines)
-        if self._images_last:
+        if self.images_last:
             return [{"role": "user", "content": [{"type": "text", "text": f"{text}\n"}, *images]}]
         return [{"role": "user", "content": [*images, {"type": "text", "text": text}]}]
 
     def follow_up(self) -> dict[str, Any]:
         """The message that asks for the report after the observations."""
-        return {"role": "user", "content": [{"type": "text", "text": self._request}]}
+        return {"role": "user", "content": [{"type": "text", "text": self.request}]}
 
     def observations(self, study: Study) -> str:
         """The observations to name first: "Cardiomegaly, Edema", "No Finding" or "None of these"."""
@@ -140,13 +140,15 @@ class PromptConfig:
         return self._report(study) if all(study.sections.get(name, "").strip() for name in self.targets) else None
 
     @property
-    def _request(self) -> str:
+    def request(self) -> str:
+        """The request for the report, without the marks of images."""
         own = self.instruction or ""
         own = own[found.end() :] if (found := _IMAGES_FIRST.match(own)) else _IMAGES_LAST.sub("", own)
         return own or f"Describe the {' and '.join(self.targets)} of this chest X-ray."
 
     @property
-    def _images_last(self) -> bool:
+    def images_last(self) -> bool:
+        """Whether the images stand behind the text."""
         own = self.instruction or ""
         return not _IMAGES_FIRST.match(own) and _IMAGES_LAST.search(own) is not None
 

@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader
 from encoder.features import FeatureStore
 from generator.config import RewardConfig, TrainConfig
 from generator.data import ExampleDataset, Item, batch_indices, load_batches, split_batch
+from generator.decoding import end_tokens
 from generator.drafter import Drafter
-from generator.generate import end_tokens
 from generator.rollout import sample, uniform_draws
 from raddraft.errors import RadDraftError, UnavailableError
 from raddraft.processes import process_share, whole_model

@@ -2,15 +2,15 @@
 
 Reports are formulaic, so the words that followed in other reports are likely to follow in this one. Proposed tokens
 that the model would have chosen itself are kept (Leviathan et al., arXiv 2211.17192, with a look-up in place of a small
-model, as in Saxena's prompt lookup decoding). The text is the same as without proposals, except where two tokens are
-equally likely to within rounding, as with another batch size. transformers' assisted generation takes one study at a
-time and its own proposals only, hence the loop here.
+model, as in Saxena's prompt lookup decoding). The text is the same as without proposals; of models in 16 bits not where
+two tokens are equally likely to within rounding, as with another batch size. transformers' assisted generation takes
+one study at a time and its own proposals only, hence the loop here.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from transformers import DynamicCache
 
     from generator.drafter import Drafter
+    from generator.ties import Alone
     from raddraft.studies import Study
 
 START = -1  # stands before the first token of a report
@@ -145,20 +146,23 @@ class Speculator:
 class _Rows:
     """Texts being written, and their cache: columns that a row rejects are masked, those that all reject cut off."""
 
-    def __init__(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> None:
-        self.model, self.cache = model, full_cache(model)
+    def __init__(self, model: Any, inputs: Mapping[str, torch.Tensor], alone: Alone | None) -> None:
+        self.model, self.cache, self.alone = model, full_cache(model), alone
         self.mask = inputs["attention_mask"]
         positions = (self.mask.cumsum(1) - 1).clamp(min=0)
         self.last = positions[:, -1:]
         given = {"past_key_values": self.cache, "use_cache": True, "logits_to_keep": 1}
         logits = model(**inputs, position_ids=positions, **given).logits
-        self.texts: list[list[int]] = logits.argmax(-1).tolist()
+        self.numbers = list(range(len(logits)))
+        self.texts: list[list[int]] = [[] for _ in self.numbers]
+        self.texts = self._choose(logits, self.texts)
 
     def keep(self, rows: Sequence[int]) -> None:
         """Keep these rows only."""
         index = torch.tensor(rows, device=self.mask.device)
         self.cache.batch_select_indices(index)
-        self.mask, self.last, self.texts = self.mask[index], self.last[index], [self.texts[row] for row in rows]
+        self.mask, self.last = self.mask[index], self.last[index]
+        self.texts, self.numbers = [self.texts[row] for row in rows], [self.numbers[row] for row in rows]
 
     def check(self, proposals: Sequence[Sequence[int]]) -> tuple[list[list[int]], int]:
         """One pass: for each row the proposed tokens it accepts and one of its own; and the tokens of the pass."""
@@ -174,13 +178,23 @@ class _Rows:
             past_key_values=self.cache,
             use_cache=True,
         ).logits
-        chosen = logits.argmax(-1).tolist()
+        chosen = self._choose(logits, proposals)
         accepted = [_agreement(*pair) for pair in zip(proposals, chosen, strict=True)]
         refused = width - 1 - max(accepted)
         self.cache.crop(-refused)
         valid = columns[: width - refused] <= torch.tensor(accepted, device=device)[:, None]
         self.mask = torch.cat([self.mask, valid.to(self.mask.dtype)], 1)
         return [tokens[: count + 1] for tokens, count in zip(chosen, accepted, strict=True)], len(fed) * width
+
+    def _choose(self, logits: torch.Tensor, proposals: Sequence[Sequence[int]]) -> list[list[int]]:
+        """The most likely tokens after each row's text and each of its proposed tokens, from logits [B, W, V]."""
+        chosen: list[list[int]] = logits.argmax(-1).tolist()
+        if self.alone:
+            for row, at in self.alone.near(logits).nonzero().tolist():  # of a row the first column first
+                before = list(proposals[row][:at])
+                if at == len(before) and chosen[row][:at] == before:  # else what was proposed is refused before it
+                    chosen[row][at] = self.alone.best(self.numbers[row], self.texts[row] + before)
+        return chosen
 
 
 def full_cache(model: Any) -> DynamicCache:
@@ -199,7 +213,13 @@ def full_cache(model: Any) -> DynamicCache:
 
 @torch.inference_mode()
 def speculate(
-    model: Any, inputs: Mapping[str, torch.Tensor], speculator: Speculator, max_new_tokens: int, ends: set[int]
+    model: Any,
+    inputs: Mapping[str, torch.Tensor],
+    speculator: Speculator,
+    max_new_tokens: int,
+    ends: set[int],
+    alone: Alone | None = None,
+    follow: Callable[[list[list[int]]], None] | None = None,
 ) -> list[list[int]]:
     """New tokens of each study as greedy `generate` would write them, each with its end token if it has one.
 
@@ -209,11 +229,13 @@ def speculate(
         speculator: proposes tokens, and learns from the texts.
         max_new_tokens: most tokens of a text.
         ends: the tokens that end a text.
+        alone: settles near ties.
+        follow: is told the texts after each pass.
 
     Raises:
         RadDraftError: the language model's cache cannot take tokens back.
     """
-    rows = _Rows(model, inputs)
+    rows = _Rows(model, inputs, alone)
     texts = list(rows.texts)
     while unfinished := [
         row for row, text in enumerate(rows.texts) if len(text) < max_new_tokens and text[-1] not in ends
@@ -228,6 +250,8 @@ def speculate(
             end = next((i for i, token in enumerate(tokens) if token in ends), len(tokens))
             text += tokens[: end + 1]
             speculator.cost.see_outcome(found_by, len(tokens) - 1)
+        if follow is not None:
+            follow(texts)
     for text in texts:
         speculator.index.add(text, OWN_WEIGHT)
     return texts

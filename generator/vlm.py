@@ -21,9 +21,9 @@ from encoder.tower import Tower
 from encoder.towers import reading_checkpoint
 from generator.config import ModelConfig
 from generator.data import IGNORE, Example, Item, labels_of
+from generator.decoding import end_tokens
 from generator.drafter import Drafter
 from generator.examples import Examples
-from generator.generate import end_tokens
 from generator.model import build, load, read_sidecar
 from generator.priors import prior_of
 from generator.prompts import PromptConfig
@@ -149,10 +149,14 @@ class ChatDataset(Dataset):
     def __getitem__(self, which: int | Example) -> Item:
         example = which if isinstance(which, Example) else self.examples[which]
         try:
-            return Item(example, [load_image(path, self.gray_mapping).convert("RGB") for path in example.images])
+            return self.item(example, [load_image(path, self.gray_mapping) for path in example.images])
         except (ImageError, OSError) as error:
             blank = [Image.new("RGB", (64, 64)) for _ in example.images]
             return Item(example, blank, f"{example.study_id}: {error}")
+
+    def item(self, example: Example, images: Sequence[Image.Image]) -> Item:
+        """As `ExampleDataset.item`."""
+        return Item(example, [image.convert("RGB") for image in images])
 
     def collate(self, items: Sequence[Item]) -> dict[str, Any]:
         """What the processor makes of the messages, padded on the left, with `labels` and `errors` as `data.collate`.

@@ -195,10 +195,10 @@ def shown_size(path: str | Path) -> tuple[int, int]:
     return size
 
 
-def is_dicom(path: str | Path) -> bool:
-    """Whether a file is DICOM by its first bytes; False where these cannot be read."""
+def is_dicom(path: str | Path, data: bytes | None = None) -> bool:
+    """Whether a file, or its content, is DICOM by its first bytes; False where these cannot be read."""
     try:
-        return _is_dicom(_read_head(Path(path)))
+        return _is_dicom(_read_head(Path(path), data))
     except ImageError:
         return False
 

@@ -130,7 +130,7 @@ def test_every_library_that_is_imported_is_declared() -> None:
     from importlib.metadata import packages_distributions
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    names = ("read", "clinic", "qlora", "jxl", "trackers")
+    names = ("read", "serve", "clinic", "qlora", "jxl", "trackers")
     extras = [one for name in names for one in project["optional-dependencies"][name]]
     declared = {
         one.partition(">")[0].partition("[")[0].lower().replace("_", "-") for one in project["dependencies"] + extras

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from datetime import datetime
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,16 +86,22 @@ class Film:
     """Series Number and Instance Number."""
 
 
-def read_film(path: Path) -> Film | None:
-    """The film in a file; None where the file is no DICOM, or its header cannot be read."""
+def read_film(path: Path, data: bytes | None = None) -> Film | None:
+    """The film in a file; None where the file is no DICOM, or its header cannot be read.
+
+    Args:
+        path: the file, or what messages are to call it.
+        data: content of the file, where it was read before.
+    """
     from pydicom import dcmread
 
     from raddraft.images import is_dicom
 
-    if not is_dicom(path):
+    if not is_dicom(path, data):
         return None
+    source = path if data is None else BytesIO(data)
     try:
-        return film_of(path, dcmread(path, force=True, stop_before_pixels=True, specific_tags=list(TAGS)))
+        return film_of(path, dcmread(source, force=True, stop_before_pixels=True, specific_tags=list(TAGS)))
     except Exception:  # broken bytes make the parser raise anything; whoever reads the pixels says what is wrong
         return None
 

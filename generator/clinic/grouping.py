@@ -81,7 +81,7 @@ def group(films: Iterable[Film], named: Collection[Path] = ()) -> Grouped:
         else:
             by_study.setdefault(uid, {})[name] = film
     for members in ([*found.values()] for found in by_study.values()):
-        if _several_patients(members):
+        if several_patients([film.patient for film in members]):
             reason = "its study has films of several patients; mend their headers"
             grouped.left_out += [(film.path, reason) for film in members]
             continue
@@ -171,8 +171,7 @@ def study_files(
     return {path: of_file[path] for path in paths if path in of_file}, grouped
 
 
-def _several_patients(films: Sequence[Film]) -> bool:
-    numbers, issuers = (
-        {part for part in parts if part} for parts in zip(*(film.patient for film in films), strict=True)
-    )
+def several_patients(patients: Sequence[tuple[str, str]]) -> bool:
+    """Whether films are of more than one patient, by each one's Patient ID and its issuer; empty is not stated."""
+    numbers, issuers = ({patient[at] for patient in patients if patient[at]} for at in (0, 1))
     return len(numbers) > 1 or len(issuers) > 1

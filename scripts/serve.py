@@ -1,0 +1,92 @@
+"""Serve a model to OpenAI's clients: raddraft serve MODEL; extra `serve`.
+
+    pip install -e ".[serve]"
+    raddraft serve runs/demo/model
+    raddraft serve runs/demo/model --port 8080 --batch-size 64 --token-file token.txt
+    raddraft serve runs/first/model --speculate runs/demo/phantom/studies.jsonl
+
+It answers POST /v1/chat/completions, GET /v1/models, /health and /metrics on this computer only, until it is stopped
+(Ctrl-C, SIGTERM). Requests that wait are decoded together; greedy texts are those of `raddraft generate`. Every draft
+is for a radiologist to check.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+from generator.config import ServeConfig
+from generator.prompts import PromptConfig
+from raddraft.cli import run
+from raddraft.errors import RadDraftError
+
+POSITIONAL = ("model",)
+FLAT = ("limits",)
+
+
+def main(
+    model: str,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    name: str | None = None,
+    token_file: Path | None = None,
+    limits: ServeConfig = ServeConfig(),  # noqa: B008 - the parser reads its fields and defaults from here
+    speculate: Path | None = None,
+    workers: int = 2,
+    prompt: PromptConfig = PromptConfig(),  # noqa: B008
+    device: str = "auto",
+    remote_code: bool = False,
+) -> None:
+    """Serve the model.
+
+    Args:
+        model: Folder of a trained model; or folder or hub id of any vision-language model that transformers knows.
+        host: Address to listen at; another one than this computer's own lets others in, unencrypted.
+        port: Port to listen at; 0 takes a free one.
+        name: What clients call the model; by default the last part of its path, or its hub id.
+        token_file: A file whose first line is the token that clients must show; by default it is in RADDRAFT_TOKEN,
+            else a new one is printed.
+        limits: Limits
+        speculate: A manifest, studies.jsonl, from whose training reports tokens are proposed: the same greedy text in
+            fewer passes.
+        workers: Processes that read image files.
+        prompt: Prompt of a model that was not trained by RadDraft; one that was keeps its own.
+        device: cpu, cuda, cuda:1, mps …; auto takes the first accelerator.
+        remote_code: Run Python code that comes with a model that was not trained by RadDraft.
+    """
+    try:
+        from generator.serving.app import Service, serve
+    except ImportError as error:
+        raise RadDraftError(f'The server needs {error.name}: pip install "raddraft[serve]"') from None
+    from generator.api import load_model
+    from generator.web import bound, exit_on_signals
+
+    exit_on_signals()
+    token, is_new = read_token(token_file)
+    with bound(host, port) as listener:  # what is not there is told before a model is loaded
+        loaded = load_model(model, device, prompt, remote_code)
+        loaded.name = name or (Path(model).resolve().name if Path(model).is_dir() else model)
+        service = Service(loaded, limits, loaded.speculator(speculate), workers)
+        try:
+            address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}/v1"
+            shown = f"Token: {token}\n" if is_new else ""
+            print(f"{loaded.name} is served at {address}\n{shown}Ctrl-C stops.\n{loaded.banner}", flush=True)
+            serve(service, listener, token)
+        finally:
+            service.close()
+
+
+def read_token(file: Path | None) -> tuple[str, bool]:
+    """The token of a file's first line or of RADDRAFT_TOKEN, or a new one; and whether it is new."""
+    if file is None:
+        given = os.environ.get("RADDRAFT_TOKEN")
+        return (given, False) if given else (secrets.token_urlsafe(32), True)
+    token = next(iter(file.read_text(encoding="utf-8").splitlines()), "").strip()
+    if not token:
+        raise RadDraftError(f"--token-file {file}: its first line is empty")
+    return token, False
+
+
+if __name__ == "__main__":
+    run("serve")
