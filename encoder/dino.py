@@ -200,9 +200,7 @@ class Dino(nn.Module):
 
         Returns:
             `loss`, its parts `dino_local`, `dino_global`, `ibot`, `koleo` (each before its weight), and, without
-            gradients, signs of collapse: `teacher_entropy`, mean entropy of the teacher's answers; `mean_entropy`,
-            entropy of its mean answer, which falls to the former when all images get the same; `spread`, standard
-            deviation of the student's class tokens brought to length 1, times sqrt(D): about 1 is healthy, 0 collapse.
+            gradients, the `collapse_signs`.
         """
         masks = masks.flatten(1)  # [2B, P]
         n_local = 2 * len(local_crops) // len(global_crops)
@@ -231,7 +229,7 @@ class Dino(nn.Module):
             + self.config.ibot_weight * losses["ibot"]
             + self.config.koleo_weight * losses["koleo"]
         )
-        return losses | collapse_signs(teacher_classes, classes)
+        return losses | collapse_signs(teacher_classes, logits[0], answers, classes)
 
     @torch.no_grad()
     def _teach(self, global_crops: Tensor, hidden: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -283,13 +281,30 @@ def tokens(backbone: Any, crops: Tensor, masks: Tensor | None = None) -> tuple[T
 
 
 @torch.no_grad()
-def collapse_signs(answers: Tensor, classes: Tensor) -> dict[str, Tensor]:
-    """The signs of collapse that `Dino.forward` returns, from probabilities [N, K] and features [N, D]."""
-    mean = sum_processes(answers.mean(0)) / (dist.get_world_size() if is_distributed() else 1)
-    unit = functional.normalize(classes.float(), dim=-1)
+def collapse_signs(taught: Tensor, logits: Tensor, answers: Tensor, classes: Tensor) -> dict[str, Tensor]:
+    """What tells of a collapse, from the class tokens of N global crops.
+
+    Args:
+        taught: the teacher's probabilities [N, K].
+        logits: the student's [N, K], before its temperature.
+        answers: the student's log-probabilities [N, K].
+        classes: the student's class tokens [N, D].
+
+    Returns:
+        `teacher_entropy` and `student_entropy`, mean entropies of the answers in nats, at most ln K; `mean_entropy`,
+        entropy of the teacher's mean answer, of all processes: what it has above `teacher_entropy` is what an answer
+        tells about an image; `logit_spread`, standard deviation of an image's logits; `cosine`, mean cosine between
+        class tokens of different crops, near 1 in a collapse; `spread`, standard deviation of class tokens brought to
+        length 1, times sqrt(D): about 1 is healthy, 0 a collapse.
+    """
+    mean = sum_processes(taught.mean(0)) / (dist.get_world_size() if is_distributed() else 1)
+    unit, n = functional.normalize(classes.float(), dim=-1), len(classes)
     return {
-        "teacher_entropy": torch.special.entr(answers).sum(-1).mean(),
+        "teacher_entropy": torch.special.entr(taught).sum(-1).mean(),
+        "student_entropy": -(answers.exp() * answers).sum(-1).mean(),
         "mean_entropy": torch.special.entr(mean).sum(),
+        "logit_spread": logits.float().std(-1).mean(),
+        "cosine": (unit.sum(0).square().sum() - n) / (n * (n - 1)),
         "spread": unit.std(0).mean() * math.sqrt(unit.shape[1]),
     }
 

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from encoder.collapse import CollapseWatch
 from encoder.config import EncoderConfig
 from encoder.digests import FileList
 from encoder.dino import Dino, parameter_groups
@@ -55,7 +56,8 @@ def pretrain(sources: Sequence[Sequence[Study]], labeled: Sequence[Study], out: 
 
     Raises:
         RadDraftError: nothing to train on, sizes that do not fit together.
-        DivergedError: the loss is not finite; the last checkpoint is kept.
+        DivergedError: the loss is not finite, or the run has collapsed and the recipe says to stop; the last checkpoint
+            is kept.
     """
     from accelerate.utils import send_to_device, set_seed
     from tqdm import tqdm
@@ -99,6 +101,7 @@ def pretrain(sources: Sequence[Sequence[Study]], labeled: Sequence[Study], out: 
     if step == 0 and config.watch:  # also finds what cannot be measured before the run
         run.evaluate(0, model)
     unreadable: set[str] = set()
+    watch = CollapseWatch(round(config.warmup * config.steps))
     bar = tqdm(total=config.steps, initial=step, unit="step", disable=not accelerator.is_main_process)
 
     while step < config.steps:
@@ -141,6 +144,10 @@ def pretrain(sources: Sequence[Sequence[Study]], labeled: Sequence[Study], out: 
         bar.update()
         if step % config.log_every == 0 or step == config.steps:
             run.log({"step": step, **numbers, **norms, **now, "images_per_second": speed})
+            if collapse := watch.look(step, numbers):
+                if config.stop_on_collapse:
+                    raise DivergedError(f"{collapse}; the last checkpoint is {run.newest}")
+                tqdm.write(f"{collapse}; pretrain.stop_on_collapse: true would end it here")
         if step % config.watch_every == 0 or step == config.steps:
             run.evaluate(step, model)
         if step % config.save_every == 0 or step == config.steps:

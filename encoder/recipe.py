@@ -214,6 +214,8 @@ class PretrainConfig:
     """Processes that read and crop images, for each training process."""
     seed: int = 0
     """Seed of new weights, order, crops and masks."""
+    stop_on_collapse: bool = False
+    """End the run once the signs of collapse in its log are clear; otherwise it only says so."""
     trackers: list[str] = field(default_factory=list)
     """Experiment trackers of Accelerate, e.g. tensorboard."""
 

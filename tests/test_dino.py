@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from scipy.stats import entropy
 from transformers import AutoModel, Dinov2Config, Dinov2WithRegistersConfig
 
-from encoder.dino import Center, Dino, Head, koleo, parameter_groups, sinkhorn, tokens
+from encoder.dino import Center, Dino, Head, collapse_signs, koleo, parameter_groups, sinkhorn, tokens
 from encoder.recipe import DinoConfig, PretrainConfig
 from encoder.start import load_head
 from raddraft.schedules import cosine
@@ -209,6 +210,25 @@ def test_signs_of_collapse_tell_a_collapsed_network():
     assert float(healthy["spread"]) > 0.1
     assert float(dead["mean_entropy"]) == pytest.approx(float(dead["teacher_entropy"]), abs=1e-5)
     assert float(healthy["mean_entropy"]) > float(healthy["teacher_entropy"])
+    assert float(dead["cosine"]) == pytest.approx(1, abs=1e-5)
+    assert float(healthy["cosine"]) < 0.9
+    assert float(dead["logit_spread"]) > 0  # the one answer need not be uniform
+    assert 0 < float(dead["student_entropy"]) < math.log(SMALL["prototypes"])
+
+
+def test_signs_of_collapse_are_what_they_are_called():
+    random = np.random.default_rng(0)
+    logits, classes = random.normal(size=(6, 5)), random.normal(size=(6, 4))
+    taught = random.dirichlet(np.ones(5), 6)
+    answers = logits / 0.1 - np.log(np.exp(logits / 0.1).sum(1, keepdims=True))
+    signs = collapse_signs(*(torch.from_numpy(one) for one in (taught, logits, answers, classes)))
+    unit = classes / np.linalg.norm(classes, axis=1, keepdims=True)
+    cosines = [unit[i] @ unit[j] for i in range(6) for j in range(6) if i != j]
+    assert float(signs["cosine"]) == pytest.approx(np.mean(cosines), abs=1e-6)
+    assert float(signs["student_entropy"]) == pytest.approx(np.mean([entropy(row) for row in np.exp(answers)]))
+    assert float(signs["teacher_entropy"]) == pytest.approx(np.mean([entropy(row) for row in taught]))
+    assert float(signs["mean_entropy"]) == pytest.approx(entropy(taught.mean(0)))
+    assert float(signs["logit_spread"]) == pytest.approx(logits.std(1, ddof=1).mean(), abs=1e-6)
 
 
 def dinov2_schedule(base, final, total, warmup=0, start=0.0) -> np.ndarray:

@@ -22,10 +22,12 @@ from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel, Dinov2WithRegistersConfig
 
 from encoder.budget import estimate
+from encoder.collapse import LEAST_INFORMATION, ROWS, CollapseWatch
 from encoder.pretrain import pretrain
 from encoder.recipe import Architecture, CropConfig, DinoConfig, PretrainConfig, Watch
 from encoder.start import load_start
 from encoder.towers import load_tower
+from raddraft.errors import DivergedError
 from raddraft.studies import Study, StudyImage, read_studies, write_studies
 from tests.conftest import ROOT
 from tests.launch import Job
@@ -121,6 +123,40 @@ def test_the_student_learns_what_a_teacher_that_stands_still_says(manifest, tmp_
     missed = [row["dino_local"] + row["dino_global"] - row["teacher_entropy"] for row in rows]  # divergence
     # The running center settles in the first ten steps.
     assert np.mean(missed[-10:]) < 0.7 * np.mean(missed[10:20])
+
+
+COLLAPSING = {"watch": [], "watch_every": 100, "save_every": 4, "warmup": 0.0, "temperature": (9.0, 9.0)}
+"""A teacher this soft calls all prototypes alike."""
+
+
+def test_a_run_that_collapses_says_so_and_ends_if_asked(manifest, tmp_path, capsys):
+    run_here(manifest, tmp_path / "told", replace(TINY, steps=8, **COLLAPSING))
+    assert (
+        capsys.readouterr().out.count("step 5: the run has collapsed: the teacher's answers tell images apart by") == 1
+    )
+    with pytest.raises(DivergedError, match=r"step 5: the run has collapsed.* the last checkpoint is .*step-000000004"):
+        run_here(manifest, tmp_path / "ended", replace(TINY, steps=8, stop_on_collapse=True, **COLLAPSING))
+
+
+def test_a_run_that_learns_does_not_collapse(manifest, tmp_path, capsys):
+    good = {"watch": [], "watch_every": 100, "save_every": 100, "stop_on_collapse": True, "calibrate": True}
+    run_here(manifest, tmp_path / "run", replace(TINY, steps=40, **good))
+    assert "collapsed" not in capsys.readouterr().out
+    last = read_log(tmp_path / "run")[-1]
+    assert last["mean_entropy"] - last["teacher_entropy"] > 10 * LEAST_INFORMATION
+
+
+def test_an_answer_that_says_nothing_is_a_collapse_after_the_warm_up_or_if_it_has_said_something():
+    def first_told(rows: list[float], warmup: int) -> list[int]:
+        watch = CollapseWatch(warmup)
+        signs = ({"mean_entropy": 3 + one, "teacher_entropy": 3.0, "cosine": 0.9} for one in rows)
+        return [step for step, one in enumerate(signs, 1) if watch.look(step, one)]
+
+    nothing = 0.1 * LEAST_INFORMATION
+    assert first_told([nothing] * 30, warmup=10) == [10 + ROWS]
+    assert first_told([nothing] * 3 + [1.0] + [nothing] * 30, warmup=100) == [4 + ROWS]
+    assert first_told(([nothing] * (ROWS - 1) + [1.0]) * 5, warmup=0) == []
+    assert first_told([2 * LEAST_INFORMATION] * 30, warmup=0) == []
 
 
 def test_continuing_starts_from_the_towers_own_features(manifest, tmp_path, tower_folder):
