@@ -14,8 +14,8 @@ ROWS = 5
 class CollapseWatch:
     """Reads the signs as they are logged, and says once when a run has collapsed.
 
-    Answers that say nothing count after the warm-up, or once they have said something: those of a random head say little
-    at first.
+    Answers that say nothing count after the warm-up, or once they have said something, since those of a random head say
+    little at first.
 
     Args:
         warmup: steps.
