@@ -112,7 +112,7 @@ def test_nih(tmp_path) -> None:
     write_csv(tmp_path / "Data_Entry_2017.csv", rows)
     names = dict.fromkeys(row["Image Index"] for row in rows)
     (tmp_path / "train_val_list.txt").write_text("\n".join(names))
-    (tmp_path / "test_list.txt").write_text("")
+    (tmp_path / "test_list.txt").write_text("00000099_000.png\n")
     for name in names:
         touch(tmp_path / "images" / name)
     conversion = nih.convert(tmp_path)

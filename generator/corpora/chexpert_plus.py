@@ -59,6 +59,8 @@ def convert(
     label_of = {}
     for where, row in read_jsonl(labels, ["path_to_image"], error=CorpusError) if labels else ():
         label_of[row["path_to_image"]] = common.parse_labels(where, row, skip=["path_to_image"])
+    if labels and not label_of:
+        raise CorpusError(f"{labels}: it holds nothing")
     counts = Counter[str]()
     studies: dict[str, Study] = {}
     for where, row in common.read_table(table, ["path_to_image", "frontal_lateral", "deid_patient_id", "split"]):

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -255,24 +257,25 @@ def read_table(path: Path, columns: Iterable[str] = ()) -> Iterator[tuple[str, d
     if missing or not header:
         what = f"no column {missing[0]!r}" if missing else "no header"
         raise CorpusError(f"{path}: {what}. Columns: {', '.join(header) or 'none'}")
-    line, cells = 0, header
-    for line, cells in rows:
+    line = 0
+    for (line, cells), following in pairwise(chain(rows, [None])):  # type: ignore[misc]  # only the last is None
         where = f"{path.name} line {line}"
         if any(cell.strip() for cell in cells[len(header) :]):
             raise CorpusError(f"{where}: {len(cells)} cells, but the header has {len(header)}; is a comma not quoted?")
+        if not following and len(cells) < len(header) and _lacks_end(path):
+            raise CorpusError(f"{where}: the file ends within a row: it has {len(cells)} of {len(header)} cells")
         if cells:
             blanks = [""] * (len(header) - len(cells))
             yield where, dict(zip(header, cells + blanks, strict=False))
     if not line:
         raise CorpusError(f"{path}: a header and no row")
-    if (
-        0 < len(cells) < len(header)
-        and path.suffix.lower() in (".csv", ".tsv")
-        and path.read_bytes()[-1:] not in b"\r\n"
-    ):
-        raise CorpusError(
-            f"{path} line {line}: the file ends within a row, of which {len(cells)} of {len(header)} cells are there"
-        )
+
+
+def _lacks_end(path: Path) -> bool:
+    """Whether a text file that is not compressed does not end with a line."""
+    with open(path, "rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return path.suffix.lower() not in (".gz", ".zip") and file.read() not in (b"\n", b"\r")
 
 
 def read_json(path: Path) -> Any:

@@ -6,8 +6,10 @@ names: `CXR1000_IM-0003-1001.png` (Open-i), `1000_IM-0003-1001.dcm.png` (Kaggle)
 
 from __future__ import annotations
 
+import gzip
 import os
 import re
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -100,7 +102,7 @@ def _find_reports(root: Path) -> Path:
 def _read_reports(source: Path) -> Iterator[_Report]:
     import tarfile
 
-    if source.suffix == ".csv":
+    if ".csv" in source.suffixes:
         for where, row in read_table(source, ["uid", *_SECTIONS]):
             if not row["uid"].isdigit():
                 raise CorpusError(f"{where}: uid must be a number, got {row['uid']!r}")
@@ -115,8 +117,9 @@ def _read_reports(source: Path) -> Iterator[_Report]:
                     file = archive.extractfile(member) if member.name.endswith(".xml") else None
                     if file:
                         yield _parse_xml(file.read(), member.name)
-        except (tarfile.TarError, EOFError) as error:
-            raise CorpusError(f"{source}: not a whole tar file: {error}") from None
+        except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error) as error:
+            reason = str(error).partition("\n")[0]  # or one line for each compression that was tried
+            raise CorpusError(f"{source}: not a whole tar file: {reason}") from None
 
 
 def _parse_xml(content: bytes, where: str) -> _Report:

@@ -138,6 +138,8 @@ def _jsrt_patients(root: Path, counts: Counter[str]) -> dict[str, dict[str, Any]
     patients = {}
     for table in (path for path in sorted(root.rglob("*")) if path.name.upper() in ("CLNDAT_EN.TXT", "CNNDAT_EN.TXT")):
         parts = re.split(r"(JPC[LN]N\d{3})\.IMG", table.read_text(encoding="utf-8", errors="replace"))
+        if len(parts) == 1:
+            raise CorpusError(f"{table}: no line names a film, such as JPCLN001.IMG")
         for name, text in zip(parts[1::2], parts[2::2], strict=True):
             if match := re.search(r"(\d+|\?)[\s,]+((?:fe)?male)", text, re.IGNORECASE):
                 patients[name] = common.parse_patient(match[2], match[1].strip("?"), counts)

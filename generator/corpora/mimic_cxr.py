@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
@@ -165,7 +166,14 @@ def _zip_reader(source: Path) -> Reader:
     except zipfile.BadZipFile as error:
         raise CorpusError(f"{source}: not a whole zip file: {error}") from None
     members = {PurePosixPath(name).stem: name for name in archive.namelist() if name.endswith(".txt")}
-    return lambda study: archive.read(members[study.study_id]) if study.study_id in members else None
+
+    def read(study: Study) -> bytes | None:
+        try:
+            return archive.read(members[study.study_id]) if study.study_id in members else None
+        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+            raise CorpusError(f"{source}, {members[study.study_id]}: {error}") from None
+
+    return read
 
 
 def _folder_reader(source: Path) -> Reader:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import re
 from collections import Counter
 from collections.abc import Collection
@@ -11,7 +10,7 @@ from pathlib import Path
 from generator.corpora import common
 from generator.corpora.common import Conversion, CorpusError
 from raddraft.studies import Study, StudyImage
-from raddraft.tables import is_nothing
+from raddraft.tables import is_nothing, read_cells
 
 LABELS = (
     *("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Effusion", "Emphysema", "Fibrosis", "Hernia"),
@@ -68,15 +67,17 @@ def read_list(path: Path) -> frozenset[str]:
     """Names of files in one of the official lists.
 
     Raises:
-        CorpusError: a line is no such name.
+        CorpusError: a line is no such name, there is none, or the file is broken.
     """
-    content = path.read_bytes()
-    text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8-sig")
-    names = [line.strip() for line in text.splitlines()]
-    for number, name in enumerate(names, 1):
+    names = set()
+    for line, cells in read_cells(path, CorpusError):
+        name = ",".join(cells).strip()
         if name and not NAME.fullmatch(name):
-            raise CorpusError(f"{path} line {number}: expected a name like 00000013_005.png, got {name[:80]!r}")
-    return frozenset(filter(None, names))
+            raise CorpusError(f"{path} line {line}: expected a name like 00000013_005.png, got {name[:80]!r}")
+        names.add(name)
+    if not names - {""}:
+        raise CorpusError(f"{path}: no name of a film")
+    return frozenset(names - {""})
 
 
 def choose_split(name: str, subject: str, tested: Collection[str]) -> str:
