@@ -12,6 +12,7 @@ from generator.corpora import common
 from generator.corpora.rexrank import convert
 from metrics.read import read_predictions
 from raddraft.errors import RadDraftError
+from raddraft.rexrank import write_submission
 from raddraft.studies import read_studies
 from tests.conftest import make_study
 
@@ -167,6 +168,18 @@ def test_a_submission_passes_its_reader_and_resumes(root, model_folder, tmp_path
     assert run("generate", *command, "--format", "rexrank") == 0
     assert "3 of 3 studies" in capsys.readouterr().out
     assert [*read_as_rexrank(out, tmp_path)] == [*LIST][:3]
+
+
+def test_blank_drafts_at_which_its_code_stops_are_named(tmp_path) -> None:
+    path = tmp_path / "submission.json"
+    told = write_submission(path, {"a": entry("a.png"), "b": entry("b.png")}, {"a": "The lungs are clear.", "b": ""})
+    assert told == [
+        f"The submission to ReXrank is {path}: 2 of 2 studies",
+        "Studies with a blank draft, at which ReXrank's code stops: 1 (b)",
+    ]
+    assert json.loads(path.read_text())["b"]["model_prediction"] == ""
+    with pytest.raises(AssertionError, match="its code stops"):
+        read_as_rexrank(path, tmp_path)
 
 
 def test_score_names_what_a_submission_lacks(root, tmp_path, capsys) -> None:
