@@ -26,6 +26,8 @@ class Architecture:
     """Side of a patch in pixels."""
     registers: int = 0
     """Number of register tokens (Darcet et al., arXiv 2309.16588)."""
+    swiglu: bool = False
+    """Gated feed-forward layers (SwiGLU, Shazeer, arXiv 2002.05202), as DINOv2's largest and CheXFound have."""
     layer_scale: float = 1e-5
     """Initial scale of each residual branch. DINOv2's 1e-5 is for long runs; 1 learns faster in short ones."""
 

@@ -58,6 +58,7 @@ def new_backbone(config: PretrainConfig) -> Any:
         patch_size=wanted.patch_size,
         image_size=config.crops.global_size,
         layerscale_value=wanted.layer_scale,
+        use_swiglu_ffn=wanted.swiglu,
         drop_path_rate=config.drop_path,
         **registers,
     )

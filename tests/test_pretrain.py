@@ -125,6 +125,13 @@ def test_the_student_learns_what_a_teacher_that_stands_still_says(manifest, tmp_
     assert np.mean(missed[-10:]) < 0.7 * np.mean(missed[10:20])
 
 
+def test_an_architecture_with_gated_layers_and_registers_trains(manifest, tmp_path):
+    config = replace(TINY, architecture=replace(TINY.architecture, swiglu=True, registers=2), steps=2, watch=[])
+    model = AutoModel.from_pretrained(run_here(manifest, tmp_path / "run", config))
+    assert (model.config.use_swiglu_ffn, model.config.num_register_tokens) == (True, 2)
+    assert type(model.encoder.layer[0].mlp).__name__ == "Dinov2WithRegistersSwiGLUFFN"
+
+
 COLLAPSING = {"watch": [], "watch_every": 100, "save_every": 4, "warmup": 0.0, "temperature": (9.0, 9.0)}
 """A teacher this soft calls all prototypes alike."""
 
