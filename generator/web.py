@@ -5,14 +5,13 @@ No log is written: it would hold what requests and errors say, which may name a 
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import socket
 import sys
 import traceback
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from raddraft.errors import RadDraftError
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
 LOOPBACK = "127.0.0.1"
-LARGEST_REST, LONGEST_REST = 2**20, 2
-"""Bytes and seconds up to which the rest of a refused request is read."""
 
 
 class Refused(RadDraftError):
@@ -37,30 +34,6 @@ class Refused(RadDraftError):
     def __init__(self, status: int, reason: str) -> None:
         super().__init__(reason)
         self.status = status
-
-
-class Receiving:
-    """What a client sends, as the `receive` of an ASGI application, of which the rest can be read in the end.
-
-    A connection that is closed before its request is read is reset, and the client may lose the answer.
-    """
-
-    def __init__(self, receive: Callable[[], Awaitable[MutableMapping[str, Any]]]) -> None:
-        self._receive, self._more = receive, True
-
-    async def __call__(self) -> MutableMapping[str, Any]:
-        """The next message."""
-        message = await self._receive()
-        self._more = message["type"] == "http.request" and message.get("more_body", False)
-        return message
-
-    async def finish(self) -> None:
-        """Read what is left of the request, unless it is long or slow."""
-        size = 0
-        with suppress(TimeoutError):
-            async with asyncio.timeout(LONGEST_REST):
-                while self._more and size < LARGEST_REST:
-                    size += len((await self()).get("body", b""))
 
 
 async def read_body(request: Request, most: int) -> bytes:

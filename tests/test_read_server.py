@@ -11,7 +11,6 @@ import socket
 import stat
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -44,7 +43,7 @@ from raddraft.images import load_film, load_gray
 from raddraft.studies import Study, write_studies
 from tests.conftest import ROOT, make_study
 from tests.films import RAMP, chest, look_up_table, write_dicom
-from tests.reading import HOST, Page, serving
+from tests.reading import Page, serving
 from tests.test_cli import run
 from tests.test_clinic_studies import film, item
 
@@ -107,17 +106,6 @@ def test_requests_of_others_are_refused(page, headers, status) -> None:
         assert page.reading.worklist.studies[0].study_id.encode() not in content
     assert page.request("GET", "/api/worklist")[0] == 200
     assert not (page.reading.reads.path).exists()
-
-
-@pytest.mark.parametrize("size", [9, 200_000])
-def test_a_refusal_arrives_though_the_body_comes_late(page, size) -> None:
-    with socket.create_connection((HOST, page.port), timeout=30) as client:
-        client.sendall(f"POST /api/labels HTTP/1.1\r\nHost: evil\r\nContent-Length: {size}\r\n\r\n".encode())
-        time.sleep(0.2)
-        client.sendall(b"x" * (size // 2))
-        time.sleep(0.2)
-        client.sendall(b"x" * (size - size // 2))
-        assert client.recv(100).startswith(b"HTTP/1.1 421 ")
 
 
 def test_a_post_names_its_origin_and_other_methods_are_refused(page) -> None:

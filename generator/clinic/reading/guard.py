@@ -12,7 +12,7 @@ import secrets
 from collections.abc import Callable, MutableMapping
 from typing import TYPE_CHECKING, Any
 
-from generator.web import LOOPBACK, Receiving, Refused, read_body, tell_error
+from generator.web import LOOPBACK, Refused, read_body, tell_error
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -68,7 +68,7 @@ class Guard:
             if scope["type"] == "lifespan":
                 await self.app(scope, receive, send)
             return
-        started, receiving = False, Receiving(receive)
+        started = False
 
         async def send_guarded(message: MutableMapping[str, Any]) -> None:
             nonlocal started
@@ -82,11 +82,10 @@ class Guard:
 
         try:
             self._check(Request(scope))
-            await self.app(scope, receiving, send_guarded)
+            await self.app(scope, receive, send_guarded)
         except Exception as error:  # its text may name a patient, so the log does not get it
             answer = answer_error(error)
             if not started:
-                await receiving.finish()
                 await answer(scope, receive, send_guarded)
 
     def _check(self, request: Request) -> None:
