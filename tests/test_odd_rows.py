@@ -30,20 +30,22 @@ from generator.corpora import (
 )
 from generator.corpora.boxes import BEYOND
 from generator.corpora.common import Conversion, CorpusError, parse_age, parse_sex
-from generator.corpora.odd_rows import gather_runs
+from generator.corpora.odd_rows import (
+    AGE,
+    MONTHS,
+    OLD,
+    OTHER_LABELS,
+    OTHER_PATIENT,
+    OTHER_TEXT,
+    REPEATED,
+    SEX,
+    gather_runs,
+)
 from tests.test_benchmarks import COVID, mask_of, nih_row, write_dicom, write_picture
 from tests.test_corpora import by_id, chexpert_row, dropped, iu_xml, r2gen_tree, touch, write_csv
 
-REPEATED = "Rows that repeat an image, left out"
-OTHER_LABELS = "Rows whose labels differ from the first of their study, which count"
-OTHER_TEXT = "Rows whose text differs from the first text of their study, which counts"
-OTHER_PATIENT = "Rows whose sex or age differs from the first of their study, which counts"
-SEX = "Films of a sex that is neither M nor F"
-AGE = "Films whose age cannot be read"
-MONTHS = "Ages in months, weeks or days, turned into years"
 NEWBORN = "Ages of 0, which these adults cannot have, left out"
 TOO_OLD = "Ages above 120, left out"
-OLD = "Ages of 101 to 120, kept"
 REPEATED_MASK = "Rows that repeat a mask of their image, left out"
 DENIED = "Images with a mask and a row of -1, of which the mask counts"
 BLANK_RUNS = "Blank cells in place of run lengths, taken for -1"
@@ -421,6 +423,16 @@ def test_a_study_of_two_subjects_is_left_out_even_where_these_are_in_two_splits(
     assert [study.study_id for study in conversion.studies] == ["s2"]
     assert conversion.studies[0].extra == {}
     assert (conversion.n_read, dropped(conversion)["under two subjects"]) == (2, 1)
+
+
+def test_an_image_of_mimic_cxr_in_two_splits_is_refused(tmp_path) -> None:
+    row = {"dicom_id": "d1", "subject_id": "10000001", "study_id": "1", "ViewPosition": "AP"}
+    write_csv(tmp_path / "mimic-cxr-2.0.0-metadata.csv", [row])
+    write_csv(tmp_path / "mimic-cxr-2.0.0-split.csv", [row | {"split": split} for split in ("train", "train", "test")])
+    with pytest.raises(
+        CorpusError, match=r"split\.csv line 4: image 'd1' is in split 'test'; earlier it is in 'train'"
+    ):
+        mimic_cxr.convert(tmp_path, sections=(), labels="none")
 
 
 def test_a_tree_without_odd_rows_says_nothing_of_them(tmp_path) -> None:

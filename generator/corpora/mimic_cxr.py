@@ -116,9 +116,17 @@ def find_splits(tables: Path) -> Path:
 
 
 def read_splits(table: Path) -> dict[str, str]:
-    """Image (dicom_id) -> its official split."""
-    rows = read_table(table, ["dicom_id", "split"])
-    return {row["dicom_id"]: common.parse_split(row["split"], where) for where, row in rows}
+    """Image (dicom_id) -> its official split.
+
+    Raises:
+        CorpusError: an image is in two splits.
+    """
+    split_of: dict[str, str] = {}
+    for where, row in read_table(table, ["dicom_id", "split"]):
+        split = common.parse_split(row["split"], where)
+        if (earlier := split_of.setdefault(row["dicom_id"], split)) != split:
+            raise CorpusError(f"{where}: image {row['dicom_id']!r} is in split {split!r}; earlier it is in {earlier!r}")
+    return split_of
 
 
 def _read_studies(root: Path, tables: Path, counts: Counter[str]) -> list[Study]:
