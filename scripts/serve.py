@@ -60,6 +60,7 @@ def main(
     except ImportError as error:
         raise RadDraftError(f'The server needs {error.name}: pip install "raddraft[serve]"') from None
     from generator.api import load_model
+    from generator.serving.pictures import Pictures
     from generator.web import bound, exit_on_signals
 
     exit_on_signals()
@@ -67,7 +68,8 @@ def main(
     with bound(host, port) as listener:  # what is not there is told before a model is loaded
         loaded = load_model(model, device, prompt, remote_code)
         loaded.name = name or (Path(model).resolve().name if Path(model).is_dir() else model)
-        service = Service(loaded, limits, loaded.speculator(speculate), workers)
+        pictures = Pictures(loaded.drafter.gray_mapping, workers)
+        service = Service(loaded, limits, pictures, loaded.speculator(speculate))
         try:
             address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}/v1"
             shown = f"Token: {token}\n" if is_new else ""
@@ -75,6 +77,7 @@ def main(
             serve(service, listener, token)
         finally:
             service.close()
+            pictures.close()
 
 
 def read_token(file: Path | None) -> tuple[str, bool]:

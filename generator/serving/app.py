@@ -1,6 +1,6 @@
 """The server of `raddraft serve`: who is answered, and how a request goes through reader, prompt, batch and answer.
 
-    service = Service(model, ServeConfig())
+    service = Service(model, ServeConfig(), Pictures("window", workers=2))
     with bound("127.0.0.1", 8000) as listener:
         serve(service, listener, token="…")
 
@@ -52,15 +52,14 @@ class Service:
     Args:
         model: writes the drafts; its name is what clients call it.
         limits: see there.
+        pictures: reads image files.
         speculator: proposes tokens.
-        workers: processes that read image files.
     """
 
     def __init__(
-        self, model: Model, limits: ServeConfig, speculator: Speculator | None = None, workers: int = 2
+        self, model: Model, limits: ServeConfig, pictures: Pictures, speculator: Speculator | None = None
     ) -> None:
-        self.model, self.limits, self.speculator = model, limits, speculator
-        self.pictures = Pictures(model.drafter.gray_mapping, workers)
+        self.model, self.limits, self.pictures, self.speculator = model, limits, pictures, speculator
         self.counters = Counters(lambda: self.batcher.waiting)
         self.batcher = Batcher(model.drafter, limits.batch_size, speculator, self.counters.batches.observe)
         self.draining = False
@@ -68,9 +67,8 @@ class Service:
         self.started = int(time.time())
 
     def close(self) -> None:
-        """End the batch that is being decoded, and all threads and processes."""
+        """End with the batch that is being decoded."""
         self.batcher.close()
-        self.pictures.close()
 
     async def read(self, request: Request) -> Asked:
         """The request in a body. Raises Refused."""
@@ -163,7 +161,7 @@ def make_app(service: Service, token: str) -> Gate:
         Route("/health", health),
         Route("/metrics", metrics),
     ]
-    handlers: dict[Any, Any] = {404: fail, 405: fail, RadDraftError: fail}
+    handlers: dict[Any, Any] = {404: fail, 405: fail, RadDraftError: fail, Exception: fail}
     return Gate(Starlette(routes=routes, exception_handlers=handlers), service, token)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from copy import copy
@@ -87,7 +88,7 @@ def read_parts(prompt: PromptConfig, parts: Sequence[str | None]) -> str:
     """
     kept = [
         part
-        for part, following in zip(parts, [*parts[1:], ""], strict=True)
+        for part, following in itertools.pairwise([*parts, ""])
         if part is None or not (NAME.fullmatch(part) if following is None else not part.strip())
     ]
     n_images, images_first = kept.count(None), not prompt.images_last
@@ -136,7 +137,7 @@ def _check_fields(model: Model, asked: Asked) -> None:
 def _images(pictures: Sequence[Picture], views: Views, name: str) -> list[StudyImage]:
     """The images of a study with their views, stated by their headers or given."""
     given = [views] if isinstance(views, str) else views
-    if given is not None and len(given) != len(pictures):
+    if given is not None and pictures and len(given) != len(pictures):
         raise Refused(400, f"{len(given)} views are given for {len(pictures)} of kind {name}; give one for each.")
     images = []
     for number, picture in enumerate(pictures, 1):
