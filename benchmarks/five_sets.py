@@ -52,11 +52,7 @@ def main(tree: Path = Path("five"), work: Path = Path("runs/five_sets"), share: 
         work: Folder to write manifests to.
         share: Size of a tree that is made, as a part of the true one.
     """
-    make_tree(tree / "mimic-cxr", share, 1)
-    for name, make in (("chexpert", _chexpert), ("nih", _nih), ("padchest", _padchest), ("brax", _brax)):
-        if not (tree / name / "done").is_file():
-            make(_Films(tree / name, share, np.random.default_rng(SETS.index(name))))
-            (tree / name / "done").touch()
+    make_sets(tree, share)
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     tree, work = tree.absolute(), work.absolute()
     work.mkdir(parents=True, exist_ok=True)
@@ -83,6 +79,15 @@ def main(tree: Path = Path("five"), work: Path = Path("runs/five_sets"), share: 
     sums = tuple(sum(counts[name][i] for name in SETS) for i in (0, 1))
     if counts["all"] != sums:
         raise RadDraftError(f"{out} has {counts['all']} studies and films, the five manifests have {sums}")
+
+
+def make_sets(tree: Path, share: float) -> None:
+    """The folders of the five sets; those that are there are left as they are."""
+    make_tree(tree / "mimic-cxr", share, 1)
+    for name, make in (("chexpert", _chexpert), ("nih", _nih), ("padchest", _padchest), ("brax", _brax)):
+        if not (tree / name / "done").is_file():
+            make(_Films(tree / name, share, np.random.default_rng(SETS.index(name))))
+            (tree / name / "done").touch()
 
 
 def _count(manifest: Path) -> tuple[int, int]:

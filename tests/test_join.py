@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from benchmarks.five_sets import SETS, make_sets
+from generator.corpora import converter
 from generator.corpora.join import convert
 from raddraft.errors import RadDraftError
 from raddraft.studies import Study, read_studies
@@ -133,3 +135,17 @@ def test_faults_are_one_sentence(tmp_path) -> None:
     status, message = run("prepare", "join", one, two, "--out", out)
     assert status == 1
     assert f"{two}: studies.jsonl line 2: unknown split 'training'" in message
+
+
+def test_the_sets_that_the_benchmark_makes_up_are_converted_and_joined(tmp_path) -> None:
+    make_sets(tmp_path, 1e-4)
+    options: dict[str, dict[str, Any]] = {name: {"views": "all"} for name in SETS if name != "nih"}
+    options["mimic-cxr"] |= {"reports": tmp_path / "mimic-cxr" / "mimic-cxr-reports.zip", "sections": ()}
+    for name in SETS:
+        done = converter(name)(root=tmp_path / name, out=tmp_path / f"{name}.jsonl", **options.get(name, {}))
+        assert done.n_read == len(done.studies) >= 40, "nothing is dropped"
+    joined = convert([tmp_path / f"{name}.jsonl" for name in SETS], tmp_path / "all.jsonl")
+    studies = read_studies(tmp_path / "all.jsonl", check_images=True)
+    assert {source: count.total() for source, count in joined.counts.items()} == {
+        name: sum(study.source == name for study in studies) for name in SETS
+    }
