@@ -27,7 +27,8 @@ from generator.cells import Cell, cell_of_sums
 from generator.compare_config import Task
 from generator.config import Control, ModelConfig, TrainConfig
 from generator.drafter import Drafter
-from generator.prompts import PLAIN_TEMPLATE, PromptConfig
+from generator.prompts import PromptConfig
+from generator.templates import PLAIN_TEMPLATE
 from generator.train import run_training
 from metrics.scoring import measure
 from metrics.summary import sign
@@ -238,7 +239,7 @@ def describe_writer(drafter: Drafter) -> dict[str, Any]:
         name: sum({id(one): one.numel() for module in modules for one in module.parameters()}.values())
         for name, modules in parts.items()
     }
-    own = not str(drafter.processor.chat_template).endswith(PLAIN_TEMPLATE)
+    own = PLAIN_TEMPLATE not in str(drafter.processor.chat_template)
     return {"parameters": counts, "chat_template": own}
 
 

@@ -15,6 +15,12 @@ from raddraft.loading import load_pretrained
 IMAGE_TOKEN = "<image>"
 
 
+def image_token(tokenizer: Any) -> str:
+    """The token that stands for an image: the tokenizer's own if it has one, which a LlavaProcessor takes before any
+    other (Gemma 3's), else `IMAGE_TOKEN`."""
+    return getattr(tokenizer, "image_token", None) or IMAGE_TOKEN
+
+
 def load_lm(config: ModelConfig) -> tuple[Any, Any]:
     """Load the language model and its tokenizer, and add the image token to both.
 
@@ -61,7 +67,9 @@ def load_lm(config: ModelConfig) -> tuple[Any, Any]:
             f"The tokenizer of {config.lm!r} has no eos token, so a report could not end; set eos_token in its "
             "tokenizer_config.json, or choose another language model"
         )
-    tokenizer.add_special_tokens({"extra_special_tokens": [IMAGE_TOKEN]}, replace_extra_special_tokens=False)
+    if image_token(tokenizer) not in tokenizer.all_special_tokens:
+        added = {"extra_special_tokens": [image_token(tokenizer)]}
+        tokenizer.add_special_tokens(added, replace_extra_special_tokens=False)
     if tokenizer.pad_token is None:  # padding is masked everywhere, so any token will do
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"

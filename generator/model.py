@@ -23,20 +23,16 @@ from generator.config import LoraConfig, ModelConfig
 from generator.data import blank_pixels, count_image_tokens
 from generator.drafter import Drafter
 from generator.foreign import ForeignTower
-from generator.lm import IMAGE_TOKEN, load_lm
-from generator.prompts import PromptConfig, chat_template
+from generator.lm import image_token, load_lm
+from generator.portable import GREEDY, change_json, greedy_config, rewrite, weights_of
+from generator.prompts import PromptConfig
+from generator.templates import chat_template, pin_date
 from raddraft.errors import RadDraftError
 from raddraft.files import write_json, write_text
 from raddraft.loading import load_pretrained
 
 if TYPE_CHECKING:
-    from transformers import (
-        GenerationConfig,
-        LlavaForConditionalGeneration,
-        LlavaProcessor,
-        PreTrainedModel,
-        PreTrainedTokenizerBase,
-    )
+    from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrainedModel
 
 SIDECAR = "raddraft.json"
 
@@ -97,7 +93,7 @@ def build(config: ModelConfig) -> tuple[LlavaForConditionalGeneration, LlavaProc
         tower.config,
         lm.config,
         config.feature_layer,
-        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+        image_token_index=tokenizer.convert_tokens_to_ids(image_token(tokenizer)),
         vision_feature_select_strategy=strategy,
     )
     packed = config.quantize != "no"
@@ -108,7 +104,7 @@ def build(config: ModelConfig) -> tuple[LlavaForConditionalGeneration, LlavaProc
     _check_joined(model, lm, saved, names_only=packed)
     if foreign:
         model.model.vision_tower = foreign.to(getattr(torch, config.dtype))
-    model.generation_config = _greedy(lm.generation_config, tokenizer)
+    model.generation_config = greedy_config(lm.generation_config, tokenizer)
     for parameter in model.parameters():  # not the buffers: transformers keeps rotary frequencies in float32
         if parameter.is_floating_point():  # not weights packed into 4 bits
             parameter.data = parameter.data.to(getattr(torch, config.dtype))
@@ -121,8 +117,8 @@ def build(config: ModelConfig) -> tuple[LlavaForConditionalGeneration, LlavaProc
         patch_size=patch,
         vision_feature_select_strategy=strategy,
         num_additional_image_tokens=n_prefix,
-        image_token=IMAGE_TOKEN,
-        chat_template=chat_template(tokenizer.get_chat_template() if tokenizer.chat_template else None, IMAGE_TOKEN),
+        image_token=image_token(tokenizer),
+        chat_template=chat_template(tokenizer, image_token(tokenizer)),
     )
     model.config.image_seq_length = check_image_tokens(model, processor)
     return model, processor
@@ -165,18 +161,6 @@ def _check_joined(
     tokens = torch.arange(8, device=lm.device)[None]
     if not torch.allclose(lm(tokens).logits, model(tokens).logits, rtol=1e-4, atol=1e-5):
         raise RadDraftError(f"{kind}, which would leave out what they do to the logits of the last layer (scale, cap)")
-
-
-def _greedy(config: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
-    """Greedy decoding that ends at any of the language model's own end tokens."""
-    from transformers import GenerationConfig
-
-    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    return GenerationConfig(
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=sorted({tokenizer.eos_token_id, *ends} - {None}),
-        pad_token_id=tokenizer.pad_token_id,
-    )
 
 
 def check_image_tokens(model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> int:
@@ -341,10 +325,13 @@ def save(drafter: Drafter, folder: str | Path) -> None:
     if isinstance(tower, ForeignTower):
         sidecar["tower"] = tower.save(folder)
         drafter.model.model.vision_tower = tower.placeholder().to(drafter.model.dtype)
-    drafter.model.save_pretrained(folder)
+    drafter.model.save_pretrained(folder, state_dict=weights_of(drafter.model))
     if isinstance(tower, ForeignTower):
         drafter.model.model.vision_tower = tower
     drafter.processor.save_pretrained(folder)
+    change_json(folder / "generation_config.json", **GREEDY)
+    if drafter.kind == Drafter.kind:
+        rewrite(folder)
     write_json(folder / SIDECAR, sidecar)
 
 
@@ -366,7 +353,9 @@ def load(folder: str | Path, dtype: str = "auto", device: str = "cpu") -> Drafte
         processor = AutoProcessor.from_pretrained(folder)
         if not isinstance(processor, LlavaProcessor):
             raise RadDraftError(f"{folder} has a {type(processor).__name__}; expected a LlavaProcessor")
+        processor.chat_template = pin_date(processor.chat_template)  # of folders that were saved before it was pinned
         model = load_pretrained(AutoModelForImageTextToText, str(folder), dtype=dtype).to(device).eval()
+    model.generation_config.update(**dict.fromkeys(GREEDY))  # `DecodeConfig` decides, and transformers saves no such
     if not isinstance(model, LlavaForConditionalGeneration):
         raise RadDraftError(f"{folder} holds a {type(model).__name__}; expected a LlavaForConditionalGeneration")
     sidecar = read_sidecar(folder)

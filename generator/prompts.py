@@ -13,29 +13,6 @@ from metrics.rules import OBSERVATIONS, label
 from raddraft.errors import RadDraftError
 from raddraft.studies import Study, StudyImage
 
-# For language models whose tokenizer has no chat template.
-PLAIN_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}"
-    "{% if message['role'] == 'user' %}USER: {{ message['content'] }}\n"
-    "{% elif message['role'] == 'assistant' %}ASSISTANT:{{ message['content'] }}{{ eos_token }}\n"
-    "{% else %}{{ message['content'] }}\n{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
-)
-
-# Templates of language models take strings, but a processor passes lists of parts: this prelude turns the parts of each
-# message into one string, an image into its placeholder.
-_FLATTEN = (
-    "{%- set flat = namespace(messages=[]) -%}{%- for message in messages -%}"
-    "{%- set part = namespace(text='') -%}"
-    "{%- if message['content'] is string -%}{%- set part.text = message['content'] -%}{%- else -%}"
-    "{%- for piece in message['content'] -%}"
-    "{%- if piece['type'] == 'image' -%}{%- set part.text = part.text + 'IMAGE_TOKEN\n' -%}"
-    "{%- else -%}{%- set part.text = part.text + piece['text'] -%}{%- endif -%}"
-    "{%- endfor -%}{%- endif -%}"
-    "{%- set flat.messages = flat.messages + [{'role': message['role'], 'content': part.text}] -%}"
-    "{%- endfor -%}{%- set messages = flat.messages -%}"
-)
-
 # LLaVA's data write where the images stand into the request, before or after it.
 _IMAGES_FIRST = re.compile(r"(\s*<image>\s*)+")
 _IMAGES_LAST = re.compile(r"(\s*<image>\s*)+$")
@@ -178,8 +155,3 @@ def _is_labeled(study: Study) -> bool:
 
 def _view_name(image: StudyImage) -> str:
     return "frontal" if image.frontal else "lateral" if image.lateral else "other"
-
-
-def chat_template(tokenizer_template: str | None, image_token: str) -> str:
-    """The chat template of a language model (or a plain one), extended to images."""
-    return _FLATTEN.replace("IMAGE_TOKEN", image_token) + (tokenizer_template or PLAIN_TEMPLATE)

@@ -27,6 +27,7 @@ from generator.examples import Examples
 from generator.model import build, load, read_sidecar
 from generator.priors import prior_of
 from generator.prompts import PromptConfig
+from generator.templates import pin_date
 from raddraft.errors import RadDraftError
 from raddraft.images import ImageError, load_image
 from raddraft.loading import load_pretrained
@@ -287,6 +288,7 @@ def load_chat(
         raise RadDraftError(f"{name} has no processor for images and text, only a {type(processor).__name__}")
     if model.config.is_encoder_decoder:
         raise RadDraftError(f"{name} is an encoder-decoder model ({model.config.model_type}), which is not supported")
+    processor.chat_template = pin_date(processor.chat_template)
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:  # padding is masked, so sharing a token is safe
         tokenizer.pad_token = tokenizer.eos_token
