@@ -17,8 +17,8 @@ Parts:
 - probes: probes from stored features against running the tower in every epoch, and the seconds that a large one takes,
   20,000 x 768 -> 14, with its weight decay search and intervals; weights and features are random;
 - pretraining: images per second of whole DINOv2 steps against the bare network, forward and backward, on ready tensors;
-- tables (asked for by name): no speed; what converters write of the real tables in torchxrayvision's wheel against what
-  plain code counts in them;
+- tables (asked for by name): no speed; what converters write of the real tables in torchxrayvision's wheel and in their
+  authors' repositories against what plain code counts in them;
 - features: stored features of ViT-B/14 at 518 px and ViT-S/14 at 224 px against loops around the package rad-dino (to
   be installed for it); weights are random.
 """
@@ -50,6 +50,7 @@ def main(
     n_reports: int = 400,
     images: Path | None = None,
     wheel: Path | None = None,
+    clones: Path | None = None,
 ) -> int:
     """Measure each part against the plain way; the exit status is 1 if any result differs.
 
@@ -66,6 +67,7 @@ def main(
         n_reports: Reports that CheXbert and RadGraph read.
         images: Folder of PNG or JPEG pictures for the benches of towers; by default those of the manifest.
         wheel: Folder of torchxrayvision's unzipped wheel, for tables.
+        clones: Folder of clones of authors' repositories, for tables (`benchmarks/tables.py` names them).
     """
     manifest = studies or run / "phantom" / "studies.jsonl"
     needed = [run / "model" / "config.json"] if {"decoding", "training", "rewards"} & set(parts) else []
@@ -80,8 +82,8 @@ def main(
             raise RadDraftError(
                 f"{path} is missing; run `raddraft demo` first, or name another --run, --studies, --reports"
             )
-    if "tables" in parts and wheel is None:
-        raise RadDraftError("tables needs --wheel, the folder of torchxrayvision's unzipped wheel")
+    if "tables" in parts and wheel is None and clones is None:
+        raise RadDraftError("tables needs --wheel, the folder of torchxrayvision's unzipped wheel, or --clones")
     everything = read_studies(manifest) if manifest.is_file() else []
     equal = True
     training = [study for study in everything if study.split == "train"]
@@ -117,10 +119,10 @@ def main(
         from benchmarks.pretrain import bench_pretraining
 
         bench_pretraining(pictures, n_steps)
-    if "tables" in parts and wheel is not None:
+    if "tables" in parts:
         from benchmarks.tables import bench_tables
 
-        equal &= bench_tables(wheel)
+        equal &= bench_tables(wheel, clones)
     return 0 if equal else 1
 
 

@@ -1,7 +1,8 @@
-"""Real tables of chest X-ray sets, read with csv, re and zipfile alone: what a converter should find in them.
+"""Real tables of chest X-ray sets, read with csv, json, re and zipfile alone: what a converter should find in them.
 
 Each function is the rules of one converter (see its help) written a second time, from the table in the wheel of
-torchxrayvision 1.5.7 to one row a film. Nothing here imports what the converters are made of.
+torchxrayvision 1.5.7, or in the authors' repository, to one row a film. Nothing here imports what the converters are
+made of. Outlines are filled by Pillow, COCO's run lengths are counted by pycocotools.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import csv
 import gzip
 import hashlib
 import io
+import json
 import re
 import sys
 import tarfile
@@ -17,7 +19,10 @@ import zipfile
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw
 
 PADCHEST = "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv.gz"
 NIH = "Data_Entry_2017_v2020.csv.gz"
@@ -27,6 +32,10 @@ SIIM = "siim-pneumothorax-train-rle.csv.gz"
 CHEXPERT = "chexpert_train.csv.gz"
 VINDR = "vinbigdata-train.csv.gz"
 IU = "NLMCXR_reports.tgz"
+CHEXPERT_TEST = "cheXpert-test-set-labels/groundtruth.csv"
+CHEXLOCALIZE = "cheXlocalize/sample/gt_segmentations_val.json"
+DET = "ChestX-Det-Dataset/ChestX_Det_{}.json"
+DET_10 = "ChestX-Det10-Dataset/{}.json"
 
 
 class Film(NamedTuple):
@@ -44,8 +53,12 @@ class Film(NamedTuple):
 
 
 def read_rows(path: Path) -> Iterator[dict[str, str]]:
-    """Rows of a CSV file, gzipped or in a zip."""
+    """Rows of a CSV file, plain, gzipped or in a zip."""
     csv.field_size_limit(sys.maxsize)
+    if path.suffix == ".csv":
+        with open(path, encoding="utf-8", newline="") as file:
+            yield from csv.DictReader(file)
+        return
     if path.suffix == ".zip":
         with zipfile.ZipFile(path) as archive, archive.open(archive.namelist()[0]) as member:
             yield from csv.DictReader(io.TextIOWrapper(member, encoding="utf-8", newline=""))
@@ -84,7 +97,8 @@ def deal(subject: str, train: float = 0.7, val: float = 0.1) -> str:
 
 def padchest(data: Path) -> Iterator[Film]:
     """PadChest, all views."""
-    rows = list(read_rows(data / PADCHEST))
+    columns = ["StudyID", "PatientID", "PatientSex_DICOM", "PatientBirth", "StudyDate_DICOM", "Projection", "Labels"]
+    rows = [{column: row[column] for column in columns} for row in read_rows(data / PADCHEST)]
     first: dict[str, str] = {}
     alias: dict[str, str] = {}
     sexes: dict[str, set[str]] = defaultdict(set)
@@ -205,3 +219,55 @@ def iu_xray(data: Path) -> Iterator[Film]:
             sections = tuple(label.lower() for label, body in parts if body.strip())
             for _ in re.findall("<parentImage ", text):
                 yield Film(name, name, deal(name), sections=sections)
+
+
+def chexpert_test(data: Path) -> Iterator[Film]:
+    """CheXpert's test labels, a row a study."""
+    for row in read_rows(data / CHEXPERT_TEST):
+        *_, patient, study = row.pop("Study").split("/")
+        labels = {name: int(value) for name, value in row.items()}
+        yield Film(f"{patient}_{study}", patient, "test", view="FRONTAL", labels=labels)
+
+
+def chexlocalize(data: Path) -> Iterator[Film]:
+    """The sample of CheXlocalize, two films of val."""
+    from pycocotools import mask
+
+    drawn = json.loads((data / CHEXLOCALIZE).read_text(encoding="utf-8"))
+    for row in read_rows(data / CHEXLOCALIZE.replace("gt_segmentations_val.json", "valid.csv")):
+        *_, patient, study, film = row["Path"].split("/")
+        labels = {name: int(float(row[name])) for name in list(row)[5:]}
+        areas = [int(mask.area(runs)) for runs in drawn[f"{patient}_{study}_{Path(film).stem}"].values()]
+        name, sex = f"{patient}_{study}", row["Sex"][0]
+        yield Film(name, patient, "val", sex, int(row["Age"]), row["AP/PA"], labels, mask_pixels=sum(areas))
+
+
+def chestx_det(data: Path) -> Iterator[Film]:
+    """ChestX-Det, with the area of what is drawn of each finding."""
+    yield from _drawn(data, DET)
+
+
+def chestx_det_10(data: Path) -> Iterator[Film]:
+    """ChestX-Det10, likewise."""
+    yield from _drawn(data, DET_10)
+
+
+def _drawn(data: Path, file: str) -> Iterator[Film]:
+    parts: dict[str, list[dict[str, Any]]] = {
+        part: json.loads((data / file.format(part)).read_text(encoding="utf-8")) for part in ("train", "test")
+    }
+    findings = {name for entries in parts.values() for entry in entries for name in entry["syms"]}
+    for part, entries in parts.items():
+        for entry in entries:
+            shapes: dict[str, Image.Image] = {}
+            for number, name in enumerate(entry["syms"]):
+                draw = ImageDraw.Draw(shapes.setdefault(name, Image.new("1", (1024, 1024))))
+                if "polygons" in entry:
+                    draw.polygon([tuple(point) for point in entry["polygons"][number]], fill=1, outline=1)
+                else:
+                    draw.rectangle(entry["boxes"][number], fill=1)
+            film = entry["file_name"].removesuffix(".png")
+            labels = {name: int(name in shapes) for name in findings} | {"No Finding": int(not shapes)}
+            pixels = sum(int(np.asarray(shape).sum()) for shape in shapes.values())
+            split = "test" if part == "test" else deal(film, 0.9, 0.1)
+            yield Film(film, film, split, labels=labels, mask_pixels=pixels)

@@ -2,7 +2,9 @@
 
     pip download --no-deps torchxrayvision==1.5.7
     unzip torchxrayvision-1.5.7-py3-none-any.whl -d wheel
-    python -m benchmarks tables --wheel wheel
+    for name in rajpurkarlab/{cheXpert-test-set-labels,cheXlocalize} Deepwise-AILab/ChestX-Det{,10}-Dataset; do
+        git -C clones clone https://github.com/$name; done
+    python -m benchmarks tables --wheel wheel --clones clones
 
 The wheel has the tables and no images. Each converter reads the table beside a tree in the official layout whose files
 are links to one picture of a pixel; where it reads headers, RSNA's are written from their table. What the wheel lacks
@@ -14,6 +16,7 @@ part. `benchmarks/table_counts.py` counts.
 from __future__ import annotations
 
 import csv
+import json
 import os
 import shutil
 import struct
@@ -27,7 +30,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks import table_counts as counted
-from generator.corpora import chexpert, iu_xray, nih, padchest, rsna, siim, vindr_cxr
+from generator.corpora import chestx_det, chexlocalize, chexpert, iu_xray, nih, padchest, rsna, siim, vindr_cxr
 from generator.corpora.common import Conversion
 from raddraft.errors import RadDraftError
 from raddraft.studies import Study, read_studies
@@ -50,27 +53,27 @@ class Table:
     """Labels that the table does not give."""
 
 
-def bench_tables(wheel: Path) -> bool:
-    """Print a row for each table of the wheel, and what differs; whether nothing does.
+def bench_tables(wheel: Path | None, clones: Path | None = None) -> bool:
+    """Print a row for each table of the wheel and the clones, and what differs; whether nothing does.
 
     Args:
         wheel: the folder of the unzipped wheel.
+        clones: the folder of the authors' repositories.
 
     Raises:
-        RadDraftError: it holds no such tables.
+        RadDraftError: they hold no such tables.
     """
-    data = wheel / "torchxrayvision" / "data"
-    tables = [table for table in TABLES if (data / table.file).is_file()]
+    folders = ([wheel / "torchxrayvision" / "data"] if wheel else []) + ([clones] if clones else [])
+    tables = [(table, folder) for table in TABLES for folder in folders if (folder / table.file).is_file()]
     if not tables:
-        raise RadDraftError(
-            f"{data}: none of {', '.join(table.file for table in TABLES)} is here; unzip the wheel first"
-        )
+        places = " and ".join(map(str, folders))
+        raise RadDraftError(f"{places}: none of {', '.join(table.file for table in TABLES)}; unzip the wheel first")
     rows: list[list[str | int]] = [
         ["", "films", "studies", "subjects", "train", "val", "test", "F", "M", "?"],
     ]
     rows[0] += ["frontal", "lateral", "no view", "labels", "label 1", "label -1", "numbers", "differ"]
     differing: list[str] = []
-    for table in progress(tables, "tables"):
+    for table, data in progress(tables, "tables"):
         with tempfile.TemporaryDirectory() as folder:
             root, pixel = Path(folder) / "set", Path(folder) / "one.png"
             root.mkdir()
@@ -210,6 +213,31 @@ def _make_iu(data: Path, root: Path, pixel: Path) -> None:
     shutil.copy(data / counted.IU, root)
 
 
+def _make_chexpert_test(data: Path, root: Path, pixel: Path) -> None:
+    shutil.copy(data / counted.CHEXPERT_TEST, root)
+    studies = (row["Study"].partition("/")[2] for row in counted.read_rows(data / counted.CHEXPERT_TEST))
+    _link((root / study / "view1_frontal.jpg" for study in studies), pixel)
+
+
+def _make_chexlocalize(data: Path, root: Path, pixel: Path) -> None:
+    shutil.copytree(
+        (data / counted.CHEXLOCALIZE).parent, root, dirs_exist_ok=True, ignore=lambda *_: {"gradcam_maps_val"}
+    )
+
+
+def _make_det(file: str) -> Callable[[Path, Path, Path], None]:
+    def make(data: Path, root: Path, pixel: Path) -> None:
+        film = root.parent / "film.png"
+        Image.new("L", (1024, 1024)).save(film)
+        for part in ("train", "test"):
+            table = data / file.format(part)
+            shutil.copy(table, root)
+            entries = json.loads(table.read_text(encoding="utf-8"))
+            _link((root / "films" / entry["file_name"] for entry in entries), film)
+
+    return make
+
+
 TABLES = (
     Table(
         "PadChest",
@@ -235,5 +263,21 @@ TABLES = (
         _make_iu,
         lambda root: iu_xray.convert(root, sections=(), missing="keep"),
         counted.iu_xray,
+    ),
+    Table("CheXpert, test", counted.CHEXPERT_TEST, _make_chexpert_test, chexpert.convert, counted.chexpert_test),
+    Table(
+        "CheXlocalize, sample",
+        counted.CHEXLOCALIZE,
+        _make_chexlocalize,
+        chexlocalize.convert,
+        counted.chexlocalize,
+    ),
+    Table("ChestX-Det", counted.DET.format("train"), _make_det(counted.DET), chestx_det.convert, counted.chestx_det),
+    Table(
+        "ChestX-Det10",
+        counted.DET_10.format("train"),
+        _make_det(counted.DET_10),
+        chestx_det.convert,
+        counted.chestx_det_10,
     ),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import tarfile
 from pathlib import Path
 
@@ -10,8 +11,11 @@ import pytest
 
 from benchmarks import table_counts
 from benchmarks.tables import bench_tables
+from generator.corpora import chestx_det
+from generator.corpora.chexpert import LABELS
 from raddraft.errors import RadDraftError
 from tests.test_corpora import iu_xml, write_csv
+from tests.test_localized import entry
 from tests.test_padchest import row
 
 
@@ -58,6 +62,23 @@ def test_numbers_that_differ_are_told(data, capsys):
     told = capsys.readouterr().out
     assert "PadChest, labels pneumonia: 1: 1 in the manifest, 0 counted" in told
     assert "PadChest, labels No Finding" not in told
+
+
+def test_equal_numbers_of_what_is_drawn(tmp_path, capsys):
+    for file, findings in ((table_counts.DET, chestx_det.THIRTEEN), (table_counts.DET_10, chestx_det.TEN)):
+        others = [(name, [9, 9, 10, 10]) for name in findings if name != "Mass"]
+        drawn = entry("1", ("Mass", [1, 1, 5, 5]), ("Mass", [4, 4, 9, 9]), *others, polygons=file == table_counts.DET)
+        for part, one in (("train", drawn), ("test", entry("2"))):
+            (tmp_path / file.format(part)).parent.mkdir(exist_ok=True)
+            (tmp_path / file.format(part)).write_text(json.dumps([one]))
+    study = {"Study": "CheXpert-v1.0/test/patient1/study1"} | dict.fromkeys(LABELS, "0")
+    write_csv(tmp_path / table_counts.CHEXPERT_TEST, [study | {"Edema": "1"}])
+    assert bench_tables(None, tmp_path)
+    names = [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()]
+    assert names[1:4] == ["CheXpert, test", "ChestX-Det", "ChestX-Det10"]
+    for count, n_findings in ((table_counts.chestx_det, 13), (table_counts.chestx_det_10, 10)):
+        found = table_counts.tally(count(tmp_path))
+        assert (found["masks"]["all"], found["mask pixels"]["all"]) == (1, 25 + 36 - 4 + 4 * (n_findings - 1))
 
 
 def test_a_folder_without_tables(tmp_path):
