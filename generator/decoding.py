@@ -92,13 +92,13 @@ class _Streamer:
 
     def __init__(self, follow: Follow, ends: set[int]) -> None:
         self.follow, self.ends = follow, ends
-        self.texts: list[list[int]] | None = None
+        self.texts: list[list[int]] = []
 
     def put(self, tokens: torch.Tensor) -> None:
-        """The prompts come first, [B, L], then the next token of each row, [B]."""
-        if self.texts is None:
-            self.texts = [[] for _ in tokens]
+        """The prompts come first, [B, L], then the next token of each row, [N]."""
+        if tokens.dim() > 1:
             return
+        self.texts = self.texts or [[] for _ in tokens]
         for text, token in zip(self.texts, tokens.tolist(), strict=True):
             if not text or text[-1] not in self.ends:
                 text.append(token)

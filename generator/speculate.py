@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 START = -1  # stands before the first token of a report
 ORDERS = (16, 8, 4, 2, 1)
+MOST_CONTEXTS = 20_000_000
+"""That an index keeps: a server's would grow with every draft."""
 OWN_WEIGHT = 10
 """Reports of the index that one draft of the model's counts for: it repeats itself more than radiologists do."""
 EXPLORE = 32  # passes after which the longest proposal is tried, whatever the cost model says
@@ -52,6 +54,8 @@ class ReportIndex:
             for order in ORDERS:
                 if order <= end:
                     context = line[end - order : end]
+                    if len(self.followers) >= MOST_CONTEXTS and context not in self.followers:
+                        continue
                     known, votes = self.followers.get(context, (follower, 0))
                     votes += weight if known == follower else -weight
                     self.followers[context] = (known, votes) if votes >= 0 else (follower, -votes)

@@ -56,7 +56,7 @@ def main(
         remote_code: Run Python code that comes with a model that was not trained by RadDraft.
     """
     try:
-        from generator.serving.app import Service, serve
+        from generator.serving.app import Service, make_server
     except ImportError as error:
         raise RadDraftError(f'The server needs {error.name}: pip install "raddraft[serve]"') from None
     from generator.api import load_model
@@ -73,8 +73,9 @@ def main(
         try:
             address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}/v1"
             shown = f"Token: {token}\n" if is_new else ""
+            listener.listen()  # who asks at once waits, and is not refused
             print(f"{loaded.name} is served at {address}\n{shown}Ctrl-C stops.\n{loaded.banner}", flush=True)
-            serve(service, listener, token)
+            make_server(service, token).run(sockets=[listener])
         finally:
             service.close()
             pictures.close()

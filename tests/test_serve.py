@@ -38,6 +38,7 @@ from raddraft.studies import Study, StudyImage
 from tests.conftest import ROOT, SENTENCES
 from tests.films import chest, write_dicom
 from tests.test_cli import run
+from tests.vlm_families import save_vlm
 
 TOKEN = "the token"
 TOKENS = 16
@@ -467,6 +468,7 @@ def test_pairs_and_priors_are_checked_and_read_as_generate_reads_them(start, dra
             ([pa, lateral], {}, r"has 2 images \(view not stated, view not stated\)"),
             ([pa, lateral, old], {"view": ["PA", "LATERAL", "PA"]}, "has 3 images"),
             ([pa], {"prior": report}, "the prior study has no image"),
+            ([pa], {"indication": "x"}, "does not read the indication"),
             ([pa], {"prior": {"images": [uri], "sections": {"impression": "x"}}}, "Choices: findings"),
         ):
             status, answer = client.post([picture(data) for data in images], study=study)
@@ -503,6 +505,24 @@ def test_images_behind_the_text_and_two_turns(start, drafter, film) -> None:
         assert isinstance(answer["observations"], str)
         assert text_of(client.post([picture(film), {"type": "text", "text": QUESTION}])[1]) == text_of(answer)
         assert client.post([picture(film), {"type": "text", "text": "Else?"}])[0] == 400
+
+
+def test_models_that_were_not_built_here_are_served_too(start, tmp_path, studies, film) -> None:
+    folder = save_vlm("gemma3", tmp_path / "gemma3")
+    other = load_model(folder, "cpu", PromptConfig(instruction="Describe it."))
+    other.name = "theirs"
+    draft = other.draft(studies[0].main_image.path, max_new_tokens=TOKENS)
+    with start(other) as client:
+        assert text_of(client.draft(film)) == draft.text
+        pieces = ["", ""]
+        for choice in (choice for chunk in client.stream(film, n=2, seed=1) for choice in chunk["choices"]):
+            pieces[choice["index"]] += choice["delta"].get("content", "")
+        assert pieces == [one["message"]["content"] for one in client.draft(film, n=2, seed=1)["choices"]]
+        status, answer = client.post([picture(film)], confidence=True)
+        assert (status, answer["error"]["message"]) == (
+            400,
+            "logprobs and confidence need a model that was built by RadDraft",
+        )
 
 
 # ---- what is counted and told

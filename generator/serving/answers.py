@@ -92,9 +92,10 @@ class Answer:
             chunks.append(self._chunk(0, {}) | {"choices": [], "usage": self.usage(written)})
         return chunks
 
-    def usage(self, written: Written) -> dict[str, int]:
+    @staticmethod
+    def usage(written: Written) -> dict[str, int]:
         """Tokens of prompt and drafts."""
-        prompt, drafts = len(self.ready.example), sum(map(len, written.tokens))
+        prompt, drafts = written.prompt_tokens, sum(map(len, written.tokens))
         return {"prompt_tokens": prompt, "completion_tokens": drafts, "total_tokens": prompt + drafts}
 
     def _about(self) -> dict[str, Any]:

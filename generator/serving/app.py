@@ -2,7 +2,8 @@
 
     service = Service(model, ServeConfig(), Pictures("window", workers=2))
     with bound("127.0.0.1", 8000) as listener:
-        serve(service, listener, token="…")
+        listener.listen()
+        make_server(service, token="…").run(sockets=[listener])
 
 No log is written, no file is made, nothing is fetched. On SIGTERM requests that are being answered end, and others get
 503.
@@ -13,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-import socket
 import time
 from collections.abc import AsyncIterator, Callable, MutableMapping
 from contextlib import suppress
@@ -225,14 +225,12 @@ class Gate:
             raise Refused(413, f"The request has more than {limits.megabytes * 1_000_000:,} bytes.")
 
 
-def serve(service: Service, listener: socket.socket, token: str) -> None:
-    """Answer requests at a socket until Ctrl-C or SIGTERM; a second one does not wait for those that are answered."""
-    listener.listen()
-    make_server(service, token).run(sockets=[listener])
-
-
 def make_server(service: Service, token: str) -> uvicorn.Server:
-    """The server of a service, whose `run` takes the listening socket."""
+    """The server of a service, whose `run` takes the listening socket.
+
+    It answers until Ctrl-C or SIGTERM, and then for as long as `GRACE_SECONDS` those requests that it has taken; a second
+    signal ends it at once.
+    """
     import uvicorn
 
     gate = make_app(service, token)

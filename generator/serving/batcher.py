@@ -35,6 +35,8 @@ class Written:
     tokens: Said
     log_probs: list[list[float]] | None
     """Of these tokens, if asked for."""
+    prompt_tokens: int
+    """That the model read."""
 
 
 @dataclass(eq=False)
@@ -156,7 +158,8 @@ class Batcher:
         log_probs = token_log_probs(drafter.model, decoded.inputs, decoded.tokens) if config.confidence else None
         drafts = read_tokens(drafter, decoded, config, log_probs)
         groups = [slice(at * count, (at + 1) * count) for at in range(len(jobs))]
+        lengths = decoded.inputs["attention_mask"].sum(1).tolist()
         return [
-            Written(draft, decoded.tokens[group], log_probs[group] if log_probs else None)
-            for draft, group in zip(drafts, groups, strict=True)
+            Written(draft, decoded.tokens[group], log_probs[group] if log_probs else None, length)
+            for draft, group, length in zip(drafts, groups, lengths, strict=True)
         ]
