@@ -2,6 +2,7 @@
 
     pip download --no-deps torchxrayvision==1.5.7
     unzip torchxrayvision-1.5.7-py3-none-any.whl -d wheel
+    mkdir clones
     for name in rajpurkarlab/{cheXpert-test-set-labels,cheXlocalize} Deepwise-AILab/ChestX-Det{,10}-Dataset; do
         git -C clones clone https://github.com/$name; done
     python -m benchmarks tables --wheel wheel --clones clones

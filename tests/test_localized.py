@@ -351,6 +351,8 @@ def test_ms_cxr_with_its_own_split(ms_root):
     assert {name: study.split for name, study in studies.items()} == {"s50000001": "test", "s50000002": "train"}
     with pytest.raises(FileNotFoundError, match=r"there is no mimic-cxr-2\.0\.0-split\.csv"):
         ms_cxr.convert(ms_root, images)
+    with pytest.raises(CorpusError, match="--split ms-cxr reads no table of MIMIC-CXR"):
+        ms_cxr.convert(ms_root, images, tables=images, split="ms-cxr")
 
 
 @pytest.mark.parametrize(

@@ -131,6 +131,8 @@ def test_the_window_is_an_option(trees):
     assert by_id(trees[0] / "studies.jsonl")["s50000002"].patient["bmi"] == 30
     with pytest.raises(CorpusError, match="--window must be 0 days or more, got -1"):
         convert(trees, window=-1)
+    with pytest.raises(CorpusError, match="--window 30 tells nothing without --mimic-iv"):
+        mimic_cxr.convert(trees[0], window=30)
 
 
 def test_probes_read_age_weight_and_bmi(trees):

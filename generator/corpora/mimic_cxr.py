@@ -40,7 +40,7 @@ def convert(
     sections: tuple[str, ...] = ("findings",),
     labels: Literal["chexpert", "negbio", "radiologist", "none"] = "chexpert",
     mimic_iv: Path | None = None,
-    window: int = 180,
+    window: int | None = None,
 ) -> Conversion:
     """MIMIC-CXR-JPG: official split, official section parser, AP and PA images, non-empty findings.
 
@@ -66,8 +66,11 @@ def convert(
             mimic-cxr-2.1.0-test-set-labeled.csv, which only studies of test have ("Airspace Opacity" becomes Lung
             Opacity).
         mimic_iv: The folder of MIMIC-IV that holds hosp/patients.csv.gz and hosp/omr.csv.gz, or the same unzipped.
-        window: With --mimic-iv: the most days between the study and a weight or BMI, before or after it.
+        window: With --mimic-iv: the most days between the study and a weight or BMI, before or after it. By default
+            180.
     """
+    if window is not None and mimic_iv is None:
+        raise CorpusError(f"--window {window} tells nothing without --mimic-iv, whose weights and BMIs it is for")
     tables = tables or root
     counts = Counter[str]()
     studies = _read_studies(root, tables, counts)
@@ -81,7 +84,7 @@ def convert(
     if label_table:
         _add_labels(conversion, label_table, by_radiologist=labels == "radiologist")
     if mimic_iv:
-        add_patients(conversion, mimic_iv, window)
+        add_patients(conversion, mimic_iv, 180 if window is None else window)
     return conversion.write()
 
 

@@ -45,6 +45,8 @@ def convert(
         split: mimic-cxr: the official split of MIMIC-CXR, so that no film of test is one of its train; ms-cxr: the
             table's own, whose train and test have nothing to do with MIMIC-CXR's.
     """
+    if tables and split == "ms-cxr":
+        raise CorpusError(f"--tables {tables}: --split ms-cxr reads no table of MIMIC-CXR")
     table = common.find_file(root, ["MS_CXR_Local_Alignment_v1.1.0.csv", "MS_CXR_Local_Alignment*.csv"], _ORIGIN)
     split_of = mimic_cxr.read_splits(mimic_cxr.find_splits(tables or images)) if split == "mimic-cxr" else {}
     files = images / "files" if (images / "files").is_dir() else images
