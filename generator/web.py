@@ -58,11 +58,14 @@ def tell_error(error: Exception, status: int = 422) -> tuple[int, str]:
         status: of a RadDraftError that states none.
     """
     from starlette.exceptions import HTTPException
+    from starlette.requests import ClientDisconnect
 
     if os.environ.get("RADDRAFT_TRACEBACK"):
         traceback.print_exception(error)
     if isinstance(error, Refused):
         return error.status, str(error)
+    if isinstance(error, ClientDisconnect):
+        return 499, "The client has gone."
     if isinstance(error, HTTPException):
         return error.status_code, error.detail
     if isinstance(error, RadDraftError):

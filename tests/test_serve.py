@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from threading import Thread
+from time import monotonic, sleep
 from typing import Any
 
 import numpy as np
@@ -568,6 +569,20 @@ def test_a_decoder_that_crashes_costs_its_request_only(server, pictures, film, m
     status, answer = server.post([picture(film)])
     assert (status, answer["error"]["message"]) == (400, "image 1: the decoder fails on it")
     assert text_of(server.draft(film))
+
+
+def test_a_client_that_goes_away_is_not_waited_for(start, model, film) -> None:
+    body = json.dumps({"messages": [{"role": "user", "content": [picture(film)]}], "max_tokens": 400})
+    with start(model) as client:
+        connection = http.client.HTTPConnection("127.0.0.1", client.port)
+        headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
+        connection.request("POST", "/v1/chat/completions", body, headers)
+        connection.close()
+        end = monotonic() + 60
+        while b'requests_total{status="499"} 1.0' not in client.ask("GET", "/metrics")[2]:
+            assert monotonic() < end
+            sleep(0.05)
+        assert text_of(client.draft(film))
 
 
 def test_one_that_cannot_be_decoded_costs_none_of_its_batch(drafter, film, tmp_path) -> None:

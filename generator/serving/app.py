@@ -228,8 +228,8 @@ class Gate:
 def make_server(service: Service, token: str) -> uvicorn.Server:
     """The server of a service, whose `run` takes the listening socket.
 
-    It answers until Ctrl-C or SIGTERM, and then for as long as `GRACE_SECONDS` those requests that it has taken; a second
-    signal ends it at once.
+    It answers until Ctrl-C or SIGTERM, and then, for `GRACE_SECONDS` at most, those requests that it has taken; after a
+    second signal it does not wait for them.
     """
     import uvicorn
 
