@@ -6,6 +6,7 @@ import glob
 import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from generator.rollout import token_log_probs
 from generator.speculate import Speculator
 from raddraft.errors import RadDraftError
 from raddraft.files import cut_log, read_jsonl, write_text
+from raddraft.locks import hold
 from raddraft.studies import Study
 from raddraft.text import printable
 
@@ -92,15 +94,16 @@ def generate(
     from tqdm import tqdm
 
     state = PartialState()
-    if state.is_main_process:  # files that an interrupted run of several processes has left
-        merge(out, studies)
-    state.wait_for_everyone()
-    process = (state.process_index, state.num_processes)
-    drafts = write_drafts(drafter, studies, out, config, name, workers, speculator, process)
-    bar = tqdm(drafts, "drafts", len(studies), unit="study", disable=None if state.is_main_process else True)
-    errors = gather_object([draft.error for draft in bar if draft.error])
-    if state.is_main_process:
-        merge(out, studies)
+    with hold(out):
+        if state.is_main_process:  # files that an interrupted run of several processes has left
+            merge(out, studies)
+        state.wait_for_everyone()
+        process = (state.process_index, state.num_processes)
+        drafts = write_drafts(drafter, studies, out, config, name, workers, speculator, process)
+        bar = tqdm(drafts, "drafts", len(studies), unit="study", disable=None if state.is_main_process else True)
+        errors = gather_object([draft.error for draft in bar if draft.error])
+        if state.is_main_process:
+            merge(out, studies)
     return errors
 
 
@@ -133,11 +136,13 @@ def write_drafts(
     settings = {"model": name, "decoding": str(config)}
     examples = drafter.encode(studies, answers=False, reserve=config.max_new_tokens)
     prints = fingerprints(drafter, examples)
-    done = read_resumable(out, prints, settings)
-    yield from done.values()
-    part = out if process[1] == 1 else out.with_name(f"{out.name}.{process[0]}")
     known = {study.study_id: study for study in studies}
-    with open(part, "a", encoding="utf-8") as file:
+    part = out if process[1] == 1 else out.with_name(f"{out.name}.{process[0]}")
+    with ExitStack() as held:
+        held.enter_context(hold(out))
+        done = read_resumable(out, prints, settings)
+        yield from done.values()
+        file = held.enter_context(open(part, "a", encoding="utf-8", errors="replace"))  # of lone surrogates
         for draft in decode(drafter, examples, config, workers, done.keys(), speculator, process):
             if draft.study_id in done:
                 continue

@@ -7,6 +7,7 @@ resumes bit-exactly from its last checkpoint.
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ from torch import nn
 from encoder.config import EncoderConfig
 from encoder.features import FeatureStore, find_settings, open_store
 from encoder.towers import load_tower
-from generator.card import write_card
+from generator.card import CARD, write_card
 from generator.config import ModelConfig, TrainConfig
 from generator.controls import shuffle_images
 from generator.data import IGNORE, Batches, ExampleDataset, load_micro_batches, split_batch
@@ -39,6 +40,7 @@ from generator.standardize import Standard, standardize
 from generator.vlm import make_drafter
 from raddraft.errors import DivergedError, RadDraftError, UnavailableError
 from raddraft.files import whole_folder
+from raddraft.locks import hold
 from raddraft.processes import (
     clip_gradients,
     is_main_process,
@@ -79,19 +81,20 @@ def run_training(
         shuffled: train on the images of other subjects, a control, which gets no card.
 
     Raises:
-        RadDraftError: as `train`; a run of another recipe is in the folder.
+        RadDraftError: as `train`; a run of another recipe is in the folder, or another process writes to it.
     """
     if features and not config.cached:
         raise RadDraftError(f"--features {features} is for stored features; add --train.cached")
     parts = split_studies(manifest, sources)
     recipe: dict[str, Any] = {"model": asdict(model), "prompt": asdict(prompt), "train": asdict(config)}
     recipe |= {"studies": manifest.absolute(), "gray_mapping": gray_mapping, "features": features, "sources": sources}
-    keep_config(out / "config.yaml", recipe | {"control": "shuffled-images" if shuffled else None})
-    if shuffled:
-        parts = {split: shuffle_images(part) if part else part for split, part in parts.items()}
-    folder = train(parts, out, model, prompt, config, gray_mapping, features, store)
-    if is_main_process() and not shuffled:
-        write_card(folder, manifest, parts, model, prompt, config)
+    with hold(out):
+        keep_config(out / "config.yaml", recipe | {"control": "shuffled-images" if shuffled else None})
+        if shuffled:
+            parts = {split: shuffle_images(part) if part else part for split, part in parts.items()}
+        folder = train(parts, out, model, prompt, config, gray_mapping, features, store)
+        if is_main_process() and not shuffled:
+            write_card(folder, manifest, parts, model, prompt, config)
     return folder
 
 
@@ -390,4 +393,8 @@ def _save_model(
     if standard:
         standard.fold(model.model.multi_modal_projector.linear_1)
     model = model.to(getattr(torch, model_config.dtype)).eval()
-    save(replace(drafter, model=model), run.folder / "model")
+    with whole_folder(run.folder / "model") as temporary:
+        save(replace(drafter, model=model), temporary)
+        card = run.folder / "model" / CARD  # of a run that was done before, with its scores
+        if card.is_file():
+            shutil.copy2(card, temporary)

@@ -6,7 +6,8 @@
 
 An action is a file in scripts/ with a function `main`, whose signature is its command line; or COMMANDS, sub-commands
 by name. It may also have POSITIONAL, parameters that stand without their names; FLAT, dataclass parameters whose fields
-need no prefix; RENAMED, old option -> new; DEFAULT_CONFIG, a YAML file that is read where no --config is given.
+need no prefix; RENAMED, old option -> new; DEFAULT_CONFIG, a YAML file that is read where no --config is given; SHARED,
+true where several runs may write to one --out, which else is locked for as long as the action runs.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ import re
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
 from raddraft.errors import RadDraftError
 from raddraft.grammar import ROOT, UsageError, did_you_mean, dump, parse
+from raddraft.locks import hold
 from raddraft.options import Command, read_command
 
 SCRIPTS = ROOT / "scripts"
@@ -143,8 +145,16 @@ def _run(module: Any, prog: str, arguments: list[str]) -> int:
     except UsageError as error:
         error.prog = prog
         raise
-    status = command.function(**values)
+    with _held(module, values):
+        status = command.function(**values)
     return status if isinstance(status, int) else 0
+
+
+def _held(module: Any, values: dict[str, Any]) -> AbstractContextManager[None]:
+    """Keeps other runs from writing to `out`, if the action writes to it alone."""
+    if values.get("out") is None or values.get("dry_run") or getattr(module, "SHARED", False):
+        return nullcontext()
+    return hold(values["out"])
 
 
 def _list_commands(module: Any, prog: str) -> str:

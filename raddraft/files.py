@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
+import glob
 import gzip
 import hashlib
 import json
 import os
+import re
 import shutil
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,32 +21,145 @@ import msgspec
 
 from raddraft.errors import RadDraftError
 
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""The disk, or what a user may have of it, is full."""
+LEFT = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)\.(?P<kind>tmp|old)")
+"""What a killed process leaves: what it was writing (tmp), and a folder that it was replacing (old)."""
+
 
 @contextmanager
-def write_whole(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path` to write to; it is renamed to `path` only if nothing failed."""
-    path = Path(path)
+def write_whole(path: str | Path, sync: bool = True) -> Iterator[Path]:
+    """Yield a temporary path beside `path` to write to; it is renamed to `path` only if nothing failed.
+
+    Args:
+        path: the file; if it is a link, what it links to.
+        sync: have it on the disk before it is renamed, so that a power cut leaves the old or the new one; not worth
+            its milliseconds for many files that the next run checks.
+
+    Raises:
+        OSError: names `path`, also where a library that wrote says it in its own way that the disk is full.
+    """
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _beside(path, "tmp")
     try:
-        yield temporary
-        os.replace(temporary, path)
+        with _naming(path, temporary):
+            yield temporary
+            _open_to_readers(temporary, path.name)
+            if sync:
+                _sync(temporary)
+            os.replace(temporary, path)
+            if sync:
+                _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `path` to write to; it replaces `path` only if nothing failed."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    """Yield an empty folder beside `path` to write to; it replaces `path` only if nothing failed. Raises as
+    `write_whole`."""
+    path = Path(os.path.realpath(path))
+    temporary = _beside(path, "tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        yield temporary
-        shutil.rmtree(path, ignore_errors=True)  # a folder that holds files cannot be replaced in one step
-        os.replace(temporary, path)
+        with _naming(path, temporary):
+            yield temporary
+            for place, _, names in os.walk(temporary):
+                for name in names:
+                    _open_to_readers(Path(place, name), name)
+                    _sync(Path(place, name))
+                _sync(Path(place))
+            _put(temporary, path)
+            _sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _put(new: Path, path: Path) -> None:
+    """Let a folder take the place of another, which is `new` afterwards, or gone; a kill loses neither."""
+    if not path.is_dir():
+        os.replace(new, path)
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    exchange = getattr(libc, "renameat2", None)  # of Linux; 2 is RENAME_EXCHANGE, and -100 AT_FDCWD
+    if exchange is not None and exchange(-100, os.fsencode(new), -100, os.fsencode(path), 2) == 0:
+        return
+    old = _beside(path, "old")
+    os.rename(path, old)  # a kill behind this is what `remove_left` mends
+    os.rename(new, path)
+    shutil.rmtree(old)
+
+
+def remove_left(path: Path) -> None:
+    """Remove what killed processes have left of `path` and below it: what they wrote, or what they were replacing.
+
+    A folder that was being replaced, and whose new one is not in its place, is put back.
+    """
+    beside = path.parent.glob(f".{glob.escape(path.name)}.*") if path.parent.is_dir() else ()
+    below = (Path(place, name) for place, folders, files in os.walk(path) for name in [*folders, *files])
+    for left in [*beside, *below]:
+        found = LEFT.fullmatch(left.name)
+        if not found or _is_alive(int(found["pid"])):
+            continue
+        if found["kind"] == "old" and not (whole := left.with_name(found["name"])).exists():
+            os.rename(left, whole)
+        elif left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
+def _beside(path: Path, kind: str) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.{kind}")
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # somebody else's
+        pass
+    return True
+
+
+def _sync(path: Path) -> None:
+    """Have a file, or the names in a folder, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _open_to_readers(path: Path, name: str) -> None:
+    """Give weights the mode of any other new file; safetensors makes its files readable by their owner only."""
+    if name.endswith(".safetensors"):
+        umask = os.umask(0)
+        os.umask(umask)
+        path.chmod(0o666 & ~umask)
+
+
+@contextmanager
+def _naming(path: Path, temporary: Path) -> Iterator[None]:
+    """Errors name `path`; what libraries raise where the disk is full becomes an OSError that says so."""
+    try:
+        yield
+    except RadDraftError:
+        raise
+    except Exception as error:
+        at: BaseException | None = error
+        while at is not None:
+            stated = re.search(r"\bos error (\d+)\b", str(at))
+            number = at.errno if isinstance(at, OSError) else int(stated[1]) if stated else None
+            if number in DISK:
+                raise OSError(number, os.strerror(number), str(path)) from error
+            at = at.__cause__ or at.__context__
+        if isinstance(error, OSError) and error.filename == str(temporary):
+            error.filename = str(path)
+        raise
 
 
 def write_text(path: str | Path, text: str) -> None:

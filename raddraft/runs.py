@@ -95,7 +95,8 @@ class RunFolder:
             with whole_folder(self._checkpoints / name) as temporary:
                 save_file(weights, temporary / "weights.safetensors")
                 (temporary / "progress.json").write_text(json.dumps(progress))
-                torch.save(state, temporary / "state.pt")
+                with open(temporary / "state.pt", "wb") as file:  # given a name, torch does not say that a disk is full
+                    torch.save(state, file)
             for checkpoint in old:
                 if checkpoint.name != name:
                     shutil.rmtree(checkpoint)
@@ -138,7 +139,7 @@ def keep_config(path: Path, config: dict[str, Any]) -> None:
         RadDraftError: another config; names the first key that differs.
     """
     text = to_yaml(config)
-    started = any(file.is_file() and file != path for file in path.parent.rglob("*"))
+    started = any(file.is_file() and file != path and not file.name.startswith(".") for file in path.parent.rglob("*"))
     if not path.is_file() or not started:
         write_text(path, text)
         return

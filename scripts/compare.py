@@ -19,6 +19,7 @@ from generator.compare_config import Entry, Task
 from raddraft.cli import run
 
 FLAT = ("compute",)
+SHARED = True
 
 
 def main(

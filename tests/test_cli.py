@@ -388,7 +388,7 @@ def test_a_full_disk_leaves_no_half_written_control(random_model, studies_file) 
     out = studies_file.parent / "out" / "most-frequent.jsonl"
     arguments = ("--model", random_model, "--studies", studies_file, "--control", "most-frequent", "--out", out)
     with files_no_larger_than(500):
-        assert run("generate", *arguments) == (1, "raddraft generate: File too large")
+        assert run("generate", *arguments) == (1, f"raddraft generate: {out}: File too large")
     assert list(out.parent.iterdir()) == []
     assert run("generate", *arguments) == (0, "")
     assert len(out.read_text().splitlines()) == 8
