@@ -57,4 +57,4 @@ def read_config(name: str, known: dict[str, Any] | None) -> Any:
     if known is not None and not Path(name).is_dir():
         return AutoConfig.for_model(**known)
     with reading_checkpoint(f"The config of {name!r} cannot be read", name):
-        return AutoConfig.from_pretrained(name)
+        return AutoConfig.from_pretrained(name, trust_remote_code=False)

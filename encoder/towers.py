@@ -131,11 +131,11 @@ def _load(name: str, backend: str) -> tuple[Any, BaseImageProcessor]:
         if beside := _beside_report_model(path):
             model, _ = _load(name.removesuffix(path) + beside, backend)
         elif name.startswith("random:"):
-            config = AutoConfig.from_pretrained(path)
+            config = AutoConfig.from_pretrained(path, trust_remote_code=False)
             model = _with_random_weights(getattr(config, "vision_config", config))
         else:
             model = _load_pretrained(path)
-        return model, AutoImageProcessor.from_pretrained(path, **options)
+        return model, AutoImageProcessor.from_pretrained(path, trust_remote_code=False, **options)
 
 
 def _with_random_weights(config: Any) -> Any:
@@ -152,7 +152,7 @@ def _load_pretrained(path: str) -> Any:
     """The vision half of a checkpoint, without the heads of another task. Raises as `load_pretrained`."""
     from transformers import AutoConfig, AutoModel, LlavaForConditionalGeneration
 
-    config = AutoConfig.from_pretrained(path)
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     if config.model_type == "llava":
         return load_pretrained(LlavaForConditionalGeneration, path, dtype="float32").model.vision_tower
     keys = "vision_config." if hasattr(config, "vision_config") else ""
@@ -191,6 +191,8 @@ def reading_checkpoint(what: str, path: str) -> Iterator[None]:
 
 def _reason(path: str, error: Exception) -> str:
     text = " ".join(str(error).split())
+    if "trust_remote_code" in text:
+        return "it comes with code of its own, which is not run"
     if Path(path).is_dir():
         stages = "num_hidden_layers in config.json does not go with its out_features: " if "stage_names" in text else ""
         return stages + text

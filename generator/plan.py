@@ -182,7 +182,7 @@ def _square(source: str) -> int:
     from PIL import Image
     from transformers import AutoImageProcessor
 
-    processor = AutoImageProcessor.from_pretrained(source)
+    processor = AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
     return processor([Image.new("RGB", (64, 64))], return_tensors="pt")["pixel_values"].shape[-1]
 
 

@@ -176,7 +176,7 @@ class FactExtractor:
 
         self.batch_size = batch_size
         self._network, self._device = load_network(T5ForConditionalGeneration, folder, "cxrfescore", device)
-        self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         self.sha256 = digest(folder)
 
     def facts(self, sentences: Sequence[str]) -> dict[str, list[str]]:

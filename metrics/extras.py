@@ -232,7 +232,7 @@ def _word_piece_encoder(folder: Path, device: str | None) -> Callable[[list[str]
     if config.num_hidden_layers < BERTSCORE_LAYER:
         needed = f"bertscore takes layer {BERTSCORE_LAYER} of distilroberta-base"
         raise CannotRun(f"{needed}; the model in {folder} has {config.num_hidden_layers}")
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     # RoBERTa counts positions from 2; a folder without tokenizer_config.json states no limit.
     longest = min(tokenizer.model_max_length, config.max_position_embeddings - 2)
     special = torch.tensor([tokenizer.cls_token_id, tokenizer.sep_token_id])

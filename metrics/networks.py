@@ -38,6 +38,7 @@ def load_network(auto: Any, folder: Path, metric: str, device: str | None, **opt
         network, report = auto.from_pretrained(
             folder,
             local_files_only=True,
+            trust_remote_code=False,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # named below
             dtype=torch.float32,

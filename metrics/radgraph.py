@@ -338,8 +338,8 @@ def _load_tokenizer(config: dict[str, Any], tokenizer: str | Path | None, folder
     of_words = config["dataset_reader"]["token_indexers"]["bert"]["model_name"]
     of_network = config["model"]["embedder"]["token_embedders"]["bert"]["model_name"]
     try:
-        words = AutoTokenizer.from_pretrained(tokenizer or of_words, local_files_only=True)
-        bert = AutoConfig.from_pretrained(tokenizer or of_network, local_files_only=True)
+        words = AutoTokenizer.from_pretrained(tokenizer or of_words, local_files_only=True, trust_remote_code=False)
+        bert = AutoConfig.from_pretrained(tokenizer or of_network, local_files_only=True, trust_remote_code=False)
         if len(words) <= len(words.all_special_tokens):
             raise UnavailableError(f"{tokenizer or of_words} has no vocabulary")
     except (OSError, ValueError) as error:

@@ -75,7 +75,8 @@ class RaTEScore:
         self._ner, self._device = load_network(AutoModelForTokenClassification, ner, "ratescore", device)
         self._synonyms, _ = load_network(AutoModel, synonyms, "ratescore", device)
         self._ner_tokenizer, self._tokenizer = (
-            AutoTokenizer.from_pretrained(folder, local_files_only=True) for folder in (ner, synonyms)
+            AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            for folder in (ner, synonyms)
         )
         self._labels: list[str] = [label for _, label in sorted(self._ner.config.id2label.items())]
         for label in self._labels:

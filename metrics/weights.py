@@ -357,7 +357,7 @@ def _check_transformers_folder(source: Path, with_model: bool, of_cxr_bert: bool
             raise RadDraftError(f"{source} lacks {file}")
     config, tokenizer = (BertConfig, BertTokenizer) if of_cxr_bert else (AutoConfig, AutoTokenizer)
     try:
-        config.from_pretrained(source, local_files_only=True)
-        tokenizer.from_pretrained(source, local_files_only=True)
+        config.from_pretrained(source, local_files_only=True, trust_remote_code=False)
+        tokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # damaged files fail in many ways
         raise RadDraftError(f"{source} has no tokenizer that loads: {str(error).strip().splitlines()[0]}") from error

@@ -42,14 +42,17 @@ def load_pretrained(auto: Any, path: str, what: str = "model", keys: str = "", *
         path: folder or hub id.
         what: the model's part, for messages.
         keys: where in config.json the model's own settings begin, e.g. "vision_config."
-        options: of `from_pretrained`.
+        options: of `from_pretrained`; code that comes with the checkpoint runs only with trust_remote_code=True.
 
     Raises:
         RadDraftError: names the folder, what config.json says and both shapes.
         Exception: as `from_pretrained`.
     """
+    code = {"trust_remote_code": options.pop("trust_remote_code", False)}  # None would ask at the terminal
     with _no_table():
-        model, report = auto.from_pretrained(path, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+        model, report = auto.from_pretrained(
+            path, output_loading_info=True, ignore_mismatched_sizes=True, **code, **options
+        )
     found: Shapes = {name: tuple(shape) for name, shape, _ in report["mismatched_keys"]}
     missing = sorted(name for name in report["missing_keys"] if not OPTIONAL.search(name))
     surplus = _of_known_parts(report["unexpected_keys"], model)

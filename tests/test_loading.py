@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
@@ -18,6 +19,7 @@ from generator.api import load_model
 from generator.config import ModelConfig
 from generator.lm import load_lm
 from generator.model import Drafter, build, load, save
+from raddraft.errors import RadDraftError
 from tests.test_model import save_lm
 from tests.test_towers import save_network, save_tower
 from tests.vlm_families import save_vlm
@@ -232,3 +234,35 @@ def test_a_file_is_no_folder(sources, tmp_path, monkeypatch) -> None:
     (tmp_path / "weights").write_bytes(b"")
     for place in ("lm", "vlm"):
         assert "weights is a file; name the folder that holds it" in fault(place, "weights")
+
+
+@pytest.mark.parametrize(
+    ("place", "kind", "file"),
+    [
+        ("tower", "dinov2", "config.json"),
+        ("tower", "dinov2", "preprocessor_config.json"),
+        ("lm", "llama", "config.json"),
+        ("lm", "llama", "tokenizer_config.json"),
+        ("llava", "llava", "config.json"),
+        ("llava", "llava", "processor_config.json"),
+        ("vlm", "gemma3", "config.json"),
+    ],
+)
+def test_code_of_a_checkpoint_does_not_run_though_a_user_would_agree(
+    sources, tmp_path, monkeypatch, place, kind, file
+) -> None:
+    folder = Path(shutil.copytree(sources(kind), tmp_path / "folder"))
+    autos = ("Config", "Model", "ModelForCausalLM", "ModelForImageTextToText", "ImageProcessor", "Processor")
+    names = {f"Auto{name}": "own.Own" for name in autos} | {"AutoTokenizer": ["own.Own", "own.Own"]}
+    changed = json.loads((folder / file).read_text()) | {"auto_map": names}
+    types = {"model_type", "image_processor_type", "processor_class", "tokenizer_class", "image_processor"}
+    changed |= dict.fromkeys(types & changed.keys(), "own")
+    (folder / file).write_text(json.dumps(changed))
+    (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\nclass Own: pass\n")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with contextlib.suppress(RadDraftError):
+        LOADERS[place](str(folder))
+    assert not (tmp_path / "ran").exists()
+    if file == "config.json":
+        with pytest.raises(RadDraftError, match=r"code of its own, which is not run|comes with its own code"):
+            LOADERS[place](str(folder))
