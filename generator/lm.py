@@ -34,9 +34,9 @@ def load_lm(config: ModelConfig) -> tuple[Any, Any]:
     broken = f"The language model {config.lm!r} cannot be loaded"
     if (Path(config.lm) / "config.json").is_file():
         with reading_checkpoint(broken, config.lm):  # the tokenizer reads it too, and would be blamed for it
-            AutoConfig.from_pretrained(config.lm)
+            AutoConfig.from_pretrained(config.lm, trust_remote_code=False)
     with reading_checkpoint(f"No tokenizer for the language model {config.lm!r}", config.lm):
-        tokenizer = AutoTokenizer.from_pretrained(config.lm, **source)
+        tokenizer = AutoTokenizer.from_pretrained(config.lm, trust_remote_code=False, **source)
     unpack: dict[str, Any] = {}
     if config.gguf_file:  # packed weights can neither train nor be saved as an ordinary model
         unpack = {"quantization_config": GgufConfig(dequantize=True)}
