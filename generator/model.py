@@ -350,7 +350,7 @@ def load(folder: str | Path, dtype: str = "auto", device: str = "cpu") -> Drafte
     if not any((folder / name).is_file() for name in ("processor_config.json", "preprocessor_config.json")):
         raise RadDraftError(f"{folder} has no processor_config.json; save the processor into the model folder")
     with reading_checkpoint(f"The model {folder} cannot be loaded", str(folder)):
-        processor = AutoProcessor.from_pretrained(folder)
+        processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
         if not isinstance(processor, LlavaProcessor):
             raise RadDraftError(f"{folder} has a {type(processor).__name__}; expected a LlavaProcessor")
         processor.chat_template = pin_date(processor.chat_template)  # of folders that were saved before it was pinned
