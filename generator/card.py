@@ -51,6 +51,7 @@ def write_card(
     from huggingface_hub import ModelCard, ModelCardData
 
     from generator.model import read_sidecar
+    from generator.portable import GREEDY, LOWEST_VERSION
 
     if (folder / CARD).is_file():
         return
@@ -68,6 +69,7 @@ def write_card(
     data = ModelCardData(
         library_name="transformers", pipeline_tag="image-text-to-text", tags=tags, base_model=base_model or None
     )
+    sidecar = read_sidecar(folder) or {}
     card = ModelCard.from_template(
         data,
         str(TEMPLATE),
@@ -80,9 +82,13 @@ def write_card(
         synthetic=synthetic,
         validations=_validations(folder.parent / "log.jsonl"),
         rewarded=_rewarded(folder.parent / "log.jsonl", train),
-        manifest="/".join(manifest.absolute().parts[-2:]),
+        manifest=_plain("/".join(manifest.absolute().parts[-2:])),
         counts=dict(sorted(counts.items())),
-        whole="tower" not in (read_sidecar(folder) or {}),
+        whole="tower" not in sidecar,
+        own=sidecar.get("kind") != "chat",
+        gray_mapping=sidecar.get("gray_mapping", "window"),
+        lowest=LOWEST_VERSION,
+        limit=GREEDY["max_new_tokens"],
         messages=_messages(prompt),
         follow_up=prompt.follow_up() if prompt.findings_first else None,
         scores=f"{BEGIN}\n{NO_SCORES}\n{END}",
@@ -109,16 +115,16 @@ def add_scores(folder: Path, title: str, systems: Mapping[str, Mapping[str, Any]
     before, after = _split(folder)
     first = next(iter(systems.values()))
     drawn = f"{first['subjects']} subjects" if "subjects" in first else "studies by themselves"
-    lines = [f"{title}: {first['n']} studies, 95 % intervals over {drawn}.", ""]
-    lines += [f"| | {' | '.join(systems)} |", f"|---|{'---|' * len(systems)}"]
+    lines = [f"{_plain(title)}: {first['n']} studies, 95 % intervals over {drawn}.", ""]
+    lines += [f"| | {' | '.join(map(_plain, systems))} |", f"|---|{'---|' * len(systems)}"]
     signatures: dict[str, list[str]] = {}
     for metric, score in first["metrics"].items():
         cells = [_cell(one["metrics"].get(metric)) for one in systems.values()]
-        lines.append(f"| `{metric}` | {' | '.join(cells)} |")
-        signatures.setdefault(score["signature"], []).append(f"`{metric}`")
-    lines += ["", "Signatures:", "", *(f"- {', '.join(names)}: `{one}`" for one, names in signatures.items())]
+        lines.append(f"| `{_plain(metric)}` | {' | '.join(cells)} |")
+        signatures.setdefault(score["signature"], []).append(f"`{_plain(metric)}`")
+    lines += ["", "Signatures:", "", *(f"- {', '.join(names)}: `{one.replace('<', '&lt;')}`" for one, names in signatures.items())]
     for warning in [*tell_doubts(systems), *first.get("warnings", [])]:
-        lines += ["", f"Warning: {warning}."]
+        lines += ["", f"Warning: {_plain(warning)}."]
     if first["skipped"]:
         lines += ["", f"Not measured: {', '.join(f'`{name}`' for name in first['skipped'])}."]
     write_text(folder / CARD, "\n".join([before + BEGIN, *lines, END + after]))
@@ -136,12 +142,17 @@ def _split(folder: Path) -> tuple[str, str]:
     return before, after
 
 
+def _plain(text: str) -> str:
+    """A name on one line that opens no tag or comment, such as the marks of the scores, and no cell of a table."""
+    return " ".join(text.split()).replace("<", "&lt;").replace("|", "\\|")
+
+
 def _cell(score: Mapping[str, float] | None) -> str:
     return "-" if score is None else f"{score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]"
 
 
 def _source(study: Study) -> str:
-    return (study.source or "not stated") + (" (synthetic)" if study.is_synthetic else "")
+    return _plain(study.source or "not stated") + (" (synthetic)" if study.is_synthetic else "")
 
 
 def _hub_id(name: str) -> str | None:

@@ -17,7 +17,7 @@ PLAIN_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "{% if message['role'] == 'user' %}USER: {{ message['content'] }}\n"
     "{% elif message['role'] == 'assistant' %}"
-    "ASSISTANT:{% generation %}{{ message['content'] }}{{ eos_token }}{% endgeneration %}\n"
+    "ASSISTANT:{% generation %}{{ message['content'] }}{{ eos_token }}{% endgeneration %}{{ '\\n' }}"
     "{% else %}{{ message['content'] }}\n{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )

@@ -94,6 +94,34 @@ def test_the_code_on_the_card_drafts_what_our_command_drafts(model_folder, tmp_p
     assert printed.getvalue().strip() == draft.text != ""
 
 
+def test_the_card_tells_how_to_call_the_model_elsewhere(tmp_path) -> None:
+    def said(name: str, sidecar: dict, prompt: PromptConfig, model: ModelConfig) -> str:
+        folder = tmp_path / name / "model"
+        folder.mkdir(parents=True)
+        (folder / "raddraft.json").write_text(json.dumps(sidecar))
+        write_a_card(folder, [make_study(tmp_path, 0, "train")], prompt, model)
+        return text_of(folder).split("## How to load it")[1]
+
+    llava, parts = {"kind": "llava", "gray_mapping": "window"}, ModelConfig("a/b", "c/d")
+    text = said("usual", llava, PromptConfig(), parts)
+    assert "Needs transformers 5.0 or newer; version 4 refuses the tokenizer" in text
+    for sentence in (
+        "- The images come first,",
+        "- Pictures are 8-bit",
+        "end after 150 tokens",
+        "--model-impl transformers",
+    ):
+        assert sentence in text
+    assert "stretched" not in text
+    last = said("last", llava | {"gray_mapping": "minmax"}, PromptConfig(instruction="Describe it.\n<image>"), parts)
+    assert "- The images come last, behind the text," in last
+    assert "must be stretched first**: this model was trained with `gray_mapping: minmax`" in last
+    other = said("other", {"kind": "chat"}, PromptConfig(), ModelConfig(vlm="x/y"))
+    assert "Needs transformers" not in other
+    assert "vllm serve" not in other
+    assert "- Drafts are greedy" in other
+
+
 @pytest.mark.parametrize(
     ("model", "expected"),
     [
