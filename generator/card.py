@@ -122,7 +122,8 @@ def add_scores(folder: Path, title: str, systems: Mapping[str, Mapping[str, Any]
         cells = [_cell(one["metrics"].get(metric)) for one in systems.values()]
         lines.append(f"| `{_plain(metric)}` | {' | '.join(cells)} |")
         signatures.setdefault(score["signature"], []).append(f"`{_plain(metric)}`")
-    lines += ["", "Signatures:", "", *(f"- {', '.join(names)}: `{one.replace('<', '&lt;')}`" for one, names in signatures.items())]
+    lines += ["", "Signatures:", ""]
+    lines += [f"- {', '.join(names)}: `{one.replace('<', '&lt;')}`" for one, names in signatures.items()]
     for warning in [*tell_doubts(systems), *first.get("warnings", [])]:
         lines += ["", f"Warning: {_plain(warning)}."]
     if first["skipped"]:

@@ -9,7 +9,6 @@ A broken row, film or report is a finding and ends nothing. What a film looks li
 
 from __future__ import annotations
 
-import csv
 import os
 import warnings
 from collections import Counter, defaultdict
@@ -26,6 +25,7 @@ from raddraft.errors import RadDraftError
 from raddraft.files import write_whole
 from raddraft.images import ImageWarning, load_image
 from raddraft.studies import SPLITS, GrayMapping, Study, drop_nothing, read_studies, skim
+from raddraft.tables import write_cells
 from raddraft.text import format_table
 
 KINDS = {
@@ -97,7 +97,7 @@ class Checked:
             write_whole(written[0]) as temporary,
             open(temporary, "w", encoding="utf-8", errors="replace", newline="") as file,
         ):
-            csv.writer(file).writerows([Row._fields, *self.rows])
+            write_cells(file, [Row._fields, *self.rows])
         if tiles := self._tiles():
             written.append(out / "sheet.png")
             with write_whole(written[1]) as temporary:

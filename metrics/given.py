@@ -15,7 +15,7 @@ from metrics.scoring import METRICS
 from raddraft.errors import RadDraftError
 from raddraft.files import digest_file
 from raddraft.stats import UNBOUNDED, Measure, mean_measure
-from raddraft.tables import STUDY, SUBJECT, find_column, is_nothing, read_cells
+from raddraft.tables import STUDY, SUBJECT, find_column, is_nothing, plain_cell, read_cells
 from raddraft.text import name_some, suggest
 
 SYSTEM = ("system",)
@@ -54,7 +54,7 @@ def read_given(path: Path, systems: Systems) -> dict[str, dict[str, Measure]]:
         where = f"{path} line {line}"
         if len(cells) != len(columns):
             raise RadDraftError(f"{where} has {len(cells)} cells, the header has {len(columns)}")
-        row = dict(zip(columns, cells, strict=True))
+        row = dict(zip(columns, map(plain_cell, cells), strict=True))
         name = row[system] if system else next(iter(systems))
         if name not in found:
             hint = f"Choices: {', '.join(found)}.{suggest(name, tuple(found))}"

@@ -9,7 +9,6 @@ scored.write(Path("scores"), "Test split")
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +33,7 @@ from raddraft.files import write_json, write_text
 from raddraft.splits import UNKNOWN_PATIENT, count_known, known_texts
 from raddraft.stats import Measure, check_resamples, take
 from raddraft.studies import Study, skim
+from raddraft.tables import write_cells
 from raddraft.text import format_estimate, format_table, suggest
 
 LABELERS = {"rule": "the rule-based labeler", "chexbert": "CheXbert"}
@@ -429,5 +429,5 @@ def _thumbnail(path: Path, side: int = 512) -> bytes | None:
 
 def _csv(rows: Iterator[list[object]]) -> str:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
+    write_cells(text, rows)
     return text.getvalue()

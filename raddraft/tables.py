@@ -21,6 +21,8 @@ NAN = frozenset({"nan", "<na>", "nat", "#n/a"})
 NOTHING = NAN | {"", "na", "n/a", "null", "none"}
 """What else says that there is nothing. As an id it may be somebody's real name for a study."""
 _LONGEST = max(map(len, NOTHING))
+_FORMULA = tuple("=+-@\t\r")
+"""What a cell begins with that spreadsheets compute; OWASP, "CSV Injection"."""
 
 # What a column holds: its usual names, the likeliest first; `find_column` compares letters and digits alone.
 IMAGE = ("path", "image", "image_path", "file", "filename")
@@ -76,6 +78,30 @@ def read_cells(path: Path, error: type[RadDraftError] = RadDraftError) -> Iterat
             if cells is None:
                 return
             yield rows.line_num, ["" if cell.strip().lower() in NAN else cell for cell in cells]
+
+
+def write_cells(file: TextIO, rows: Iterable[Iterable[object]]) -> None:
+    """Write rows as CSV. Texts that spreadsheets take for formulas get an apostrophe before them, see `plain_cell`."""
+    csv.writer(file, lineterminator="\n").writerows([_no_formula(cell) for cell in row] for row in rows)
+
+
+def plain_cell(cell: str) -> str:
+    """A cell without the apostrophe that `write_cells` puts before what spreadsheets take for a formula.
+
+    >>> [plain_cell(cell) for cell in ("'=1+1", "'s1", "s1")]
+    ['=1+1', "'s1", 's1']
+    """
+    return cell[1:] if cell[:1] == "'" and cell[1:2] in _FORMULA else cell
+
+
+def _no_formula(cell: object) -> object:
+    if not isinstance(cell, str) or cell[:1] not in _FORMULA:
+        return cell
+    try:
+        float(cell)
+    except ValueError:
+        return f"'{cell}"
+    return cell
 
 
 @contextmanager

@@ -188,3 +188,22 @@ def test_without_a_card_nothing_is_scored(tmp_path) -> None:
         assert status == 1
         assert sentence in said
     assert not (tmp_path / "scores").exists()
+
+
+def test_names_that_hold_the_cards_marks_or_a_table_delete_nothing(tmp_path) -> None:
+    folder, name = tmp_path / "model", f"a {END} | {BEGIN}"
+    folder.mkdir()
+    study = make_study(tmp_path, 0, "train")
+    study.source = f"{BEGIN}|b"
+    write_a_card(folder, [study], PromptConfig(), ModelConfig("a/b", "c/d"))
+    empty = text_of(folder)
+    row = {"study_id": "1", "prediction": "Clear.", "reference": "Clear."}
+    (tmp_path / f"{name}.jsonl").write_text(json.dumps(row))
+    for _ in range(2):
+        arguments = ("--metrics", "rouge", "--resamples", 20, "--model_card", folder, "--title", f"{END}\nmore")
+        assert run("score", tmp_path / f"{name}.jsonl", *arguments) == (0, "")
+        scored = text_of(folder)
+        assert scored.count(BEGIN) == scored.count(END) == 1
+        assert scored.split(BEGIN)[0] == empty.split(BEGIN)[0]
+        assert "| | a &lt;!-- end of scores --> \\| &lt;!-- scores --> |" in scored
+        assert "| train | &lt;!-- scores -->\\|b | 1 |" in scored

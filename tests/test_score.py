@@ -441,3 +441,20 @@ def test_an_output_folder_that_is_a_file_is_named(tmp_path) -> None:
     assert status == 1
     assert str(model) in message
     assert len(model.read_text().splitlines()) == 4
+
+
+def test_no_cell_is_a_formula_and_ids_come_back(tmp_path) -> None:
+    ids = ["=HYPERLINK(1)", "+1 x", "-x", "@a", "\tb", "s-1"]
+    rows = [{"study_id": name, "prediction": "Clear.", "reference": "Clear."} for name in ids]
+    drafts = write(tmp_path / "=model.jsonl", rows)
+    assert run("score", drafts, "--metrics", "rouge", "--resamples", 20) == (0, "")
+    with open(tmp_path / "scores" / "per_study.csv", encoding="utf-8", newline="") as file:
+        table = list(csv.reader(file))
+    assert [row[:2] for row in table[1:]] == [[f"'{name}", "'=model"] for name in ids[:-1]] + [["s-1", "'=model"]]
+    assert [float(row[2]) for row in table[1:]] == [1.0] * 6
+    with open(tmp_path / "mine.csv", "w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([["study_id", "system", "mine"], *([*row[:2], -0.5] for row in table[1:])])
+    assert run("score", drafts, "--metrics", "rouge", "--resamples", 20, "--extra", tmp_path / "mine.csv") == (0, "")
+    assert read_scores(tmp_path / "scores")["metrics"]["mine"]["value"] == -0.5
+    with open(tmp_path / "scores" / "per_study.csv", encoding="utf-8", newline="") as file:
+        assert {row["mine"] for row in csv.DictReader(file)} == {"-0.500000"}  # a number, not a formula

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import gzip
 import io
 import os
@@ -27,6 +26,7 @@ from generator.corpora.phantom.signs import draw
 from generator.corpora.phantom.solids import Array
 from raddraft.files import write_whole
 from raddraft.studies import Study, StudyImage
+from raddraft.tables import write_cells
 
 SPLIT_PATTERN = ("train", "train", "test", "train", "val", "train", "train", "test", "train", "train")
 """Split of the subjects, over and over: 70, 10 and 20 %."""
@@ -179,7 +179,7 @@ def _write_tables(root: Path, studies: list[Study], size: int) -> None:
 
 def _write_csv(path: Path, rows: Iterable[list[Any]]) -> None:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
+    write_cells(text, rows)
     _save(path, lambda file: file.write(gzip.compress(text.getvalue().encode(), mtime=0)))
 
 
