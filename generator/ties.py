@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 NEAR = 1e-4
-"""Distance of the best two logits, as a share of the largest, below which a study decides alone. Batches change float32
-logits by about 1e-6 of it."""
+"""Distance of the best two logits, as a share of the best, or of 1 if that is larger, below which a study decides alone.
+Batches change float32 logits by about 1e-6 of it."""
 
 
 class Alone:
@@ -36,8 +36,8 @@ class Alone:
 
     def near(self, logits: Tensor) -> Tensor:
         """Where the best two logits are almost equal: [...] of [..., V]."""
-        best = logits.float().topk(2).values
-        return best[..., 0] - best[..., 1] < NEAR * best.abs().amax(-1).clamp(min=1)
+        first, second = logits.topk(2).values.unbind(-1)
+        return first - second < NEAR * first.abs().clamp(min=1)
 
     @torch.inference_mode()
     def best(self, row: int, text: Sequence[int]) -> int:
