@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 NEAR = 1e-4
-"""Distance of the best two logits, as a share of the best, or of 1 if that is larger, below which a study decides alone.
-Batches change float32 logits by about 1e-6 of it."""
+"""Distance of the best two logits, as a share of the best (or of 1), below which a study decides alone. Batches change
+float32 logits by about 1e-6 of it."""
 
 
 class Alone:
