@@ -612,7 +612,9 @@ def test_a_stop_lets_those_in_flight_end_and_refuses_others(random_model, film, 
         assert process.stdout
         said = ""
         while not (found := re.search(r"served at http://127\.0\.0\.1:(\d+)/v1", said)):
-            said += process.stdout.readline()
+            line = process.stdout.readline()
+            assert line, said  # it has ended
+            said += line
         client = Client(int(found[1]))
         connection = http.client.HTTPConnection("127.0.0.1", client.port, timeout=60)
         message = {"role": "user", "content": [picture(film)]}

@@ -84,7 +84,7 @@ class Batcher:
         self._thread.start()
 
     def submit(self, job: Job) -> None:
-        """Decode a job when it is its turn; a future that is cancelled before is passed over."""
+        """Decode a job when it is its turn; a future that is canceled before is passed over."""
         with self._changed:
             self._waiting.append(job)
             self._changed.notify()
@@ -95,7 +95,7 @@ class Batcher:
         return len(self._waiting)
 
     def close(self) -> None:
-        """End the thread after the batch that is being decoded; jobs that wait are cancelled."""
+        """End the thread after the batch that is being decoded; jobs that wait are canceled."""
         with self._changed:
             self._stopped = True
             for job in self._waiting:
