@@ -24,8 +24,8 @@ from typing import BinaryIO
 
 from filelock import FileLock
 
-from raddraft.files import decode_json, digest_file
-from raddraft.gray import ImageError
+from raddraft.files import digest_file, parse_value
+from raddraft.images import ImageError, reading
 
 SECONDS = 1.0
 """What an interruption can cost of a pass that only digests."""
@@ -55,8 +55,9 @@ class FileList:
         """The digest of each file; None of one that is not listed, or has changed since."""
         names = [str(path) for path in paths]
         wanted, found = set(names), {}
-        for line in self._lines():
-            name, *state, digest = decode_json(line)
+        for number, line in enumerate(self._lines(), 1):
+            row = parse_value(line, f"{self.path} line {number}", list, "remove the file: it is made again")
+            name, *state, digest = row if len(row) > 2 else (None, None)
             if name in wanted and file_state(name) == tuple(state):
                 found[name] = digest
         return [found.get(name) for name in names]
@@ -112,10 +113,8 @@ def read_file(path: Path, digest: str | None = None) -> tuple[bytes, File]:
         ImageError: it cannot be read, or changes meanwhile.
     """
     before = file_state(path)
-    try:
+    with reading(path):
         data = path.read_bytes()
-    except OSError as error:
-        raise ImageError(f"{path}: cannot be read: {error.strerror}") from error
     if before is None or before != file_state(path):
         raise ImageError(f"{path}: changed while it was read; start again")
     return data, File(path, before, digest or hashlib.sha256(data).hexdigest())
@@ -125,7 +124,7 @@ def file_state(path: str | Path) -> State | None:
     """`File.state` of a file as it is now; None if it does not exist."""
     try:
         found = os.stat(path)
-    except OSError:
+    except (OSError, ValueError):  # the latter of a NUL in the name
         return None
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
 

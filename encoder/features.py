@@ -15,7 +15,6 @@ digests it.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -32,6 +31,7 @@ from encoder.rows import N_VECTORS, Form, Place
 from encoder.store_folder import Content, Norm, StoreFolder, describe_store, read_folder
 from encoder.tower import Tower
 from raddraft.errors import RadDraftError
+from raddraft.files import read_object
 from raddraft.images import ImageError
 from raddraft.processes import process_share
 
@@ -258,7 +258,7 @@ def find_settings(tower: Tower, paths: Sequence[Path], kept: FeatureConfig, enco
     digests = {digest for digest in FileList(encoder.features).find(paths) if digest}
     best, most = encoder, 0
     for file in sorted(encoder.features.glob("*/meta.json")):
-        meta = json.loads(file.read_text(encoding="utf-8"))
+        meta = read_object(file, f"remove {file.parent}, and `raddraft features` stores them again")
         if any(meta.get(name) != value for name, value in own.items() if name not in free):
             continue
         folder = StoreFolder(file.parent, meta)

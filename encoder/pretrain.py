@@ -35,7 +35,7 @@ from encoder.stream import Batch, CropDataset, Order, load_batches
 from encoder.targets import Target, make_target
 from encoder.tower import Tower
 from raddraft.errors import DivergedError, RadDraftError
-from raddraft.files import whole_folder, write_text, write_whole
+from raddraft.files import read_object, whole_folder, write_text, write_whole
 from raddraft.images import ImageError, load_image
 from raddraft.processes import clip_gradients, gather, make_accelerator, prepare_model, process_share
 from raddraft.runs import RunFolder
@@ -93,7 +93,7 @@ def pretrain(sources: Sequence[Sequence[Study]], labeled: Sequence[Study], out: 
     optimizer = accelerator.prepare(torch.optim.AdamW(groups, lr=config.peak_lr))
     torch.manual_seed(config.seed + accelerator.process_index)  # drop path differs between processes
     step = run.read_progress().get("step", 0)
-    run.resume(lambda row: row["step"] <= step)
+    run.resume(lambda row: 0 < step >= row["step"])  # step 0 is probed again
     run.restore(model)
     run.restore(model, optimizer)
     share = process_share(accelerator)
@@ -214,7 +214,8 @@ class Run(RunFolder):
             if found:
                 self.log({"step": step, "probes": found, "probe_mean": score})
             record = self.folder / "best.json"
-            best = json.loads(record.read_text()) if record.is_file() else None
+            way_out = "remove it, and the next weights that are probed count as the best so far"
+            best = read_object(record, way_out, ("step", "score")) if record.is_file() else None
             if step and (not best or best["step"] >= step or score is None or score > best["score"]):
                 with whole_folder(self.folder / "model") as temporary:
                     tower.model.save_pretrained(temporary)

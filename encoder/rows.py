@@ -20,7 +20,7 @@ from filelock import FileLock
 
 from encoder.config import DType
 from encoder.digests import whole_lines
-from raddraft.files import decode_json
+from raddraft.files import parse_value
 
 N_VECTORS = 2
 """Vectors at the start of a row: the pooled one and the mean patch."""
@@ -92,7 +92,10 @@ def find_rows(folder: Path, form: Form) -> dict[str, Place]:
         part = index.with_suffix(".bin")
         n_rows = part.stat().st_size // form.row_bytes if part.is_file() else 0
         for row, line in enumerate(whole_lines(index)[:n_rows]):
-            found.setdefault(decode_json(line), (part.name, row))
+            digest = parse_value(
+                line, f"{index} line {row + 1}", str, f"remove {folder}, and its features are made again"
+            )
+            found.setdefault(digest, (part.name, row))
     return found
 
 

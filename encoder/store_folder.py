@@ -17,7 +17,7 @@ from encoder.config import ComputeConfig, EncoderConfig, FeatureConfig
 from encoder.rows import Form, Place, find_rows
 from encoder.tower import Tower
 from raddraft.errors import RadDraftError
-from raddraft.files import digest_json, write_json, write_whole
+from raddraft.files import digest_json, read_object, write_json, write_whole
 
 VERSION = 2
 """Of the form on disk; 1 kept every combination of layers in a folder of its own."""
@@ -98,7 +98,8 @@ class StoreFolder:
         file = self.path / content.name / "meta.json"
         if not file.is_file():
             return None
-        meta = json.loads(file.read_text(encoding="utf-8"))
+        way_out = f"remove {file.parent}, and `raddraft features` stores them again"
+        meta = read_object(file, way_out, ("n_tokens", "width", "grid"))
         return Form(meta["n_tokens"], meta["width"], self.meta["dtype"]), tuple(meta["grid"])
 
     def rows(self, content: Content) -> dict[str, Place]:

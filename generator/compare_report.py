@@ -33,7 +33,7 @@ from generator.train import run_training
 from metrics.scoring import measure
 from metrics.summary import sign
 from raddraft.errors import RadDraftError
-from raddraft.files import digest_json, read_jsonl, write_json
+from raddraft.files import digest_json, read_jsonl, read_object, write_json
 from raddraft.grammar import UsageError, parse
 from raddraft.options import read_command
 from raddraft.stats import Measure
@@ -273,7 +273,10 @@ def score_runs(runs: Sequence[Run], metric: str, studies: Sequence[Study], resam
     if blank := sum(not part[study]["prediction"].strip() for part in rows for study in common):
         cell.notes.append(f"{blank} of {len(common) * len(rows)} drafts are blank")
     if runs[0].control == "none":
-        written = [json.loads(run.done.read_text(encoding="utf-8")) for run in runs]
+        keys = ("tokens_per_second", "chat_template")
+        written = [
+            read_object(run.done, "remove it and the drafts beside it: they are made again", keys) for run in runs
+        ]
         speeds = [one["tokens_per_second"] for one in written if one["tokens_per_second"]]
         details |= written[0] | {"tokens_per_second": statistics.fmean(speeds) if speeds else None}
         if not written[0]["chat_template"]:

@@ -6,7 +6,6 @@ loads with `AutoModelForImageTextToText` and `AutoProcessor` where this project 
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 from collections.abc import Iterable
@@ -28,7 +27,7 @@ from generator.portable import GREEDY, change_json, greedy_config, rewrite, weig
 from generator.prompts import PromptConfig
 from generator.templates import chat_template, pin_date
 from raddraft.errors import RadDraftError
-from raddraft.files import write_json, write_text
+from raddraft.files import read_object, write_json, write_text
 from raddraft.loading import load_pretrained
 
 if TYPE_CHECKING:
@@ -379,7 +378,7 @@ def read_sidecar(folder: str | Path) -> dict[str, Any] | None:
     path = Path(folder) / SIDECAR
     if not path.is_file():
         return None
-    sidecar = json.loads(path.read_text(encoding="utf-8"))
+    sidecar = read_object(path, "save the model again, or remove it to go on with the default prompt")
     if "image_mapping" in sidecar:  # the name of gray_mapping in models saved by earlier versions
         sidecar["gray_mapping"] = sidecar.pop("image_mapping")
     return sidecar

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from copy import copy
@@ -33,11 +34,14 @@ def find_priors(studies: Sequence[Study]) -> dict[str, Study]:
     for study in skim(studies):
         moments[study.study_id] = _moment(study)
         if "prior" in study.extra:
-            named[study.study_id] = study.extra["prior"]
+            prior_id = study.extra["prior"]
+            if not isinstance(prior_id, str | None):
+                raise RadDraftError(f"Study {study.study_id!r}: prior is {prior_id!r}; expected a study id or null")
+            named[study.study_id] = prior_id
     priors = {}
     for study in studies:
         if study.study_id in named:
-            prior = by_id.get(named[study.study_id])
+            prior = by_id.get(named[study.study_id] or "")
             if prior is not None and prior.subject_id != study.subject_id:
                 raise RadDraftError(
                     f"Study {study.study_id!r}: its prior {prior.study_id!r} is of subject {prior.subject_id!r}, not "
@@ -62,9 +66,12 @@ def _moment(study: Study) -> Moment:
     for key, separator in (("study_date", "-"), ("study_order", "-"), ("study_time", ":")):
         value: Any = study.extra.get(key)
         try:
-            numbers[key] = None if value in (None, "") else float(str(value).replace(separator, ""))
+            number = None if value in (None, "") else float(str(value).replace(separator, ""))
         except ValueError:
-            raise RadDraftError(f"Study {study.study_id!r}: {key} is {value!r}; expected digits") from None
+            number = math.nan
+        if number is not None and not math.isfinite(number):
+            raise RadDraftError(f"Study {study.study_id!r}: {key} is {value!r}; expected digits")
+        numbers[key] = number
     date = numbers["study_order"] if numbers["study_date"] is None else numbers["study_date"]
     return None if date is None else (int(date), numbers["study_time"])
 

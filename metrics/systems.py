@@ -10,6 +10,7 @@ scored.write(Path("scores"), "Test split")
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -362,8 +363,10 @@ def _field(by: str, study: Study | None) -> str:
         return str(value)
     try:
         age = float(value)
-    except ValueError:
-        raise RadDraftError(f"Study {study.study_id!r}: age must be a number of years, got {value!r}") from None
+    except (TypeError, ValueError):
+        age = math.nan
+    if not 0 <= age < math.inf:
+        raise RadDraftError(f"Study {study.study_id!r}: age must be a number of years, got {value!r}")
     return next((f"{low}–{high}" for low, high in AGES if age < high + 1), "80+")
 
 

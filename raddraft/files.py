@@ -15,12 +15,13 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from raddraft.errors import RadDraftError
 
+T = TypeVar("T")
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """The disk, or what a user may have of it, is full."""
 LEFT = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)\.(?P<kind>tmp|old)")
@@ -255,13 +256,29 @@ def parse_line(
     return row
 
 
+def parse_value(line: bytes, where: str, kind: type[T], way_out: str) -> T:
+    """A line of a list that this project wrote: a value of a type. Raises RadDraftError as `read_object`."""
+    try:
+        value = decode_json(line)
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        value = None
+    if not isinstance(value, kind):
+        raise RadDraftError(f"{where} is damaged: {line[:60]!r}; {way_out}")
+    return value
+
+
 def cut_log(log: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
-    """Drop the rows of a JSON Lines log that are not to be kept, and a last line that an interruption cut."""
+    """Drop the rows of a JSON Lines log that are not to be kept, and a last line that an interruption cut.
+
+    Raises:
+        RadDraftError: another line is damaged; names it.
+    """
     if not log.is_file():
         return
-    with open(log, encoding="utf-8") as file:
-        lines = [line for line in file if line.endswith("\n") and keep(json.loads(line))]
-    write_text(log, "".join(lines))
+    lines = [(number, line) for number, line in read_lines(log) if line.endswith(b"\n")]
+    kept = [line for number, line in lines if keep(parse_line(line, f"{log} line {number}"))]
+    with write_whole(log) as temporary:
+        temporary.write_bytes(b"".join(kept))
 
 
 def cache_folder() -> Path:
@@ -276,7 +293,9 @@ def weights_folder() -> Path:
 
 
 def digest_file(path: Path) -> str | None:
-    """SHA-256 (hex) of a file's content; None if it cannot be read."""
+    """SHA-256 (hex) of a file's content; None if it cannot be read, or is a pipe or a device."""
+    if not path.is_file():
+        return None
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -304,6 +323,29 @@ def read_json(path: Path, error: type[RadDraftError] = RadDraftError) -> Any:
     return value
 
 
+def read_object(path: Path, way_out: str, required: Sequence[str] = ()) -> dict[str, Any]:
+    """The object in a JSON file that this project wrote.
+
+    Args:
+        path: the file.
+        way_out: what to do if it is damaged, for the message.
+        required: its keys.
+
+    Raises:
+        RadDraftError: it is damaged.
+    """
+    try:
+        value = read_json(path)
+    except RadDraftError as error:
+        raise RadDraftError(f"{error}; {way_out}") from None
+    if not isinstance(value, dict):
+        raise RadDraftError(f"{path}: expected an object, got {type(value).__name__}; {way_out}")
+    for key in required:
+        if key not in value:
+            raise RadDraftError(f"{path}: key {key!r} is missing; {way_out}")
+    return value
+
+
 def digest_json(*parts: Any) -> str:
     """SHA-256 (hex) of values that JSON can hold; of others their strings."""
     return hashlib.sha256(json.dumps(parts, default=str, sort_keys=True).encode()).hexdigest()
@@ -318,11 +360,21 @@ def _is_broken(line: bytes) -> bool:
 
 
 def decode_json(line: bytes) -> Any:
-    """What JSON text stands for, three times as fast as `json.loads`, whose errors it raises; NaN is None."""
+    """What JSON text stands for, three times as fast as `json.loads`, whose errors it raises; NaN is None.
+
+    Also refused, as no JSON: what is nested too deeply for Python, and numbers of too many digits.
+    """
     try:
-        return msgspec.json.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError):  # NaN, a byte order mark, lone surrogates; or what is no JSON
-        return json.loads(line, parse_constant=_constant)
+        try:
+            return msgspec.json.decode(line)
+        except (msgspec.DecodeError, UnicodeDecodeError):  # NaN, a byte order mark, lone surrogates; or what is no JSON
+            return json.loads(line, parse_constant=_constant)
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise
+    except RecursionError:
+        raise json.JSONDecodeError("Nested too deeply", "", 0) from None
+    except ValueError:
+        raise json.JSONDecodeError("A number of too many digits", "", 0) from None
 
 
 def _constant(name: str) -> float | None:

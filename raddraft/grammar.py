@@ -195,7 +195,8 @@ def _check_config(path: Path, command: Command, renamed: Mapping[str, str]) -> N
     try:
         # 3e-4 is a number to jsonargparse; here only the keys count.
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        json.dumps(content, default=str, skipkeys=True)  # fails where something contains itself
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UsageError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise UsageError(f"{path}: expected keys and values, got {type(content).__name__}")

@@ -20,6 +20,7 @@ import io
 import struct
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, get_args
 
@@ -137,11 +138,13 @@ def _load(path: Path, gray_mapping: GrayMapping, max_pixels: int, data: bytes | 
             pixels = _read_raster(path, opener, gray_mapping, max_pixels, data)
         else:
             raise ImageError(f"{path}: not an image (known: DICOM, PNG, JPEG, TIFF, BMP, GIF)")
+        if pixels.ndim != 2:
+            raise ImageError(f"{path}: the pixels decode to {pixels.shape}, and rows and columns are due")
+        image = Image.fromarray(pixels if pixels.dtype == np.uint8 else np.rint(pixels).astype(np.uint8))
     except (ImageError, ImageWarning):  # the warning, where the caller turned it into an error
         raise
     except Exception as error:  # damaged bytes make decoders raise anything, from SyntaxError to struct.error
         raise _damaged(path, error) from error
-    image = Image.fromarray(pixels if pixels.dtype == np.uint8 else np.rint(pixels).astype(np.uint8))
     low, high = image.getextrema()
     if low == high:
         raise ImageError(f"{path}: all pixels have the same value, {low} after mapping {gray_mapping!r}")
@@ -208,6 +211,25 @@ def _damaged(path: Path, error: Exception) -> ImageError:
     return ImageError(f"{path}: truncated, damaged or of an unknown kind: {reason}")
 
 
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Where an image file is opened and read; a pipe or a device, whose end may never come, is not.
+
+    Raises:
+        ImageError: says why it cannot be read.
+    """
+    try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise ImageError(f"{path}: a pipe, a device or a socket, not a file")
+        yield
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be read: {error.strerror}") from error
+    except ImageError:
+        raise
+    except ValueError:  # NUL, or half a surrogate pair
+        raise ImageError(f"{str(path)!r}: no file can have this name") from None
+
+
 def _opener(head: bytes) -> type[ImageFile.ImageFile] | None:
     return next((opener for prefixes, opener in OPENERS if head.startswith(prefixes)), None)
 
@@ -222,11 +244,8 @@ def _open(path: Path, data: bytes | None) -> BinaryIO:
 
 def _read_head(path: Path, data: bytes | None = None) -> bytes:
     """The first 132 bytes: enough to recognize every format."""
-    try:
-        with _open(path, data) as file:
-            head = file.read(132)
-    except OSError as error:
-        raise ImageError(f"{path}: cannot be read: {error.strerror}") from error
+    with reading(path), _open(path, data) as file:
+        head = file.read(132)
     if not head:
         raise ImageError(f"{path}: the file is empty (0 bytes)")
     return head

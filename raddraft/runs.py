@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from raddraft.errors import RadDraftError
-from raddraft.files import append_jsonl, cut_log, whole_folder, write_text, write_whole
+from raddraft.files import append_jsonl, cut_log, read_object, whole_folder, write_text, write_whole
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -51,7 +51,9 @@ class RunFolder:
 
     def read_progress(self) -> dict[str, Any]:
         """What the newest checkpoint was saved with; empty without one."""
-        return json.loads((self.newest / "progress.json").read_text()) if self.newest else {}
+        if not self.newest:
+            return {}
+        return read_object(self.newest / "progress.json", f"remove {self.newest} to start the run from its beginning")
 
     def resume(self, done: Callable[[dict[str, Any]], bool]) -> None:
         """Cut the rows of the log that are not `done` at the newest checkpoint, since their steps run again."""
@@ -68,10 +70,17 @@ class RunFolder:
         from raddraft.processes import load_run_state, load_tensors
 
         newest = self.newest
-        if newest and optimizer is None:
-            load_tensors(model, load_file(newest / "weights.safetensors"))
-        elif newest:
-            load_run_state(torch.load(newest / "state.pt", weights_only=True), self.accelerator, optimizer)
+        if newest is None:
+            return
+        try:
+            if optimizer is None:
+                load_tensors(model, load_file(newest / "weights.safetensors"))
+            else:
+                load_run_state(torch.load(newest / "state.pt", weights_only=True), self.accelerator, optimizer)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # damaged files fail in many ways
+            raise RadDraftError(f"{newest} is damaged ({error}); remove it to start the run anew") from error
 
     def save(
         self, name: str, tensors: Iterable[tuple[str, Tensor]], progress: dict[str, Any], optimizer: Any = None
@@ -143,7 +152,13 @@ def keep_config(path: Path, config: dict[str, Any]) -> None:
     if not path.is_file() or not started:
         write_text(path, text)
         return
-    old, new = flatten(yaml.safe_load(path.read_text(encoding="utf-8"))), flatten(yaml.safe_load(text))
+    try:
+        old, new = flatten(yaml.safe_load(path.read_text(encoding="utf-8"))), flatten(yaml.safe_load(text))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise RadDraftError(
+            f"{path} is damaged ({' '.join(str(error).split())}); choose another --out, or remove the file if that run "
+            "had this config"
+        ) from None
     unknown = sorted(key for key in old.keys() - new.keys() if not re.search(r"\.\d+(\.|$)", key))
     if unknown:
         raise RadDraftError(

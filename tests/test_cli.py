@@ -302,6 +302,9 @@ def test_usage_errors_are_a_sentence_and_the_help_of_the_option(words, sentence,
         ("loop: {size: many}", "--loop.size: expected a whole number, got 'many'"),
         ("[1]", "expected keys and values, got list"),
         ("loop: {steps: [{lr: 1.0e-3}", "not valid YAML:"),
+        ("loop: {steps: &a [{lr: *a}]}", "not valid YAML: Circular reference"),
+        (f"loop: {'[' * 3000}", "not valid YAML:"),
+        (f"loop: {{size: {'1' * 5000}}}", "not valid YAML:"),
     ],
 )
 def test_faults_of_a_config_file_are_named(tmp_path, text, sentence) -> None:

@@ -11,8 +11,22 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from raddraft.files import remove_left, whole_folder, write_text, write_whole
+from encoder.digests import FileList
+from encoder.rows import Form, find_rows
+from raddraft.errors import RadDraftError
+from raddraft.files import (
+    cut_log,
+    parse_value,
+    read_json,
+    read_jsonl,
+    read_object,
+    remove_left,
+    whole_folder,
+    write_text,
+    write_whole,
+)
 from raddraft.locks import HeldError, hold
+from raddraft.runs import keep_config
 from tests.test_cli import files_no_larger_than, run
 
 ROOT = Path(__file__).parents[1]
@@ -158,6 +172,55 @@ def test_other_errors_stay_what_they_are(tmp_path) -> None:
     with pytest.raises(FileNotFoundError) as error, write_whole(tmp_path / "x"):
         pass  # nothing was written
     assert error.value.filename == str(tmp_path / "x")
+
+
+# ---- damaged files
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [(b"[" * 100_000, "Nested too deeply"), (b'{"a": ' * 9_999, "Nested too deeply"), (b"1" * 5000, "too many digits")],
+)
+def test_json_that_python_cannot_hold_is_no_json(tmp_path, line, why) -> None:
+    (tmp_path / "x.jsonl").write_bytes(b'{"a": 1}\n' + line + b"\n")
+    with pytest.raises(RadDraftError, match=rf"x\.jsonl line 2: not valid JSON: .*{why}"):
+        list(read_jsonl(tmp_path / "x.jsonl"))
+    (tmp_path / "x.json").write_bytes(line)
+    with pytest.raises(RadDraftError, match=rf"x\.json: not valid JSON: .*{why}"):
+        read_json(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize("damage", [b"", b"\0\0\0\0", b"{", b"[1]", b"{}", b'{"b": 1}', b"\xff\xfe"])
+def test_state_that_is_damaged_is_named_with_a_way_out(tmp_path, damage) -> None:
+    (tmp_path / "x.json").write_bytes(damage)
+    with pytest.raises(RadDraftError, match=r"x\.json: .*; remove it$"):
+        read_object(tmp_path / "x.json", "remove it", ("a",))
+    with pytest.raises(RadDraftError, match=r"x line 3 is damaged: .*; remove it$"):
+        parse_value(damage, "x line 3", str, "remove it")
+
+
+def test_a_log_that_is_damaged_before_its_last_line_is_not_cut(tmp_path) -> None:
+    (tmp_path / "log.jsonl").write_bytes(b'{"step": 1}\n\0\0\0\n{"step": 3}\n')
+    with pytest.raises(RadDraftError, match=r"log\.jsonl line 2: not valid JSON"):
+        cut_log(tmp_path / "log.jsonl", lambda row: True)
+    assert len((tmp_path / "log.jsonl").read_bytes().splitlines()) == 3
+    (tmp_path / "log.jsonl").write_bytes(b'{"step": 1}\n{"step": 2}\n{"st')
+    cut_log(tmp_path / "log.jsonl", lambda row: row["step"] < 2)
+    assert (tmp_path / "log.jsonl").read_bytes() == b'{"step": 1}\n'
+
+
+def test_damaged_state_of_a_run_and_of_features_is_named(tmp_path) -> None:
+    (tmp_path / "config.yaml").write_bytes(b"a: [")
+    (tmp_path / "log.jsonl").touch()
+    with pytest.raises(RadDraftError, match=r"config\.yaml is damaged .* choose another --out, or remove the file"):
+        keep_config(tmp_path / "config.yaml", {"a": 1})
+    (tmp_path / "part-0.jsonl").write_bytes(b'"digest"\n[]\n')
+    (tmp_path / "part-0.bin").write_bytes(bytes(2 * Form(0, 4, "float32").row_bytes))
+    with pytest.raises(RadDraftError, match=r"part-0\.jsonl line 2 is damaged: .* made again"):
+        find_rows(tmp_path, Form(0, 4, "float32"))
+    (tmp_path / "files.jsonl").write_bytes(b'["x", 1, 2, 3, 4, "digest"]\n{"x": \n')
+    with pytest.raises(RadDraftError, match=r"files\.jsonl line 2 is damaged: .* made again"):
+        FileList(tmp_path).find(["x"])
 
 
 # ---- what kills leave

@@ -1,6 +1,7 @@
 """raddraft.images: every kind of file reads to the right gray values, or is refused by name."""
 
 import json
+import os
 import subprocess
 import sys
 import warnings
@@ -15,7 +16,17 @@ from pydicom.data import get_testdata_file
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
 
-from raddraft.images import IMAGE_SUFFIXES, ImageError, ImageWarning, load_gray, load_image
+from encoder.digests import read_file
+from raddraft.files import digest_file
+from raddraft.images import (
+    IMAGE_SUFFIXES,
+    ImageError,
+    ImageWarning,
+    load_gray,
+    load_image,
+    shown_size,
+    stored_size,
+)
 from tests.films import RAMP, RAMP_8BIT, chest, look_up_table, quietly, read, write_dicom
 
 # A warning that a test does not expect is an error.
@@ -412,6 +423,9 @@ WITH_INF = np.where(RAMP == 7, np.inf, RAMP).astype(np.float32)
         ("inf.tif", lambda path: save(path, WITH_INF), "NaN or infinite"),
         ("none.dcm", no_pixel_data, "no pixel data"),
         ("film.dcm", lambda path: write_dicom(path, chest(), NumberOfFrames=3), "3 frames"),
+        ("twice.dcm", lambda path: write_dicom(path, RAMP, PixelData=RAMP.tobytes() * 2), "16,384 bytes of pixel data"),
+        ("rgb.dcm", lambda path: write_dicom(path, RAMP, PhotometricInterpretation="RGB"), "RGB, which has 3"),
+        ("pipe.dcm", os.mkfifo, "a pipe, a device or a socket"),
         ("zero.dcm", lambda path: write_dicom(path, chest(), Rows=0), "64 x 0 pixels"),
         ("padding.dcm", lambda path: write_dicom(path, RAMP * 0, PixelPaddingValue=0), "all pixels are padding"),
         ("outside.dcm", lambda path: write_dicom(path, RAMP, WindowCenter=9000, WindowWidth=9), "same value, 0"),
@@ -422,6 +436,20 @@ def test_refusals_name_file_and_culprit(tmp_path, name, make, culprit):
     with pytest.raises(ImageError, match=rf"{name}: .*{culprit}") as error:
         load_image(tmp_path / name)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["x\0.png", "x\ud800.png"])
+def test_names_that_no_file_can_have_are_refused(name):
+    for read_it in (load_image, load_gray, shown_size, stored_size, read_file):
+        with pytest.raises(ImageError, match="no file can have this name"):
+            read_it(Path(name))
+
+
+def test_what_a_pipe_holds_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "x.png")
+    with pytest.raises(ImageError, match="a pipe"):
+        read_file(tmp_path / "x.png")
+    assert digest_file(tmp_path / "x.png") is None
 
 
 def test_percentiles_without_contrast_are_refused(tmp_path):

@@ -136,8 +136,11 @@ def test_the_manifest_may_name_the_prior() -> None:
     third.extra["prior"] = "s9"
     with pytest.raises(ValueError, match="Study 's3': its prior 's9' is of subject 'q', not 'p'"):
         find_priors([third, make_study(9, "P", subject="q")])
-    with pytest.raises(ValueError, match="Study 's1': study_date is 'May 2180'; expected digits"):
-        find_priors([make_study(1, "P", study_date="May 2180")])
+    for date in ("May 2180", "inf", "nan", ["2180"], float("inf")):
+        with pytest.raises(ValueError, match=r"Study 's1': study_date is .*; expected digits"):
+            find_priors([make_study(1, "P", study_date=date)])
+    with pytest.raises(ValueError, match=r"Study 's1': prior is \['s2'\]; expected a study id or null"):
+        find_priors([make_study(1, "P", prior=["s2"])])
 
 
 # Models --------------------------------------------------------------------------------------------------------------

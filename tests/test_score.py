@@ -309,6 +309,16 @@ def test_a_metric_asked_for_by_name_that_cannot_run_is_an_error(tmp_path) -> Non
         assert "raddraft weights --fetch" in message
 
 
+@pytest.mark.parametrize("age", ["-nan", "inf", -1, [63], {}, "old"])
+def test_an_age_that_is_no_number_of_years_is_in_no_stratum(tmp_path, age) -> None:
+    study = make_study(tmp_path, 1, "test")
+    study.patient["age"] = age
+    write_studies(tmp_path / "studies.jsonl", [study])
+    model = write(tmp_path / "model.jsonl", ROWS[:1])
+    status, message = run("score", model, "--studies", tmp_path / "studies.jsonl", "--by", "age", "--metrics", "rouge")
+    assert (status, message) == (1, f"raddraft score: Study 's1': age must be a number of years, got {age!r}")
+
+
 def test_strata(tmp_path, capsys) -> None:
     studies = [make_study(tmp_path, i, "test") for i in (1, 2, 3)]
     for study, sex, age in zip(studies, ("F", "M", None), (17, 80, 40.5), strict=True):
