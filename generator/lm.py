@@ -68,8 +68,9 @@ def load_lm(config: ModelConfig) -> tuple[Any, Any]:
             "tokenizer_config.json, or choose another language model"
         )
     if image_token(tokenizer) not in tokenizer.all_special_tokens:
-        added = {"extra_special_tokens": [image_token(tokenizer)]}
-        tokenizer.add_special_tokens(added, replace_extra_special_tokens=False)
+        tokenizer.add_special_tokens(
+            {"extra_special_tokens": [image_token(tokenizer)]}, replace_extra_special_tokens=False
+        )
     if tokenizer.pad_token is None:  # padding is masked everywhere, so any token will do
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
