@@ -82,7 +82,7 @@ def load_mask(
 
 def write_mask(path: str | Path, mask: np.ndarray) -> None:
     """Write a mask [H, W] as PNG with 0 and 255, whole or not at all."""
-    with write_whole(path) as temporary:
+    with write_whole(path, sync=False) as temporary:
         Image.fromarray(np.where(mask, 255, 0).astype(np.uint8)).save(temporary, format="PNG")
 
 

@@ -27,6 +27,7 @@ from encoder.masks import Geometry, MaskError, load_mask, prepare_mask, write_ma
 from raddraft.errors import RadDraftError
 from raddraft.files import digest_file, write_whole
 from raddraft.images import GrayMapping, ImageError, ImageWarning, load_gray
+from raddraft.isolated import end_with_parent
 from raddraft.runs import keep_config
 from raddraft.studies import Study, StudyImage, read_studies, write_studies
 
@@ -127,7 +128,7 @@ def resize_studies(
     manifest = read_studies(studies)
     keep_config(out / "resize.yaml", asdict(config))
     jobs = _plan(manifest, studies.parent, out)
-    with ProcessPoolExecutor(min(processes or os.cpu_count() or 1, len(jobs))) as pool:
+    with ProcessPoolExecutor(min(processes or os.cpu_count() or 1, len(jobs)), initializer=end_with_parent) as pool:
         work = pool.map(partial(_resize, config=config), jobs, chunksize=4)
         jobs = list(tqdm(work, "resize", len(jobs), unit="image"))
     for text in [text for job in jobs for text in job.warnings]:
@@ -181,7 +182,7 @@ def _resize(job: _Job, config: ResizeConfig) -> _Job:
     if config.gray_mapping == "minmax":
         small = (small - small.min()) / max(float(np.ptp(small)), 1e-6)
     levels = np.rint(small.clip(0, 1) * (2**config.bits - 1)).astype(np.uint8 if config.bits == 8 else np.uint16)
-    with write_whole(job.target) as temporary:
+    with write_whole(job.target, sync=False) as temporary:  # the next run checks its check sums
         text = PngInfo()
         text.add_text(MADE_OF, made_of)
         Image.fromarray(levels).save(temporary, format="PNG", pnginfo=text)

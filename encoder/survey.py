@@ -24,6 +24,7 @@ import numpy as np
 from PIL import Image
 
 from raddraft.images import ImageError, ImageWarning, load_image
+from raddraft.isolated import end_with_parent
 from raddraft.studies import GrayMapping
 
 SIDE, CELLS = 64, 8
@@ -114,7 +115,7 @@ def survey(
     workers = min(processes or os.cpu_count() or 1, max(1, len(jobs)))
     if workers == 1:
         return list(tqdm(map(look, jobs), "films", len(jobs), unit="film", disable=None))
-    with ProcessPoolExecutor(workers) as pool:
+    with ProcessPoolExecutor(workers, initializer=end_with_parent) as pool:
         return list(tqdm(pool.map(look, jobs, chunksize=16), "films", len(jobs), unit="film", disable=None))
 
 

@@ -31,6 +31,7 @@ from metrics.summary import Intervals, Subjects, summarize, tell_doubts, tell_st
 from metrics.text import Once
 from raddraft.errors import RadDraftError
 from raddraft.files import write_json, write_text
+from raddraft.locks import hold
 from raddraft.splits import UNKNOWN_PATIENT, count_known, known_texts
 from raddraft.stats import Measure, check_resamples, take
 from raddraft.studies import Study, skim
@@ -107,10 +108,11 @@ class Scored:
         }
         page = render_report(title or self.title(), self.by_system(), self.choose_cases(cases), observations)
         scores, per_study, of_observations, report = paths = [folder / name for name in FILES]
-        write_json(scores, self.scores)
-        write_text(per_study, _csv(self._per_study()))
-        write_text(of_observations, _csv(self._per_observation()))
-        write_text(report, page)
+        with hold(folder):
+            write_json(scores, self.scores)
+            write_text(per_study, _csv(self._per_study()))
+            write_text(of_observations, _csv(self._per_observation()))
+            write_text(report, page)
         return paths
 
     def choose_cases(self, count: int) -> list[Case]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
@@ -15,6 +18,18 @@ from raddraft.errors import RadDraftError
 T = TypeVar("T")
 LONGEST = 120
 """Seconds after which a call is given up."""
+
+
+def end_with_parent() -> None:
+    """In a worker process, as its initializer: end it when the process that started it is gone, however that ended."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        while parent and os.getppid() == parent.pid:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class EndedError(RadDraftError):

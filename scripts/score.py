@@ -76,7 +76,6 @@ def main(
     from metrics.read import compare_manifest
     from metrics.reads import read_drafts
     from metrics.systems import score_systems
-    from raddraft.locks import hold
     from raddraft.studies import read_studies
 
     if model_card:
@@ -90,9 +89,7 @@ def main(
         systems, metrics, by or (), known, models, resamples, seed, rank_by, cut, unit, intervals, given
     )
     title = title or scored.title()
-    folder = out or predictions[0].parent / "scores"
-    with hold(folder):
-        written = scored.write(folder, title, cases)
+    written = scored.write(out or predictions[0].parent / "scores", title, cases)
     if model_card:
         add_scores(model_card, title, scored.by_system())
     print(scored.tables())

@@ -38,6 +38,15 @@ with hold(sys.argv[1]):
     time.sleep(60)
 """
 
+WORKING = """
+import time
+from concurrent.futures import ProcessPoolExecutor
+from raddraft.isolated import end_with_parent
+with ProcessPoolExecutor(2, initializer=end_with_parent) as pool:
+    list(pool.map(time.sleep, [0.01, 0.01]))
+    print("working", flush=True)
+    list(pool.map(time.sleep, [60, 60]))
+"""
 KILLED = """
 import os, shutil, sys
 from pathlib import Path
@@ -238,6 +247,17 @@ def test_the_next_run_removes_what_a_killed_one_left(tmp_path) -> None:
     with hold(out):
         assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted([*kept, tmp_path / ".run.lock"])
         assert list((out / "checkpoints").iterdir()) == []
+
+
+def test_workers_end_with_a_killed_parent() -> None:
+    process = subprocess.Popen([sys.executable, "-c", WORKING], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "working\n"
+    process.kill()
+    started = time.monotonic()
+    process.stdout.read()  # ends when the last process that can write to it has ended
+    assert time.monotonic() - started < 20
+    process.wait()
 
 
 # ---- one writer at a time

@@ -128,7 +128,7 @@ def _write_png(raw: Path, folder: Path) -> Path:
         raise CorpusError(f"{raw}: {raw.stat().st_size} bytes; {_SIDE} x {_SIDE} pixels of 16 bits are {2 * _SIDE**2}")
     pixels = np.fromfile(raw, ">u2").reshape(_SIDE, _SIDE)
     path = folder / f"{raw.stem}.png"
-    with write_whole(path) as temporary:
+    with write_whole(path, sync=False) as temporary:
         Image.fromarray((_DEPTH - pixels.clip(0, _DEPTH)).astype(np.uint16)).save(temporary, format="PNG")
     return path
 

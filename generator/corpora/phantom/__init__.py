@@ -16,6 +16,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from generator.corpora.common import Conversion, CorpusError
+from raddraft.locks import hold
 
 
 def convert(
@@ -50,5 +51,6 @@ def convert(
 
     if count < 1 or size < 32 or dicoms < 0:
         raise CorpusError(f"count must be at least 1, size 32, dicoms 0; got {count}, {size}, {dicoms}")
-    studies = make_studies(root.absolute(), count, size, seed, dicoms, processes, show_sex)
-    return Conversion("phantom", studies, out or root / "studies.jsonl").write()
+    with hold(root):
+        studies = make_studies(root.absolute(), count, size, seed, dicoms, processes, show_sex)
+        return Conversion("phantom", studies, out or root / "studies.jsonl").write()

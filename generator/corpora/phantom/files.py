@@ -24,7 +24,8 @@ from generator.corpora.phantom.film import render
 from generator.corpora.phantom.report import OBSERVATIONS, write_report
 from generator.corpora.phantom.signs import draw
 from generator.corpora.phantom.solids import Array
-from raddraft.files import write_whole
+from raddraft.files import write_text, write_whole
+from raddraft.isolated import end_with_parent
 from raddraft.studies import Study, StudyImage
 from raddraft.tables import write_cells
 
@@ -62,9 +63,9 @@ def make_studies(
     if workers == 1:
         studies = [work(order) for order in tqdm(orders, "phantoms", unit="study")]
     else:
-        with ProcessPoolExecutor(workers) as pool:
+        with ProcessPoolExecutor(workers, initializer=end_with_parent) as pool:
             studies = list(tqdm(pool.map(work, orders, chunksize=8), "phantoms", count, unit="study"))
-    (root / "README.txt").write_text(BANNER, encoding="utf-8")
+    write_text(root / "README.txt", BANNER)
     _write_tables(root, studies, size)
     return studies
 
@@ -119,7 +120,7 @@ def _make(order: Order, root: Path, size: int, seed: int, dicoms: int) -> Study:
 
 
 def _save(path: Path, write: Callable[[Any], Any]) -> None:
-    with write_whole(path) as temporary, open(temporary, "wb") as file:
+    with write_whole(path, sync=False) as temporary, open(temporary, "wb") as file:
         write(file)
 
 
