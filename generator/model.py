@@ -354,7 +354,7 @@ def load(folder: str | Path, dtype: str = "auto", device: str = "cpu") -> Drafte
             raise RadDraftError(f"{folder} has a {type(processor).__name__}; expected a LlavaProcessor")
         processor.chat_template = pin_date(processor.chat_template)  # of folders that were saved before it was pinned
         model = load_pretrained(AutoModelForImageTextToText, str(folder), dtype=dtype).to(device).eval()
-    model.generation_config.update(**dict.fromkeys(GREEDY))  # `DecodeConfig` decides, and transformers saves no such
+    model.generation_config.update(**dict.fromkeys(GREEDY))  # `DecodeConfig` decides; transformers would not save them
     if not isinstance(model, LlavaForConditionalGeneration):
         raise RadDraftError(f"{folder} holds a {type(model).__name__}; expected a LlavaForConditionalGeneration")
     sidecar = read_sidecar(folder)

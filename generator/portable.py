@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-LOWEST_VERSION = "5.0"
-"""The lowest version of transformers that reads a folder rightly."""
+LOWEST_VERSION = "5.23"
+"""The lowest version of transformers that reads a folder rightly; 5.0 also scales the image features of a Gemma 1."""
 
 # Before version 5 their weights were one level deeper, and other readers still look for them there.
 _DEEPER = ("clip_vision_model", "siglip_vision_model")

@@ -104,7 +104,7 @@ def test_the_card_tells_how_to_call_the_model_elsewhere(tmp_path) -> None:
 
     llava, parts = {"kind": "llava", "gray_mapping": "window"}, ModelConfig("a/b", "c/d")
     text = said("usual", llava, PromptConfig(), parts)
-    assert "Needs transformers 5.0 or newer; version 4 refuses the tokenizer" in text
+    assert "Needs transformers 5.23 or newer. Version 4 refuses the tokenizer" in text
     for sentence in (
         "- The images come first,",
         "- Pictures are 8-bit",
