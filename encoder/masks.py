@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, UnidentifiedImageError
 
 from raddraft.errors import RadDraftError
 from raddraft.files import write_whole
-from raddraft.images import stored_size
+from raddraft.images import ImageError, check_sums, stored_size
 
 LOSSLESS = ("PNG", "GIF", "TIFF", "BMP")  # JPEG would leave specks around every border
 SUBPIXELS = 4
@@ -55,16 +55,21 @@ def load_mask(
         MaskError: no such file, not lossless, several bands where labels are given, another size than its image.
         ImageError: the image cannot be read.
     """
+    path = Path(path)
+    if not path.is_file():
+        raise MaskError(f"{path}: the mask is no file" if path.exists() else f"{path}: the mask does not exist")
     try:
         with Image.open(path, formats=LOSSLESS) as image:
+            with open(path, "rb") as file:
+                check_sums(path, file, image)
             # Without labels a palette counts by its colors: the first one need not be black.
             loaded = image.convert("RGB") if labels is None and image.mode in ("P", "PA") else image
             values, bands = np.asarray(loaded), loaded.getbands()
-    except FileNotFoundError:
-        raise MaskError(f"{path}: the mask does not exist") from None
     except UnidentifiedImageError:
         raise MaskError(f"{path}: a mask must be a lossless image ({', '.join(LOSSLESS)})") from None
-    except (OSError, SyntaxError, ValueError) as error:
+    except ImageError as error:
+        raise MaskError(str(error)) from None
+    except Exception as error:  # as of films
         raise MaskError(f"{path}: truncated or broken: {error}") from error
     if labels is not None and len(bands) > 1:
         raise MaskError(f"{path}: a label image has one value per pixel, this one has {', '.join(bands)}")

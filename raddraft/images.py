@@ -259,7 +259,7 @@ def _read_raster(
     with _open(path, data) as file, opener(file) as image:
         check_size(path, *image.size, getattr(image, "n_frames", 1), max_pixels)
         with _open(path, data) as raw:
-            _check_sums(path, raw, image)
+            check_sums(path, raw, image)
         # Pillow inverts WhiteIsZero TIFFs of up to 8 bits, but not deeper ones.
         negative = isinstance(image, TiffImageFile) and image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == 0
         image.load()
@@ -279,7 +279,7 @@ def _read_raster(
     return np.asarray(gray) if gray_mapping == "window" else stretch(path, np.asarray(gray), gray_mapping)
 
 
-def _check_sums(path: Path, file: BinaryIO, image: ImageFile.ImageFile) -> None:
+def check_sums(path: Path, file: BinaryIO, image: ImageFile.ImageFile) -> None:
     """Refuse a file whose own check sums are wrong, or that lacks its end; Pillow stops at the last pixel instead.
 
     PNG: CRC-32 of each chunk. TIFF: Adler-32 of each deflated strip or tile. JPEG has none, but an end marker.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -225,13 +227,36 @@ def test_pictures_that_are_no_masks_are_refused_in_a_sentence(tmp_path) -> None:
     Image.new("L", (30, 20)).save(tmp_path / "x.jpg")
     cases = {
         "x.png": r"x\.png: the mask has 30 x 20 pixels, its image 20 x 30$",
-        "cut.png": r"cut\.png: truncated or broken: ",
+        "cut.png": r"cut\.png: truncated: the PNG chunk 'IDAT' is cut$",
         "x.jpg": r"x\.jpg: a mask must be a lossless image \(PNG, GIF, TIFF, BMP\)$",
         "none.png": r"none\.png: the mask does not exist$",
     }
     for name, message in cases.items():
         with pytest.raises(MaskError, match=message):
             load_mask(tmp_path / name, (30, 20))
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.7])
+def test_a_mask_whose_check_sum_is_wrong_is_refused(tmp_path, share) -> None:
+    write_mask(tmp_path / "x.png", np.random.default_rng(0).random((64, 64)) > 0.5)
+    data = (tmp_path / "x.png").read_bytes()
+    start = int(len(data) * (1 - share))
+    (tmp_path / "x.png").write_bytes(data[:start] + bytes(len(data) - start))
+    with pytest.raises(MaskError, match=r"x\.png: (damaged: the check sum|truncated)"):
+        load_mask(tmp_path / "x.png")
+
+
+def test_masks_of_an_absurd_size_and_pipes_are_refused(tmp_path) -> None:
+    write_mask(tmp_path / "x.png", np.ones((8, 8), bool))
+    data = bytearray((tmp_path / "x.png").read_bytes())
+    data[16:24] = (300_000).to_bytes(4) * 2
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4)
+    (tmp_path / "x.png").write_bytes(data)
+    with pytest.raises(MaskError, match=r"x\.png: truncated or broken: Image size \(90000000000 pixels\)"):
+        load_mask(tmp_path / "x.png")
+    os.mkfifo(tmp_path / "y.png")
+    with pytest.raises(MaskError, match="the mask is no file"):
+        load_mask(tmp_path / "y.png")
 
 
 # Geometry
