@@ -13,6 +13,7 @@ import hashlib
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -42,11 +43,12 @@ class AnnotationCache:
         path: the file, made readable by its owner only; None keeps annotations in memory.
 
     Raises:
-        RadDraftError: the file cannot be opened or is not such a cache.
+        RadDraftError: (its methods, too) the file cannot be opened, read or written, or is not such a cache.
     """
 
     def __init__(self, path: Path | None = None):
-        try:
+        self._path = path
+        with self._errors():
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.touch(mode=0o600)
@@ -55,10 +57,15 @@ class AnnotationCache:
                 self.connection.execute(
                     "CREATE TABLE IF NOT EXISTS annotations (digest BLOB PRIMARY KEY, annotation TEXT) WITHOUT ROWID"
                 )
-        except (OSError, sqlite3.Error) as error:
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, sqlite3.Error, json.JSONDecodeError) as error:
             raise RadDraftError(
-                f"The cache of annotations {path} cannot be used ({error}). Delete it if it is damaged, or set "
-                "RADDRAFT_CACHE to another folder"
+                f"The cache of annotations {self._path} cannot be used ({error}). Make room if the disk is full, "
+                "delete it if it is damaged, or set RADDRAFT_CACHE to another folder"
             ) from None
 
     def read(self, key: str, texts: Iterable[str]) -> dict[str, Any]:
@@ -67,14 +74,15 @@ class AnnotationCache:
         for part in _batches(list(dict.fromkeys(texts)), PART):
             text_of = {_digest(key, text): text for text in part}
             query = f"SELECT digest, annotation FROM annotations WHERE digest IN ({','.join('?' * len(part))})"
-            for digest, annotation in self.connection.execute(query, list(text_of)):
-                found[text_of[digest]] = json.loads(annotation)
+            with self._errors():
+                for digest, annotation in self.connection.execute(query, list(text_of)):
+                    found[text_of[digest]] = json.loads(annotation)
         return found
 
     def write(self, key: str, annotations: Mapping[str, Any]) -> None:
         """Add annotations of texts, all or none."""
         rows = [(_digest(key, text), json.dumps(annotation)) for text, annotation in annotations.items()]
-        with self.connection:
+        with self._errors(), self.connection:
             self.connection.executemany("INSERT OR REPLACE INTO annotations VALUES (?, ?)", rows)
 
 

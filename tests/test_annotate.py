@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from metrics.annotate import AnnotationCache, annotate
+from raddraft.errors import RadDraftError
+from tests.test_cli import files_no_larger_than
 
 
 class Lengths:
@@ -115,7 +117,23 @@ def test_a_killed_process_leaves_whole_batches(tmp_path) -> None:
 def test_a_damaged_file_and_an_impossible_folder_are_named(tmp_path) -> None:
     damaged = tmp_path / "annotations.sqlite"
     damaged.write_bytes(b"this is no database" * 100)
-    with pytest.raises(ValueError, match=f"{damaged}.*Delete it"):
+    with pytest.raises(ValueError, match=f"{damaged}.*delete it"):
         AnnotationCache(damaged)
     with pytest.raises(ValueError, match="RADDRAFT_CACHE"):
         AnnotationCache(damaged / "below" / "annotations.sqlite")
+
+
+def test_a_full_disk_and_damage_of_an_open_cache_are_named_and_the_texts_are_read_again(tmp_path) -> None:
+    path = tmp_path / "annotations.sqlite"
+    cache = AnnotationCache(path)
+    with (
+        files_no_larger_than(path.stat().st_size + 5000),
+        pytest.raises(RadDraftError, match=r"annotations\.sqlite cannot be used .* Make room if the disk is full"),
+    ):
+        list(annotate(Lengths(batch_size=1), ["x" * n for n in range(500)], cache))
+    assert [one["length"] for one in annotate(Lengths(), TEXTS, AnnotationCache(path))] == [len(text) for text in TEXTS]
+    with open(path, "r+b") as file:
+        file.seek(4096)
+        file.write(b"\xff" * (path.stat().st_size - 4096))
+    with pytest.raises(RadDraftError, match=r"annotations\.sqlite cannot be used .* delete it if it is damaged"):
+        list(annotate(Lengths(), TEXTS, AnnotationCache(path)))
