@@ -7,6 +7,7 @@ shutters), polarity, pixels that are not square, and warnings of what looks wron
 from __future__ import annotations
 
 import io
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from raddraft.dicom_bits import check_sign_and_bits
 from raddraft.dicom_header import Header, Layout, name_of, read_layout
 from raddraft.dicom_luts import display_values, modality_values
 from raddraft.dicom_pixels import open_frame, stored_values
-from raddraft.gray import check_levels, check_size, stretch
+from raddraft.gray import ImageError, check_levels, check_size, stretch
 from raddraft.studies import GrayMapping
 
 CHEST_MODALITIES = {"CR", "DX", "RG"}  # RG, radiographic imaging, is what film scanners write
@@ -27,6 +28,8 @@ SQUARE = 0.01
 """Share by which the sides of a pixel may differ and still count as rounding."""
 MOST_ASPECT = 4
 """A ratio beyond this, or its reciprocal, is nonsense."""
+BYTES_OF_PIXEL = 8
+"""At most: 64 bits, or three colors of 16."""
 WHOLE = (0.0, 1.0)
 """The window that shows all gray values of a film."""
 CURVE = 4096
@@ -65,6 +68,7 @@ def _read(
     """See `read_dicom`, and `read_film` for which there is no mapping."""
     from pydicom import dcmread
 
+    _check_inflated(path, max_pixels, data)
     header = Header(path, dcmread(path if data is None else io.BytesIO(data), force=True))
     frame = open_frame(header)
     layout = read_layout(header, frame.stream, frame.length)
@@ -89,6 +93,27 @@ def _read(
     if hidden is not None:
         pixels[hidden] = 0
     return _resize(pixels, width, height), window
+
+
+def _check_inflated(path: Path, max_pixels: int, data: bytes | None) -> None:
+    """Refuse a deflated data set of more bytes than pixels may have: pydicom inflates it before it reads the header."""
+    from pydicom.filereader import _read_file_meta_info, read_preamble
+    from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+    with open(path, "rb") if data is None else io.BytesIO(data) as file:
+        read_preamble(file, force=True)
+        if _read_file_meta_info(file).get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+            return
+        inflater, length, most = zlib.decompressobj(-zlib.MAX_WBITS), 0, BYTES_OF_PIXEL * max_pixels + 2**20
+        packed = file.read()
+    while packed and length <= most:
+        length += len(inflater.decompress(packed, 2**20))
+        packed = inflater.unconsumed_tail
+    if length > most:
+        raise ImageError(
+            f"{path}: its data inflate to more than {most:,} bytes, which max_pixels = {max_pixels:,} allows; raise "
+            "max_pixels to read it"
+        )
 
 
 def read_sizes(path: Path) -> tuple[int, int] | None:

@@ -55,6 +55,7 @@ OPENERS: tuple[tuple[tuple[bytes, ...], type[ImageFile.ImageFile]], ...] = (
     ((b"GIF8",), GifImagePlugin.GifImageFile),
 )
 ORIENTATION = 274  # of EXIF
+MOST_PAGES = 100
 # A DICOM file without preamble begins with group 0002 or 0008, in either byte order.
 BARE_DICOM = (b"\x02\x00", b"\x08\x00", b"\x00\x02", b"\x00\x08")
 
@@ -257,7 +258,7 @@ def _read_raster(
     """Read a file that Pillow knows, upright; see `_load`."""
     # A file object, not the path: from a path Pillow maps raw TIFFs into memory, and garbles rotated ones.
     with _open(path, data) as file, opener(file) as image:
-        check_size(path, *image.size, getattr(image, "n_frames", 1), max_pixels)
+        check_size(path, *image.size, _count_frames(path, image), max_pixels)
         with _open(path, data) as raw:
             check_sums(path, raw, image)
         # Pillow inverts WhiteIsZero TIFFs of up to 8 bits, but not deeper ones.
@@ -277,6 +278,19 @@ def _read_raster(
         else:
             gray = image.convert("L")
     return np.asarray(gray) if gray_mapping == "window" else stretch(path, np.asarray(gray), gray_mapping)
+
+
+def _count_frames(path: Path, image: ImageFile.ImageFile) -> int:
+    """Frames of a picture; of a TIFF, whose pages Pillow would look up one by one, no more than `MOST_PAGES`."""
+    if not isinstance(image, TiffImageFile):
+        return getattr(image, "n_frames", 1)
+    for page in range(1, MOST_PAGES + 1):
+        try:
+            image.seek(page)
+        except EOFError:
+            image.seek(0)
+            return page
+    raise ImageError(f"{path}: holds more than {MOST_PAGES} frames, and a chest X-ray has one")
 
 
 def check_sums(path: Path, file: BinaryIO, image: ImageFile.ImageFile) -> None:

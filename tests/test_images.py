@@ -2,8 +2,10 @@
 
 import json
 import os
+import struct
 import subprocess
 import sys
+import time
 import warnings
 import zipfile
 from pathlib import Path
@@ -450,6 +452,34 @@ def test_what_a_pipe_holds_is_not_waited_for(tmp_path):
     with pytest.raises(ImageError, match="a pipe"):
         read_file(tmp_path / "x.png")
     assert digest_file(tmp_path / "x.png") is None
+
+
+def test_a_deflated_film_is_not_inflated_beyond_max_pixels(tmp_path, monkeypatch):
+    path = write_dicom(tmp_path / "x.dcm", np.zeros((3000, 3000), np.uint8), syntax=uid.DeflatedExplicitVRLittleEndian)
+    monkeypatch.setattr("zlib.decompress", None)  # what inflates without a limit
+    with pytest.raises(ImageError, match=r"x\.dcm: its data inflate to more than 1,848,576 bytes"):
+        load_image(path, max_pixels=100_000)
+    monkeypatch.undo()
+    assert np.array_equal(
+        read(write_dicom(path, RAMP, syntax=uid.DeflatedExplicitVRLittleEndian)),
+        read(write_dicom(path, RAMP)),
+    )
+
+
+def test_pages_of_a_tiff_are_not_counted_without_end(tmp_path):
+    data, values = (
+        bytearray(b"II*\0" + (8).to_bytes(4, "little")),
+        {256: 64, 257: 64, 258: 8, 262: 1, 273: 0, 279: 4096},
+    )
+    for _ in range(20_000):
+        data += len(values).to_bytes(2, "little")
+        data += b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in values.items())
+        data += (len(data) + 4).to_bytes(4, "little")
+    (tmp_path / "x.tif").write_bytes(data)
+    started = time.monotonic()
+    with pytest.raises(ImageError, match="holds more than 100 frames"):
+        load_image(tmp_path / "x.tif")
+    assert time.monotonic() - started < 5
 
 
 def test_percentiles_without_contrast_are_refused(tmp_path):
