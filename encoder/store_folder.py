@@ -17,7 +17,7 @@ from encoder.config import ComputeConfig, EncoderConfig, FeatureConfig
 from encoder.rows import Form, Place, find_rows
 from encoder.tower import Tower
 from raddraft.errors import RadDraftError
-from raddraft.files import digest_json, read_object, write_json, write_whole
+from raddraft.files import digest_json, read_object, remove_left, write_json, write_whole
 
 VERSION = 2
 """Of the form on disk; 1 kept every combination of layers in a folder of its own."""
@@ -126,6 +126,8 @@ def make_folder(tower: Tower, compute: ComputeConfig) -> StoreFolder:
     folder = StoreFolder(compute.features / digest_json(meta)[:16], meta)
     folder.path.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.path / "meta.lock"):
+        for name in ("norm.safetensors", "meta.json"):
+            remove_left(folder.path / name)
         norm: Any = tower.last_norm
         if meta["last_norm"]:
             held = {name: tensor.detach().cpu().contiguous() for name, tensor in norm.named_parameters()}

@@ -314,6 +314,11 @@ def test_faults_of_a_config_file_are_named(tmp_path, text, sentence) -> None:
     assert sentence in str(error.value)
 
 
+def test_a_negative_number_of_processes_is_refused(capsys) -> None:
+    assert run("prepare", "phantom", "--count", 2, "--processes", -2) == (2, "")
+    assert "--processes must be at least 1, got -2" in capsys.readouterr().err
+
+
 def test_a_list_may_be_one_of_several_forms_of_an_option(tmp_path, capsys) -> None:
     for words in (["0.8", "0.1", "0.1"], ["[0.8, 0.1, 0.1]"]):
         assert run("prepare", "folder", "--root", "x", "--split", *words, "--print-config") == (0, "")
