@@ -439,7 +439,8 @@ def test_a_full_disk_is_one_sentence_and_leaves_whole_files_only(tmp_path, capsy
     assert run("score", model) == (0, "")
     before = {path.name: path.read_bytes() for path in (tmp_path / "scores").iterdir()}
     with files_no_larger_than(1000):
-        assert run("score", model, "--resamples", 20) == (1, "raddraft score: File too large")
+        full = f"raddraft score: {tmp_path / 'scores' / 'scores.json'}: File too large"
+        assert run("score", model, "--resamples", 20) == (1, full)
         assert run("score", model, "--out", tmp_path / "new")[0] == 1
     assert {path.name: path.read_bytes() for path in (tmp_path / "scores").iterdir()} == before
     assert list((tmp_path / "new").iterdir()) == []
