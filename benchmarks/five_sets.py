@@ -200,7 +200,7 @@ def _padchest(films: _Films) -> None:
         method, sex = ("Physician", "RNN_model")[study % 4 > 0], "MF"[subject % 2]
         born, day = 1920 + subject % 90, f"{2010 + study % 8}0915"
         view = films.rng.choice([*views], p=[*views.values()])
-        text = "sin alteracion pulmonar significativ . " * 4
+        text = "sin hallazg patolog . " * 7
         rows.append([name, folder, day, 10**36 + study, 10**37 + subject, f"{born}.0", sex, view, method, text, terms])
     header = ["ImageID", "ImageDir", "StudyDate_DICOM", "StudyID", "PatientID", "PatientBirth", "PatientSex_DICOM"]
     table = "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv"

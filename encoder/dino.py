@@ -282,7 +282,7 @@ def tokens(backbone: Any, crops: Tensor, masks: Tensor | None = None) -> tuple[T
 
 @torch.no_grad()
 def collapse_signs(taught: Tensor, logits: Tensor, answers: Tensor, classes: Tensor) -> dict[str, Tensor]:
-    """What tells of a collapse, from the class tokens of N global crops.
+    """What tells of a collapse, from the class tokens of N global crops: the first of all images, then the second.
 
     Args:
         taught: the teacher's probabilities [N, K].
@@ -294,17 +294,20 @@ def collapse_signs(taught: Tensor, logits: Tensor, answers: Tensor, classes: Ten
         `teacher_entropy` and `student_entropy`, mean entropies of the answers in nats, at most ln K; `mean_entropy`,
         entropy of the teacher's mean answer, of all processes: what it has above `teacher_entropy` is what an answer
         tells about an image; `logit_spread`, standard deviation of an image's logits; `cosine`, mean cosine between
-        class tokens of different crops, near 1 in a collapse; `spread`, standard deviation of class tokens brought to
-        length 1, times sqrt(D): about 1 is healthy, 0 a collapse.
+        class tokens of different images, of all processes, near 1 in a collapse; `spread`, standard deviation of class
+        tokens brought to length 1, times sqrt(D): about 1 is healthy, 0 a collapse.
     """
     mean = sum_processes(taught.mean(0)) / (dist.get_world_size() if is_distributed() else 1)
-    unit, n = functional.normalize(classes.float(), dim=-1), len(classes)
+    unit = functional.normalize(classes.float(), dim=-1)
+    first = unit[: len(unit) // 2]
+    totals = sum_processes(torch.cat([first.sum(0), first.new_tensor([len(first)])]))
+    total, n = totals[:-1], totals[-1]
     return {
         "teacher_entropy": torch.special.entr(taught).sum(-1).mean(),
         "student_entropy": -(answers.exp() * answers).sum(-1).mean(),
         "mean_entropy": torch.special.entr(mean).sum(),
         "logit_spread": logits.float().std(-1).mean(),
-        "cosine": (unit.sum(0).square().sum() - n) / (n * (n - 1)),
+        "cosine": (total.square().sum() - n) / (n * (n - 1)).clamp(min=1),
         "spread": unit.std(0).mean() * math.sqrt(unit.shape[1]),
     }
 
