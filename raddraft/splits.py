@@ -28,6 +28,8 @@ FILMS_OF = {
 authors; that the COVID-19 Image Data Collection has Hannover's films stands in its table."""
 SAME_SPLITS = frozenset({"rsna", "chexpert-plus", "chexlocalize"})
 """Of these sources those whose studies have the split of that set, where their patients are known."""
+FORMS = frozenset({"", "folder", "r2gen", "rexrank"})
+"""Sources that tell the form of what was converted, and not the set that it is from."""
 CONTEXT = frozenset(
     {"indication", "history", "comparison", "technique", "procedure comments", "examination", "preamble"}
 )
@@ -43,6 +45,15 @@ def origin(source: str | None) -> str:
     ('nih', 'nih', '')
     """
     return FILMS_OF.get(source or "", source or "")
+
+
+def names_set(source: str | None) -> bool:
+    """Whether a source tells the set that its films are from.
+
+    >>> names_set("nih"), names_set("folder"), names_set("folder:mine"), names_set(None)
+    (True, False, False, False)
+    """
+    return (source or "").partition(":")[0] not in FORMS
 
 
 def find_fault(studies: Iterable[Study]) -> str | None:

@@ -109,6 +109,57 @@ def test_a_patient_of_one_set_in_two_splits_is_refused(tmp_path, clash) -> None:
     assert not (tmp_path / "all.jsonl").exists()
 
 
+def test_a_patient_that_an_earlier_join_renamed_is_known_again(tmp_path) -> None:
+    """NIH's patient 13 became nih-13, since BRAX has one too; RSNA, which comes later, still has its plain number."""
+    nih = write(tmp_path / "nih.jsonl", row("f1", "13", "train", "nih", prior="f0"), row("f0", "13", "train", "nih"))
+    brax = write(tmp_path / "brax.jsonl", row("b1", "13", "test", "brax"))
+    convert([nih, brax], tmp_path / "two.jsonl")
+    rsna = write(tmp_path / "rsna.jsonl", row("a1b2", "13", "test", "rsna"))
+    with pytest.raises(RadDraftError, match=r"subject 'nih-13' is in split 'train' .* and in 'test' .*'rsna-a1b2'"):
+        convert([tmp_path / "two.jsonl", rsna], tmp_path / "all.jsonl")
+    write(rsna, row("a1b2", "13", "train", "rsna"))
+    studies = join(tmp_path, rsna, tmp_path / "two.jsonl")
+    assert {name: (study.study_id, study.subject_id) for name, study in studies.items()} == {
+        "f0": ("nih-f0", "nih-13"),
+        "f1": ("nih-f1", "nih-13"),
+        "b1": ("brax-b1", "brax-13"),
+        "a1b2": ("rsna-a1b2", "nih-13"),
+    }
+    assert studies["f1"].extra["prior"] == "nih-f0"
+    with pytest.raises(RadDraftError, match="duplicate study_id 'nih-f1'"):
+        convert([tmp_path / "two.jsonl", nih], tmp_path / "all.jsonl")
+
+
+def test_an_image_of_a_source_in_two_manifests_is_refused(tmp_path) -> None:
+    one = write(tmp_path / "one.jsonl", row("f1", "13", "train", "nih"))
+    two = write(tmp_path / "two.jsonl", row("g", "14", "train", "nih") | {"images": [{"path": "films/f1.png"}]})
+    told = (
+        r"image '.*f1\.png' of source 'nih' is in two manifests: one\.jsonl \(study 'f1'\) and two\.jsonl \(study 'g'\)"
+    )
+    with pytest.raises(RadDraftError, match=told):
+        convert([one, two], tmp_path / "all.jsonl")
+
+
+def test_manifests_whose_source_names_no_set_are_sets_of_their_own(tmp_path) -> None:
+    """Patient 1 of one hospital's folder and patient 1 of another's are two people."""
+    first = write(tmp_path / "a" / "studies.jsonl", row("x", "1", "train", "folder"))
+    second = write(tmp_path / "b.jsonl", row("y", "1", "test", "folder"))
+    told = str(convert([first, second], tmp_path / "all.jsonl")).splitlines()
+    assert "Source folder names no set, so each is one of its own: a, b" in told
+    studies = read_studies(tmp_path / "all.jsonl", check_images=True)
+    assert [(study.study_id, study.subject_id, study.source) for study in studies] == [
+        ("folder:a-x", "folder:a-1", "folder:a"),
+        ("folder:b-y", "folder:b-1", "folder:b"),
+    ]
+    with pytest.raises(RadDraftError, match=r"image '.*x\.png' of source 'folder' is in two manifests"):
+        convert([tmp_path / "all.jsonl", first], tmp_path / "again.jsonl")
+    for source, named in ((None, "without a source"), ("r2gen", "of source 'r2gen'")):
+        write(first, row("x", "1", "train", source))
+        same = write(tmp_path / "c" / "a.jsonl", row("z", "1", "train", source))
+        with pytest.raises(RadDraftError, match=f"hold studies {named} and are both called 'a', .*; rename one"):
+            convert([first, same], tmp_path / "all.jsonl")
+
+
 def test_films_of_one_set_whose_patients_are_not_known_are_named(tmp_path) -> None:
     nih = write(tmp_path / "nih.jsonl", row("00000013_005", "13", "train", "nih"))
     rsna = write(tmp_path / "rsna.jsonl", row("a1b2", "a1b2", "test", "rsna", unknown_patient=True))
