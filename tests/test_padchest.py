@@ -290,6 +290,21 @@ def test_padchest_gr_names_what_is_no_box(grounded, box):
         padchest_gr.convert(grounded)
 
 
+def test_padchest_gr_masks_stay_in_their_folder(grounded):
+    labels = ("../../../evil", "a/b", "a b")
+    sentence = finding("Odd.", "Raro.", labels, ([0.1, 0.1, 0.3, 0.2],))
+    entry = {"StudyID": "2", "ImageID": "2_b.png", "findings": [sentence]}
+    (grounded / "grounded_reports_20240819.json").write_text(json.dumps([entry]))
+    conversion = padchest_gr.convert(grounded)
+    masks = by_id(grounded / "studies.jsonl")["2"].images[0].masks
+    assert {name: path.relative_to(grounded / "masks").as_posix() for name, path in masks.items()} == {
+        "../../../evil": "_________evil/2.png",
+        "a/b": "a_b/2.png",
+    }
+    assert "image 2, a b: " in str(conversion)
+    assert "a_b/2.png is the mask of another image or structure" in str(conversion)
+
+
 def test_padchest_gr_in_spanish_with_the_table_in_its_zip(grounded):
     table = grounded / "master_table.csv"
     with zipfile.ZipFile(f"{table}.zip", "w") as archive:
@@ -307,7 +322,18 @@ def test_padchest_gr_in_spanish_with_the_table_in_its_zip(grounded):
     [
         ('{"1": []}', "expected a list of studies, got dict"),
         ("[{}]", "entry 0: expected an object with StudyID, ImageID and findings; StudyID is wrong"),
-        ('[{"StudyID": "1", "ImageID": "1_a.png", "findings": ["Normal."]}]', "entry 0: a finding must be an object"),
+        (
+            '[{"StudyID": "1", "ImageID": "1_a.png", "findings": ["Normal."]}]',
+            "entry 0, study 1: a finding must be an object",
+        ),
+        (
+            '[{"StudyID": "1", "ImageID": "1_a.png", "findings": [{"abnormal": "False"}]}]',
+            "entry 0, study 1: abnormal must be true or false, got 'False'",
+        ),
+        (
+            '[{"StudyID": "1", "ImageID": "1_a.png", "findings": [{"abnormal": true, "labels": "nodule"}]}]',
+            "entry 0, study 1: labels must be a list of texts, got 'nodule'",
+        ),
         ("[", "not valid JSON"),
     ],
 )

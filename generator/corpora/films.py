@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,14 +54,17 @@ def draw_masks(
 ) -> list[str]:
     """Write masks as FOLDER/STRUCTURE/NAME.png and add them to the images, as in `Conversion.add_masks`.
 
+    In names of folders and files all but letters, digits, - and _ is _; in those of files blanks and full stops stay.
+
     Returns:
-        A sentence for each mask that cannot be read or leaves its image; there is none then.
+        A sentence for each mask that cannot be read, leaves its image or has the file of another; there is none then.
     """
     import numpy as np
 
     from encoder.masks import MaskError, draw_part, write_mask
 
     failures = []
+    written: set[Path] = set()
     for study in studies:
         named = [(f"{study.study_id}_{image.path.stem}", image) for image in study.images]
         for name, image in [(study.study_id, study.images[0]), *named]:
@@ -73,7 +77,12 @@ def draw_masks(
                 except MaskError as error:
                     failures.append(f"image {name}, {structure}: {error}")
                     continue
-                path = folder / structure.replace(" ", "_") / f"{name}.png"
+                file = re.sub(r"[^\w .-]", "_", name)
+                path = folder / re.sub(r"[^\w-]", "_", structure) / f"{file}.png"
+                if path in written:
+                    failures.append(f"image {name}, {structure}: {path} is the mask of another image or structure")
+                    continue
                 write_mask(path, mask)
+                written.add(path)
                 image.masks[structure] = path
     return failures

@@ -64,7 +64,7 @@ def convert(
         if name in abnormal:
             counts["Entries that repeat a study, left out"] += 1
             continue
-        abnormal[name] = [one for one in entry["findings"] if one.get("abnormal")]
+        abnormal[name] = [one for one in entry["findings"] if one["abnormal"]]
         if name not in rows:
             counts["Studies that master_table.csv lacks, left out"] += 1
             continue
@@ -110,14 +110,24 @@ def _read_entries(file: Path) -> list[dict[str, Any]]:
         for key, kind in (("StudyID", str), ("ImageID", str), ("findings", list)):
             if not isinstance(entry, dict) or not isinstance(entry.get(key), kind):
                 raise CorpusError(f"{where}: expected an object with StudyID, ImageID and findings; {key} is wrong")
-        if wrong := [one for one in entry["findings"] if not isinstance(one, dict)]:
-            raise CorpusError(f"{where}: a finding must be an object, got {str(wrong[0])[:80]!r}")
+        for one in entry["findings"]:
+            _check_finding(one, f"{where}, study {entry['StudyID']}")
     return content
+
+
+def _check_finding(finding: Any, where: str) -> None:
+    if not isinstance(finding, dict):
+        raise CorpusError(f"{where}: a finding must be an object, got {str(finding)[:80]!r}")
+    if not isinstance(finding.get("abnormal"), bool):
+        raise CorpusError(f"{where}: abnormal must be true or false, got {finding.get('abnormal')!r}")
+    labels = finding.get("labels")
+    if labels is not None and not (isinstance(labels, list) and all(isinstance(label, str) for label in labels)):
+        raise CorpusError(f"{where}: labels must be a list of texts, got {str(labels)[:80]!r}")
 
 
 def _terms(finding: Mapping[str, Any]) -> list[str]:
     """The labels of a sentence; normal is none."""
-    return [term for term in map(normalize, map(str, finding.get("labels") or ())) if term and term != NORMAL]
+    return [term for term in map(normalize, finding.get("labels") or ()) if term and term != NORMAL]
 
 
 def _join(findings: Iterable[Mapping[str, Any]], key: str, counts: Counter[str]) -> str:
