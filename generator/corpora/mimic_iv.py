@@ -42,7 +42,9 @@ def add_patients(conversion: Conversion, folder: Path, window: int) -> None:
       two days that are equally near the one before the study counts, of several rows of a day the highest seq_num.
     - "Weight (Lbs)" is converted to kg; "Weight" does not tell its unit and is left out; "BMI" is "BMI (kg/m2)".
     - Values that are no plain number (">300") or not in `PLAUSIBLE` are left out before the nearest is looked for.
-    - A study without a date has the sex only; a patient who is not in MIMIC-IV has nothing.
+    - A study without a date, and a patient without anchor_age, has the sex only; a patient who is not in MIMIC-IV has
+      nothing. Of several rows of a patient in patients.csv the first counts.
+    - Rows of omr whose chartdate or seq_num cannot be read are left out.
 
     Args:
         conversion: studies of subjects such as p10000032, with a study_date.
@@ -50,7 +52,8 @@ def add_patients(conversion: Conversion, folder: Path, window: int) -> None:
         window: days before and after the study.
 
     Raises:
-        CorpusError: no such table or column, a negative window, or a date, year, age or seq_num that is none.
+        CorpusError: no such table or column, a negative window, a date of a study that is none, or an anchor_year or
+            anchor_age that is no whole number.
     """
     if window < 0:
         raise CorpusError(f"--window must be 0 days or more, got {window}")
@@ -71,12 +74,19 @@ def add_patients(conversion: Conversion, folder: Path, window: int) -> None:
 
 def _add_ages(table: Path, studies: _Studies, counts: Counter[str]) -> int:
     """Add sex and age, count the ages that are left out, and return how many of the subjects the table has."""
-    found = 0
+    found: set[str] = set()
     for where, row in common.read_table(table, ["subject_id", "gender", "anchor_age", "anchor_year"]):
-        known = studies.get(f"p{row['subject_id']}", [])
-        found += bool(known)
+        subject = f"p{row['subject_id']}"
+        if subject in found:
+            counts["Rows of patients that repeat a subject, left out"] += 1
+            continue
+        known = studies.get(subject, [])
+        found |= {subject} if known else set()
         for study, day in known:
             study.patient |= {"sex": common.parse_sex(row["gender"], counts), "age": None}
+            if is_nothing(row["anchor_age"]):
+                counts["Studies of patients without anchor_age, and so without age"] += 1
+                continue
             anchor_age, anchor_year = (_parse_whole(row, column, where) for column in ("anchor_age", "anchor_year"))
             age = day.year - anchor_year + anchor_age if day else None
             if age is None:
@@ -87,13 +97,13 @@ def _add_ages(table: Path, studies: _Studies, counts: Counter[str]) -> int:
                 counts["Ages below 0, left out"] += 1
             else:
                 study.patient["age"] = age
-    return found
+    return len(found)
 
 
 def _add_measurements(table: Path, studies: _Studies, window: int, counts: Counter[str]) -> None:
     """Add weight and bmi, and count the values that are left out."""
     nearest: dict[tuple[str, str], tuple[int, bool, int]] = {}
-    for where, row in common.read_table(table, ["subject_id", "chartdate", "seq_num", "result_name", "result_value"]):
+    for _, row in common.read_table(table, ["subject_id", "chartdate", "seq_num", "result_name", "result_value"]):
         name, known = row["result_name"], studies.get(f"p{row['subject_id']}")
         if not known or (name != _WITHOUT_UNIT and name not in _MEASURED):
             continue
@@ -106,9 +116,13 @@ def _add_measurements(table: Path, studies: _Studies, window: int, counts: Count
         elif not PLAUSIBLE[quantity][0] <= float(value) * factor <= PLAUSIBLE[quantity][1]:
             counts[f"Implausible values of {quantity}, left out"] += 1
         else:
-            measured, number = _parse_date(row["chartdate"], f"{where}, chartdate"), _parse_whole(row, "seq_num", where)
+            try:
+                measured, number = date.fromisoformat(row["chartdate"].strip()), int(row["seq_num"])
+            except ValueError:
+                counts["Rows of omr whose chartdate or seq_num cannot be read, left out"] += 1
+                continue
             for study, day in known:
-                if measured is None or day is None or abs((measured - day).days) > window:
+                if day is None or abs((measured - day).days) > window:
                     continue
                 rank = (abs((measured - day).days), measured > day, -number)
                 if rank < nearest.get((study.study_id, quantity), (window + 1, False, 0)):
