@@ -83,6 +83,34 @@ def test_brax_patients(root):
     }
 
 
+@pytest.mark.parametrize(
+    ("text", "age"),
+    [
+        *[("45.0", 45), ("45", 45), ("85+", 85), ("85 or more", 85), ("40-44", 42), ("40 To 44", 42)],
+        *[("18M", None), ("2020-05-04", None), ("<5", None), ("[40, 45)", None)],
+    ],
+)
+def test_brax_ages(tmp_path, text, age):
+    one = row(0, "A", "100", PatientAge=text)
+    write_csv(tmp_path / "master_spreadsheet_update.csv", [one])
+    touch(tmp_path / one["PngPath"])
+    conversion = brax.convert(tmp_path)
+    assert by_id(tmp_path / "studies.jsonl")["A_100"].patient == {"sex": "F", "age": age, "age_group": text}
+    assert ("Films whose age cannot be read: 1" in conversion.notes) == (age is None)
+
+
+def test_brax_studies_without_accession_number(tmp_path):
+    rows = [row(number, "A", f"{number // 2}.5", AccessionNumber="") for number in range(4)]
+    rows.append(row(4, "A", "9", AccessionNumber="", PngPath="images/image-4.png"))
+    write_csv(tmp_path / "master_spreadsheet_update.csv", rows)
+    for one in rows:
+        touch(tmp_path / one["PngPath"])
+    conversion = brax.convert(tmp_path)
+    studies = by_id(tmp_path / "studies.jsonl")
+    assert {name: len(study.images) for name, study in studies.items()} == {"A_Study_0.5": 2, "A_Study_1.5": 2}
+    assert "Rows without AccessionNumber and without a folder Study_…, left out: 1" in conversion.notes
+
+
 def test_brax_dicom_files_all_views_and_the_older_table(root):
     (root / "master_spreadsheet_update.csv").rename(root / "master_spreadsheet.csv")
     for one in ROWS[:2]:

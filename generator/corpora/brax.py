@@ -17,7 +17,8 @@ from raddraft.tables import is_nothing
 _ORIGIN = "It is part of BRAX, https://physionet.org/content/brax (credentialed access). Name it with --table."
 _PATHS = {"png": "PngPath", "dicom": "DicomPath"}
 _COLUMNS = ("PatientID", "PatientSex", "PatientAge", "AccessionNumber", "ViewPosition", *LABELS)
-_AGE = re.compile(r"\D*(\d+)(?:\D+(\d+))?\D*")
+_AGE = re.compile(r"(\d{1,3})(?:\s*(?:to|-)\s*(\d{1,3})|\.0|\s*or more|\+)?")
+_FOLDER = re.compile(r"(?:.*/)?(Study_[^/]+)/.*")
 
 
 def convert(
@@ -30,7 +31,8 @@ def convert(
 ) -> Conversion:
     """BRAX: CheXpert's 14 labels, as 1, 0, -1 (uncertain) or not mentioned, mined from reports in Portuguese; sex, age.
 
-    A study is PatientID and AccessionNumber, since an AccessionNumber may not be unique. No official split: 70, 10 and
+    A study is PatientID and AccessionNumber, since an AccessionNumber may not be unique; where it is blank, the path's
+    folder Study_… stands in, and rows that have none are left out and counted. No official split: 70, 10 and
     20 % of the subjects are train, val and test, by a hash. Views are as stated: RLD and LLD are frontals of a patient
     who lies on a side, LL, RL, RLO and LLO laterals; a blank view counts as frontal. Labels that differ within a study
     are those of its first row.
@@ -54,8 +56,13 @@ def convert(
     counts: Counter[str] = Counter()
     studies: dict[str, Study] = {}
     for where, row in common.read_table(table, (column, *_COLUMNS)):
+        folder = _FOLDER.fullmatch(row[column])
+        accession = row["AccessionNumber"].strip() or (folder[1] if folder else "")
+        if not accession:
+            counts["Rows without AccessionNumber and without a folder Study_…, left out"] += 1
+            continue
         image = StudyImage((images or root) / row[column], row["ViewPosition"].strip() or None)
-        common.add_image(studies, _study(row, image, where, counts), where, counts)
+        common.add_image(studies, _study(row, accession, image, where, counts), where, counts)
     sexes = settle(((study.subject_id, study.patient["sex"]) for study in studies.values()), "sexes", counts)
     for study in studies.values():
         study.patient["sex"] = sexes.get(study.subject_id)
@@ -65,9 +72,9 @@ def convert(
     return conversion.write()
 
 
-def _study(row: dict[str, str], image: StudyImage, where: str, counts: Counter[str]) -> Study:
+def _study(row: dict[str, str], accession: str, image: StudyImage, where: str, counts: Counter[str]) -> Study:
     subject = row["PatientID"]
-    study = Study(f"{subject}_{row['AccessionNumber']}", subject, common.hash_split(subject), [image])
+    study = Study(f"{subject}_{accession}", subject, common.hash_split(subject), [image])
     study.labels = {label: common.parse_label(row[label], f"{where}, {label}") for label in LABELS}
     group = row["PatientAge"].strip()
     sex, age = common.parse_sex(row["PatientSex"], counts), _middle(group)
@@ -77,6 +84,6 @@ def _study(row: dict[str, str], image: StudyImage, where: str, counts: Counter[s
 
 
 def _middle(group: str) -> int | None:
-    """Years in the middle of a group of ages, such as 40 to 44; of one with a single number this number."""
-    match = _AGE.fullmatch(group)
+    """Years in the middle of 40 to 44 or 40-44; the number of 45, 45.0, 85 or more, 85+; None of anything else."""
+    match = _AGE.fullmatch(group.lower())
     return (int(match[1]) + int(match[2] or match[1])) // 2 if match else None
