@@ -19,7 +19,7 @@ from encoder.config import EncoderConfig
 from encoder.digests import digest_files
 from encoder.looks import find_looks, small_copy
 from encoder.seen import Seen, count_seen, training_of
-from encoder.survey import SAME_DETAILS, details, near_pairs
+from encoder.survey import SAME_DETAILS, SIDE, details, near_pairs
 from raddraft.errors import RadDraftError
 from raddraft.splits import unknown_patients
 from raddraft.studies import PHANTOM, SPLITS, GrayMapping, Study
@@ -53,15 +53,22 @@ class Copy:
     bits: int
     """Of 256 bits of the perceptual hash those that differ."""
     alike: float
-    """Correlation of details, see `encoder.survey.details`; 1 for equal files."""
+    """Correlation of details, see `encoder.survey.details`; 1 for equal files, 0 for films too small to have any."""
+    is_same_file: bool
+    """Whether their files have the same content."""
+
+    @property
+    def are_phantoms(self) -> bool:
+        """Whether both are computed: different ones may agree in all details."""
+        return self.tested.study.source == self.trained.study.source == PHANTOM
 
     @property
     def is_sure(self) -> bool:
         """Whether one is a copy of the other, saved again or resized, and not only near."""
-        return self.alike >= SAME_DETAILS
+        return self.is_same_file or (self.alike >= SAME_DETAILS and not self.are_phantoms)
 
     def __str__(self) -> str:
-        how = "the same file" if not self.bits and self.alike == 1 else f"{self.bits} of 256 bits differ"
+        how = "the same file" if self.is_same_file else f"{self.bits} of 256 bits differ"
         return f"{self.tested} shows {self.trained}: {how}"
 
 
@@ -167,7 +174,8 @@ def check_copies(
     """Refuse test films that are train films: in the same file, saved again, resized or with another window.
 
     Copies are near-duplicates of `encoder.survey` whose details agree, too. Those whose details do not agree, as those
-    of a film that was moved or cut may, are told; computed phantoms are near one another, and are not.
+    of a film that was moved or cut may, are told. Computed phantoms are near one another: of two of them only equal
+    files count, and the rest is not told. Nor are films with a side below 64 pixels refused for their look.
 
     Args:
         groups: name of a split or fold -> its studies.
@@ -186,7 +194,7 @@ def check_copies(
     """
     copies = find_copies(groups, paths, features, gray_mapping, tested, trained)
     sure = [copy for copy in copies if copy.is_sure]
-    near = [copy for copy in copies if not copy.is_sure and not _are_phantoms(copy)]
+    near = [copy for copy in copies if not copy.is_sure and not copy.are_phantoms]
     told = []
     if sure:
         films = {film.path for copy in sure for film in (copy.tested, copy.trained) if film.group in tested}
@@ -231,7 +239,7 @@ def find_copies(
 
     def look_closer(film: Film) -> np.ndarray:
         if film.path not in small:
-            seen = small_copy(film.path, gray_mapping)
+            seen = small_copy(film.path, gray_mapping, SIDE)
             small[film.path] = np.zeros(1) if seen is None else details(seen)
         return small[film.path]
 
@@ -242,16 +250,12 @@ def find_copies(
         if film.group == known.group or pair in found:
             continue
         alike = 1.0 if digest == same else float((look_closer(film) * look_closer(known)).sum())
-        found[pair] = Copy(film, known, bits, alike)
+        found[pair] = Copy(film, known, bits, alike, digest == same)
     return sorted(found.values(), key=lambda copy: copy.bits)
 
 
 def _stack(rows: Sequence[tuple[Film, str | None, np.ndarray]]) -> np.ndarray:
     return np.array([look for _, _, look in rows], np.uint64).reshape(-1, 4)
-
-
-def _are_phantoms(copy: Copy) -> bool:
-    return copy.tested.study.source == copy.trained.study.source == PHANTOM
 
 
 @contextmanager

@@ -85,11 +85,13 @@ def find_looks(
     return found
 
 
-def small_copy(path: Path, gray_mapping: GrayMapping = "window") -> np.ndarray | None:
-    """The small copy of a film, uint8 [64, 64]; None if it cannot be read."""
+def small_copy(path: Path, gray_mapping: GrayMapping = "window", smallest: int = 1) -> np.ndarray | None:
+    """The small copy of a film, uint8 [64, 64]; None if it cannot be read, or has a side of fewer pixels than the
+    smallest."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ImageWarning)
         try:
-            return shrink(load_image(path, gray_mapping))
+            image = load_image(path, gray_mapping)
         except (ImageError, OSError):
             return None
+    return shrink(image) if min(image.size) >= smallest else None

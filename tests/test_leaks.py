@@ -218,6 +218,29 @@ def test_a_film_that_was_moved_is_told_and_phantoms_that_are_near_are_not(phanto
         )
 
 
+@pytest.mark.parametrize(("side", "source"), [(240, "phantom"), (56, "nih")])
+def test_phantoms_and_tiny_films_are_refused_only_as_the_same_file(phantoms, tmp_path, side, source) -> None:
+    """Phantoms of different patients can agree in all details, above all after `prepare resize --size 28`."""
+    image = phantoms[0].resize((side, side))
+    train = film(tmp_path, 0, image, "0.png", "train", source)
+    other = film(tmp_path, 1, image.point(lambda level: level * 0.9), "1.png", "test", source)
+    told = [] if source == "phantom" else ["1 test films look like train films, though not in detail"]
+    assert [sentence.split(", e.g.")[0] for sentence in check([train, other])] == told
+    same = film(tmp_path, 2, image, "2.png", "test", source)
+    with pytest.raises(
+        LeakError, match=r"study s2 of test \(2\.png\) shows study s0 of train \(0\.png\): the same file"
+    ):
+        check([train, same])
+
+
+def test_the_same_file_is_said_of_equal_files_alone(phantoms, tmp_path) -> None:
+    train = film(tmp_path, 0, phantoms[0], "0.png", "train", "nih")
+    phantoms[0].save(tmp_path / "1.png", compress_level=0)  # pixel by pixel the same
+    other = Study("s1", "p1", "test", [StudyImage(tmp_path / "1.png", "PA")], source="nih")
+    with pytest.raises(LeakError, match=r"shows study s0 of train \(0\.png\): 0 of 256 bits differ"):
+        check([train, other])
+
+
 def test_only_images_that_are_used_are_compared(phantoms, tmp_path) -> None:
     first, second = (
         film(tmp_path, i, phantoms[i], f"{i}.png", split, "nih") for i, split in ((0, "train"), (1, "test"))
