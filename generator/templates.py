@@ -50,10 +50,12 @@ def chat_template(tokenizer: Any, image_token: str) -> str:
     """The chat template of a language model's tokenizer (or a plain one), extended to images.
 
     Its date of today is `TODAY`. A prompt begins with the BOS token where the template puts one there or the tokenizer
-    begins every text with it.
+    begins every text with it. A template that this function wrote is kept as it is.
     """
     own = tokenizer.get_chat_template() if tokenizer.chat_template else PLAIN_TEMPLATE
     prelude = _PRELUDE.replace("IMAGE_TOKEN", image_token)
+    if prelude in own and own.endswith(_CLOSE):
+        return own
     # Jinja drops the last newline of a template, which is not the last one any more.
     template = prelude + own.removesuffix("\n") + _CLOSE
     if _begins_with_bos(tokenizer) and not _prompt(tokenizer, template).startswith(tokenizer.bos_token):

@@ -78,6 +78,14 @@ def test_an_answer_is_its_text_and_the_end_token_behind_the_prompt(template) -> 
     assert tokenizer.decode(learned) == "Clear.</s>"
 
 
+@pytest.mark.parametrize("template", [None, CHATML, TURNS.replace("{{ bos_token }}", ""), DATED])
+def test_a_template_that_was_extended_is_not_extended_again(template) -> None:
+    tokenizer = make_tokenizer("bos")
+    tokenizer.chat_template = template
+    tokenizer.chat_template = chat_template(tokenizer, "<image>")
+    assert chat_template(tokenizer, "<image>") == tokenizer.chat_template != template
+
+
 def test_earlier_answers_and_those_to_be_followed_stay_as_the_language_model_has_them() -> None:
     for template in (CHATML, TURNS, THINKING):
         tokenizer = with_template(template)
