@@ -15,7 +15,7 @@ from raddraft.studies import Study, StudyImage
 
 # LLaVA's data write where the images stand into the request, before or after it.
 _IMAGES_FIRST = re.compile(r"(\s*<image>\s*)+")
-_IMAGES_LAST = re.compile(r"(\s*<image>\s*)+$")
+_IMAGE = "<image>"
 
 QUESTION = f"Which of these does this chest X-ray show? {', '.join(OBSERVATIONS)}."
 
@@ -120,14 +120,14 @@ class PromptConfig:
     def request(self) -> str:
         """The request for the report, without the marks of images."""
         own = self.instruction or ""
-        own = own[found.end() :] if (found := _IMAGES_FIRST.match(own)) else _IMAGES_LAST.sub("", own)
+        own = own[found.end() :] if (found := _IMAGES_FIRST.match(own)) else _without_last_images(own)
         return own or f"Describe the {' and '.join(self.targets)} of this chest X-ray."
 
     @property
     def images_last(self) -> bool:
         """Whether the images stand behind the text."""
         own = self.instruction or ""
-        return not _IMAGES_FIRST.match(own) and _IMAGES_LAST.search(own) is not None
+        return not _IMAGES_FIRST.match(own) and own.rstrip().endswith(_IMAGE)
 
     def _report(self, study: Study) -> str:
         """The target sections that a study has, as one text."""
@@ -146,6 +146,13 @@ class PromptConfig:
         if self.images == "pair":
             return [study.main_image, *(image for image in lateral[:1] if image is not study.main_image)]
         return sorted(study.images, key=lambda image: ("frontal", None, "lateral", "other").index(image.direction))
+
+
+def _without_last_images(text: str) -> str:
+    """A text without the marks of images at its end."""
+    while (kept := text.rstrip()).endswith(_IMAGE):
+        text = kept.removesuffix(_IMAGE).rstrip()
+    return text
 
 
 def _is_labeled(study: Study) -> bool:
