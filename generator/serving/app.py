@@ -15,10 +15,10 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import suppress
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from generator.api import Model
 from generator.config import ServeConfig
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
+T = TypeVar("T")
 BODY_SECONDS = 60
 """Within which a request has to arrive."""
 GRACE_SECONDS = 120
@@ -130,9 +131,9 @@ def make_app(service: Service, token: str) -> Gate:
         asked = await service.read(request)
         answer, job = await service.make(asked)
         if asked.chat.stream:
-            return await _stream(service, answer, job)
+            return await _stream(service, request, answer, job)
         service.batcher.submit(job)
-        written = await _unless_gone(request, job)
+        written = await _unless_gone(request, job, asyncio.wrap_future(job.done))
         service.count(answer, written)
         return _json(await run_in_threadpool(answer.whole, written))
 
@@ -252,15 +253,14 @@ def make_server(service: Service, token: str) -> uvicorn.Server:
     return Server(uvicorn_config(gate, grace=5))
 
 
-async def _unless_gone(request: Request, job: Job) -> Written:
-    """What is decoded for a job; if the client goes away, its place in the queue is given up."""
+async def _unless_gone(request: Request, job: Job, awaited: Awaitable[T]) -> T:
+    """What is awaited of a job; if the client goes away, its place in the queue is given up."""
 
     async def gone() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
-    done: asyncio.Future[Any] = asyncio.wrap_future(job.done)
-    left: asyncio.Future[Any] = asyncio.ensure_future(gone())
+    done, left = asyncio.ensure_future(awaited), asyncio.ensure_future(gone())
     try:
         await asyncio.wait([done, left], return_when=asyncio.FIRST_COMPLETED)
         if not done.done():
@@ -268,10 +268,12 @@ async def _unless_gone(request: Request, job: Job) -> Written:
         return done.result()
     finally:
         left.cancel()
-        done.cancel()
+        if not done.done():
+            done.cancel()
+            job.done.cancel()
 
 
-async def _stream(service: Service, answer: Answer, job: Job) -> Response:
+async def _stream(service: Service, request: Request, answer: Answer, job: Job) -> Response:
     """Server-sent events of a job. What goes wrong before the first token is an error like any other."""
     from starlette.responses import StreamingResponse
 
@@ -284,7 +286,7 @@ async def _stream(service: Service, answer: Answer, job: Job) -> Response:
     job.follow = tell
     job.done.add_done_callback(lambda done: tell(None))
     service.batcher.submit(job)
-    first = await told.get()
+    first = await _unless_gone(request, job, told.get())
     if first is None:
         job.done.result()
 

@@ -52,6 +52,8 @@ class Job:
     """Whether tokens are proposed."""
     follow: Callable[[Said], None] | None = None
     """Is told the tokens as they come, in the batcher's thread."""
+    told: bool = False
+    """Whether `follow` was called."""
     done: Future[Written] = field(default_factory=Future)
 
     def joins(self, other: Job) -> bool:
@@ -84,10 +86,11 @@ class Batcher:
         self._thread.start()
 
     def submit(self, job: Job) -> None:
-        """Decode a job when it is its turn; a future that is canceled before is passed over."""
+        """Decode a job when it is its turn; one whose future is canceled before leaves the queue."""
         with self._changed:
             self._waiting.append(job)
             self._changed.notify()
+        job.done.add_done_callback(lambda done: self._leave(job))
 
     @property
     def waiting(self) -> int:
@@ -98,11 +101,15 @@ class Batcher:
         """End the thread after the batch that is being decoded; jobs that wait are canceled."""
         with self._changed:
             self._stopped = True
-            for job in self._waiting:
+            for job in [*self._waiting]:  # each leaves
                 job.done.cancel()
-            self._waiting.clear()
             self._changed.notify()
         self._thread.join()
+
+    def _leave(self, job: Job) -> None:
+        with self._changed:
+            if job in self._waiting:
+                self._waiting.remove(job)
 
     def _work(self) -> None:
         while True:
@@ -134,11 +141,11 @@ class Batcher:
             for job, written in zip(jobs, self._write(jobs), strict=True):
                 job.done.set_result(written)
         except Exception as error:
-            if len(jobs) == 1:
-                jobs[0].done.set_exception(error)
-                return
             for job in jobs:  # the error of one, or too much for the memory: each by itself
-                self._decode([job])
+                if len(jobs) == 1 or job.told:  # a second draft would be told behind the first
+                    job.done.set_exception(error)
+                else:
+                    self._decode([job])
 
     def _write(self, jobs: Sequence[Job]) -> list[Written]:
         drafter, first = self.drafter, jobs[0]
@@ -152,6 +159,7 @@ class Batcher:
             def follow(texts: Said) -> None:
                 for at, job in enumerate(jobs):
                     if job.follow:
+                        job.told = True
                         job.follow([list(text) for text in texts[at * count : (at + 1) * count]])
 
         decoded = decode_tokens(drafter, batch, config, number, speculator, follow)
