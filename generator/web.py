@@ -80,6 +80,8 @@ def bound(host: str, port: int) -> Iterator[socket.socket]:
     Raises:
         RadDraftError: the address cannot be used.
     """
+    if not 0 <= port <= 65535:
+        raise RadDraftError(f"--port {port}: ports are 0 to 65535")
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -64,10 +64,15 @@ def main(
     from generator.web import bound, exit_on_signals
 
     exit_on_signals()
+    if workers < 1:
+        raise RadDraftError(f"--workers {workers}: at least one process must read image files")
     token, is_new = read_token(token_file)
     with bound(host, port) as listener:  # what is not there is told before a model is loaded
         loaded = load_model(model, device, prompt, remote_code)
         loaded.name = name or (Path(model).resolve().name if Path(model).is_dir() else model)
+        context = loaded.drafter.context_length
+        if context is not None and limits.max_new_tokens >= context:
+            raise RadDraftError(f"--max-new-tokens {limits.max_new_tokens}: the model's context is {context} tokens")
         pictures = Pictures(loaded.drafter.gray_mapping, workers)
         service = Service(loaded, limits, pictures, loaded.speculator(speculate))
         try:
@@ -85,7 +90,11 @@ def read_token(file: Path | None) -> tuple[str, bool]:
     """The token of a file's first line or of RADDRAFT_TOKEN, or a new one; and whether it is new."""
     if file is None:
         given = os.environ.get("RADDRAFT_TOKEN")
-        return (given, False) if given else (secrets.token_urlsafe(32), True)
+        if given is None:
+            return secrets.token_urlsafe(32), True
+        if not given.strip():
+            raise RadDraftError("RADDRAFT_TOKEN is empty; unset it for a new token")
+        return given.strip(), False
     token = next(iter(file.read_text(encoding="utf-8").splitlines()), "").strip()
     if not token:
         raise RadDraftError(f"--token-file {file}: its first line is empty")
