@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from time import monotonic, sleep
 from typing import Any
 
@@ -35,7 +35,11 @@ from generator.serving.answers import Pieces
 from generator.serving.app import Service, make_server
 from generator.serving.batcher import Batcher, Job
 from generator.serving.pictures import Pictures
+from generator.serving.studies import read_parts
+from generator.web import Refused
+from raddraft.errors import RadDraftError
 from raddraft.studies import Study, StudyImage
+from scripts.serve import read_token
 from tests.conftest import ROOT, SENTENCES
 from tests.films import chest, write_dicom
 from tests.test_cli import run
@@ -76,8 +80,12 @@ class Client:
         parts = [(f'name="{name}"; filename="x"', data) for name, data in files]
         parts += [('name="request"', json.dumps(fields).encode())]
         body = b"".join(b"--b\r\nContent-Disposition: form-data; %s\r\n\r\n%s\r\n" % (a.encode(), b) for a, b in parts)
+        return self.send_form(body + b"--b--\r\n")
+
+    def send_form(self, body: bytes) -> tuple[int, dict[str, Any]]:
+        """The same of a form's bytes, whose boundary is b."""
         kind = {"Content-Type": "multipart/form-data; boundary=b"}
-        status, _, answer = self.ask("POST", "/v1/chat/completions", body + b"--b--\r\n", kind)
+        status, _, answer = self.ask("POST", "/v1/chat/completions", body, kind)
         return status, json.loads(answer)
 
     def draft(self, *images: bytes, **fields: Any) -> dict[str, Any]:
@@ -232,6 +240,17 @@ def test_the_view_is_that_of_the_header(server, studies) -> None:
     assert text_of(server.draft(data)) == text_of(server.draft(data, study={"view": "AP"}))
     status, answer = server.post([picture(data)], study={"view": "LATERAL"})
     assert (status, answer["error"]["message"]) == (400, "Image 1 is given as LATERAL; its header states AP.")
+    status, answer = server.post([picture(data)], study={"view": "postero-anterior"})
+    assert (status, answer["error"]["message"]) == (400, "Image 1 is given as PA; its header states AP.")
+
+
+def test_a_given_view_tells_more_than_a_header_that_states_a_frontal(server, film, tmp_path) -> None:
+    path = write_dicom(tmp_path / "x.dcm", chest(40).astype(np.uint16) * 9, ViewPosition="FRONTAL")
+    texts = {view: text_of(server.draft(path.read_bytes(), study={"view": view})) for view in ("PA", "AP", "FRONTAL")}
+    assert texts["FRONTAL"] == text_of(server.draft(path.read_bytes()))
+    assert len({*texts.values()}) == 3
+    prompts = [server.draft(film, study={"view": view})["usage"]["prompt_tokens"] for view in ("pa", "Doe, John PA")]
+    assert prompts[0] == prompts[1], "of a view its words alone are read"
 
 
 def test_confidence_and_log_probs_are_those_of_generate(server, model, studies, tmp_path) -> None:
@@ -353,6 +372,16 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"messages": [{"role": "system", "content": "x"}]}, "one message, of role user; these are system"),
     ({"study": {"view": "sideways"}}, "Unknown view 'sideways' of image 1. Choices: PA, AP, LATERAL"),
     ({"study": {"view": ["PA", "AP"]}}, "2 views are given for 1"),
+    ({"study": {"view": "LATERAL"}}, r"reads a frontal chest X-ray; the request has no frontal \(LATERAL\)"),
+    ({"study": {"view": "LAO"}}, r"the request has no frontal \(LAO\)"),
+    (
+        {"content": ["Lateral image: ", "film"]},
+        "names image 1 'Lateral image:'; the model reads it as 'frontal image:'",
+    ),
+    ({"content": ["Prior frontal image:", "film"]}, "names image 1 'Prior frontal image:'"),
+    ({"study": {"indication": "x", "sections": {"indication": "y"}}}, "The indication is given twice"),
+    ({"study": {"indication": "cough " * 3000}}, "have 18,000 bytes and exceed the context of 512 tokens by far"),
+    ({"content": ["film", "cough " * 3000]}, "have 18,000 bytes"),
     ({"study": {"sections": {"technique": "x"}}}, "does not read the section 'technique'. Choices: indication"),
     ({"study": {"prior": {}}}, "does not read the prior study"),
     ({"study": {"indikation": "x"}}, "unknown field `indikation`"),
@@ -362,14 +391,14 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens is 3 and max_completion_tokens 4"),
     ({"temperature": 3}, "temperature"),
     ({"temperature": "hot"}, "temperature"),
-    ({"n": 2, "temperature": 0}, "need temperature > 0"),
+    ({"n": 2, "temperature": 0}, "n 2 needs a temperature above 0"),
     ({"n": 33}, r"Expected `int` <= 32 - at `\$.n`"),
     ({"top_p": 0.5}, "top_p 0.5 needs a temperature"),
     ({"seed": -1}, "seed"),
     ({"top_logprobs": 5}, "top_logprobs"),
     ({"frequency_penalty": 0.5}, "frequency_penalty"),
     ({"response_format": {"type": "json_object"}}, "response_format 'json_object' is not known"),
-    ({"stop": ["."]}, "unknown field `stop`"),
+    ({"stop": ["."]}, r"Expected `null`, got `array` - at `\$.stop`"),
     ({"speculate": True}, "a server with --speculate"),
     ({"consensus": ["rouge_l"]}, "needs n above 1"),
     ({"consensus": ["rouge"], "n": 2}, "Unknown utility 'rouge'"),
@@ -423,6 +452,26 @@ def test_requests_of_another_form_are_refused(server, film, model) -> None:
     assert server.ask("GET", path)[0] == 405
     assert server.ask("GET", "/v1/nothing")[0] == 404
     assert server.draft(film, model="ours", user="u", frequency_penalty=0)["model"] == "ours"
+    nothing = dict.fromkeys(("study", "confidence", "consensus", "stop", "n", "temperature", "stream"))
+    assert text_of(server.draft(film, **nothing)) == text_of(server.draft(film))
+
+
+def test_a_form_that_is_cut_is_refused(server, film, capfd) -> None:
+    part = b'--b\r\nContent-Disposition: form-data; name="%s"%s\r\n\r\n%s\r\n'
+    body = part % (b"image", b'; filename="x"', film) + part % (b"request", b"", b'{"max_tokens": 2}')
+    assert server.send_form(body + b"--b--")[1]["usage"]["completion_tokens"] == 2
+    for end in (b"", b"--b", b"--b-"):
+        status, answer = server.send_form(body + end)
+        assert (status, answer["error"]["message"]) == (400, "The form is cut: its last boundary is missing")
+    assert server.send_form(b"Jane Doe")[0] == 400
+    assert capfd.readouterr().err == "", "no log"
+
+
+def test_texts_that_look_like_many_images_cost_no_time(drafter) -> None:
+    prompt = replace(drafter.prompt, instruction=f"a {'<image> ' * 60}x<image>")
+    assert (prompt.request, prompt.images_last) == (f"a {'<image> ' * 60}x", True)
+    with pytest.raises(Refused):
+        read_parts(PromptConfig(), [f"{' ' * 100_000}x", None])
 
 
 def test_only_who_shows_the_token_is_answered(server, film) -> None:
@@ -467,6 +516,8 @@ def test_pairs_and_priors_are_checked_and_read_as_generate_reads_them(start, dra
         for images, study, sentence in (
             ([lateral, pa], {"view": ["LATERAL", "PA"]}, "in this order"),
             ([pa, lateral], {}, r"has 2 images \(view not stated, view not stated\)"),
+            ([pa], {"view": "LATERAL"}, r"the request has no frontal \(LATERAL\)"),
+            ([pa], {"prior": {"images": [uri], "view": "LL"}}, r"the prior study has no frontal \(LL\)"),
             ([pa, lateral, old], {"view": ["PA", "LATERAL", "PA"]}, "has 3 images"),
             ([pa], {"prior": report}, "the prior study has no image"),
             ([pa], {"indication": "x"}, "does not read the indication"),
@@ -496,7 +547,12 @@ def test_images_behind_the_text_and_two_turns(start, drafter, film) -> None:
     last = replace(drafter, prompt=PromptConfig(instruction="Describe it.\n<image>"))
     with start(Model(last, "last")) as client:
         own = text_of(client.draft(film))
-        assert text_of(client.post([{"type": "text", "text": "Describe it."}, picture(film)])[1]) == own
+        ask = {"type": "text", "text": "Describe it."}
+        assert text_of(client.post([ask, picture(film)])[1]) == own
+        for text in (ask, ask | {"text": "Else?"}):
+            message = {"role": "user", "content": [text]}
+            status, answer = client.form([("image", film)], messages=[message])
+            assert (status, text_of(answer)) == (200, text_of(client.post([text, picture(film)])[1]))
         status, answer = client.post([picture(film), {"type": "text", "text": "Describe it."}])
         assert status == 400
         assert "the text first, then the images" in answer["error"]["message"]
@@ -585,6 +641,52 @@ def test_a_client_that_goes_away_is_not_waited_for(start, model, film) -> None:
         assert text_of(client.draft(film))
 
 
+def test_a_stream_that_waits_leaves_the_queue_with_its_client(start, model, film) -> None:
+    body = json.dumps({"messages": [{"role": "user", "content": [picture(film)]}], "stream": True})
+    headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
+    free = Event()
+    with start(model) as client:
+        batcher = client.service.batcher
+        job = a_job(model.drafter)
+        job.follow = lambda texts: free.wait(60) and None
+        batcher.submit(job)
+        connection = http.client.HTTPConnection("127.0.0.1", client.port)
+        connection.request("POST", "/v1/chat/completions", body, headers)
+        for count in (1, 0):
+            end = monotonic() + 60
+            while batcher.waiting != count:
+                assert monotonic() < end
+                sleep(0.01)
+            connection.close()
+        free.set()
+        assert job.done.result(60)
+
+
+def test_no_draft_is_told_twice(drafter) -> None:
+    """The second of three fails while the batch is decoded; the third is told nothing, so it has another try."""
+    jobs, told = [a_job(drafter) for _ in range(3)], []
+    batcher = Batcher(drafter, 8)
+
+    def fail(texts: list[list[int]]) -> None:
+        raise RuntimeError("full")
+
+    jobs[0].follow, jobs[1].follow = told.append, fail
+    with batcher._changed:
+        for job in jobs:
+            batcher.submit(job)
+    for job in jobs[:2]:
+        with pytest.raises(RuntimeError, match="full"):
+            job.done.result(60)
+    assert jobs[2].done.result(60)
+    assert [len(text) for (text,) in told] == [1]
+    batcher.close()
+
+
+def a_job(drafter: Drafter) -> Job:
+    (example,) = drafter.encode([Study("s", "p", "test", [StudyImage(Path("x"))])], answers=False)
+    return Job(example, [Image.fromarray(chest(40))], DecodeConfig(max_new_tokens=4), False)
+
+
 def test_one_that_cannot_be_decoded_costs_none_of_its_batch(drafter, film, tmp_path) -> None:
     examples = drafter.encode([Study("s", "p", "test", [StudyImage(tmp_path)])], answers=False)
     image = Image.fromarray(chest(40))
@@ -645,4 +747,22 @@ def test_what_is_wrong_is_told_before_a_model_is_loaded(tmp_path) -> None:
         assert f"Port {port} of 127.0.0.1 cannot be used" in run("serve", tmp_path / "no-model", "--port", port)[1]
     (tmp_path / "empty").touch()
     assert "its first line is empty" in run("serve", tmp_path, "--token-file", tmp_path / "empty")[1]
+    assert "--port 70000: ports are 0 to 65535" in run("serve", tmp_path, "--port", 70000)[1]
+    assert "--workers 0: at least one process" in run("serve", tmp_path, "--workers", 0)[1]
     assert "serve.batch_size must be at least 1" in run("serve", tmp_path, "--batch-size", 0)[1]
+
+
+def test_drafts_longer_than_the_context_are_told_at_the_start(random_model) -> None:
+    said = run("serve", random_model, "--port", 0, "--max-new-tokens", 100_000)[1]
+    assert re.search(r"--max-new-tokens 100000: the model's context is \d+ tokens", said)
+
+
+def test_the_token_of_the_environment_is_read_as_that_of_a_file(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("RADDRAFT_TOKEN", " one\n")
+    (tmp_path / "token").write_text(" one\n")
+    assert read_token(None) == read_token(tmp_path / "token") == ("one", False)
+    monkeypatch.setenv("RADDRAFT_TOKEN", " ")
+    with pytest.raises(RadDraftError, match="RADDRAFT_TOKEN is empty"):
+        read_token(None)
+    monkeypatch.delenv("RADDRAFT_TOKEN")
+    assert read_token(None)[1]

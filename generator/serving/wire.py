@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import logging
 import re
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,11 @@ MOST_CHOICES = 32
 """Drafts of one request."""
 MOST_IMAGES = 16
 """Images of one request."""
+
+LEAST_HEAT = 1e-3
+"""Temperatures below are greedy: logits divided by them overflow."""
+
+logging.getLogger("python_multipart").addHandler(logging.NullHandler())  # it would quote forms
 
 Views = str | list[str | None] | None
 Positive = Annotated[int, msgspec.Meta(ge=1)]
@@ -109,15 +115,16 @@ class Chat(_Form):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     logprobs: bool | None = None
-    study: StudyFields = msgspec.field(default_factory=StudyFields)
-    confidence: bool = False
+    study: StudyFields | None = None
+    confidence: bool | None = None
     speculate: bool | None = None
-    consensus: list[str] = []
+    consensus: list[str] | None = None
     # What may be sent as long as it asks for nothing.
     top_logprobs: Annotated[int, msgspec.Meta(ge=0, le=0)] | None = None
     frequency_penalty: Annotated[float, msgspec.Meta(ge=0, le=0)] | None = None
     presence_penalty: Annotated[float, msgspec.Meta(ge=0, le=0)] | None = None
     response_format: ResponseFormat | None = None
+    stop: None = None
     user: str | None = None
 
     @property
@@ -134,7 +141,10 @@ class Chat(_Form):
         limit, other = self.max_tokens, self.max_completion_tokens
         if limit and other and limit != other:
             raise Refused(400, f"max_tokens is {limit} and max_completion_tokens {other}; send one of them")
-        sampled = self.count > 1 or bool(self.temperature)
+        heated = (self.temperature or 0) >= LEAST_HEAT
+        if self.count > 1 and self.temperature is not None and not heated:
+            raise Refused(400, f"n {self.count} needs a temperature above 0; greedy drafts are all the same")
+        sampled = self.count > 1 or heated
         if self.top_p not in (None, 1) and not sampled:
             raise Refused(400, f"top_p {self.top_p} needs a temperature above 0; without one the draft is greedy")
         return DecodeConfig(
@@ -144,7 +154,7 @@ class Chat(_Form):
             temperature=self.temperature if sampled else None,
             top_p=(self.top_p or 1.0) if sampled else 1.0,
             seed=(self.seed or 0) if sampled else 0,
-            confidence=self.confidence or bool(self.logprobs),
+            confidence=bool(self.confidence or self.logprobs),
         )
 
 
@@ -153,8 +163,10 @@ class Asked:
     """A request that was read."""
 
     chat: Chat
+    study: StudyFields
+    """What it says of the study."""
     parts: list[str | None]
-    """The message: its texts, and None for each image."""
+    """The message: its texts, and None for each image; of a form its texts alone."""
     images: list[bytes]
     """Content of the image files, in the order of the message."""
     prior_images: list[bytes]
@@ -165,12 +177,14 @@ def read_json(body: bytes) -> Asked:
     chat = _decode(body)
     content = _content(chat.messages)
     urls = [part.image_url.url for part in content if isinstance(part, ImagePart)]
-    prior = chat.study.prior.images if chat.study.prior else []
+    study = chat.study or StudyFields()
+    prior = study.prior.images if study.prior else []
     if len(urls) + len(prior) > MOST_IMAGES:
         raise Refused(400, f"The request has {len(urls) + len(prior)} images; at most {MOST_IMAGES} are taken.")
     parts = [part.text if isinstance(part, TextPart) else None for part in content]
     images = [_data(url, f"image {number}") for number, url in enumerate(urls, 1)]
-    return Asked(chat, parts, images, [_data(url, f"prior image {number}") for number, url in enumerate(prior, 1)])
+    prior_images = [_data(url, f"prior image {number}") for number, url in enumerate(prior, 1)]
+    return Asked(chat, study, parts, images, prior_images)
 
 
 async def read_form(body: bytes, headers: Any) -> Asked:
@@ -178,15 +192,23 @@ async def read_form(body: bytes, headers: Any) -> Asked:
     from starlette.datastructures import UploadFile
     from starlette.formparsers import MultiPartException, MultiPartParser
 
+    class Parser(MultiPartParser):
+        ended = False
+
+        def on_end(self) -> None:
+            self.ended = True
+
     async def stream() -> AsyncGenerator[bytes, None]:
         yield body
 
-    parser = MultiPartParser(headers, stream(), max_files=MOST_IMAGES, max_fields=1)
+    parser = Parser(headers, stream(), max_files=MOST_IMAGES, max_fields=1)
     parser.spool_max_size = len(body) + 1  # nothing of it goes to a disk
     try:
         form = await parser.parse()
     except (MultiPartException, KeyError, ValueError) as error:
         raise Refused(400, f"The form cannot be read: {getattr(error, 'message', None) or error}") from None
+    if not parser.ended:
+        raise Refused(400, "The form is cut: its last boundary is missing")
     files: dict[str, list[bytes]] = {"image": [], "prior_image": []}
     chat = Chat()
     for name, value in form.multi_items():
@@ -197,13 +219,13 @@ async def read_form(body: bytes, headers: Any) -> Asked:
         else:
             kind = "file" if isinstance(value, UploadFile) else "field"
             raise Refused(400, f"Unknown {kind} {name!r} of the form. Choices: files image, prior_image, field request")
-    content = _content(chat.messages) if chat.messages else []
-    if any(isinstance(part, ImagePart) for part in content) or (chat.study.prior and chat.study.prior.images):
+    content, study = _content(chat.messages) if chat.messages else [], chat.study or StudyFields()
+    if any(isinstance(part, ImagePart) for part in content) or (study.prior and study.prior.images):
         raise Refused(400, "The form has images as files and its request has some, too; send them in one way.")
-    if files["prior_image"] and chat.study.prior is None:
-        chat.study.prior = Prior()
-    parts = [part.text for part in content if isinstance(part, TextPart)]
-    return Asked(chat, [*[None] * len(files["image"]), *parts], files["image"], files["prior_image"])
+    if files["prior_image"] and study.prior is None:
+        study.prior = Prior()
+    parts: list[str | None] = [part.text for part in content if isinstance(part, TextPart)]
+    return Asked(chat, study, parts, files["image"], files["prior_image"])
 
 
 def _decode(body: bytes) -> Chat:
