@@ -64,6 +64,10 @@ HASH_SIDE = 16
 NEAR = 28
 """Of the 256 bits of a hash: films that differ in no more are near-duplicates. Between films of different patients it
 is 48 or more, in 1.9 million pairs of four public collections; by a 64-bit difference hash some are equal."""
+ROWS, COLUMNS = 256, 2**15
+"""Hashes that are compared in one go: few enough to stay in the processor's cache, which is several times as fast."""
+SILENT = 10.0
+"""Seconds of comparing before a progress bar is shown."""
 BLUR, SAME_DETAILS = 1.0, 0.92
 """What a blur of this many pixels takes from the small copy are its details; of near-duplicates with this correlation
 of details, or more, one is a copy of the other. Of 474 near pairs of 4,000 phantoms none has more than 0.89."""
@@ -275,13 +279,18 @@ def near_pairs(hashes: np.ndarray, others: np.ndarray | None = None) -> Iterator
 
     Without others, of the hashes with each other: (earlier, later, bits).
     """
-    against = hashes if others is None else others
-    block = max(1, 2**24 // max(1, len(against)))  # pairs that are held at once: 128 MiB
-    for start in range(0, len(hashes), block):
-        rows, first = hashes[start : start + block], start if others is None else 0
-        bits = np.zeros((len(rows), len(against) - first), np.uint16)
-        for word in range(hashes.shape[1]):
-            bits += np.bitwise_count(rows[:, None, word] ^ against[None, first:, word])
-        near = bits <= NEAR
-        for row, column in np.argwhere(np.triu(near, 1) if others is None else near).tolist():
-            yield start + row, first + column, int(bits[row, column])
+    from tqdm import tqdm
+
+    words = np.ascontiguousarray((hashes if others is None else others).T)
+    blocks = range(0, len(hashes), ROWS)
+    for start in tqdm(blocks, "pairs", unit=f"{ROWS} films", disable=None, delay=SILENT):
+        found = []
+        for left in range(0, words.shape[1], COLUMNS):
+            part = words[:, left : left + COLUMNS]
+            for row in range(start, min(start + ROWS, len(hashes))):
+                bits = np.zeros(part.shape[1], np.uint16)
+                for word, own in zip(part, hashes[row], strict=True):
+                    bits += np.bitwise_count(word ^ own)
+                near = np.flatnonzero(bits <= NEAR)
+                found += [(row, left + int(at), int(bits[at])) for at in near if others is not None or left + at > row]
+        yield from sorted(found)

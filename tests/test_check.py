@@ -196,7 +196,10 @@ def test_copies_are_found_by_content_and_by_look(phantoms, tmp_path) -> None:
     assert all(0 < count <= survey.NEAR for count in bits.values())
 
 
-def test_pairs_are_those_of_all_comparisons() -> None:
+@pytest.mark.parametrize(("rows", "columns"), [(survey.ROWS, survey.COLUMNS), (7, 30)])
+def test_pairs_are_those_of_all_comparisons(monkeypatch, rows, columns) -> None:
+    monkeypatch.setattr(survey, "ROWS", rows)
+    monkeypatch.setattr(survey, "COLUMNS", columns)
     generator = np.random.default_rng(0)
     hashes = generator.integers(0, 2**63, (400, 4)).astype(np.uint64)
     for number in range(0, 400, 7):
