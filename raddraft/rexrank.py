@@ -65,6 +65,22 @@ def find_entries(studies: Iterable[Study]) -> dict[str, dict[str, Any]]:
     return entries  # type: ignore[return-value]  # checked
 
 
+def check_target(path: Path) -> None:
+    """Check that a submission may be written to a path: there is no file, or an earlier submission.
+
+    Raises:
+        RadDraftError: another file is there, such as a list of ReXrank, which would be lost.
+    """
+    if not path.exists() or path.read_bytes().strip() == b"{}":  # no study had a draft
+        return
+    for name, entry in read_entries(path).items():
+        if PREDICTION not in entry:
+            raise RadDraftError(
+                f"{path}: study {name!r} has no {PREDICTION}, so this is no submission of an earlier run and is not "
+                "replaced; choose another --out"
+            )
+
+
 def write_submission(path: Path, entries: Mapping[str, dict[str, Any]], drafts: Mapping[str, str]) -> list[str]:
     """Write a submission: each entry with its draft; studies without a draft are not in it.
 
@@ -79,7 +95,7 @@ def write_submission(path: Path, entries: Mapping[str, dict[str, Any]], drafts: 
     submission = {name: entry | {PREDICTION: drafts[name]} for name, entry in entries.items() if name in drafts}
     write_json(path, submission)
     return [
-        f"The submission to ReXrank is {path}: {len(submission):,} of {len(entries):,} studies",
+        f"The submission to ReXrank is {path}: {len(submission):,} of the manifest's {len(entries):,} studies",
         *tell_studies("without a draft, which ReXrank leaves out in silence", entries.keys() - drafts.keys()),
         *tell_studies(
             "with a blank draft, at which ReXrank's code stops",

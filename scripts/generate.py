@@ -63,7 +63,7 @@ def main(
     from generator.api import load_model, report_drafts
     from generator.generate import read_drafts
     from raddraft.processes import is_main_process
-    from raddraft.rexrank import find_entries, write_submission
+    from raddraft.rexrank import check_target, find_entries, write_submission
     from raddraft.studies import read_studies
 
     everything = [study for study in read_studies(studies) if sources is None or study.source in sources]
@@ -74,6 +74,11 @@ def main(
     entries = find_entries(wanted) if format == "rexrank" else {}
     if entries:
         out = out.with_suffix(".jsonl")
+    submission = out.with_suffix(".json")
+    if studies.resolve() in map(Path.resolve, [out, submission] if entries else [out]):
+        raise RadDraftError(f"--out {out}: this would replace the manifest {studies}; choose another name")
+    if entries:
+        check_target(submission)
     loaded = load_model(model, device, prompt, remote_code)
     errors = loaded.generate(wanted, out, control, training, speculate, workers, decode)
     if is_main_process():
@@ -81,7 +86,7 @@ def main(
         print(report_drafts(drafts, errors, out))
         if entries:
             print(
-                *write_submission(out.with_suffix(".json"), entries, {one.study_id: one.text for one in drafts}),
+                *write_submission(submission, entries, {one.study_id: one.text for one in drafts}),
                 sep="\n",
             )
     return 1 if errors and is_main_process() else 0

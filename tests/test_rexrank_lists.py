@@ -12,7 +12,7 @@ from generator.corpora import common
 from generator.corpora.rexrank import convert
 from metrics.read import read_predictions
 from raddraft.errors import RadDraftError
-from raddraft.rexrank import write_submission
+from raddraft.rexrank import check_target, write_submission
 from raddraft.studies import read_studies
 from tests.conftest import make_study
 
@@ -152,7 +152,7 @@ def test_a_submission_passes_its_reader_and_resumes(root, model_folder, tmp_path
     (root / "files" / "CXR8_IM-0002" / "0.png").write_bytes(b"broken")
     assert run("generate", *command, "--format", "rexrank") == 1, "a study without draft"
     told = capsys.readouterr().out
-    assert f"The submission to ReXrank is {out}: 2 of 3 studies" in told
+    assert f"The submission to ReXrank is {out}: 2 of the manifest's 3 studies" in told
     assert "Studies without a draft, which ReXrank leaves out in silence: 1 (CXR8_IM-0002)" in told
     drafts = {row["study_id"]: row for row in map(json.loads, out.with_suffix(".jsonl").read_text().splitlines())}
     assert read_as_rexrank(out, tmp_path) == {
@@ -166,15 +166,30 @@ def test_a_submission_passes_its_reader_and_resumes(root, model_folder, tmp_path
     assert fields == LIST["patient64620_study1"] | {"model_prediction": drafts["patient64620_study1"]["prediction"]}
     make_study(root / "files" / "CXR8_IM-0002", 0, "test")  # the image is mended, and the same command goes on
     assert run("generate", *command, "--format", "rexrank") == 0
-    assert "3 of 3 studies" in capsys.readouterr().out
+    assert "3 of the manifest's 3 studies" in capsys.readouterr().out
     assert [*read_as_rexrank(out, tmp_path)] == [*LIST][:3]
+
+
+def test_neither_the_list_nor_the_manifest_is_overwritten(root, tmp_path) -> None:
+    table = root / "ReXRank_test.json"
+    manifest = convert(root).out
+    before = table.read_bytes(), manifest.read_bytes()
+    command = ["generate", "--model", tmp_path / "none", "--studies", manifest, "--format", "rexrank", "--out"]
+    assert "study '50414267' has no model_prediction" in str(run(*command, table))
+    assert "study '50414267' has no model_prediction" in str(run(*command, table.with_suffix(".jsonl")))
+    for out in (manifest, manifest.with_suffix(".json")):
+        assert f"this would replace the manifest {manifest}" in str(run(*command, out))
+    assert f"this would replace the manifest {manifest}" in str(run(*command[:5], "--out", manifest))
+    assert (table.read_bytes(), manifest.read_bytes()) == before
+    (tmp_path / "empty.json").write_text("{}\n")
+    check_target(tmp_path / "empty.json")  # no study had a draft
 
 
 def test_blank_drafts_at_which_its_code_stops_are_named(tmp_path) -> None:
     path = tmp_path / "submission.json"
     told = write_submission(path, {"a": entry("a.png"), "b": entry("b.png")}, {"a": "The lungs are clear.", "b": ""})
     assert told == [
-        f"The submission to ReXrank is {path}: 2 of 2 studies",
+        f"The submission to ReXrank is {path}: 2 of the manifest's 2 studies",
         "Studies with a blank draft, at which ReXrank's code stops: 1 (b)",
     ]
     assert json.loads(path.read_text())["b"]["model_prediction"] == ""
