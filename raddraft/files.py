@@ -307,16 +307,16 @@ def read_json(path: Path, error: type[RadDraftError] = RadDraftError) -> Any:
     """What a JSON file, gzipped or not, holds; NaN is read as null.
 
     Raises:
-        RadDraftError: (or `error`) the file breaks off, is not JSON, or holds nothing.
+        RadDraftError: (or `error`) the file breaks off, is not JSON, holds nothing, or has a key twice in an object.
     """
     content = path.read_bytes()
     try:
-        value = decode_json(gzip.decompress(content) if path.suffix.lower() == ".gz" else content)
+        value = decode_json(gzip.decompress(content) if path.suffix.lower() == ".gz" else content, unique=True)
     except UnicodeDecodeError as cause:
         raise error(f"{path}: not UTF-8: {cause.reason} at byte {cause.start + 1}") from None
     except json.JSONDecodeError as cause:
         raise error(f"{path}: not valid JSON: {cause}") from None
-    except (EOFError, gzip.BadGzipFile, zlib.error, RecursionError) as cause:
+    except (EOFError, gzip.BadGzipFile, zlib.error, RecursionError, RadDraftError) as cause:
         raise error(f"{path}: {cause}") from None
     if not value:
         raise error(f"{path}: it holds nothing, {value!r}")
@@ -359,22 +359,33 @@ def _is_broken(line: bytes) -> bool:
     return False
 
 
-def decode_json(line: bytes) -> Any:
+def decode_json(line: bytes, unique: bool = False) -> Any:
     """What JSON text stands for, three times as fast as `json.loads`, whose errors it raises; NaN is None.
 
-    Also refused, as no JSON: what is nested too deeply for Python, and numbers of too many digits.
+    Also refused, as no JSON: what is nested too deeply for Python, and numbers of too many digits. With `unique`, at
+    the speed of `json.loads`, a key that stands twice in an object is a RadDraftError; else its last value counts.
     """
     try:
+        if unique:
+            return json.loads(line, parse_constant=_constant, object_pairs_hook=_unique)
         try:
             return msgspec.json.decode(line)
         except (msgspec.DecodeError, UnicodeDecodeError):  # NaN, a byte order mark, lone surrogates; or what is no JSON
             return json.loads(line, parse_constant=_constant)
-    except (json.JSONDecodeError, UnicodeDecodeError):
+    except (json.JSONDecodeError, UnicodeDecodeError, RadDraftError):
         raise
     except RecursionError:
         raise json.JSONDecodeError("Nested too deeply", "", 0) from None
     except ValueError:
         raise json.JSONDecodeError("A number of too many digits", "", 0) from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise RadDraftError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands twice in an object")
+    return found
 
 
 def _constant(name: str) -> float | None:

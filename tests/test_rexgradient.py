@@ -119,6 +119,14 @@ def test_rexgradient_every_view_of_one_part(root):
         ("[1]", "train_metadata_view_position.json: expected an object of studies, got list"),
         ('{"A_1": {"ImagePath": []}}', "json, A_1: expected an object with PatientID and a list ImagePath"),
         ('{"A_1": {"PatientID": "A", "ImagePath": [7]}}', "json, A_1: an image must be a path, got 7"),
+        (
+            '{"A_1": {"PatientID": "A", "ImagePath": [], "Findings": ["Clear."]}}',
+            r"json, A_1: Findings must be a text or null, got \"\['Clear",
+        ),
+        (
+            '{"A_1": {"PatientID": "A", "ImagePath": []}, "B": {}, "A_1": {"PatientID": "B", "ImagePath": []}}',
+            r"train_metadata_view_position\.json: the key 'A_1' stands twice in an object",
+        ),
         ('{"A_1": {"PatientID": "A"', "train_metadata_view_position.json.*: not valid JSON"),
     ],
 )

@@ -68,7 +68,10 @@ def convert(
 def _study(name: str, entry: Any, split: str, folder: Path, where: str, counts: Counter[str]) -> Study:
     if not isinstance(entry, dict) or not entry.get("PatientID") or not isinstance(entry.get("ImagePath"), list):
         raise CorpusError(f"{where}: expected an object with PatientID and a list ImagePath, got {str(entry)[:80]!r}")
-    texts = {key.lower(): str(entry.get(key) or "") for key in _SECTIONS}
+    for key in _SECTIONS:
+        if not isinstance(entry.get(key), str | None):
+            raise CorpusError(f"{where}: {key} must be a text or null, got {str(entry[key])[:80]!r}")
+    texts = {key.lower(): entry.get(key) or "" for key in _SECTIONS}
     study = Study(name, str(entry["PatientID"]), split, _images(entry, folder, where, counts))
     study.sections = clean_sections({key: text for key, text in texts.items() if not is_nothing(text)})
     sex, age = (str(entry.get(key) or "") for key in ("PatientSex", "PatientAge"))
