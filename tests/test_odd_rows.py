@@ -65,6 +65,9 @@ def counted(conversion: Conversion) -> dict[str, int]:
     [
         ("58", 58, None),
         ("058Y", 58, None),
+        ("58.0", 58, None),
+        ("1.5", 1.5, None),
+        ("0.9Y", 0.9, None),
         ("018M", 1.5, MONTHS),
         ("26W", 0.5, MONTHS),
         ("073D", 0.2, MONTHS),
@@ -75,7 +78,8 @@ def counted(conversion: Conversion) -> dict[str, int]:
 )
 def test_ages(text, age, what) -> None:
     counts = Counter[str]()
-    assert parse_age(text, counts) == age
+    found = parse_age(text, counts)
+    assert (found, type(found)) == (age, type(age))
     assert +counts == ({what: 1} if what else {})
 
 

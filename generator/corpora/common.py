@@ -37,7 +37,7 @@ PIXELS = (".png", ".jpg", ".jpeg")
 
 _SPLIT_NAMES = {name: name for name in SPLITS} | {"valid": "val", "validate": "val", "validation": "val"}
 # DICOM's age string has a unit; tables and some headers omit it and mean years.
-_AGE = re.compile(r"0*(\d+)(?:\.\d+)?\s*([YMWD]?)")
+_AGE = re.compile(r"(\d+(?:\.\d+)?)\s*([YMWD]?)")
 _PER_YEAR = {"": 1, "Y": 1, "M": 12, "W": 52.18, "D": 365.25}
 
 
@@ -390,13 +390,13 @@ def parse_sex(value: str, counts: Counter[str]) -> str | None:
 
 
 def parse_age(value: str, counts: Counter[str]) -> int | float | None:
-    """Years of 58, 058Y, 18M, 006W or 045D; None for nothing and for what is no age. Both odd kinds are counted."""
+    """Years of 58, 1.5, 058Y, 18M, 006W, 045D; None for nothing and for what is no age. Both odd kinds are counted."""
     match = _AGE.fullmatch(value.strip().upper())
     if match is None:
         counts[odd_rows.AGE] += not is_nothing(value)
         return None
     counts[odd_rows.MONTHS] += match[2] in ("M", "W", "D")
-    age = int(match[1]) / _PER_YEAR[match[2]]
+    age = float(match[1]) / _PER_YEAR[match[2]]
     return int(age) if age.is_integer() else round(age, 2)
 
 
