@@ -127,8 +127,8 @@ class Told:
     warnings: list[str]
 
     def to_dict(self) -> dict[str, object]:
-        """For JSON; what the tower had in training is there where it had, or may have had, some."""
-        return {"warnings": self.warnings} | ({"seen": self.seen.to_dict()} if self.seen.mark else {})
+        """For JSON; what the tower had in training is there where it had, or may have had, some, or that is unknown."""
+        return {"warnings": self.warnings} | ({"seen": self.seen.to_dict()} if self.seen.tell() else {})
 
 
 def look_for_leaks(
@@ -159,7 +159,7 @@ def look_for_leaks(
     groups, features = split_groups(studies), encoder.features if encoder.tower else encoder.features.parent
     warnings = check_leaks(groups, hashes, features)
     warnings += check_copies(groups, paths, features, encoder.gray_mapping, refuse=refuse)
-    return Told(seen, [*warnings, *([f"{seen.mark} {seen}, by what its authors say"] if seen.mark else [])])
+    return Told(seen, [*warnings, *seen.tell()])
 
 
 def check_copies(

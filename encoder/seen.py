@@ -15,7 +15,7 @@ from typing import Literal
 
 from encoder.cards import ALL, TOWERS
 from raddraft.errors import RadDraftError
-from raddraft.splits import SAME_SPLITS, UNKNOWN_PATIENT, origin
+from raddraft.splits import SAME_SPLITS, UNKNOWN_PATIENT, names_set, origin
 from raddraft.studies import Study, skim
 
 Training = Mapping[str, tuple[str, ...]] | None
@@ -33,6 +33,9 @@ class Seen:
     may: Counter[str] = field(default_factory=Counter)
     """Source -> studies that it may have been trained on: their split, or those it was trained on, are not known."""
 
+    unknown: Counter[str] = field(default_factory=Counter)
+    """Source -> studies of which the source does not tell the set, so that nothing is known of them."""
+
     @property
     def mark(self) -> str:
         """What stands beside a number that was measured on these studies."""
@@ -47,9 +50,20 @@ class Seen:
                 told.append(f"{verb} {counts.total():,} of {self.studies:,} test studies ({'; '.join(names)})")
         return " and ".join(told)
 
+    def tell(self) -> list[str]:
+        """Sentences to warn with: what the tower had, and films of which that cannot be told."""
+        told = [f"{self.mark} {self}, by what its authors say"] if self.mark else []
+        if self.unknown:
+            told.append(
+                f"of {self.unknown.total():,} of {self.studies:,} test studies the set is not known "
+                f"({'; '.join(self.unknown)}): whether the encoder was trained on them cannot be told"
+            )
+        return told
+
     def to_dict(self) -> dict[str, object]:
         """For JSON."""
-        return {"mark": self.mark, "studies": self.studies, "had": dict(self.had), "may": dict(self.may)}
+        found = {"mark": self.mark, "studies": self.studies, "had": dict(self.had), "may": dict(self.may)}
+        return found | ({"unknown": dict(self.unknown)} if self.unknown else {})
 
 
 def training_of(tower: str, known_as: str = "") -> Training:
@@ -60,14 +74,18 @@ def training_of(tower: str, known_as: str = "") -> Training:
         known_as: the short name of the tower that a folder or file holds.
 
     Raises:
-        RadDraftError: `known_as` is no short name.
+        RadDraftError: `known_as` is no short name, or stands beside a tower that is known by its own.
     """
     if known_as and known_as not in TOWERS:
         raise RadDraftError(f"known_as: unknown tower {known_as!r}. Choices: {', '.join(TOWERS)}")
-    if tower == "pixels" or tower.startswith("random:"):
-        return {}
-    name = known_as or tower.partition(":")[0]
+    untrained = tower == "pixels" or tower.startswith("random:")
+    name = tower.partition(":")[0]
     card = TOWERS.get(name) or next((card for card in TOWERS.values() if card.hub_id == name), None)
+    if known_as and (untrained or card):
+        raise RadDraftError(f"known_as: {known_as!r} is for a folder or a file, and {tower!r} is known; leave it out")
+    if untrained:
+        return {}
+    card = TOWERS[known_as] if known_as else card
     return card.trained_on if card else None
 
 
@@ -76,6 +94,9 @@ def count_seen(training: Training, studies: Iterable[Study]) -> Seen:
     seen = Seen()
     for study in skim(studies):
         seen.studies += 1
+        if training and not names_set(study.source):
+            seen.unknown[study.source or "no source"] += 1
+            continue
         found = _find(training or {}, study)
         if found != "no":
             (seen.had if found == "had" else seen.may)[study.source or ""] += 1

@@ -145,14 +145,15 @@ class KnownFilms:
     def _find_seen(
         self, studies: Sequence[Study], tasks: Sequence[Task], folds: bool, baseline: str
     ) -> dict[str, dict[str, Seen]]:
-        """Row -> task -> what its tower had, or may have had, of the test films; controls that show it films, too."""
+        """Row -> task -> what its tower had, may have had, or nobody can tell that it had, of the test films; controls
+        that show it films, too."""
         known = any(self.training.values())
         tested = {task.name: tested_studies(task, studies, folds) for task in tasks} if known else {}
         found: dict[str, dict[str, Seen]] = {}
         for row, sets in self.training.items():
             counted = {task: count_seen(sets, part) for task, part in tested.items()}
-            if marked := {task: seen for task, seen in counted.items() if seen.mark}:
-                found[row] = marked
+            if told := {task: seen for task, seen in counted.items() if seen.tell()}:
+                found[row] = told
         reports = {task.name for task in tasks if task.kind == "report"}
         if own := {task: seen for task, seen in found.get(baseline, {}).items() if task in reports}:
             found |= {name.format(baseline=baseline): own for name in CONTROLS.values() if "{baseline}" in name}
@@ -163,20 +164,23 @@ def _tell_seen(found: Mapping[str, Seen]) -> list[str]:
     """A sentence for each different finding about a row, with the tasks that it holds for."""
     tasks: dict[str, list[str]] = {}
     for task, seen in found.items():
-        tasks.setdefault(f"{seen.mark} {seen}", []).append(task)
-    return [f"{told}, by what its authors say: {', '.join(names)}" for told, names in tasks.items()]
+        for told in seen.tell():
+            tasks.setdefault(told, []).append(task)
+    return [f"{told}: {', '.join(names)}" for told, names in tasks.items()]
 
 
 def explain_marks(result: Mapping[str, Any]) -> list[str]:
     """How to read the marks in the table, where there are any, and which rows could have none."""
-    marks = {seen["mark"] for row in result.get("seen", {}).values() for seen in row.values()}
+    found = [seen for row in result.get("seen", {}).values() for seen in row.values()]
     told = []
-    if marks:
+    if any(seen["mark"] for seen in found):
         told.append(
             f"{HAD} measured on films that the encoder had in training, at least in part, by what its authors say of "
             f"sets and splits; {MAY} it may have had them. The warnings say how many. Such a value is no test on new "
             "films."
         )
+    if sources := list(dict.fromkeys(name for seen in found for name in seen.get("unknown", ()))):
+        told.append(f"Which set these films are from is not known, so that nothing is marked: {', '.join(sources)}.")
     if unknown := result.get("training_unknown"):
         told.append(
             f"What was trained on which films is not known here, so that nothing is marked: {', '.join(unknown)}."

@@ -23,6 +23,7 @@ from encoder.leaks import LeakError, check_copies, find_copies, split_groups
 from encoder.looks import LookList, find_looks
 from encoder.seen import count_seen, training_of
 from encoder.survey import NEAR, SAME_DETAILS, details, perceptual_hash, shrink
+from generator.compare_seen import explain_marks
 from raddraft.images import load_image
 from raddraft.studies import Study, StudyImage, read_studies, write_studies
 from tests.test_cli import run
@@ -77,6 +78,24 @@ def test_what_is_not_known_is_none_and_a_folder_may_be_told() -> None:
     assert training_of("/models/x", "rad-dino") == TOWERS["rad-dino"].trained_on
     with pytest.raises(ValueError, match=r"known_as: unknown tower 'rad-din'\. Choices: rad-dino, "):
         training_of("/models/x", "rad-din")
+    for tower in ("pixels", "random:/models/x", "dinov2-small", "microsoft/rad-dino", "ark-plus:Ark6.pth.tar"):
+        with pytest.raises(ValueError, match=f"known_as: 'rad-dino' is for a folder or a file, and '{tower}' is known"):
+            training_of(tower, "rad-dino")
+
+
+def test_films_of_an_unknown_set_are_named_since_no_mark_says_nothing_of_them() -> None:
+    films = [
+        Study(f"{i}", "p", "test", [], source=source) for i, source in enumerate(["rexrank", "mine", "folder:a", None])
+    ]
+    seen = count_seen(training_of("rad-dino"), films)
+    assert (seen.mark, seen.to_dict()["unknown"]) == ("", {"rexrank": 1, "folder:a": 1, "no source": 1})
+    assert seen.tell() == [
+        "of 3 of 4 test studies the set is not known (rexrank; folder:a; no source): whether the encoder was trained "
+        "on them cannot be told"
+    ]
+    assert count_seen(training_of("pixels"), films).tell() == []
+    [line] = explain_marks({"seen": {"rad-dino": {"Edema": seen.to_dict()}}})
+    assert line.endswith("not known, so that nothing is marked: rexrank, folder:a, no source.")
 
 
 def test_counts_and_sources_are_told() -> None:
