@@ -97,6 +97,22 @@ def test_ages_as_the_lists_write_them(root, text, age) -> None:
 
 
 @pytest.mark.parametrize(
+    ("context", "age", "indication"),
+    [
+        ("Age:64.0.Indication: Cough.", 64, "Cough."),
+        ("Age:60-70.Comparison: None.", 65, None),
+        ("Age:64.Gender:M.History: Cough.", None, "Age:64.Gender:M.History: Cough."),
+    ],
+)
+def test_contexts_that_lack_a_part_or_have_another_form(root, context, age, indication) -> None:
+    (root / "ReXRank_test.json").write_text(json.dumps({"50414267": LIST["50414267"] | {"context": context}}))
+    conversion = convert(root)
+    (study,) = conversion.studies
+    assert (study.patient["age"], study.sections.get("indication")) == (age, indication)
+    assert ("Contexts of another form, kept whole as the indication: 1" in conversion.notes) == (age is None)
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("[1]", "expected ReXrank's form"),

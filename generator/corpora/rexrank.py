@@ -18,7 +18,7 @@ from raddraft.views import name_view
 _ORIGIN = "The lists are in the folder data of https://github.com/rajpurkarlab/ReXrank. Name one with --table."
 _FOLDERS = ("files", "PNG", "images")
 _CONTEXT = re.compile(
-    r"(?:Age:(?P<age>.*?)\.\s*(?=Gender:))?(?:Gender:(?P<sex>[^.]*)\.)?\s*"
+    r"(?:Age:(?P<age>[^:]*?)\.\s*(?=Gender:|Indication:|Comparison:))?(?:Gender:(?P<sex>[^.]*)\.)?\s*"
     r"(?:Indication:(?P<indication>.*?))?(?:Comparison:(?P<comparison>.*))?",
     re.DOTALL,
 )
@@ -34,8 +34,9 @@ def convert(root: Path, out: Path | None = None, table: Path | None = None, imag
     come from the context. Ages are groups there (60-70): the middle counts, of >=90 the 90. Subjects are the list's for
     MIMIC-CXR and CheXpert Plus; elsewhere each study is one of its own. The key image, which ReXrank calls the frontal
     one, comes first, and counts as frontal unless another view is stated. Where an entry has more or fewer views than
-    images (46 of the 590 of IU X-ray), no other view is known. Sexes but M and F, and ages that cannot be read, are
-    unknown and counted.
+    images (46 of the 590 of IU X-ray), no other view is known. A context of another form than "Age:….Gender:….
+    Indication:…Comparison:…", each of which may be missing, is the indication, and counted. Sexes but M and F, and ages
+    that cannot be read, are unknown and counted.
 
     Args:
         root: Folder that holds the list, and the images in files, PNG or images, as ReXrank's tutorial names them.
@@ -70,6 +71,7 @@ def _study(name: str, entry: dict[str, Any], folder: Path, where: str, counts: C
         raise CorpusError(f"{where}: image_path must be a non-empty list of paths, got {paths!r}")
     context = re.sub("</?context>", "", str(entry.get("context") or "")).strip()
     found = _CONTEXT.fullmatch(context)
+    counts["Contexts of another form, kept whole as the indication"] += found is None
     told = {key: value or "" for key, value in found.groupdict().items()} if found else {"indication": context}
     sections = {"indication": told["indication"], "comparison": told.get("comparison", "")}
     sections |= {part: entry.get(f"section_{part}") or "" for part in ("findings", "impression")}
