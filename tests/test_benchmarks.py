@@ -120,6 +120,9 @@ def test_vindr_cxr(vindr):
 
 def test_vindr_cxr_errors(vindr):
     table = vindr / "annotations" / "image_labels_test.csv"
+    write_csv(table, [{"image_id": name, "No finding": "1"} for name in ("t1", VINDR_TRAIN)])
+    with pytest.raises(CorpusError, match=r"test\.csv line 3: study .* in split 'test'; earlier it is in 'train'"):
+        vindr_cxr.convert(vindr)
     write_csv(table, [{"image_id": "t1", "No finding": "2"}])
     with pytest.raises(CorpusError, match=r"test\.csv line 2, No finding: label '2'"):
         vindr_cxr.convert(vindr)

@@ -279,6 +279,26 @@ def test_chestx_det_errors(tmp_path, row, expected):
         chestx_det.convert(tmp_path)
 
 
+def test_chestx_det_with_a_repeated_image(tmp_path):
+    for name in (DET_TRAIN, "2"):
+        write_picture(tmp_path / f"{name}.png", np.zeros((1024, 1024), np.uint8))
+    first, second = (entry(DET_TRAIN, (finding, [-5, 1, 5, 5])) for finding in ("Mass", "Nodule"))
+    (tmp_path / "ChestX_Det_train.json").write_text(json.dumps([first, second]))
+    (tmp_path / "ChestX_Det_test.json").write_text(json.dumps([entry("2")]))
+    conversion = chestx_det.convert(tmp_path)
+    study = by_id(tmp_path / "studies.jsonl")[DET_TRAIN]
+    assert (len(study.images), study.labels["Mass"], study.labels["Nodule"]) == (1, 1, 0)
+    assert set(study.images[0].masks) == {"Mass"}
+    assert "Rows that repeat an image, left out: 1" in conversion.notes
+    assert "Rows whose labels differ from the first of their study, which count: 1" in conversion.notes
+    assert "Boxes and outlines that reach beyond the film, cut at its edge: 1" in conversion.notes
+    (tmp_path / "ChestX_Det_test.json").write_text(json.dumps([entry("2"), entry(DET_TRAIN)]))
+    with pytest.raises(
+        CorpusError, match=r"ChestX_Det_test\.json entry 2: study .* in split 'test'; earlier .*'train'"
+    ):
+        chestx_det.convert(tmp_path)
+
+
 def test_a_box_outside_of_its_film_is_left_out(tmp_path):
     for name in ("1", "2"):
         write_picture(tmp_path / f"{name}.png", np.zeros((1024, 1024), np.uint8))
@@ -339,8 +359,18 @@ def test_ms_cxr(ms_root):
         {"label": "Pneumonia", "text": "and on the left", "box": [0, 50, 8, 70]},
     ]
     assert not studies["s50000002"].images[0].masks
+    assert studies["s50000002"].images[0].extra["phrases"] == []
     assert "Boxes and outlines that reach beyond the film, cut at its edge: 1" in str(conversion)
     assert "Boxes without an area in the film, left out: 1" in str(conversion)
+
+
+def test_ms_cxr_with_repeated_rows(ms_root):
+    rows = [ms_row("p10/p10000001/s50000001/a-1.jpg", (10, 10, 20, 30), label_text=text) for text in "aab"]
+    write_csv(ms_root / "MS_CXR_Local_Alignment_v1.1.0.csv", rows)
+    conversion = ms_cxr.convert(ms_root, ms_root.parent / "mimic-cxr-jpg")
+    [image] = by_id(ms_root / "studies.jsonl")["s50000001"].images
+    assert [phrase["text"] for phrase in image.extra["phrases"]] == ["a", "b"]
+    assert "Rows that repeat a phrase and its box, left out: 1" in conversion.notes
 
 
 def test_ms_cxr_with_its_own_split(ms_root):

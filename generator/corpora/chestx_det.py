@@ -37,7 +37,8 @@ def convert(root: Path, out: Path | None = None, images: Path | None = None) -> 
     is healthy: No Finding is 1. Outlines of one finding are one mask; those that reach beyond the film are cut at its
     edge and counted, boxes with no pixel on it left out. Test is the official test part; val is a tenth of the official
     train images, by a hash of the image's name. The films are from ChestX-ray14, where a patient may have several, but
-    have numbers of their own: every image is a subject, which the manifest marks ("unknown_patient").
+    have numbers of their own: every image is a subject, which the manifest marks ("unknown_patient"). Of several
+    entries of an image the first counts, and the others are counted; an image of both parts is refused.
 
     Args:
         root: Folder that holds ChestX_Det_train.json and ChestX_Det_test.json, or train.json and test.json of
@@ -48,7 +49,7 @@ def convert(root: Path, out: Path | None = None, images: Path | None = None) -> 
     folder = images or root
     found = [path for path in sorted(folder.rglob("*.png")) if "masks" not in path.relative_to(folder).parts]
     paths = {path.name: path for path in found}  # masks are of an earlier run
-    studies = []
+    studies: dict[str, Study] = {}
     masks: dict[str, dict[str, list[Polygons]]] = {}
     counts = Counter[str]()
     for part in ("train", "test"):
@@ -59,12 +60,14 @@ def convert(root: Path, out: Path | None = None, images: Path | None = None) -> 
             study_id = Path(name).stem
             split = "test" if part == "test" else common.hash_split(study_id, common.NO_VAL)
             image = StudyImage(paths.get(name, folder / name))
-            masks[study_id] = _masks(entry, findings, where, counts)
-            labels: dict[str, int | None] = {finding: int(finding in masks[study_id]) for finding in findings}
+            drawn = _masks(entry, findings, where, Counter() if study_id in studies else counts)
+            masks.setdefault(study_id, drawn)
+            labels: dict[str, int | None] = {finding: int(finding in drawn) for finding in findings}
             labels["No Finding"] = int(not entry["syms"])
-            studies.append(Study(study_id, study_id, split, [image], labels=labels))
-    conversion = Conversion("chestx-det", studies, out or root / "studies.jsonl", counts)
-    healthy = sum(study.labels["No Finding"] == 1 for study in studies)
+            study = Study(study_id, study_id, split, [image], labels=labels)
+            common.add_image(studies, study, where, counts)
+    conversion = Conversion("chestx-det", studies.values(), out or root / "studies.jsonl", counts)
+    healthy = sum(study.labels["No Finding"] == 1 for study in studies.values())
     conversion.notes += [f"Images without any finding, healthy: {healthy:,}"]
     conversion.mark_unknown_patients()
     conversion.keep_files()

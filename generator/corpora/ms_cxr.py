@@ -34,8 +34,8 @@ def convert(
 
     Subjects and studies are named as in `raddraft prepare mimic-cxr`. Findings without a box are not mentioned. The
     boxes of a finding are one mask, cut at the film's edge; boxes that leave the film are counted, and left out if they
-    have no pixel on it. Each box with its phrase stands in the image's phrases, as x1, y1, x2, y2 in pixels. Views are
-    not known: the table does not tell them.
+    have no pixel on it. Each box that is drawn stands with its phrase in the image's phrases, as x1, y1, x2, y2 in
+    pixels; rows that repeat one are counted. Views are not known: the table does not tell them.
 
     Args:
         root: Folder that holds MS_CXR_Local_Alignment_v1.1.0.csv.
@@ -76,10 +76,14 @@ def convert(
             raise CorpusError(f"{where}: {', '.join(_BOX)} must not be blank")
         x, y, w, h, width, height = numbers
         box = [x, y, x + w, y + h]
-        drawn = boxes.outline_box(box, (int(height), int(width)), "edges", where, counts)
-        masks[f"{study_id}_{name}"][finding] += drawn
-        image.extra["phrases"].append({"label": finding, "text": row["label_text"], "box": box})
+        phrase = {"label": finding, "text": row["label_text"], "box": box}
+        if phrase in image.extra["phrases"]:
+            counts["Rows that repeat a phrase and its box, left out"] += 1
+            continue
         study.labels[finding] = 1
+        if drawn := boxes.outline_box(box, (int(height), int(width)), "edges", where, counts):
+            masks[f"{study_id}_{name}"][finding] += drawn
+            image.extra["phrases"].append(phrase)
     conversion = Conversion("ms-cxr", studies.values(), out or root / "studies.jsonl", counts)
     conversion.keep_files(".dcm")
     conversion.add_masks(masks)

@@ -70,24 +70,26 @@ def read_studies(
         counts: of odd rows.
 
     Raises:
-        CorpusError: a table is missing, or not as it should be.
+        CorpusError: a table is missing, or not as it should be, or an image is in both.
     """
-    studies = []
+    studies: dict[str, Study] = {}
     for part in ("train", "test"):
         table = common.find_file(tables, [f"image_labels_{part}.csv"], origin)
-        for name, labels in _read_labels(table, readers, counts).items():
+        for name, (where, labels) in _read_labels(table, readers, counts).items():
             split = "test" if part == "test" else common.hash_split(name, common.NO_VAL)
             image = StudyImage((images or root) / part / f"{name}.dicom", view)
-            studies.append(Study(name, name, split, [image], labels=labels))
-    return studies
+            common.add_image(studies, Study(name, name, split, [image], labels=labels), where, counts)
+    return list(studies.values())
 
 
-def _read_labels(table: Path, readers: Readers, counts: Counter[str]) -> dict[str, dict[str, int | None]]:
-    """Image -> label by the rows of its readers; None where no row says anything."""
+def _read_labels(table: Path, readers: Readers, counts: Counter[str]) -> dict[str, tuple[str, dict[str, int | None]]]:
+    """Image -> its first row's place, and label by the rows of its readers; None where no row says anything."""
+    places: dict[str, str] = {}
     votes: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     seen: set[tuple[str, str]] = set()
     for where, row in common.read_table(table, ["image_id", "No finding"]):
         name = row["image_id"]
+        places.setdefault(name, where)
         reader = (name, next((row[column] for column in _READER if row.get(column)), ""))
         if reader in seen:
             counts["Rows that repeat a reader of an image, left out"] += 1
@@ -103,7 +105,7 @@ def _read_labels(table: Path, readers: Readers, counts: Counter[str]) -> dict[st
         len(set(said)) > 1 for labels in votes.values() for said in labels.values()
     )
     return {
-        name: {label: _settle(said, readers) if said else None for label, said in labels.items()}
+        name: (places[name], {label: _settle(said, readers) if said else None for label, said in labels.items()})
         for name, labels in votes.items()
     }
 
