@@ -169,6 +169,19 @@ def test_padchest_names_line_and_value_of_a_bad_cell(tmp_path, changes, message)
         padchest.convert(tmp_path)
 
 
+def test_padchest_cells_that_a_spreadsheet_rewrote(tmp_path):
+    odd = {"Projection": "PA ", "MethodLabel": " ", "StudyDate_DICOM": "20140915.0", "ImageDir": "0.0"}
+    write_csv(tmp_path / TABLE, [row("a1", "1", "A", **odd), row("b1", "2", "B", PatientBirth="2015.0 ")])
+    for name in ("a1", "b1"):
+        film(tmp_path / "0" / f"{name}.png")
+    conversion = padchest.convert(tmp_path)
+    first, second = by_id(tmp_path / "studies.jsonl").values()
+    assert [image.view for image in first.images] == ["PA"]
+    assert first.extra == {"study_date": "20140915", "labels_by": "unknown"}
+    assert (first.patient["age"], second.patient["age"]) == (84, None)
+    assert "Studies before the year of their patient's birth, without age: 1" in conversion.notes
+
+
 def test_padchest_without_its_table_or_with_another(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"PADCHEST_chest_x_ray_images_labels.*bimcv.*--table"):
         padchest.convert(tmp_path)

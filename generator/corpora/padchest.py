@@ -41,13 +41,15 @@ _META = frozenset({"", "exclude", "unchanged", "suboptimal study"})
 _VIEWS = {"PA": "PA", "AP": "AP", "AP_horizontal": "AP SUPINE", "L": "LATERAL"} | dict.fromkeys(
     ("COSTAL", "EXCLUDE", "UNK")
 )
-_METHODS = {"Physician": "physicians", "RNN_model": "network"}
+_METHODS = {"Physician": "physicians", "RNN_model": "network", "": "unknown"}
 _ORIGIN = "It is part of PadChest, https://bimcv.cipf.es/bimcv-projects/padchest (on application)."
 _TABLE = "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv"
 _COLUMNS = (
     *("ImageID", "ImageDir", "StudyID", "PatientID", "PatientBirth", "PatientSex_DICOM", "StudyDate_DICOM"),
     *("Projection", "MethodLabel", "Labels"),
 )
+_CODES = ("ImageDir", "PatientBirth", "StudyDate_DICOM", "Projection", "MethodLabel")
+"""Columns whose cells may have blanks around them, or be numbers that a spreadsheet wrote with .0."""
 
 
 def convert(
@@ -67,11 +69,11 @@ def convert(
     A label is a whole term, without blanks around it and in small letters, that is 1 or 0; normal is No Finding, and 0
     where a finding stands beside it. A study has no labels if its cell is blank, has the term exclude, or has no terms
     but unchanged, suboptimal study and blanks: what its film shows is then not said. labels_by tells whether
-    physicians or a network read the report.
+    physicians or a network read the report, or that it is unknown, where the cell is blank.
 
-    Age is the year of the study minus that of birth. Sex and age are unknown of a subject who has two sexes or two
-    years of birth. Rows that repeat an image, PNG files that are cut or filled with zeros, and images that do not exist
-    are left out and counted.
+    Age is the year of the study minus that of birth; studies before it have none and are counted. Sex and age are
+    unknown of a subject who has two sexes or two years of birth. Rows that repeat an image, PNG files that are cut or
+    filled with zeros, and images that do not exist are left out and counted.
 
     Args:
         root: Folder that holds the table and the images, as ImageDir/ImageID (0/ to 54/) or all in one folder.
@@ -119,9 +121,11 @@ def _read_films(table: Path, folder: Path, counts: Counter[str]) -> Iterator[_Fi
     flat = not any((folder / str(number)).is_dir() for number in range(55))
     names: set[str] = set()
     for where, row in common.read_table(table, _COLUMNS):
+        row |= {column: row[column].strip().removesuffix(".0") for column in _CODES}
         for column, choices in (("Projection", _VIEWS), ("MethodLabel", _METHODS)):
             if row[column] not in choices:
-                raise CorpusError(f"{where}: unknown {column} {row[column]!r}. Choices: {', '.join(choices)}")
+                known = ", ".join(filter(None, choices))
+                raise CorpusError(f"{where}: unknown {column} {row[column]!r}. Choices: {known}")
         name = row["ImageID"]
         if name in names:
             counts[REPEATED] += 1
@@ -136,7 +140,7 @@ def _read_films(table: Path, folder: Path, counts: Counter[str]) -> Iterator[_Fi
             parse_terms(row["Labels"], where),
             row["StudyDate_DICOM"],
             _year(row["StudyDate_DICOM"], f"{where}, StudyDate_DICOM"),
-            _year(row["PatientBirth"].removesuffix(".0"), f"{where}, PatientBirth"),
+            _year(row["PatientBirth"], f"{where}, PatientBirth"),
             sex,
             _METHODS[row["MethodLabel"]],
         )
@@ -171,7 +175,7 @@ def normalize(term: str) -> str:
 
 def _year(value: str, where: str) -> int | None:
     """The first four digits; None of a blank cell."""
-    if not value.strip():
+    if not value:
         return None
     if not value[:4].isdigit() or len(value) not in (4, 8):
         raise CorpusError(f"{where}: expected a year, or a date like 20140915, got {value!r}")
@@ -191,7 +195,10 @@ def _group(films: Sequence[_Film], counts: Counter[str]) -> dict[str, Study]:
         subject = subject_of[film.patient]
         if film.study not in studies:
             born, year = births.get(subject), film.year
-            age = year - born if year and born and year >= born else None
+            age = year - born if year and born else None
+            if age is not None and age < 0:
+                counts["Studies before the year of their patient's birth, without age"] += 1
+                age = None
             extra = {"study_date": film.date, "labels_by": film.method}
             study = Study(film.study, subject, common.hash_split(subject), [], extra=extra)
             study.patient = {"sex": sexes.get(subject), "age": age}
