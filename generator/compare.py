@@ -45,7 +45,7 @@ from metrics.summary import sign
 from raddraft.errors import RadDraftError
 from raddraft.files import digest_json
 from raddraft.stats import mean_measure
-from raddraft.studies import Study, deal_folds, read_studies
+from raddraft.studies import GrayMapping, Study, deal_folds, read_studies
 from raddraft.text import show, slug
 
 RULES = 7
@@ -111,7 +111,8 @@ def compare(
         for task in tasks
         if task.kind == "report"
     }
-    context = _Context(Path(manifest), known, parts, out, compute, resamples, baseline, recipes)
+    check = partial(films.find_copies, parts=parts, tasks=tasks, features=compute.features, leaks=leaks)
+    context = _Context(Path(manifest), known, parts, out, compute, resamples, baseline, recipes, check)
     cells, made_of = context.measure_rows(entries, towers_of, tasks)
     told = films.look(known, parts, tasks, baseline, compute.features, leaks)
     for one, cell in context.measure_reports(list(_list_reports(baseline, recipes, tasks, made_of, out))):
@@ -197,6 +198,8 @@ class _Context:
     baseline: str
     recipes: Mapping[tuple[str, str], compare_report.Recipe]
     """Row and report task -> recipe."""
+    check: Callable[[GrayMapping], object]
+    """Refuses test films that are train films, before anything is measured on them."""
     stores: dict[Path, FeatureStore] = field(default_factory=dict)
     """Folder of the runs of a recipe -> features that they read."""
 
@@ -233,6 +236,7 @@ class _Context:
                     if task.kind != "report" and self._find(entry.name, task, made_of[entry.name]) is None
                 ]
                 features = open_row(tower, encoder, left, recipes, self.studies)
+            self.check(entry.gray_mapping)
             for one in reports:
                 if store := features.of_reports.get(one.task.name):
                     self.stores[one.runs[0].folder.parent] = store

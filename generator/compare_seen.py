@@ -14,7 +14,7 @@ from generator.compare_config import Entry, Task
 from generator.compare_features import features_of
 from generator.compare_report import CONTROLS
 from generator.prompts import PromptConfig
-from raddraft.studies import Study
+from raddraft.studies import GrayMapping, Study
 
 Leaks = Literal["refuse", "tell"]
 
@@ -37,54 +37,14 @@ def tested_studies(task: Task, studies: Sequence[Study], folds: bool) -> list[St
     return [study for study in known if folds or study.split == "test"]
 
 
-def find_leaks(
-    parts: Sequence[Sequence[Study]],
-    entries: Sequence[Entry],
-    lists: Sequence[Path | None],
-    tasks: Sequence[Task],
-    features: Path,
-    leaks: Leaks,
-) -> dict[str, list[str]]:
-    """Row -> what `check_leaks` and `check_copies` find between the splits; or between the folds, each tested on once.
-
-    Films are looked for among the studies of each task: two tasks of different sources share no train split.
-
-    Raises:
-        LeakError: a test film is a train film, and `leaks` is refuse.
-    """
+def _group(parts: Sequence[Sequence[Study]]) -> tuple[dict[str, Sequence[Study]], list[str], list[str]]:
+    """The splits, which are tested on and which are trained on; or the folds, each for both."""
     if len(parts) == 1:
-        groups, tested, trained = split_groups(parts[0]), ["test"], ["train"]
-    else:
-        groups = {f"fold {number}": split_groups(part)["test"] for number, part in enumerate(parts, 1)}
-        tested = trained = list(groups)
-    uses: dict[tuple[str, ...] | None, set[Path]] = {}
-    for task in tasks:
-        sources = None if task.sources is None else tuple(sorted(task.sources))
-        paths = uses.setdefault(sources, set())
-        if task.kind == "report":
-            paths.update(study.main_image.path for study in of_sources(parts[0], task.sources))
-        else:
-            paths.update(features_of(task, parts[0])[1])
-    found: dict[str, list[str]] = {}
-    copies: dict[str, list[str]] = {}
-    for entry, seen in zip(entries, lists, strict=True):
-        told = check_leaks(groups, seen, features, tested)
-        if entry.gray_mapping not in copies:
-            each = (
-                check_copies(
-                    {group: _of(studies, sources) for group, studies in groups.items()},
-                    paths,
-                    features,
-                    entry.gray_mapping,
-                    tested,
-                    trained,
-                    leaks == "refuse",
-                )
-                for sources, paths in uses.items()
-            )
-            copies[entry.gray_mapping] = list(dict.fromkeys(sentence for part in each for sentence in part))
-        found[entry.name] = told + copies[entry.gray_mapping]
-    return found
+        return {**split_groups(parts[0])}, ["test"], ["train"]
+    folds: dict[str, Sequence[Study]] = {
+        f"fold {number}": split_groups(part)["test"] for number, part in enumerate(parts, 1)
+    }
+    return folds, list(folds), list(folds)
 
 
 def _of(studies: Iterable[Study], sources: Sequence[str] | None) -> list[Study]:
@@ -106,8 +66,48 @@ class KnownFilms:
     def __init__(self, entries: Sequence[Entry], towers: Sequence[str], lists: Sequence[Path | None]) -> None:
         self.entries, self.lists = entries, lists
         self.training = {one.name: training_of(tower, one.known_as) for one, tower in zip(entries, towers, strict=True)}
+        self.copies: dict[GrayMapping, list[str]] = {}
+        """What `find_copies` has found already."""
         for file in {file for file in lists if file}:
             read_hashes(file)
+
+    def find_copies(
+        self,
+        gray_mapping: GrayMapping,
+        parts: Sequence[Sequence[Study]],
+        tasks: Sequence[Task],
+        features: Path,
+        leaks: Leaks,
+    ) -> list[str]:
+        """What `check_copies` finds between the splits or folds, each sentence with the tasks that it holds for.
+
+        Films are looked for among the studies of each task: two tasks of different sources share no train split. The
+        arguments are those of `look`.
+
+        Raises:
+            LeakError: a test film is a train film, and `leaks` is refuse.
+        """
+        if gray_mapping in self.copies:
+            return self.copies[gray_mapping]
+        groups, tested, trained = _group(parts)
+        uses: dict[tuple[str, ...] | None, set[Path]] = {}
+        columns: dict[tuple[str, ...] | None, list[str]] = {}
+        for task in tasks:
+            sources = None if task.sources is None else tuple(sorted(task.sources))
+            paths = uses.setdefault(sources, set())
+            columns.setdefault(sources, []).append(task.name)
+            if task.kind == "report":
+                paths.update(study.main_image.path for study in of_sources(parts[0], task.sources))
+            else:
+                paths.update(features_of(task, parts[0])[1])
+        found: dict[str, list[str]] = {}
+        for sources, paths in uses.items():
+            chosen = {group: _of(studies, sources) for group, studies in groups.items()}
+            told = check_copies(chosen, paths, features, gray_mapping, tested, trained, leaks == "refuse")
+            for sentence in told:
+                found.setdefault(sentence, []).extend(columns[sources])
+        self.copies[gray_mapping] = [f"{told}; columns: {', '.join(names)}" for told, names in found.items()]
+        return self.copies[gray_mapping]
 
     def look(
         self,
@@ -133,9 +133,15 @@ class KnownFilms:
             LeakError: a test film is a train film, and `leaks` is refuse.
         """
         seen = self._find_seen(studies, tasks, len(parts) > 1, baseline)
-        warnings = find_leaks(parts, self.entries, self.lists, tasks, features, leaks)
-        for row, told in warnings.items():
-            told += _tell_seen(seen.get(row, {}))
+        groups, tested, _ = _group(parts)
+        warnings = {
+            entry.name: [
+                *check_leaks(groups, file, features, tested),
+                *self.find_copies(entry.gray_mapping, parts, tasks, features, leaks),
+                *_tell_seen(seen.get(entry.name, {})),
+            ]
+            for entry, file in zip(self.entries, self.lists, strict=True)
+        }
         return {
             "warnings": {row: told for row, told in warnings.items() if told},
             "seen": {row: {task: one.to_dict() for task, one in found.items()} for row, found in seen.items()},

@@ -72,17 +72,19 @@ def main(
         raise RadDraftError("--image-size and --gray-mapping need a --tower: stored features are read as they are")
     known = of_sources(read_studies(studies), sources)
     labels = make_target(known, target)
-    curve = {}
-    if blocks:
-        result = finetune(encoder.load(), blocks, labels, probe, encoder.gray_mapping)
-    else:
+    store = None
+    if not blocks:
         kept = FeatureConfig("tokens" if probe.pooling == "attention" else "pooled", layers, average)
         opened = open_store(encoder, labels.paths, kept) if encoder.tower else None
         store = opened or open_features(encoder.features, labels.paths, kept)
+    told = look_for_leaks(known, labels.paths, encoder, known_as, seen, leaks == "refuse")
+    curve = {}
+    if store is None:
+        result = finetune(encoder.load(), blocks, labels, probe, encoder.gray_mapping)
+    else:
         result = run_probe(store, labels, probe)
         points = learning_curve(store, labels, fractions, probe) if fractions else []
         curve = {name: average_curve(points, name) for name in result.measures["macro"] if points}
-    told = look_for_leaks(known, labels.paths, encoder, known_as, seen, leaks == "refuse")
     print(format_probe(result, curve, told.seen.mark))
     for sentence in told.warnings:
         print(f"warning: {sentence}")

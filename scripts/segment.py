@@ -61,8 +61,8 @@ def main(
     if tower.shape[:2] == (1, 1):
         raise RadDraftError(f"{encoder.tower} has no patches to segment from")
     store = open_store(tower, paths, FeatureConfig("tokens", layers), encoder)
-    result, _ = segment(store, known, tower.processor, head, str(tower.device))
     told = look_for_leaks(known, paths, encoder, known_as, seen, leaks == "refuse")
+    result, _ = segment(store, known, tower.processor, head, str(tower.device))
     mark = told.seen.mark
     rows = [[name, show(row["dice"]) + mark, show(row["iou"]) + mark] for name, row in result.scores.items()]
     print(format_table([["", "dice", "iou"], *(rows if len(head.structures) > 1 else rows[:1])]))

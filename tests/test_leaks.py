@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from encoder import looks
+from encoder import looks, probe, segment
 from encoder.cards import TOWERS
 from encoder.config import EncoderConfig
 from encoder.digests import digest_files
@@ -156,9 +156,9 @@ def test_cells_of_films_that_a_tower_had_in_training_are_marked(tmp_path, severa
 
 def test_numbers_of_probe_and_segment_are_marked(tmp_path, several, tower_folder, capsys) -> None:
     common = ["--studies", several, "--tower", tower_folder, "--features", tmp_path / "features", "--workers", 0]
-    probe = [*common, "--kind", "binary", "--targets", "Edema", "--probe.resamples", 50, "--out", tmp_path / "p.json"]
+    probed = [*common, "--kind", "binary", "--targets", "Edema", "--probe.resamples", 50, "--out", tmp_path / "p.json"]
     masks = [*common, "--structures", "square", "--epochs", 1, "--resamples", 50, "--out", tmp_path / "s.json"]
-    for action, arguments, number in (("probe", probe, r"Edema .*\]‡"), ("segment", masks, r"square .*\]‡ .*\]‡")):
+    for action, arguments, number in (("probe", probed, r"Edema .*\]‡"), ("segment", masks, r"square .*\]‡ .*\]‡")):
         assert run(action, *arguments, "--known-as", "rad-dino") == (0, "")
         shown = capsys.readouterr().out
         assert re.search(number, shown)
@@ -271,7 +271,18 @@ def test_only_images_that_are_used_are_compared(phantoms, tmp_path) -> None:
         check_copies(split_groups([first, second]), [image.path for one in (first, second) for image in one.images])
 
 
-def test_compare_refuses_films_of_another_name_by_look_and_by_patient(phantoms, tmp_path) -> None:
+def test_probe_and_segment_refuse_before_they_measure(tmp_path, studies, tower_folder, monkeypatch) -> None:
+    (tmp_path / "0.png").write_bytes((tmp_path / "59.png").read_bytes())
+    monkeypatch.setattr(probe, "run_probe", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(segment, "segment", lambda *_: pytest.fail("measured"))
+    common = ["--studies", studies, "--tower", tower_folder, "--features", tmp_path / "features", "--workers", 0]
+    for arguments in (["probe", "--kind", "binary", "--targets", "Edema"], ["segment", "--structures", "square"]):
+        status, message = run(*arguments, *common, "--out", tmp_path / "out.json")
+        assert status == 1
+        assert "study s59 of test (59.png) shows study s0 of train (0.png): the same file" in message
+
+
+def test_compare_refuses_films_of_another_name_by_look_and_by_patient(phantoms, tmp_path, capsys) -> None:
     found = [
         film(tmp_path, i, image, f"{i}.png", ("train", "train", "val", "val", "test", "test")[i], "nih")
         for i, image in enumerate(phantoms)
@@ -286,9 +297,18 @@ def test_compare_refuses_films_of_another_name_by_look_and_by_patient(phantoms, 
     assert status == 1
     assert "study s7 of test (rsna.jpg) shows study s1 of train (1.png)" in message
     assert "--leaks tell" in message
+    assert not list((tmp_path / "out").rglob("*.json")), "nothing is measured"
+    assert "auroc" not in capsys.readouterr().out
+    write_config(
+        tmp_path,
+        tmp_path / "studies.jsonl",
+        [{"tower": "pixels"}],
+        [TASKS[0] | {"name": "one set", "sources": ["nih"]}, TASKS[0], TASKS[0] | {"name": "again"}],
+    )
     assert run("compare", "--config", config, "--leaks", "tell") == (0, "")
     warnings = json.loads((tmp_path / "out" / "compare.json").read_text())["warnings"]["pixels"]
-    assert any("1 test films are also train films" in sentence for sentence in warnings)
+    [told] = [sentence for sentence in warnings if "1 test films are also train films" in sentence]
+    assert told.endswith("; columns: Edema, again")
     one_set = [TASKS[0] | {"sources": ["nih"]}]
     write_config(tmp_path, tmp_path / "studies.jsonl", [{"tower": "pixels"}], one_set)
     assert run("compare", "--config", config) == (0, ""), "RSNA's films are not tested on"
