@@ -70,9 +70,6 @@ def main(
     with bound(host, port) as listener:  # what is not there is told before a model is loaded
         loaded = load_model(model, device, prompt, remote_code)
         loaded.name = name or (Path(model).resolve().name if Path(model).is_dir() else model)
-        context = loaded.drafter.context_length
-        if context is not None and limits.max_new_tokens >= context:
-            raise RadDraftError(f"--max-new-tokens {limits.max_new_tokens}: the model's context is {context} tokens")
         pictures = Pictures(loaded.drafter.gray_mapping, workers)
         service = Service(loaded, limits, pictures, loaded.speculator(speculate))
         try:
@@ -88,16 +85,12 @@ def main(
 
 def read_token(file: Path | None) -> tuple[str, bool]:
     """The token of a file's first line or of RADDRAFT_TOKEN, or a new one; and whether it is new."""
-    if file is None:
-        given = os.environ.get("RADDRAFT_TOKEN")
-        if given is None:
-            return secrets.token_urlsafe(32), True
-        if not given.strip():
-            raise RadDraftError("RADDRAFT_TOKEN is empty; unset it for a new token")
-        return given.strip(), False
-    token = next(iter(file.read_text(encoding="utf-8").splitlines()), "").strip()
+    text = file.read_text(encoding="utf-8") if file else os.environ.get("RADDRAFT_TOKEN")
+    if text is None:
+        return secrets.token_urlsafe(32), True
+    token = next(iter(text.splitlines()), "").strip()
     if not token:
-        raise RadDraftError(f"--token-file {file}: its first line is empty")
+        raise RadDraftError(f"{f'--token-file {file}' if file else 'RADDRAFT_TOKEN'}: its first line is empty")
     return token, False
 
 

@@ -391,7 +391,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens is 3 and max_completion_tokens 4"),
     ({"temperature": 3}, "temperature"),
     ({"temperature": "hot"}, "temperature"),
-    ({"n": 2, "temperature": 0}, "n 2 needs a temperature above 0"),
+    ({"n": 2, "temperature": 0}, "n 2 needs a temperature of at least 0.001"),
     ({"n": 33}, r"Expected `int` <= 32 - at `\$.n`"),
     ({"top_p": 0.5}, "top_p 0.5 needs a temperature"),
     ({"seed": -1}, "seed"),
@@ -682,9 +682,28 @@ def test_no_draft_is_told_twice(drafter) -> None:
     batcher.close()
 
 
-def a_job(drafter: Drafter) -> Job:
+def test_a_batch_whose_clients_have_all_gone_ends(drafter) -> None:
+    jobs, told = [a_job(drafter, 300) for _ in range(2)], []
+    batcher = Batcher(drafter, 8)
+
+    def leave(texts: list[list[int]]) -> None:
+        told.append(texts)
+        jobs[len(told) > 2].give_up()
+
+    jobs[0].follow = leave
+    with batcher._changed:
+        for job in jobs:
+            batcher.submit(job)
+    for job in jobs:
+        with pytest.raises(Refused):
+            job.done.result(60)
+    assert len(told) == 3
+    batcher.close()
+
+
+def a_job(drafter: Drafter, tokens: int = 4) -> Job:
     (example,) = drafter.encode([Study("s", "p", "test", [StudyImage(Path("x"))])], answers=False)
-    return Job(example, [Image.fromarray(chest(40))], DecodeConfig(max_new_tokens=4), False)
+    return Job(example, [Image.fromarray(chest(40))], DecodeConfig(max_new_tokens=tokens), False)
 
 
 def test_one_that_cannot_be_decoded_costs_none_of_its_batch(drafter, film, tmp_path) -> None:
@@ -762,7 +781,7 @@ def test_the_token_of_the_environment_is_read_as_that_of_a_file(tmp_path, monkey
     (tmp_path / "token").write_text(" one\n")
     assert read_token(None) == read_token(tmp_path / "token") == ("one", False)
     monkeypatch.setenv("RADDRAFT_TOKEN", " ")
-    with pytest.raises(RadDraftError, match="RADDRAFT_TOKEN is empty"):
+    with pytest.raises(RadDraftError, match="RADDRAFT_TOKEN: its first line is empty"):
         read_token(None)
     monkeypatch.delenv("RADDRAFT_TOKEN")
     assert read_token(None)[1]

@@ -55,11 +55,17 @@ class Service:
         limits: see there.
         pictures: reads image files.
         speculator: proposes tokens.
+
+    Raises:
+        RadDraftError: no draft as long as the limit fits into the model's context.
     """
 
     def __init__(
         self, model: Model, limits: ServeConfig, pictures: Pictures, speculator: Speculator | None = None
     ) -> None:
+        context, most = model.drafter.context_length, limits.max_new_tokens
+        if context is not None and most >= context:
+            raise RadDraftError(f"--max-new-tokens {most}: the model's context is {context} tokens")
         self.model, self.limits, self.pictures, self.speculator = model, limits, pictures, speculator
         self.counters = Counters(lambda: self.batcher.waiting)
         self.batcher = Batcher(model.drafter, limits.batch_size, speculator, self.counters.batches.observe)
@@ -270,7 +276,7 @@ async def _unless_gone(request: Request, job: Job, awaited: Awaitable[T]) -> T:
         left.cancel()
         if not done.done():
             done.cancel()
-            job.done.cancel()
+            job.give_up()
 
 
 async def _stream(service: Service, request: Request, answer: Answer, job: Job) -> Response:
@@ -307,7 +313,7 @@ async def _stream(service: Service, request: Request, answer: Answer, job: Job) 
         except Exception as error:
             yield event(error_body(*tell_error(error)))
         finally:
-            job.done.cancel()
+            job.give_up()
 
     return StreamingResponse(events(), media_type="text/event-stream")
 

@@ -22,6 +22,7 @@ from generator.drafter import Drafter
 from generator.generate import Draft, read_tokens
 from generator.rollout import token_log_probs
 from generator.speculate import Speculator
+from generator.web import Refused
 
 Said = list[list[int]]
 """Token ids of each draft."""
@@ -54,7 +55,14 @@ class Job:
     """Is told the tokens as they come, in the batcher's thread."""
     told: bool = False
     """Whether `follow` was called."""
+    gone: bool = False
+    """Whether its client has gone; a batch that is followed ends when all have."""
     done: Future[Written] = field(default_factory=Future)
+
+    def give_up(self) -> None:
+        """Its client has gone."""
+        self.gone = True
+        self.done.cancel()
 
     def joins(self, other: Job) -> bool:
         """Whether it is decoded as another one is."""
@@ -142,7 +150,7 @@ class Batcher:
                 job.done.set_result(written)
         except Exception as error:
             for job in jobs:  # the error of one, or too much for the memory: each by itself
-                if len(jobs) == 1 or job.told:  # a second draft would be told behind the first
+                if len(jobs) == 1 or job.told or job.gone:  # a second draft would be told behind the first
                     job.done.set_exception(error)
                 else:
                     self._decode([job])
@@ -157,6 +165,8 @@ class Batcher:
         if any(job.follow for job in jobs):
 
             def follow(texts: Said) -> None:
+                if all(job.gone for job in jobs):
+                    raise Refused(499, "The client has gone.")
                 for at, job in enumerate(jobs):
                     if job.follow:
                         job.told = True

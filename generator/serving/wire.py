@@ -143,7 +143,9 @@ class Chat(_Form):
             raise Refused(400, f"max_tokens is {limit} and max_completion_tokens {other}; send one of them")
         heated = (self.temperature or 0) >= LEAST_HEAT
         if self.count > 1 and self.temperature is not None and not heated:
-            raise Refused(400, f"n {self.count} needs a temperature above 0; greedy drafts are all the same")
+            raise Refused(
+                400, f"n {self.count} needs a temperature of at least {LEAST_HEAT}; greedy drafts are the same"
+            )
         sampled = self.count > 1 or heated
         if self.top_p not in (None, 1) and not sampled:
             raise Refused(400, f"top_p {self.top_p} needs a temperature above 0; without one the draft is greedy")
