@@ -76,7 +76,7 @@ CASES = {
             "mimic-cxr-2.0.0-split.csv": (",test", ",dev", r"line 2: unknown split 'dev'"),
             "mimic-cxr-2.0.0-chexpert.csv": ("1.0", "maybe", r"line 2, Edema: label 'maybe'"),
             "iv/hosp/patients.csv": ("52", "old", r"line 2: anchor_age 'old' is no whole number"),
-            "iv/hosp/omr.csv": ("2180-05-01", "May", r"line 2, chartdate: date 'May'"),
+            "iv/hosp/omr.csv": (",150", ",1,500", r"line 2: 6 cells, but the header has 5"),
         },
         {"sections": (), "mimic_iv": Path("iv")},
     ),
