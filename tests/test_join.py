@@ -130,11 +130,14 @@ def test_a_patient_that_an_earlier_join_renamed_is_known_again(tmp_path) -> None
         convert([tmp_path / "two.jsonl", nih], tmp_path / "all.jsonl")
 
 
-def test_an_image_of_a_source_in_two_manifests_is_refused(tmp_path) -> None:
-    one = write(tmp_path / "one.jsonl", row("f1", "13", "train", "nih"))
-    two = write(tmp_path / "two.jsonl", row("g", "14", "train", "nih") | {"images": [{"path": "films/f1.png"}]})
+@pytest.mark.parametrize(
+    ("source", "told"), [("nih", "of source 'nih'"), ("folder", "of source 'folder'"), (None, "without")]
+)
+def test_a_set_that_is_given_twice_under_other_ids_is_refused(tmp_path, source, told) -> None:
+    one = write(tmp_path / "one.jsonl", row("f1", "13", "train", source))
+    two = write(tmp_path / "two.jsonl", row("g", "14", "train", source) | {"images": [{"path": "films/f1.png"}]})
     told = (
-        r"image '.*f1\.png' of source 'nih' is in two manifests: one\.jsonl \(study 'f1'\) and two\.jsonl \(study 'g'\)"
+        rf"image '.*f1\.png' {told}.* is in two manifests: .*one\.jsonl \(study 'f1'\) and .*two\.jsonl \(study 'g'\)"
     )
     with pytest.raises(RadDraftError, match=told):
         convert([one, two], tmp_path / "all.jsonl")

@@ -55,6 +55,7 @@ def convert(manifests: list[Path], out: Path) -> Joined:
     if out.resolve() in [path.resolve() for path in manifests]:
         raise RadDraftError(f"{out} is one of the manifests that are read; choose another --out")
     parts = [_read(path) for path in manifests]
+    repeated = _find_repeated(manifests, parts)
     notes = _name_sources(manifests, parts)
     studies = [study for part in parts for study in part]
     clashing = _find_clashes(studies)
@@ -64,7 +65,7 @@ def convert(manifests: list[Path], out: Path) -> Joined:
     for study in studies:
         if origin(study.source) in clashing:
             _rename(study)
-    if fault := find_fault(studies) or _find_repeated(manifests, parts):
+    if fault := find_fault(studies) or repeated:
         raise RadDraftError(f"{', '.join(map(str, manifests))}: {fault}")
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for study in studies:
@@ -151,7 +152,7 @@ def _strip(studies: Sequence[Study]) -> set[str]:
 
 
 def _find_repeated(manifests: Sequence[Path], parts: Sequence[Sequence[Study]]) -> str | None:
-    """The first image that two manifests have as one of the same source, under whichever ids."""
+    """The first image that two manifests have as one of the same source, or of none, under whichever ids."""
     first: dict[tuple[str, str], tuple[int, str]] = {}
     for number, part in enumerate(parts):
         for study in skim(part):
@@ -160,9 +161,10 @@ def _find_repeated(manifests: Sequence[Path], parts: Sequence[Sequence[Study]]) 
                 key = source if names_set(source) else source.partition(":")[0], os.path.normpath(image.path)
                 other, earlier = first.setdefault(key, (number, study.study_id))
                 if other != number:
+                    of = f"of source {key[0]!r}" if key[0] else "without a source"
                     return (
-                        f"image {key[1]!r} of source {key[0]!r} is in two manifests: {manifests[other].name} (study "
-                        f"{earlier!r}) and {manifests[number].name} (study {study.study_id!r})"
+                        f"image {key[1]!r} {of} is in two manifests: {manifests[other]} (study {earlier!r}) and "
+                        f"{manifests[number]} (study {study.study_id!r})"
                     )
     return None
 
