@@ -644,21 +644,30 @@ def test_a_client_that_goes_away_is_not_waited_for(start, model, film) -> None:
 def test_a_stream_that_waits_leaves_the_queue_with_its_client(start, model, film) -> None:
     body = json.dumps({"messages": [{"role": "user", "content": [picture(film)]}], "stream": True})
     headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
-    free = Event()
+    begun, free = Event(), Event()
+
+    def hold_up(texts: list[list[int]]) -> None:
+        begun.set()
+        free.wait(120)
+
     with start(model) as client:
         batcher = client.service.batcher
         job = a_job(model.drafter)
-        job.follow = lambda texts: free.wait(60) and None
+        job.follow = hold_up
         batcher.submit(job)
+        assert begun.wait(60)
         connection = http.client.HTTPConnection("127.0.0.1", client.port)
         connection.request("POST", "/v1/chat/completions", body, headers)
         for count in (1, 0):
             end = monotonic() + 60
-            while batcher.waiting != count:
-                assert monotonic() < end
+            while batcher.waiting != count and monotonic() < end:
                 sleep(0.01)
+            found = batcher.waiting
             connection.close()
+            if found != count:
+                break
         free.set()
+        assert (found, count) == (0, 0)
         assert job.done.result(60)
 
 
