@@ -258,19 +258,6 @@ def count_splits(studies: Iterable[Study]) -> dict[str, int]:
     return {split: counts[split] for split in SPLITS}
 
 
-def parse_study(row: dict[str, Any], root: Path, where: str) -> Study:
-    """A study from a row of a manifest in the folder `root`; ManifestError, beginning with `where`, if it is none."""
-    _check_row(row, where)
-    return Study(
-        row["study_id"],
-        row["subject_id"],
-        row["split"],
-        _read_images(row, root),
-        **{name: _read_mapping(row, name) for name in _LATER if name != "images"},  # type: ignore[arg-type]
-        source=_read_source(row.get("source")),
-    )
-
-
 class _Image(msgspec.Struct, gc=False):
     path: Annotated[str, msgspec.Meta(min_length=1)]
     view: str | None = None

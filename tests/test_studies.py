@@ -10,18 +10,18 @@ import random
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
-from raddraft.files import parse_line, write_whole
+from raddraft import studies
+from raddraft.files import write_whole
 from raddraft.studies import (
-    REQUIRED,
     SPLITS,
     ManifestError,
     Study,
     StudyImage,
     count_splits,
     deal_folds,
-    parse_study,
     read_studies,
     skim,
     write_studies,
@@ -231,7 +231,14 @@ def test_skimming_keeps_nothing(tmp_path: Path) -> None:
     assert not [study for study in studies if "images" in vars(study)]
 
 
-def test_broken_lines_are_judged_alike_by_both_readers(tmp_path: Path) -> None:
+class _Refusing:
+    """A decoder that leaves every line to the standard library."""
+
+    def decode(self, line: bytes) -> None:
+        raise msgspec.DecodeError
+
+
+def test_broken_lines_are_judged_alike_by_both_readers(tmp_path: Path, monkeypatch) -> None:
     """msgspec accepts most lines; what it refuses is read by the standard library, which alone tells what is wrong."""
     rng = random.Random(0)
     row = json.loads('{"study_id": "s", "subject_id": "p", "split": "val", "images": [{"path": "x"}], "source": "a"}')
@@ -246,16 +253,13 @@ def test_broken_lines_are_judged_alike_by_both_readers(tmp_path: Path) -> None:
         broken = line[:at] + rng.choice(fill) + line[rng.choice([at, at + 1, end]) :]
         (tmp_path / "m.jsonl").write_bytes(broken)
         found = []
-        for read in (
-            lambda: read_studies(tmp_path / "m.jsonl"),
-            lambda broken=broken: [
-                parse_study(parse_line(broken, "m.jsonl line 1", REQUIRED, ManifestError), tmp_path, "m.jsonl line 1")
-            ],
-        ):
-            try:
-                found.append(repr(read()))
-            except ManifestError as error:
-                found.append(str(error))
+        for decoder in (studies._DECODER, _Refusing()):
+            with monkeypatch.context() as patched:
+                patched.setattr(studies, "_DECODER", decoder)
+                try:
+                    found.append(repr(read_studies(tmp_path / "m.jsonl")))
+                except ManifestError as error:
+                    found.append(str(error))
         assert found[0] == found[1], broken
         accepted += found[0].startswith("[")
     assert 10 < accepted < 190
