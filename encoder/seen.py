@@ -15,7 +15,7 @@ from typing import Literal
 
 from encoder.cards import ALL, TOWERS
 from raddraft.errors import RadDraftError
-from raddraft.splits import SAME_SPLITS, UNKNOWN_PATIENT, names_set, origin
+from raddraft.splits import OWN_SPLIT, SAME_SPLITS, UNKNOWN_PATIENT, names_set, origin
 from raddraft.studies import Study, skim
 
 Training = Mapping[str, tuple[str, ...]] | None
@@ -110,7 +110,7 @@ def _find(training: Mapping[str, tuple[str, ...]], study: Study) -> Literal["had
         if origin(source) != films:
             continue
         own = source == study.source
-        inherited = study.source in SAME_SPLITS and not study.extra.get(UNKNOWN_PATIENT)
+        inherited = study.source in SAME_SPLITS and not any(map(study.extra.get, (UNKNOWN_PATIENT, OWN_SPLIT)))
         if splits == ALL and source in (study.source, films):
             found.add("had")
         elif splits and (own or (source == films and inherited)):

@@ -26,8 +26,11 @@ FILMS_OF = {
 }
 """Source -> the set that its films are from: the same pictures, in files of their own or under another name. So say its
 authors; that the COVID-19 Image Data Collection has Hannover's films stands in its table."""
-SAME_SPLITS = frozenset({"rsna", "chexpert-plus", "chexlocalize"})
-"""Of these sources those whose studies have the split of that set, where their patients are known."""
+SAME_SPLITS = frozenset({"rsna", "chexpert-plus", "chexlocalize", "ms-cxr"})
+"""Of these sources those whose studies have the split of that set, where their patients are known, unless they have
+`OWN_SPLIT`."""
+OWN_SPLIT = "own_split"
+"""Key of a study in the manifest: true where its split is not that of the set that its films are from."""
 FORMS = frozenset({"", "folder", "r2gen", "rexrank"})
 """Sources that tell the form of what was converted, and not the set that it is from."""
 CONTEXT = frozenset(

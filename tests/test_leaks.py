@@ -51,6 +51,9 @@ UNKNOWN = {"unknown_patient": True}
         ("rad-dino", "chexlocalize", "val", {}, "‡"),
         ("rad-dino", "chexlocalize", "test", {}, ""),
         ("rad-dino", "mimic-cxr", "test", {}, ""),
+        ("rad-dino", "ms-cxr", "train", {}, "‡"),
+        ("rad-dino", "ms-cxr", "test", {}, ""),
+        ("rad-dino", "ms-cxr", "test", {"own_split": True}, "(‡)"),
         ("rad-dino", "padchest-gr", "test", {}, "(‡)"),  # its split of PadChest is not known
         ("rad-dino", "vindr-cxr", "train", {}, ""),
         ("cxformer-small", "nih", "test", {}, ""),

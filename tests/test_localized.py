@@ -376,7 +376,8 @@ def test_ms_cxr_with_repeated_rows(ms_root):
 def test_ms_cxr_with_its_own_split(ms_root):
     images = ms_root.parent / "mimic-cxr-jpg"
     (images / "mimic-cxr-2.0.0-split.csv").unlink()
-    ms_cxr.convert(ms_root, images, split="ms-cxr")
+    conversion = ms_cxr.convert(ms_root, images, split="ms-cxr")
+    assert all(study.extra["own_split"] for study in conversion.studies)
     studies = by_id(ms_root / "studies.jsonl")
     assert {name: study.split for name, study in studies.items()} == {"s50000001": "test", "s50000002": "train"}
     with pytest.raises(FileNotFoundError, match=r"there is no mimic-cxr-2\.0\.0-split\.csv"):

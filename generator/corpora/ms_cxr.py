@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from generator.corpora import boxes, common, mimic_cxr
 from generator.corpora.common import Conversion, CorpusError
+from raddraft.splits import OWN_SPLIT
 from raddraft.studies import Study, StudyImage
 
 if TYPE_CHECKING:
@@ -84,6 +85,8 @@ def convert(
         if drawn := boxes.outline_box(box, (int(height), int(width)), "edges", where, counts):
             masks[f"{study_id}_{name}"][finding] += drawn
             image.extra["phrases"].append(phrase)
+    for study in studies.values() if not split_of else ():
+        study.extra[OWN_SPLIT] = True
     conversion = Conversion("ms-cxr", studies.values(), out or root / "studies.jsonl", counts)
     conversion.keep_files(".dcm")
     conversion.add_masks(masks)
