@@ -20,9 +20,9 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from benchmarks.fuzz import fuzz
 from generator.corpora import phantom
@@ -153,6 +153,7 @@ def _campaign(cases: list[Case], place: Path, kills: int, rng: random.Random) ->
                 limit = rng.randint(max(sizes) // 4, max(sizes) - 1)
                 status = _run(case, out, limit=limit)
                 fault = status == 0 or not _told(place, "File too large")
+                said = (place / "said").read_text()
             else:
                 two = [_start(case, out, place / f"said-{one}") for one in range(2)]
                 statuses = [_wait(process) for process in two]
@@ -162,7 +163,7 @@ def _campaign(cases: list[Case], place: Path, kills: int, rng: random.Random) ->
             counts[disturbance] += 1
             if fault:
                 faults[f"{case.name}: {disturbance}"] += 1
-                print(case.name, disturbance, (place / "said").read_text()[-1500:], file=sys.stderr)
+                print(case.name, disturbance, said[-1500:], file=sys.stderr)
             _finish(case, out, place, faults, f"after {disturbance}")
     print(f"commands: {len(ready)}; " + ", ".join(f"{name} {count}" for name, count in counts.items()))
     return faults
@@ -191,18 +192,18 @@ def _finish(case: Case, out: Path, place: Path, faults: Counter[str], when: str)
 _ended = True
 
 
-def _run(case: Case, out: Path, **disturbance: object) -> int:
+def _run(case: Case, out: Path, **disturbance: Any) -> int:
     """Exit status of a command in a forked process, negative if a signal ended it; waits for its workers, too."""
     global _ended
     reader, writer = os.pipe()
     said = _place_of(out) / "said"
-    process = _start(case, out, said, writer, **disturbance)  # type: ignore[arg-type]
+    process = _start(case, out, said, writer, **disturbance)
     os.close(writer)
     status = _wait(process)
     _ended = bool(select.select([reader], [], [], 15)[0])  # the end of the pipe, when no process holds it
     os.close(reader)
     if (target := disturbance.get("count")) is not None:
-        target.operations = int((said.parent / "operations").read_text())  # type: ignore[attr-defined]
+        target.operations = int((said.parent / "operations").read_text())
     return status
 
 
@@ -278,8 +279,8 @@ def _files(out: Path) -> list[Path]:
 
 def _digests(out: Path) -> dict[str, str | None]:
     """File -> digest, of all but those that hold times or where they stand."""
-    compared: Callable[[Path], bool] = lambda path: path.name not in VOLATILE and not path.name.startswith(".")  # noqa: E731
-    return {os.path.relpath(path, out): digest_file(path) for path in _files(out) if compared(path)}
+    compared = [path for path in _files(out) if path.name not in VOLATILE and not path.name.startswith(".")]
+    return {os.path.relpath(path, out): digest_file(path) for path in compared}
 
 
 if __name__ == "__main__":

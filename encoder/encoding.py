@@ -257,18 +257,17 @@ class _Batches(Dataset):
         return to_pixels(self.processor, image)
 
 
-def prepare_pixels(image_processor: Any, path: Path, gray_mapping: str, data: bytes | None = None) -> torch.Tensor:
+def prepare_pixels(image_processor: Any, path: Path, gray_mapping: GrayMapping) -> torch.Tensor:
     """An image file as the tower gets it: [3, H, W]. Raises ImageError if it cannot be read.
 
     Args:
         image_processor: the tower's.
         path: the file.
         gray_mapping: see `raddraft.images.load_image`.
-        data: content of the file, where it was read before.
     """
     if hasattr(image_processor, "features_file"):
         return read_given(image_processor, path)
-    return to_pixels(image_processor, load_image(path, gray_mapping, data=data))  # type: ignore[arg-type]
+    return to_pixels(image_processor, load_image(path, gray_mapping))
 
 
 def to_pixels(image_processor: Any, image: Image.Image) -> torch.Tensor:

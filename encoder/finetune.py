@@ -24,6 +24,7 @@ from encoder.probe_config import ProbeConfig
 from encoder.targets import Target
 from encoder.tower import Tower
 from raddraft.errors import RadDraftError
+from raddraft.studies import GrayMapping
 
 
 def descend(x: Tensor, target: Target, config: ProbeConfig) -> Scores:
@@ -81,7 +82,7 @@ def attend(store: FeatureStore, target: Target, config: ProbeConfig) -> Scores:
 
 
 def finetune(
-    tower: Tower, n_blocks: int, target: Target, config: ProbeConfig, gray_mapping: str = "window"
+    tower: Tower, n_blocks: int, target: Target, config: ProbeConfig, gray_mapping: GrayMapping = "window"
 ) -> ProbeResult:
     """Train the last blocks of a tower with AdamW, together with a linear probe on top of them, and measure that.
 

@@ -69,7 +69,7 @@ def load_mask(
         raise MaskError(f"{path}: a mask must be a lossless image ({', '.join(LOSSLESS)})") from None
     except ImageError as error:
         raise MaskError(str(error)) from None
-    except Exception as error:  # as of films
+    except Exception as error:  # broken bytes make the decoders raise anything
         raise MaskError(f"{path}: truncated or broken: {error}") from error
     if labels is not None and len(bands) > 1:
         raise MaskError(f"{path}: a label image has one value per pixel, this one has {', '.join(bands)}")
