@@ -24,6 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.fuzz import fuzz
 from generator.corpora import phantom
 from generator.tiny import make_lm, make_tower
@@ -64,6 +66,7 @@ def main(kills: int = 60, inputs: int = 3000, seed: int = 0, only: list[str] | N
         seed: Of everything that is drawn.
         only: Names of the commands to disturb; by default all.
     """
+    torch.set_num_threads(1)  # threads that work do not outlive a fork, and the child would wait for them
     os.environ["TQDM_DISABLE"] = "1"
     faults = Counter[str]()
     with tempfile.TemporaryDirectory() as folder:
