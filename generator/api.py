@@ -278,7 +278,7 @@ def _text_of(file: str | Path) -> str:
 def name_with_files(study: Study) -> str:
     """The id of a study and, where it is not the path of its one file, the names of its files, for a console."""
     names = [_text_of(image.path.name) for image in study.images]
-    return study.study_id if study.study_id.endswith(names[0]) else f"{study.study_id}: {', '.join(names)}"
+    return study.study_id if Path(study.study_id).name == names[0] else f"{study.study_id}: {', '.join(names)}"
 
 
 def report_drafts(drafts: Sequence[Draft], errors: Sequence[str], where: Path | str) -> str:

@@ -17,7 +17,7 @@ from generator.clinic.grouping import as_studies, group
 from generator.clinic.pseudonyms import Pseudonyms
 from generator.corpora import folder
 from raddraft.errors import RadDraftError
-from raddraft.studies import read_studies
+from raddraft.studies import Study, StudyImage, read_studies
 from tests.films import GONE, chest, write_dicom
 from tests.test_cli import run
 
@@ -98,6 +98,11 @@ def test_ids_are_pseudonymous_unless_asked_otherwise(archive, tmp_path) -> None:
     folder.convert(archive, tmp_path / "two.jsonl", ids="original")
     ids = [(study.study_id, study.subject_id) for study in read_studies(tmp_path / "two.jsonl")]
     assert ids == [(STUDY, "P1"), ("1.2.1", "P1"), ("1.2.2", "P1"), ("1.2.3", "P1^^^ELSEWHERE"), ("scan", "scan")]
+
+
+def test_a_pseudonym_that_ends_like_a_file_is_told_with_its_file() -> None:
+    for study_id, told in (("s0a3", "s0a3: 3"), ("a/3", "a/3"), ("3", "3")):
+        assert name_with_files(Study(study_id, "p", "test", [StudyImage(Path("/archive/a/3"))])) == told
 
 
 def test_drafting_takes_the_same_studies_and_warns_of_the_rest(archive) -> None:
