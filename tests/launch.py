@@ -1,59 +1,74 @@
-"""Actions in processes of their own, one or several that compute together, forked from a server with the imports done.
+"""Processes of their own, one or several that compute together, forked from a server that has done the heavy imports.
 
-What torchrun sets in the environment is set here; starting Python, torch and transformers anew would take longer than
-the tests.
+Starting Python, torch and transformers anew would take longer than the tests. The server imports nothing of this
+project, so that a process can also be one that does not have it.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import socket
-from collections.abc import Sequence
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from typing import Any
 
-import raddraft.cli
-
+OURS = ("raddraft", "encoder", "generator", "metrics", "scripts")
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
     [
         "jsonargparse",
-        "scripts.train",
-        "scripts.pretrain",
-        "scripts.generate",
-        "generator.train",
-        "generator.vlm",
-        "encoder.pretrain",
         "accelerate",
         "peft",
+        "pydicom",
+        "tqdm",
         "torch.distributed.fsdp",
+        "torch.distributed.launcher.api",
+        "torchvision.transforms.v2",
+        "transformers.models.auto.modeling_auto",
+        "transformers.models.auto.processing_auto",
         "transformers.models.llama.modeling_llama",
         "transformers.models.llava.modeling_llava",
+        "transformers.models.llava.processing_llava",
         "transformers.models.dinov2.modeling_dinov2",
+        "transformers.models.dinov2_with_registers.modeling_dinov2_with_registers",
     ]
 )
 
 
 class Job:
-    """An action that runs on `n` processes of a CPU."""
+    """An action that runs on `n` processes of a CPU, in `environment` besides that of the tests."""
 
-    def __init__(self, action: str, *arguments: str | Path, n: int = 1) -> None:
-        self._folder = TemporaryDirectory()  # removed with the job
+    def __init__(
+        self, action: str, *arguments: str | Path, n: int = 1, environment: Mapping[str, str] | None = None
+    ) -> None:
+        self._folder = tempfile.TemporaryDirectory()  # removed with the job
         self.output = Path(self._folder.name) / "output.txt"
         with socket.socket() as free:
             free.bind(("localhost", 0))
             together = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(n)}
         words = [str(word) for word in arguments]
         self.processes = []
-        for rank in range(n):
+        for rank in range(n):  # what torchrun sets
             of_rank = together | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if n > 1 else {}
-            self.processes.append(SERVER.Process(target=_work, args=(action, words, of_rank, self.output)))
-            self.processes[-1].start()
+            self.processes.append(_fork(self.output, _act, action, words, {**(environment or {}), **of_rank}))
 
     @property
     def running(self) -> bool:
         return all(process.is_alive() for process in self.processes)
+
+    @property
+    def printed(self) -> str:
+        """What was printed so far."""
+        return self.output.read_text(encoding="utf-8", errors="replace") if self.output.is_file() else ""
+
+    def signal(self, number: int) -> None:
+        """Send a signal to all processes."""
+        for process in self.processes:
+            os.kill(process.pid, number)
 
     def kill(self) -> None:
         """End all processes at once, without a last word."""
@@ -65,14 +80,65 @@ class Job:
         """Wait for the end, which must be a good one, or with these exit statuses; what was printed."""
         for process in self.processes:
             process.join()
-        printed = self.output.read_text(encoding="utf-8", errors="replace")
-        assert [process.exitcode for process in self.processes] == list(codes)[: len(self.processes)], printed[-5000:]
-        return printed
+        assert [process.exitcode for process in self.processes] == list(codes)[: len(self.processes)], self.printed
+        return self.printed
 
 
-def _work(action: str, words: list[str], environment: dict[str, str], output: Path) -> None:
+def run_without_us(code: str, *arguments: str | Path) -> None:
+    """Run Python code, with `arguments` in sys.argv, in a process in which this project cannot be imported."""
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "output.txt"
+        process = _fork(output, _run_without_us, code, [str(argument) for argument in arguments])
+        process.join()
+        assert process.exitcode == 0, output.read_text(encoding="utf-8", errors="replace")
+
+
+def start_launcher(action: str, *arguments: str | Path, n: int, pids: Path) -> Any:
+    """The process of a launcher, torchrun's own, which starts an action on `n` others and ends them when one is lost.
+
+    Each of them writes its id to a file in the folder `pids` that is named by its rank.
+    """
+    return _fork(pids / "output.txt", _launch, action, [str(argument) for argument in arguments], n, pids)
+
+
+def _fork(output: Path, target: Callable[..., None], *arguments: Any) -> Any:
+    process = SERVER.Process(target=_begin, args=(output, target, *arguments))
+    process.start()
+    return process
+
+
+def _begin(output: Path, target: Callable[..., None], *arguments: Any) -> None:
     multiprocessing.set_start_method("fork", force=True)  # of a loader's workers, as in any other process
-    os.environ.update(environment, ACCELERATE_USE_CPU="true")
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests run under nohup
+    os.environ["ACCELERATE_USE_CPU"] = "true"
     for stream in (1, 2):
         os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+    target(*arguments)
+
+
+def _act(action: str, words: list[str], environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    tempfile.tempdir = None  # found anew, in this environment
+    import raddraft.cli
+
     raddraft.cli.run(action, words)
+
+
+def _run_without_us(code: str, words: list[str]) -> None:
+    assert not {name.partition(".")[0] for name in sys.modules} & {*OURS}
+    sys.modules.update(dict.fromkeys(OURS))  # type: ignore[arg-type] # which makes an import of them fail
+    sys.argv = ["-c", *words]
+    exec(code, {"__name__": "__main__"})
+
+
+def _launch(action: str, words: list[str], n: int, pids: Path) -> None:
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    config = LaunchConfig(1, 1, n, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0)
+    config.start_method = "fork"
+    elastic_launch(config, _act_as_rank)(action, words, pids)
+
+
+def _act_as_rank(action: str, words: list[str], pids: Path) -> None:
+    (pids / os.environ["RANK"]).write_text(str(os.getpid()))
+    _act(action, words, {})

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from safetensors.torch import load_file
 from generator.config import LoraConfig, ModelConfig, Stage, TrainConfig
 from generator.prompts import PromptConfig
 from generator.train import train
+from tests.launch import run_without_us
 from tests.test_vlm import CHATTING, PROMPT, ask, evaluate_plainly, folders, load_plain, studies  # noqa: F401
 from tests.vlm_families import save_vlm
 
@@ -64,8 +63,6 @@ def test_an_adapter_has_the_loss_of_the_model_beside_it(folders, studies, tmp_pa
 
 WITHOUT_US = """
 import sys
-for room in ("raddraft", "encoder", "generator", "metrics", "scripts"):
-    sys.modules[room] = None
 import torch
 from peft import AutoPeftModel, PeftConfig, PeftModel
 from transformers import AutoModelForImageTextToText
@@ -89,9 +86,7 @@ def test_an_adapter_loads_where_this_project_is_not(studies, tmp_path, monkeypat
     inputs = dict(ask(processor, PROMPT, studies[0]))
     with torch.no_grad():
         torch.save((inputs, model(**inputs).logits), tmp_path / "logits.pt")
-    words = [sys.executable, "-I", "-c", WITHOUT_US, str(tmp_path / "run" / "adapter"), str(tmp_path / "logits.pt")]
-    done = subprocess.run(words, cwd="/", capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run_without_us(WITHOUT_US, tmp_path / "run" / "adapter", tmp_path / "logits.pt")
 
     card = (tmp_path / "run" / "adapter" / "README.md").read_text()
     assert "draft for a radiologist to check" in card

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import shutil
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +23,7 @@ from generator.prompts import PromptConfig
 from generator.speculate import Speculator, index_reports
 from raddraft.studies import read_studies
 from tests.conftest import make_study
-from tests.launch import Job
+from tests.launch import Job, run_without_us
 
 
 @pytest.fixture
@@ -52,19 +49,20 @@ def read(path: Path) -> list[dict]:
 
 
 PLAIN = """
-import importlib.util, json, sys
-assert importlib.util.find_spec("generator") is None, "the project must not be importable here"
+import json, sys
+from pathlib import Path
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-folder, studies = sys.argv[1], json.load(sys.stdin)
+folder, questions, answers = sys.argv[1], Path(sys.argv[2]), []
 model, processor = AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
-for messages, path in studies:
+for messages, path in json.loads(questions.read_text()):
     text = processor.apply_chat_template(messages, add_generation_prompt=True)
     image = Image.open(path).convert("RGB")
     inputs = processor(text=text, images=image, return_tensors="pt", add_special_tokens=False)
     tokens = model.generate(**inputs, max_new_tokens=40)[0, inputs["input_ids"].shape[1]:]
-    print(json.dumps(processor.decode(tokens, skip_special_tokens=True).strip()))
+    answers.append(processor.decode(tokens, skip_special_tokens=True).strip())
+questions.write_text(json.dumps(answers))
 """
 
 
@@ -73,19 +71,10 @@ def test_the_folder_drafts_the_same_text_in_plain_transformers(drafter, studies,
     ours = [row["prediction"] for row in read(tmp_path / "out.jsonl")]
     assert len(set(ours)) > 3, "a model that always says the same would prove little"
     questions = [(drafter.prompt.messages(study), str(study.main_image.path)) for study in studies]
-    # -P and an empty folder keep this project off the path; site-packages' link to it is skipped with a .pth-less copy.
-    code = f"import sys; sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f)]\n{PLAIN}"
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", code, str(model_folder)],
-        input=json.dumps(questions),
-        cwd=tmp_path,
-        env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert [json.loads(line) for line in done.stdout.splitlines()] == ours
+    exchanged = tmp_path / "questions.json"
+    exchanged.write_text(json.dumps(questions))
+    run_without_us(PLAIN, model_folder, exchanged)
+    assert json.loads(exchanged.read_text()) == ours
 
 
 def test_batches_do_not_change_the_text(drafter, studies, tmp_path) -> None:

@@ -5,10 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
-from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -30,7 +27,7 @@ from encoder.towers import load_tower
 from raddraft.errors import DivergedError
 from raddraft.studies import Study, StudyImage, read_studies, write_studies
 from tests.conftest import ROOT
-from tests.launch import Job
+from tests.launch import Job, start_launcher
 from tests.test_cli import files_no_larger_than, run
 from tests.test_train import count_processes
 
@@ -311,29 +308,17 @@ def test_a_lost_process_ends_the_run_which_then_goes_on(manifest, tmp_path):
     config = replace(TINY, steps=40, watch=[], map_images=0, save_every=2, watch_every=100)
     path = write_config(tmp_path, manifest, config)
     out = tmp_path / "run"
-    # By the launcher itself, which is to end the others. `accelerate launch --cpu --num_processes 2` starts one only.
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
-    process = subprocess.Popen([*launch, "-m", "scripts.pretrain", *arguments(path, out)], env=environment, **quiet)
-    deadline = time.monotonic() + 120
-    while not list(out.glob("checkpoints/step-*[1-9]*")) and time.monotonic() < deadline:
+    pids = tmp_path / "pids"
+    pids.mkdir()
+    launcher = start_launcher("pretrain", *arguments(path, out), n=2, pids=pids)
+    while launcher.is_alive() and not list(out.glob("checkpoints/step-*[1-9]*")):
         time.sleep(0.02)
-    workers = subprocess.run(["pgrep", "-f", f"scripts.pretrain.*{out}"], capture_output=True, text=True).stdout.split()
-    victim = next(int(pid) for pid in reversed(workers) if _rank(int(pid)) == "1")
-    os.kill(victim, signal.SIGKILL)
-    assert process.wait(timeout=60) != 0
+    os.kill(int((pids / "1").read_text()), signal.SIGKILL)
+    launcher.join()
+    assert launcher.exitcode != 0
     assert list(out.glob("checkpoints/step-*"))
     Job("pretrain", *arguments(path, out)).finish()
     assert [row["step"] for row in read_log(out)] == list(range(1, 41))
-
-
-def _rank(pid: int) -> str | None:
-    """What RANK is in a process's environment."""
-    with suppress(OSError):
-        entries = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-        return dict(entry.decode().split("=", 1) for entry in entries if b"=" in entry).get("RANK")
-    return None
 
 
 @pytest.mark.parametrize(

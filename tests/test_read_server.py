@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import signal
 import socket
@@ -18,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
+from time import sleep
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,7 @@ from raddraft.images import load_film, load_gray
 from raddraft.studies import Study, write_studies
 from tests.conftest import ROOT, make_study
 from tests.films import RAMP, chest, look_up_table, write_dicom
+from tests.launch import Job
 from tests.reading import Page, serving
 from tests.test_cli import run
 from tests.test_clinic_studies import film, item
@@ -708,53 +709,42 @@ def test_no_identifier_reaches_page_decisions_logs_or_messages(model, tmp_path, 
 
 
 @contextmanager
-def started(folder: Path, *arguments: str | Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
-    """`raddraft read` at a terminal, even under nohup, and the folder that it has for temporary files."""
+def started(folder: Path, *arguments: str | Path) -> Iterator[tuple[Job, Path]]:
+    """`raddraft read` at a terminal, and the folder that it has for temporary files."""
     places = folder / "temporary"
     places.mkdir()
-    command = [sys.executable, "-m", "raddraft", "read", *arguments, "--out", folder / "reads.jsonl"]
-    environment = os.environ | {"TMPDIR": str(places)}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    ignored = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a process starts with what its parent ignores
-    with subprocess.Popen(command, cwd=ROOT, env=environment, **pipes) as process:
-        signal.signal(signal.SIGHUP, ignored)
-        try:
-            yield process, places
-        finally:
-            process.kill()
+    job = Job("read", *arguments, "--out", folder / "reads.jsonl", environment={"TMPDIR": str(places)})
+    try:
+        yield job, places
+    finally:
+        job.kill()
 
 
 def test_the_command_says_where_it_serves_and_cleans_up(random_model, studies_file, tmp_path) -> None:
-    with started(tmp_path, random_model, studies_file) as (process, places):
-        assert process.stdout
-        lines = []
-        for line in process.stdout:
-            lines.append(line)
-            if address := re.match(r"Open (http://127\.0\.0\.1:(\d+)/)#([\w-]{40,})$", line):
-                break
-        assert address, lines
+    with started(tmp_path, random_model, studies_file) as (job, places):
+        opened = re.compile(r"^Open (http://127\.0\.0\.1:(\d+)/)#([\w-]{40,})$", re.MULTILINE)
+        while not (address := opened.search(job.printed)):
+            assert job.running, job.printed
+            sleep(0.01)
         request = urllib.request.Request(f"{address[1]}api/worklist", headers={TOKEN: address[3]})
         with urllib.request.urlopen(request) as answer:
             assert len(json.load(answer)["studies"]) == 8
-        process.send_signal(signal.SIGHUP)  # which becomes SIGTERM
-        process.communicate(timeout=60)
-        assert process.returncode == 128 + signal.SIGTERM
+        job.signal(signal.SIGHUP)  # which becomes SIGTERM
+        said = job.finish([128 + signal.SIGTERM])
         assert list(places.glob("*")) == []
-    text = "".join(lines)
-    assert "8 studies, 0 of them read" in text
-    assert "DRAFT for a radiologist to check" in text
+    assert "8 studies, 0 of them read" in said
+    assert "DRAFT for a radiologist to check" in said
 
 
 def test_a_terminal_that_is_closed_while_studies_are_listed_leaves_nothing_behind(tmp_path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as archive:
         url = f"http://127.0.0.1:{archive.getsockname()[1]}/dicom-web"
-        with started(tmp_path, tmp_path / "no-model", url) as (process, places):
+        with started(tmp_path, tmp_path / "no-model", url) as (job, places):
             archive.settimeout(60)
             archive.accept()[0].close()  # it asks for studies
             assert len(list(places.glob("raddraft-read-*"))) == 1
-            process.send_signal(signal.SIGHUP)
-            process.communicate(timeout=60)
-            assert process.returncode == 128 + signal.SIGTERM
+            job.signal(signal.SIGHUP)
+            job.finish([128 + signal.SIGTERM])
             assert list(places.glob("*")) == []
 
 

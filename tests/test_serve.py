@@ -8,8 +8,6 @@ import json
 import re
 import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -40,7 +38,8 @@ from generator.web import Refused
 from raddraft.errors import RadDraftError
 from raddraft.studies import Study, StudyImage
 from scripts.serve import read_token
-from tests.conftest import ROOT, SENTENCES
+from tests import launch
+from tests.conftest import SENTENCES
 from tests.films import chest, write_dicom
 from tests.test_cli import run
 from tests.vlm_families import save_vlm
@@ -734,35 +733,29 @@ def test_one_that_cannot_be_decoded_costs_none_of_its_batch(drafter, film, tmp_p
 
 def test_a_stop_lets_those_in_flight_end_and_refuses_others(random_model, film, tmp_path) -> None:
     (tmp_path / "token").write_text(TOKEN)
-    command = [sys.executable, "-m", "raddraft", "serve", random_model, "--port", "0", "--workers", "1"]
-    command += ["--token-file", tmp_path / "token"]
     before = {*Path(tmp_path).iterdir()}
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    with subprocess.Popen(command, cwd=ROOT, **pipes) as process:
-        assert process.stdout
-        said = ""
-        while not (found := re.search(r"served at http://127\.0\.0\.1:(\d+)/v1", said)):
-            line = process.stdout.readline()
-            assert line, said  # it has ended
-            said += line
-        client = Client(int(found[1]))
-        connection = http.client.HTTPConnection("127.0.0.1", client.port, timeout=60)
-        message = {"role": "user", "content": [picture(film)]}
-        body = json.dumps({"messages": [message], "stream": True, "max_tokens": 200})
-        headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
-        connection.request("POST", "/v1/chat/completions", body, headers)
-        answer = connection.getresponse()
-        first = answer.readline()
-        process.send_signal(signal.SIGTERM)
+    words = (random_model, "--port", "0", "--workers", "1", "--token-file", tmp_path / "token")
+    server = launch.Job("serve", *words)
+    while not (found := re.search(r"served at http://127\.0\.0\.1:(\d+)/v1", server.printed)):
+        assert server.running, server.printed
+        sleep(0.01)
+    client = Client(int(found[1]))
+    connection = http.client.HTTPConnection("127.0.0.1", client.port, timeout=60)
+    message = {"role": "user", "content": [picture(film)]}
+    body = json.dumps({"messages": [message], "stream": True, "max_tokens": 200})
+    headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
+    connection.request("POST", "/v1/chat/completions", body, headers)
+    answer = connection.getresponse()
+    first = answer.readline()
+    server.signal(signal.SIGTERM)
+    status, _, refused = client.ask("GET", "/v1/models")
+    while status == 200:  # the signal is on its way
         status, _, refused = client.ask("GET", "/v1/models")
-        while status == 200:  # the signal is on its way
-            status, _, refused = client.ask("GET", "/v1/models")
-        assert status == 503
-        assert json.loads(refused)["error"]["message"] == "The server is being stopped."
-        rest = answer.read()
-        assert rest.endswith(b"data: [DONE]\n\n")
-        said += process.communicate(timeout=60)[0]
-        assert process.returncode == 128 + signal.SIGTERM
+    assert status == 503
+    assert json.loads(refused)["error"]["message"] == "The server is being stopped."
+    rest = answer.read()
+    assert rest.endswith(b"data: [DONE]\n\n")
+    said = server.finish([128 + signal.SIGTERM])
     chunks = [json.loads(one[6:]) for one in (first + rest).decode().split("\n\n")[:-2]]
     assert chunks[-1]["choices"][0]["finish_reason"] in ("length", "stop")
     assert TOKEN not in said
