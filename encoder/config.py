@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from raddraft.errors import RadDraftError
+from raddraft.ranges import Count, Whole, check_ranges
 from raddraft.studies import GrayMapping
 
 if TYPE_CHECKING:
@@ -21,9 +22,9 @@ class ComputeConfig:
 
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Data type in which the tower computes; the 16-bit types are for GPUs and for CPUs that support bfloat16."""
-    batch_size: int = 32
+    batch_size: Count = 32
     """Images per forward pass."""
-    workers: int = 2
+    workers: Whole = 2
     """Processes that decode and prepare images."""
     device: str = "auto"
     """cpu, cuda, cuda:1, mps …; auto takes the first accelerator."""
@@ -32,6 +33,9 @@ class ComputeConfig:
     dtype: DType = "float16"
     """Data type of stored features. float8: each token as 8-bit numbers with a scale of its own, half of float16's
     space; pooled vectors and mean patches stay float16."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 @dataclass
@@ -42,7 +46,7 @@ class EncoderConfig(ComputeConfig):
     """Short name (`raddraft towers` lists them), hub id or folder; NAME:FILE for a tower whose authors publish a file;
     features:FILE for features written elsewhere; "pixels" for 16 x 16 raw pixels; "random:" before a name for the same
     architecture with random weights."""
-    image_size: int | None = None
+    image_size: Count | None = None
     """Side of the tower's square input in pixels. By default the size its image processor states."""
     gray_mapping: GrayMapping = "window"
     """How gray values become 8 bits: the DICOM window, min-max (as RAD-DINO's authors), or percentiles 0.5 to 99.5."""

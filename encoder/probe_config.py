@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from raddraft.errors import RadDraftError
+from raddraft.ranges import Amount, Count, Positive, Range, Whole, check_ranges
 
 Kind = Literal["multilabel", "multiclass", "regression"]
 Pooling = Literal["class", "mean", "both", "attention"]
@@ -33,6 +34,7 @@ class TargetSpec:
     """The main image of each study, or all of its frontal images."""
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         if not self.targets or (self.kind in ("binary", "multiclass") and len(self.targets) != 1):
             raise RadDraftError(f"A {self.kind} probe cannot have {len(self.targets)} targets: {self.targets}")
 
@@ -47,33 +49,34 @@ class ProbeConfig:
     solver: Literal["lbfgs", "adamw", "knn"] = "lbfgs"
     """lbfgs: the optimum of scikit-learn's LogisticRegression, for regression of Ridge; adamw: trained for a number of
     epochs; knn: a vote of the nearest train images."""
-    weight_decays: tuple[float, ...] | None = None
+    weight_decays: tuple[Amount, ...] | None = None
     """Weight decays to choose from on val, by the mean loss over all labels there: on a small split the loss is less
     noisy than rankings of a few positives. lbfgs: the penalty beside the sum of losses is this / 2 * |w|^2, as C =
     1 / this or alpha = this in scikit-learn, by default 0.1 to 1e5 in powers of ten; adamw: decoupled, by default 1e-4,
     1e-2 and 1."""
-    max_iterations: int = 500
+    max_iterations: Count = 500
     """Maximum number of L-BFGS iterations."""
-    epochs: int = 100
+    epochs: Count = 100
     """Passes of AdamW over the train split."""
-    lr: float = 1e-3
+    lr: Positive = 1e-3
     """Peak learning rate of AdamW; it falls to 0 along a cosine."""
-    batch_size: int = 256
+    batch_size: Count = 256
     """Images per step of AdamW."""
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    seeds: tuple[Whole, ...] = (0, 1, 2, 3, 4)
     """Seeds of AdamW's initial weights and order of images; results are averaged. The other solvers have none."""
-    neighbors: int = 20
+    neighbors: Count = 20
     """Train images that vote in knn."""
-    temperature: float = 0.07
+    temperature: Positive = 0.07
     """Temperature of knn, as in DINO: an image votes with weight exp(cosine / temperature)."""
-    resamples: int = 500
+    resamples: Count = 500
     """Bootstrap resamples of the subjects, for the 95 % intervals."""
-    resample_seed: int = 0
+    resample_seed: Whole = 0
     """Seed of the bootstrap; encoders resampled with the same seed can be compared in pairs."""
     evaluate: Literal["val", "test"] = "test"
     """Split to measure on. val, for development: it cannot choose a weight decay or thresholds as well."""
 
     def __post_init__(self) -> None:
+        check_ranges(self, "probe")
         if self.pooling == "attention" and self.solver != "adamw":
             raise RadDraftError(f"pooling 'attention' is learned: it needs solver 'adamw', not {self.solver!r}")
         if self.solver == "lbfgs" and min(self.decays) <= 0:
@@ -96,27 +99,28 @@ class SegmentConfig:
     head: HeadName = "linear"
     """linear: a 1 x 1 convolution; vitdet: a feature pyramid on the last layer, summed; upernet: pyramid pooling and a
     top-down pathway (arXiv 1807.10221) on a pyramid of the stored layers in turn."""
-    channels: int = 128
+    channels: Count = 128
     """Width of vitdet and upernet heads."""
-    lr: float | None = None
+    lr: Positive | None = None
     """Peak learning rate of AdamW; it falls to 0 along a cosine. By default 1e-2 for linear, 1e-3 for the others."""
-    weight_decay: float = 0.01
+    weight_decay: Amount = 0.01
     """Weight decay of AdamW."""
-    epochs: int = 40
+    epochs: Count = 40
     """Passes over the train split."""
-    head_batch_size: int = 16
+    head_batch_size: Annotated[int, Range(3)] = 16
     """Images per training step of the head, at least 3: epochs are cut into equal batches, because batch normalization
     needs two or more images."""
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[Whole, ...] = (0,)
     """Seeds of initial weights and order of images: one head is trained for each, and the scores of an image are
     averaged."""
     grid: Grid = "input"
     """Where test images are scored. input: as the tower sees them; image: on the pixel grid of the masks, where what
     the image processor cropped off counts as not drawn, which is fair between towers that crop differently."""
-    resamples: int = 500
+    resamples: Count = 500
     """Bootstrap resamples of the subjects, for the 95 % intervals."""
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         if self.grid == "picture":
             raise RadDraftError("grid 'picture' was renamed to 'image'")
         for value, choices, what in ((self.head, HeadName, "head"), (self.grid, Grid, "grid")):
@@ -128,6 +132,3 @@ class SegmentConfig:
             raise RadDraftError("A structure cannot be named 'mean', the name of the mean over structures")
         if not self.seeds:
             raise RadDraftError("seeds must be one or more numbers, got none")
-        for name, least in (("epochs", 1), ("head_batch_size", 3), ("channels", 1), ("resamples", 1)):
-            if getattr(self, name) < least:
-                raise RadDraftError(f"{name} must be at least {least}, got {getattr(self, name)}")

@@ -10,6 +10,7 @@ from typing import Literal
 
 from encoder.probe_config import TargetSpec
 from raddraft.errors import RadDraftError
+from raddraft.ranges import Amount, Count, Portion, Positive, Share, Whole, check_ranges
 from raddraft.schedules import cosine, linear
 from raddraft.studies import GrayMapping
 
@@ -18,18 +19,21 @@ from raddraft.studies import GrayMapping
 class Architecture:
     """A DINOv2 vision transformer to train from scratch."""
 
-    width: int = 384
+    width: Count = 384
     """Hidden size, a multiple of 64: heads are 64 wide."""
-    depth: int = 12
+    depth: Count = 12
     """Number of transformer blocks."""
-    patch_size: int = 14
+    patch_size: Count = 14
     """Side of a patch in pixels."""
-    registers: int = 0
+    registers: Whole = 0
     """Number of register tokens (Darcet et al., arXiv 2309.16588)."""
     swiglu: bool = False
     """Gated feed-forward layers (SwiGLU, Shazeer, arXiv 2002.05202), as DINOv2's largest and CheXFound have."""
-    layer_scale: float = 1e-5
+    layer_scale: Positive = 1e-5
     """Initial scale of each residual branch. DINOv2's 1e-5 is for long runs; 1 learns faster in short ones."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "architecture")
 
 
 @dataclass
@@ -40,11 +44,11 @@ class CropConfig:
     larger crops, without stating numbers: those here are this project's own.
     """
 
-    global_size: int = 518
+    global_size: Count = 518
     """Side of a global crop in pixels, a multiple of the patch size. RAD-DINO's: small findings need resolution."""
-    local_crops: int = 8
+    local_crops: Whole = 8
     """Number of local crops per image."""
-    local_size: int = 196
+    local_size: Count = 196
     """Side of a local crop in pixels, a multiple of the patch size. DINOv2's proportion, 96 : 224, would be 222."""
     global_scale: tuple[float, float] = (0.5, 1.0)
     """Range of a global crop's share of the image area. DINOv2 starts at 0.32, where one lung can be missing."""
@@ -52,9 +56,9 @@ class CropConfig:
     """Range of a local crop's share of the image area. DINOv2's 0.05 to 0.32 often shows no landmark of the chest."""
     aspect_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Range of width : height of the box that is cut out and then made square; log-uniform."""
-    flip: float = 0.5
+    flip: Share = 0.5
     """Probability of a horizontal flip. Use 0 where laterality matters, as for situs inversus."""
-    jitter: float = 0.8
+    jitter: Share = 0.8
     """Probability of changing brightness, contrast and gamma together."""
     brightness: tuple[float, float] = (0.85, 1.1)
     """Range of the factor on all gray values. DINOv2 has 0.6 to 1.4, which saturates mediastinum and abdomen."""
@@ -62,24 +66,18 @@ class CropConfig:
     """Range of the factor on the distance from the crop's mean, like another window width. DINOv2 has 0.6 to 1.4."""
     gamma: tuple[float, float] = (0.6, 1.6)
     """Range of the exponent, like another detector's characteristic curve. Replaces DINOv2's saturation and hue."""
-    blur_global: tuple[float, float] = (0.0, 0.9)
+    blur_global: tuple[Share, Share] = (0.0, 0.9)
     """Probability of blurring the first and the second global crop. DINOv2's configuration reads 1.0 and 0.1, but its
     blur is applied with 1 - p: the first is never blurred, the second nine times of ten."""
-    blur_local: float = 0.5
+    blur_local: Share = 0.5
     """Probability of blurring a local crop; 0.5 in DINOv2, either way."""
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     """Range of the blur's standard deviation in pixels; lower it for crops much smaller than DINOv2's 224 and 96."""
-    solarize: float = 0.0
+    solarize: Share = 0.0
     """Probability of solarizing the second global crop. DINOv2 has 0.2; in a radiograph it turns bone into air."""
 
     def __post_init__(self) -> None:
-        for name, least in {"global_size": 1, "local_size": 1, "local_crops": 0}.items():
-            if getattr(self, name) < least:
-                raise RadDraftError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        for name in ("flip", "jitter", "blur_global", "blur_local", "solarize"):
-            value = getattr(self, name)
-            if not all(0 <= one <= 1 for one in (value if name == "blur_global" else [value])):
-                raise RadDraftError(f"{name} is a probability, 0 to 1, got {value}")
+        check_ranges(self)
         for name in ("global_scale", "local_scale", "aspect_ratio", "brightness", "contrast", "gamma", "blur_sigma"):
             low, high = getattr(self, name)
             limit = 1.0 if name.endswith("scale") else math.inf
@@ -92,30 +90,31 @@ class CropConfig:
 class DinoConfig:
     """The objective. Defaults are DINOv2's (its ssl_default_config.yaml)."""
 
-    dino_weight: float = 1.0
+    dino_weight: Amount = 1.0
     """Weight of the cross-entropy between class tokens."""
-    ibot_weight: float = 1.0
+    ibot_weight: Amount = 1.0
     """Weight of the cross-entropy between masked patches; 0 turns masked image modeling off."""
-    koleo_weight: float = 0.1
+    koleo_weight: Amount = 0.1
     """Weight of the nearest-neighbor entropy of the class tokens (Sablayrolles et al., arXiv 1806.03198)."""
-    prototypes: int = 65536
+    prototypes: Count = 65536
     """Number of outputs of the head. Small data sets need fewer."""
-    head_hidden: int = 2048
+    head_hidden: Count = 2048
     """Width of the head's two hidden layers."""
-    bottleneck: int = 256
+    bottleneck: Count = 256
     """Width before the head's last, weight-normalized layer."""
     separate_ibot_head: bool = False
     """Give patches a head of their own instead of sharing that of the class tokens."""
     centering: Literal["center", "sinkhorn"] = "center"
     """How collapse is prevented: a running mean (DINO) or Sinkhorn-Knopp (SwAV, arXiv 2006.09882), three rounds."""
-    student_temperature: float = 0.1
+    student_temperature: Positive = 0.1
     """Temperature of the student's softmax; the teacher's is `temperature`."""
-    mask_probability: float = 0.5
+    mask_probability: Share = 0.5
     """Share of the global crops that are masked for the student."""
     mask_ratio: tuple[float, float] = (0.1, 0.5)
     """Range of the share of patches that are hidden in a masked crop."""
 
     def __post_init__(self) -> None:
+        check_ranges(self, "objective")
         if min(self.dino_weight, self.ibot_weight, self.koleo_weight) < 0 or not self.dino_weight + self.ibot_weight:
             raise RadDraftError(f"objective: weights must be at least 0, and DINO's or iBOT's above 0, got {self}")
         if not 0 <= self.mask_probability <= 1 or not 0 < self.mask_ratio[0] <= self.mask_ratio[1] < 1:
@@ -133,7 +132,7 @@ class Watch(TargetSpec):
     """Use only studies of these sources; by default all."""
     solver: Literal["lbfgs", "knn"] = "lbfgs"
     """lbfgs: a linear probe; knn: the vote of the 20 nearest train images."""
-    weight_decay: float = 100.0
+    weight_decay: Amount = 100.0
     """Weight decay of the linear probe."""
 
     @property
@@ -155,40 +154,40 @@ class PretrainConfig:
     """Weights of the DINO head to start from, e.g. RAD-DINO's dino_head.safetensors."""
     calibrate: bool = False
     """Initialize new heads from the backbone's features, not at random as in DINOv2: for short runs from a tower."""
-    drop_path: float = 0.3
+    drop_path: Share = 0.3
     """Probability of dropping a residual branch of the student (stochastic depth)."""
     objective: DinoConfig = field(default_factory=DinoConfig)
     """Objective."""
     crops: CropConfig = field(default_factory=CropConfig)
     """Crops."""
-    steps: int = 100_000
+    steps: Count = 100_000
     """Number of optimizer steps."""
-    batch_size: int = 1024
+    batch_size: Count = 1024
     """Images per step, over all processes."""
-    micro_batch_size: int = 64
+    micro_batch_size: Count = 64
     """Images per process in one forward pass; centers and nearest neighbors are over these, of all processes. KoLeo and
     Sinkhorn-Knopp need two or more."""
-    lr: float = 4e-3
+    lr: Positive = 4e-3
     """Peak learning rate at batch size 1024; scaled with the square root of the batch size."""
-    min_lr: float = 1e-6
+    min_lr: Amount = 1e-6
     """Learning rate at the end."""
-    warmup: float = 0.1
+    warmup: Share = 0.1
     """Share of the run over which the learning rate rises from 0."""
-    weight_decay: tuple[float, float] = (0.04, 0.4)
+    weight_decay: tuple[Amount, Amount] = (0.04, 0.4)
     """Weight decay at the start and at the end."""
-    layer_decay: float = 0.9
+    layer_decay: Share = 0.9
     """Factor on the learning rate from each block to the one before it."""
-    patch_embed_lr: float = 0.2
+    patch_embed_lr: Positive = 0.2
     """Further factor on the learning rate of the patch embedding."""
-    freeze_last_layer: float = 0.01
+    freeze_last_layer: Share = 0.01
     """Share of the run during which the prototypes are frozen."""
-    momentum: tuple[float, float] = (0.992, 1.0)
+    momentum: tuple[Share, Share] = (0.992, 1.0)
     """Momentum of the teacher's running mean, at the start and at the end."""
-    temperature: tuple[float, float] = (0.04, 0.07)
+    temperature: tuple[Positive, Positive] = (0.04, 0.07)
     """Temperature of the teacher's softmax, at the start and after its warm-up."""
-    temperature_warmup: float = 0.3
+    temperature_warmup: Share = 0.3
     """Share of the run over which the teacher's temperature changes."""
-    max_grad_norm: float = 3.0
+    max_grad_norm: Amount = 3.0
     """Norm to which the gradients of the backbone and of each head are clipped."""
     precision: Literal["no", "bf16", "fp16"] = "no"
     """Mixed precision of Accelerate."""
@@ -196,25 +195,25 @@ class PretrainConfig:
     """Recompute activations in the backward pass: less memory, about a third more time."""
     shard: bool = False
     """Shard weights, gradients and optimizer states over the processes (FSDP 2); results and checkpoints stay equal."""
-    fraction: float = 1.0
+    fraction: Portion = 1.0
     """Share of the subjects to train on, chosen by the seed."""
-    weights: list[float] | None = None
+    weights: list[Amount] | None = None
     """Share of each manifest in a step; by default every image is seen once an epoch."""
     gray_mapping: GrayMapping = "minmax"
     """How gray values are mapped to 0..1: the DICOM window, min-max (RAD-DINO's), or percentiles 0.5 to 99.5."""
     watch: tuple[Watch, ...] = ()  # a tuple, not a list: a later config file replaces it as a whole
     """Probes along the way; their mean chooses the checkpoint to keep. Without probes the last one is kept."""
-    watch_every: int = 2500
+    watch_every: Count = 2500
     """Steps between probes."""
-    map_images: int = 4
+    map_images: Whole = 4
     """Number of val images whose feature maps are drawn with every probe."""
-    save_every: int = 500
+    save_every: Count = 500
     """Steps between checkpoints."""
-    log_every: int = 10
+    log_every: Count = 10
     """Steps between rows of log.jsonl."""
-    workers: int = 2
+    workers: Whole = 2
     """Processes that read and crop images, for each training process."""
-    seed: int = 0
+    seed: Whole = 0
     """Seed of new weights, order, crops and masks."""
     stop_on_collapse: bool = False
     """End the run once the signs of collapse in its log are clear; otherwise it only says so."""
@@ -222,16 +221,13 @@ class PretrainConfig:
     """Experiment trackers of Accelerate, e.g. tensorboard."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.fraction <= 1:
-            raise RadDraftError(f"fraction must be above 0 and at most 1, got {self.fraction}")
+        check_ranges(self, "pretrain")
         if self.head and self.calibrate:
             raise RadDraftError(f"calibrate is for new heads, but head is {self.head}; leave one of them out")
         if (self.tower is None) == (self.architecture is None):
             raise RadDraftError(
                 "Name either a tower to start from or, with `tower: null`, an architecture to train from scratch"
             )
-        if self.steps < 1 or min(self.batch_size, self.micro_batch_size, self.watch_every, self.save_every) < 1:
-            raise RadDraftError(f"steps, batch sizes and intervals must be at least 1, got {self}")
         self._check_neighbors()
 
     def _check_neighbors(self) -> None:

@@ -17,7 +17,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -28,6 +28,7 @@ from raddraft.errors import RadDraftError
 from raddraft.files import digest_file, write_whole
 from raddraft.images import GrayMapping, ImageError, ImageWarning, load_gray
 from raddraft.isolated import end_with_parent
+from raddraft.ranges import Range, check_ranges
 from raddraft.runs import keep_config
 from raddraft.studies import Study, StudyImage, read_studies, write_studies
 
@@ -42,7 +43,7 @@ SOURCE = "source_sha256"
 class ResizeConfig:
     """Size and gray values of the new images."""
 
-    size: int = 518
+    size: Annotated[int, Range(8)] = 518
     """Shorter side in pixels; smaller images are enlarged."""
     bits: int = 8
     """Bits per pixel: 8 as in RAD-DINO, or 16 to keep the depth of deeper images."""
@@ -50,8 +51,7 @@ class ResizeConfig:
     """How pixel values become gray values, see `raddraft.images`. minmax is applied after resizing: the full scale."""
 
     def __post_init__(self) -> None:
-        if self.size < 8:
-            raise RadDraftError(f"size must be at least 8 pixels, got {self.size}")
+        check_ranges(self)
         if self.bits not in (8, 16):
             raise RadDraftError(f"bits must be 8 or 16, got {self.bits}")
         if self.bits == 16 and self.gray_mapping != "minmax":

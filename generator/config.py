@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from metrics.models import Models
 from raddraft.errors import RadDraftError, check_fields
+from raddraft.ranges import Amount, Count, Portion, Positive, Share, Whole, check_ranges
 
 Control = Literal["none", "shuffled-images", "most-frequent", "nearest-report"]
 """What stands in for a model's drafts, see `generator.controls`."""
@@ -28,7 +29,7 @@ class ModelConfig:
     """Vision-language model to go on with instead of a tower and an lm: the folder of a model that RadDraft trained,
     with the prompt it was trained with; or hub id or folder of any model that transformers knows and whose processor
     has a chat template (Gemma 3, Qwen-VL, SmolVLM …), whose own tower stays frozen."""
-    image_size: int | None = None
+    image_size: Count | None = None
     """Side of the tower's square input in pixels. By default the size its image processor states."""
     feature_layer: int = -1
     """Hidden state of the tower to project; -1 is the output of the last block, before the final LayerNorm. For towers
@@ -42,6 +43,7 @@ class ModelConfig:
     """GGUF file in the folder `lm` to read the language model from. Needs the package gguf."""
 
     def __post_init__(self) -> None:
+        check_ranges(self, "model")
         if bool(self.vlm) == bool(self.tower or self.lm) or bool(self.tower) != bool(self.lm):
             given = ", ".join(f"{name} {getattr(self, name)!r}" for name in ("tower", "lm", "vlm"))
             raise RadDraftError(
@@ -59,12 +61,15 @@ class ModelConfig:
 class LoraConfig:
     """Low-rank adapters on the attention and MLP projections of the language model (Hu et al., arXiv 2106.09685)."""
 
-    rank: int = 64
+    rank: Count = 64
     """Rank of the LoRA update."""
-    alpha: int = 128
+    alpha: Count = 128
     """LoRA scale: the update is multiplied by alpha / rank."""
-    dropout: float = 0.05
+    dropout: Share = 0.05
     """Dropout before the adapter."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "lora")
 
 
 @dataclass
@@ -76,24 +81,24 @@ class RewardConfig:
     sentence_set, length …"""
     group: int = 8
     """Drafts sampled of each study, from one pass over its prompt; at least 2."""
-    temperature: float = 1.0
+    temperature: Positive = 1.0
     """Sampling temperature."""
-    max_new_tokens: int = 150
+    max_new_tokens: Count = 150
     """Longest draft, in tokens; one that does not end by then takes no part."""
     advantage: Literal["grpo", "mean_free", "self_critical"] = "mean_free"
     """What a draft is compared with. grpo: its group's mean, divided by the group's standard deviation and each draft's
     length; mean_free: the mean, without these divisions; self_critical: the greedy draft of the same study."""
     clip: float = 0.2
     """PPO's clip of the ratio of probabilities after and before the updates of a step."""
-    updates: int = 1
+    updates: Count = 1
     """Optimizer updates on the drafts of a step; only from the second on does `clip` matter."""
-    kl: float = 0.01
+    kl: Amount = 0.01
     """Weight of the divergence from the weights that the stage starts with. 0: none, nor is it measured."""
-    batch_size: int = 32
+    batch_size: Count = 32
     """Studies per step, over all processes."""
-    micro_batch_size: int = 4
+    micro_batch_size: Count = 4
     """Studies whose drafts are in one forward and backward pass of one process."""
-    sample_batch_size: int = 16
+    sample_batch_size: Count = 16
     """Studies whose drafts one process samples together. Drafts of one batch are scored while the next is sampled."""
     select: str = "rouge_l"
     """Metric of `raddraft score`, over the greedy drafts of the val split, that chooses the weights to keep."""
@@ -103,19 +108,13 @@ class RewardConfig:
     """Models of learned metrics."""
 
     def __post_init__(self) -> None:
+        check_ranges(self, "reward")
         check_fields(
             "reward",
             self,
             ("metrics", bool(self.metrics), "at least one metric with its weight, e.g. {rouge_l: 1.0}"),
             ("group", self.group >= 2, "at least 2"),
-            ("temperature", self.temperature > 0, "above 0"),
-            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
             ("clip", 0 < self.clip < 1, "above 0 and below 1"),
-            ("updates", self.updates >= 1, "at least 1"),
-            ("kl", self.kl >= 0, "at least 0"),
-            ("batch_size", self.batch_size >= 1, "at least 1"),
-            ("micro_batch_size", self.micro_batch_size >= 1, "at least 1"),
-            ("sample_batch_size", self.sample_batch_size >= 1, "at least 1"),
         )
 
 
@@ -123,21 +122,21 @@ class RewardConfig:
 class Stage:
     """One stage of training: what trains, for how long, at which learning rate."""
 
-    epochs: float = 1.0
+    epochs: Positive = 1.0
     """Passes over the training split."""
-    lr: float | None = None
+    lr: Positive | None = None
     """Peak learning rate of AdamW; by default 1e-4, or 1e-6 in a reward stage."""
     projector: bool = True
     """Whether the projector trains."""
     lm: Literal["frozen", "lora", "full"] = "frozen"
     """How the language model trains. LoRA adapters stay in place for later stages and are merged at the end."""
-    tower: Literal["frozen", "full"] | int = "frozen"
+    tower: Literal["frozen", "full"] | Whole = "frozen"
     """How the vision tower trains: frozen, full, or its last N blocks."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """Learning rate after warm-up: half a cosine to zero, or constant."""
-    warmup: float = 0.03
+    warmup: Share = 0.03
     """Fraction of the stage's steps over which the learning rate rises from zero, at least 0 and below 1."""
-    weight_decay: float = 0.0
+    weight_decay: Amount = 0.0
     """Decoupled weight decay, on matrices only."""
     beta2: float = 0.999
     """Decay of AdamW's second moment; 0.95 to 0.98 adapts faster in short runs from random weights."""
@@ -145,10 +144,11 @@ class Stage:
     """Learn from metrics of the stage's own drafts, not from the reports' tokens. The tower is frozen."""
 
     def __post_init__(self) -> None:
+        check_ranges(self, "stage")
         if self.lr is None:
             self.lr = 1e-6 if self.reward else 1e-4
-        if self.epochs <= 0 or self.lr <= 0 or not 0 <= self.warmup < 1 or not 0 < self.beta2 < 1:
-            raise RadDraftError(f"stage: need epochs > 0, lr > 0, 0 <= warmup < 1 and 0 < beta2 < 1, got {self}")
+        if self.warmup == 1 or not 0 < self.beta2 < 1:
+            raise RadDraftError(f"stage: need warmup < 1 and 0 < beta2 < 1, got {self}")
         if self.reward and self.trains_tower:
             raise RadDraftError(f"stage: a reward stage leaves the tower frozen, got tower: {self.tower}")
 
@@ -174,9 +174,9 @@ class TrainConfig:
     """Stages in order; each starts from the best weights of the one before."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     """Adapters of the stages with `lm: lora`."""
-    batch_size: int = 16
+    batch_size: Count = 16
     """Studies per optimizer step, over all processes."""
-    micro_batch_size: int = 16
+    micro_batch_size: Count = 16
     """Studies per forward pass of one process; gradients are accumulated up to batch_size."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: far less memory, a third more arithmetic, the same numbers. Not in
@@ -184,7 +184,7 @@ class TrainConfig:
     shard: bool = False
     """Shard weights, gradients and optimizer states over the processes (FSDP 2): the same numbers, and checkpoints that
     resume with or without it."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: Amount = 1.0
     """Norm to which gradients are clipped."""
     precision: Literal["no", "bf16", "fp16"] = "no"
     """Mixed precision of Accelerate."""
@@ -193,29 +193,27 @@ class TrainConfig:
     standardize: bool = False
     """While training from stored features (`cached`), center and scale every channel by its mean and standard deviation
     over the training images. The saved model is an ordinary one: they are folded into the projector's first layer."""
-    eval_every: int | None = None
+    eval_every: Whole | None = None
     """Steps between validations; by default once an epoch. 0: no validation, the last weights are kept. A reward stage
     drafts the val split then, and before its first step."""
-    patience: int | None = None
+    patience: Count | None = None
     """Validations in a row without a lower loss that end a stage; by default no early stopping."""
-    save_every: int = 200
+    save_every: Count = 200
     """Steps between checkpoints."""
-    log_every: int = 1
+    log_every: Count = 1
     """Steps between lines of the log."""
-    seed: int = 0
+    seed: Whole = 0
     """Seed of new weights, data order and dropout."""
-    workers: int = 2
+    workers: Whole = 2
     """Processes that decode and prepare images."""
     trackers: list[str] = field(default_factory=list)
     """Experiment trackers of Accelerate to report to, e.g. tensorboard or wandb."""
 
     def __post_init__(self) -> None:
+        check_ranges(self, "train")
         modes = {stage.lm for stage in self.stages}
         if not self.stages:
             raise RadDraftError("train.stages is empty; give at least one stage")
-        for name in ("batch_size", "micro_batch_size", "save_every", "log_every"):
-            if getattr(self, name) < 1:
-                raise RadDraftError(f"train.{name} must be at least 1, got {getattr(self, name)}")
         if {"lora", "full"} <= modes:
             raise RadDraftError("train.stages: lm is 'lora' in one stage and 'full' in another; choose one of them")
         if self.cached and any(stage.trains_tower for stage in self.stages):
@@ -239,44 +237,42 @@ class ClipConfig:
 
     sections: list[str] = field(default_factory=lambda: ["findings"])
     """Report sections to learn from; studies that lack one are left out."""
-    epochs: int = 30
+    epochs: Count = 30
     """Passes over the training split."""
-    batch_size: int = 128
+    batch_size: Count = 128
     """Image-report pairs per step; each image is contrasted with all reports of its batch, so more is harder."""
-    lr: float = 5e-4
+    lr: Positive = 5e-4
     """Peak learning rate of AdamW, to zero along a cosine; a tenth or less for a pretrained tower."""
-    warmup: float = 0.05
+    warmup: Share = 0.05
     """Fraction of the steps over which the learning rate rises from zero."""
-    weight_decay: float = 0.2
+    weight_decay: Amount = 0.2
     """Decoupled weight decay, on matrices only."""
-    smallest_crop: float = 0.6
+    smallest_crop: Portion = 0.6
     """Smallest area of random crops, as a fraction of the image. There are no flips, since reports name sides."""
-    width: int = 128
+    width: Count = 128
     """Dimensions of the shared embedding and of the text transformer; a multiple of 32."""
-    text_layers: int = 2
+    text_layers: Count = 2
     """Blocks of the text transformer."""
-    vocab_size: int = 2000
+    vocab_size: Count = 2000
     """Tokens of the byte-level BPE trained on the training reports."""
-    max_tokens: int = 128
+    max_tokens: Count = 128
     """Tokens at which reports are truncated."""
-    save_every: int = 200
+    save_every: Count = 200
     """Steps between checkpoints."""
-    memory_gb: float = 8.0
+    memory_gb: Amount = 8.0
     """Memory in GB for decoded images (8 bits a pixel, at the tower's size); above it they go to a file in the run
     folder."""
-    workers: int = 2
+    workers: Whole = 2
     """Processes that decode images."""
-    seed: int = 0
+    seed: Whole = 0
     """Seed of new weights, data order and crops."""
 
     def __post_init__(self) -> None:
+        check_ranges(self, "clip")
         check_fields(
             "clip",
             self,
-            ("epochs", self.epochs >= 1, "at least 1"),
             ("batch_size", self.batch_size >= 2, "at least 2"),
-            ("lr", self.lr > 0, "above 0"),
-            ("smallest_crop", 0 < self.smallest_crop <= 1, "in (0, 1]"),
             ("width", self.width >= 32 and self.width % 32 == 0, "a multiple of 32"),
             ("max_tokens", self.max_tokens >= 3, "at least 3"),
         )
@@ -286,27 +282,25 @@ class ClipConfig:
 class WarmUpConfig:
     """Warm-up of the tower on what reports state"""
 
-    epochs: int = 16
+    epochs: Whole = 16
     """Passes over the training split; 0 for none."""
-    batch_size: int = 64
+    batch_size: Count = 64
     """Images per step, or a few more."""
-    lr: float = 3e-3
+    lr: Positive = 3e-3
     """Peak learning rate of AdamW, to zero along a cosine."""
-    warmup: float = 0.05
+    warmup: Share = 0.05
     """Fraction of the steps over which the learning rate rises from zero."""
-    weight_decay: float = 0.05
+    weight_decay: Amount = 0.05
     """Decoupled weight decay, on matrices only."""
-    smallest_crop: float = 0.8
+    smallest_crop: Portion = 0.8
     """Smallest area of random crops, as a fraction of the image. There are no flips, since reports name sides."""
 
     def __post_init__(self) -> None:
+        check_ranges(self, "warm")
         check_fields(
             "warm",
             self,
-            ("epochs", self.epochs >= 0, "at least 0"),
             ("batch_size", self.batch_size >= 2, "at least 2"),
-            ("lr", self.lr > 0, "above 0"),
-            ("smallest_crop", 0 < self.smallest_crop <= 1, "in (0, 1]"),
         )
 
 
@@ -314,16 +308,17 @@ class WarmUpConfig:
 class TinyConfig:
     """Tiny model of random weights"""
 
-    tower_width: int = 256
+    tower_width: Count = 256
     """Hidden size of the tower, a multiple of 32."""
-    tower_layers: int = 2
+    tower_layers: Count = 2
     """Blocks of the tower."""
-    lm_width: int = 128
+    lm_width: Count = 128
     """Hidden size of the language model, a multiple of 32."""
-    lm_layers: int = 2
+    lm_layers: Count = 2
     """Blocks of the language model."""
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         if self.tower_width % 32 or self.lm_width % 32 or min(self.tower_width, self.lm_width) < 32:
             raise RadDraftError(f"tower_width {self.tower_width} and lm_width {self.lm_width} must be multiples of 32")
 
@@ -332,49 +327,40 @@ class TinyConfig:
 class DecodeConfig:
     """Decoding"""
 
-    max_new_tokens: int = 150
+    max_new_tokens: Count = 150
     """Longest draft, in tokens."""
-    batch_size: int = 16
+    batch_size: Count = 16
     """Studies decoded together."""
-    num_beams: int = 1
+    num_beams: Count = 1
     """Beams of beam search; 1 is greedy decoding."""
     sample: bool = False
     """Sample tokens instead of taking the most likely one."""
-    candidates: int = 1
+    candidates: Count = 1
     """Drafts of each study, from one pass over its images and prompt. Several candidates are sampled;
     `raddraft consensus` chooses among them. Until then the first, an arbitrary one, is the prediction."""
-    temperature: float | None = None
+    temperature: Positive | None = None
     """Sampling temperature; by default 1, or 0.5 for several candidates (CCS, arXiv 2605.30131)."""
-    top_p: float = 1.0
+    top_p: Portion = 1.0
     """Sample from the smallest set of tokens whose probabilities add up to this."""
-    seed: int = 0
+    seed: Whole = 0
     """Random seed of sampling."""
-    repetition_penalty: float = 1.0
+    repetition_penalty: Positive = 1.0
     """Above 1, tokens of the prompt and of the draft so far become less likely (Keskar et al., arXiv 1909.05858)."""
-    no_repeat_ngram_size: int = 0
+    no_repeat_ngram_size: Whole = 0
     """No sequence of this many tokens occurs twice, in prompt and draft together; 0 for no limit."""
-    min_new_tokens: int = 0
+    min_new_tokens: Whole = 0
     """Shortest draft, in tokens."""
     confidence: bool = False
     """Keep for each sentence its log-probability and, with several candidates, the share that states the same."""
 
     def __post_init__(self) -> None:
-        if min(self.max_new_tokens, self.batch_size, self.num_beams, self.candidates) < 1:
-            raise RadDraftError(
-                f"decode: max_new_tokens, batch_size, num_beams and candidates must be at least 1, got {self!r}"
-            )
+        check_ranges(self, "decode")
         if not self.samples and (self.temperature is not None or self.top_p != 1 or self.seed):
             raise RadDraftError(
                 f"decode: temperature, top_p and seed need sampling (sample: true, or candidates), got {self!r}"
             )
-        if self.samples and (self.heat <= 0 or not 0 < self.top_p <= 1):
-            raise RadDraftError(f"decode: need temperature > 0 and 0 < top_p <= 1, got {self!r}")
         if self.candidates > 1 and self.num_beams > 1:
             raise RadDraftError(f"decode: candidates are sampled and cannot be combined with num_beams, got {self!r}")
-        if self.repetition_penalty <= 0 or self.no_repeat_ngram_size < 0 or self.min_new_tokens < 0:
-            raise RadDraftError(
-                f"decode: need repetition_penalty > 0, no_repeat_ngram_size >= 0 and min_new_tokens >= 0, got {self!r}"
-            )
 
     @property
     def samples(self) -> bool:
@@ -415,15 +401,14 @@ class DecodeConfig:
 class ServeConfig:
     """Limits of `raddraft serve`"""
 
-    max_new_tokens: int = 150
+    max_new_tokens: Count = 150
     """Longest draft in tokens, of requests that state none."""
-    batch_size: int = 16
+    batch_size: Count = 16
     """Most drafts that are decoded together."""
-    requests: int = 128
+    requests: Count = 128
     """Most requests at a time; others are told to ask again."""
-    megabytes: int = 64
+    megabytes: Count = 64
     """Largest request."""
 
     def __post_init__(self) -> None:
-        for name in ("max_new_tokens", "batch_size", "requests", "megabytes"):
-            check_fields("serve", self, (name, getattr(self, name) >= 1, "at least 1"))
+        check_ranges(self, "serve")

@@ -11,6 +11,7 @@ from metrics.annotate import AnnotationCache
 from metrics.weights import locate
 from raddraft.errors import CannotRun, UnavailableError
 from raddraft.files import cache_folder
+from raddraft.ranges import Count, check_ranges
 
 if TYPE_CHECKING:
     from metrics.chexbert import CheXbert
@@ -52,7 +53,7 @@ class Models:
     """Folder of RaTE-NER-Deberta, for RaTEScore."""
     ratescore_synonyms: Path | None = None
     """Folder of BioLORD-2023-C, for RaTEScore."""
-    batch_size: int = 16
+    batch_size: Count = 16
     """Reports of similar length that a model reads at a time; changes the speed, not the labels."""
     device: str | None = None
     """cpu, cuda, cuda:1 …; by default a GPU if there is one."""
@@ -61,6 +62,9 @@ class Models:
     with some labels changed. Signatures name it, and labels and graphs are kept apart."""
     keep: bool = True
     """Keep labels and graphs on disk, under RADDRAFT_CACHE or ~/.cache/raddraft, so that a report is read once."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "models")
 
     @cached_property
     def cache(self) -> AnnotationCache:

@@ -145,9 +145,6 @@ def _run(module: Any, prog: str, arguments: list[str]) -> int:
     except UsageError as error:
         error.prog = prog
         raise
-    for name, least in (("processes", 1), ("workers", 0)):
-        if isinstance(given := values.get(name), int) and given < least:
-            raise UsageError(f"--{name} must be at least {least}, got {given}", command.options[name])
     with _held(module, values):
         status = command.function(**values)
     return status if isinstance(status, int) else 0

@@ -12,10 +12,11 @@ import json
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from raddraft.errors import RadDraftError
 from raddraft.options import Command, Option
+from raddraft.ranges import check_range
 from raddraft.text import closest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,6 +53,12 @@ def parse(command: Command, arguments: list[str], module: Any = None) -> dict[st
             raise error.__cause__ from None
         raise
     del values["config"]
+    for name, hint in get_type_hints(command.function, include_extras=True).items():
+        if option := command.options.get(name):
+            try:
+                check_range(option.flag, values[name], hint)
+            except RadDraftError as error:
+                raise UsageError(str(error), option) from None
     for name in command.flat:
         cls = command.classes[name]
         values[name] = cls(**{field: values.pop(field) for field in cls.__dataclass_fields__})

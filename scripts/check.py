@@ -15,6 +15,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from raddraft.cli import run
+from raddraft.ranges import Count, Whole
 from raddraft.studies import GrayMapping
 
 POSITIONAL = ("source",)
@@ -23,10 +24,10 @@ POSITIONAL = ("source",)
 def main(
     source: Path,
     out: Path = Path("check"),
-    smallest: int = 200,
-    largest: int = 5000,
+    smallest: Whole = 200,
+    largest: Count = 5000,
     gray_mapping: GrayMapping = "window",
-    processes: int | None = None,
+    processes: Count | None = None,
 ) -> None:
     """Print counts, and write findings.csv and sheet.png.
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from generator.config import ClipConfig
 from raddraft.cli import run
+from raddraft.ranges import Count
 from raddraft.studies import GrayMapping
 
 RENAMED = {f"train.{name}": f"clip.{name}" for name in ClipConfig.__dataclass_fields__} | {"train": "clip"}
@@ -24,7 +25,7 @@ def main(
     tower: str,
     out: Path,
     clip: ClipConfig = ClipConfig(),  # noqa: B008 - the parser reads its fields and defaults from here
-    image_size: int | None = None,
+    image_size: Count | None = None,
     gray_mapping: GrayMapping = "window",
     sources: list[str] | None = None,
 ) -> None:

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Literal
 
 from raddraft.cli import run
+from raddraft.ranges import Count
 
 POSITIONAL = ("checkpoint",)
 
@@ -36,10 +37,10 @@ def main(
     checkpoint: Path,
     out: Path,
     kind: Literal["dinov2", "rad-dino", "biomedclip", "mrm", "vit"] | None = None,
-    image_size: int | None = None,
+    image_size: Count | None = None,
     mean: list[float] | None = None,
     std: list[float] | None = None,
-    heads: int | None = None,
+    heads: Count | None = None,
     timm: str | None = None,
 ) -> None:
     """Write config.json, model.safetensors and preprocessor_config.json.

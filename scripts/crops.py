@@ -15,16 +15,17 @@ from encoder.recipe import RENAMED as RENAMED
 from encoder.recipe import PretrainConfig
 from raddraft.cli import run
 from raddraft.errors import RadDraftError
+from raddraft.ranges import Count, Whole
 
 
 def main(
     studies: Path,
     out: Path,
     pretrain: PretrainConfig = PretrainConfig(),  # noqa: B008 - the parser reads its fields and defaults from here
-    count: int = 4,
+    count: Count = 4,
     split: str = "train",
-    patch_size: int | None = None,
-    seed: int = 0,
+    patch_size: Count | None = None,
+    seed: Whole = 0,
 ) -> int:
     """Draw one sheet (PNG) of the crops of images spread evenly over a manifest.
 

@@ -18,6 +18,7 @@ from generator.config import DecodeConfig, ModelConfig, TinyConfig, TrainConfig,
 from generator.prompts import PromptConfig
 from raddraft.cli import run
 from raddraft.grammar import CONFIGS
+from raddraft.ranges import Count, Whole
 
 FLAT = ("tiny",)
 DEFAULT_CONFIG = CONFIGS / "demo.yaml"
@@ -28,9 +29,9 @@ METRICS = ["rouge", "bleu", "rule"]  # these need no weights, so the table is th
 def main(
     train: TrainConfig,
     out: Path = Path("runs/demo"),
-    count: int = 4000,
-    size: int = 112,
-    seed: int = 0,
+    count: Count = 4000,
+    size: Count = 112,
+    seed: Whole = 0,
     tiny: TinyConfig = TinyConfig(),  # noqa: B008
     warm: WarmUpConfig = WarmUpConfig(),  # noqa: B008
     prompt: PromptConfig = PromptConfig(),  # noqa: B008 - the parser reads its fields and defaults from here
@@ -71,8 +72,7 @@ def main(
         make_parts(out, training, prompt, tiny, warm, seed)
     if not (folder / "raddraft.json").is_file():
         _say("train", config=out / "config.yaml", out=out)
-        model = ModelConfig(str(out / "warm"), str(out / "lm"))
-        print(f"model: {run_training(manifest, out, model, prompt, train)}")
+        print("model:", run_training(manifest, out, ModelConfig(str(out / "warm"), str(out / "lm")), prompt, train))
     drafter, files = load_model(folder), {name: out / f"{name}.jsonl" for name in ("model", *CONTROLS)}
     for control, file in zip(("none", *CONTROLS), files.values(), strict=True):
         decoding = decode if control in ("none", "shuffled-images") else DecodeConfig()

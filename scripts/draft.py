@@ -20,6 +20,7 @@ from generator.config import DecodeConfig
 from generator.prompts import PromptConfig
 from raddraft.cli import run
 from raddraft.errors import RadDraftError
+from raddraft.ranges import Whole
 
 POSITIONAL = ("model", "images")
 
@@ -36,7 +37,7 @@ def main(
     prompt: PromptConfig = PromptConfig(),  # noqa: B008
     speculate: Path | None = None,
     device: str = "auto",
-    workers: int = 0,
+    workers: Whole = 0,
     remote_code: bool = False,
 ) -> int:
     """Draft the report of each study, and print it as soon as it is decoded.

@@ -11,6 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from raddraft.cli import run
+from raddraft.ranges import Count
 
 POSITIONAL = ("images",)
 
@@ -20,7 +21,7 @@ def main(
     towers: list[str],
     out: Path,
     point: tuple[float, float] = (0.32, 0.45),
-    image_size: int | None = None,
+    image_size: Count | None = None,
     device: str = "auto",
 ) -> int:
     """Draw one sheet (PNG): each image, and what each tower makes of it.

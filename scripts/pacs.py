@@ -18,6 +18,7 @@ from generator.config import DecodeConfig
 from generator.prompts import PromptConfig
 from raddraft.cli import run
 from raddraft.errors import RadDraftError
+from raddraft.ranges import Amount
 
 FLAT = ("select",)
 
@@ -32,7 +33,7 @@ def main(
     user: str | None = None,
     password_file: Path | None = None,
     folder: Path | None = None,
-    interval: float = 60,
+    interval: Amount = 60,
     decode: DecodeConfig = DecodeConfig(),  # noqa: B008
     prompt: PromptConfig = PromptConfig(),  # noqa: B008
     device: str = "auto",

@@ -30,6 +30,7 @@ Benchmarks of vision encoders, as published: labels, patients, masks.
 
     raddraft prepare join nih/studies.jsonl rsna.jsonl --out all.jsonl        # several manifests in one
     raddraft prepare resize --studies studies.jsonl --out small --size 518    # images resized once, for pre-training
+    raddraft prepare folds --studies all.jsonl --out folds                    # a manifest for each of 5 folds
     raddraft prepare labels --studies nih.jsonl --out nih_reports.jsonl       # synthetic findings from labels
     raddraft prepare reads --studies studies.jsonl --reads reads.jsonl --out read.jsonl    # drafts as corrected
 
@@ -45,7 +46,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from generator.corpora import CORPORA, converter, from_labels, join, reads
+from generator.corpora import CORPORA, converter, folds, from_labels, join, reads
+from raddraft.ranges import Count
 from raddraft.studies import GrayMapping
 
 POSITIONAL = ("manifests",)
@@ -54,10 +56,10 @@ POSITIONAL = ("manifests",)
 def resize(
     studies: Path,
     out: Path,
-    size: int = 518,
-    bits: int = 8,
+    size: Count = 518,
+    bits: Count = 8,
     gray_mapping: GrayMapping = "minmax",
-    processes: int | None = None,
+    processes: Count | None = None,
 ) -> int:
     """Resize every image of a manifest once, as RAD-DINO's were: B-spline, min-max to 0-255, PNG.
 
@@ -87,7 +89,7 @@ def _printed(convert: Callable[..., Any]) -> Callable[..., None]:
 
 
 COMMANDS: dict[str, Callable[..., int | None]] = {name: _printed(converter(name)) for name in CORPORA}
-COMMANDS |= {"join": _printed(join.convert), "resize": resize}
+COMMANDS |= {"join": _printed(join.convert), "resize": resize, "folds": _printed(folds.convert)}
 COMMANDS |= {"labels": _printed(from_labels.convert), "reads": _printed(reads.convert)}
 
 if __name__ == "__main__":

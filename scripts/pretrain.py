@@ -21,6 +21,7 @@ from encoder.recipe import RENAMED as RECIPE_RENAMED
 from encoder.recipe import PretrainConfig
 from raddraft.cli import run
 from raddraft.gpus import Gpu
+from raddraft.ranges import Count
 
 RENAMED = RECIPE_RENAMED | {"labelled": "labeled"}  # codespell:ignore
 
@@ -32,7 +33,7 @@ def main(
     labeled: Path | None = None,
     dry_run: bool = False,
     gpu: Gpu = "h100",
-    gpus: int = 1,
+    gpus: Count = 1,
 ) -> None:
     """Pre-train a tower on the images of the train splits, with probes on val; the test split is not read.
 

@@ -18,6 +18,7 @@ from encoder.config import EncoderConfig
 from encoder.probe_config import ProbeConfig, TargetSpec
 from raddraft.cli import run
 from raddraft.errors import RadDraftError
+from raddraft.ranges import Positive, Whole
 
 FLAT = ("target", "encoder")
 RENAMED = {"probe.learning_rate": "probe.lr", "probe.neighbours": "probe.neighbors"}  # codespell:ignore
@@ -30,10 +31,10 @@ def main(
     probe: ProbeConfig = ProbeConfig(),  # noqa: B008 - read only
     out: Path = Path("probe.json"),
     sources: list[str] | None = None,
-    fractions: list[float] | None = None,
+    fractions: list[Positive] | None = None,
     layers: tuple[int, ...] | None = None,
     average: bool = False,
-    blocks: int = 0,
+    blocks: Whole = 0,
     seen: Path | None = None,
     known_as: str = "",
     leaks: Literal["refuse", "tell"] = "refuse",

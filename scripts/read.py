@@ -18,6 +18,7 @@ from generator.clinic.reading import Split
 from generator.config import DecodeConfig
 from generator.prompts import PromptConfig
 from raddraft.cli import run
+from raddraft.ranges import Port
 
 POSITIONAL = ("model", "studies")
 
@@ -36,7 +37,7 @@ def main(
     nearest: Path | None = None,
     decode: DecodeConfig = DecodeConfig(),  # noqa: B008 - the parser reads its fields and defaults from here
     prompt: PromptConfig = PromptConfig(),  # noqa: B008
-    port: int = 0,
+    port: Port = 0,
     device: str = "auto",
     remote_code: bool = False,
 ) -> None:

@@ -20,6 +20,7 @@ from typing import Literal
 
 from encoder.config import EncoderConfig
 from raddraft.cli import run
+from raddraft.ranges import Count
 
 FLAT = ("encoder",)
 
@@ -30,9 +31,9 @@ def main(
     encoder: EncoderConfig = EncoderConfig(),  # noqa: B008 - read only
     split: Literal["val", "test"] = "test",
     targets: list[str] = ["findings"],  # noqa: B006 - read only
-    k: int = 1,
+    k: Count = 1,
     augmented: Path | None = None,
-    sentences: int = 10,
+    sentences: Count = 10,
     pooling: Literal["class", "mean", "both"] = "both",
 ) -> int:
     """Write predictions.jsonl with the report of the nearest training study, or the one its k neighbors agree on.

@@ -23,6 +23,7 @@ from typing import Literal
 
 from metrics.models import Models
 from raddraft.cli import run
+from raddraft.ranges import Count, Whole
 
 POSITIONAL = ("predictions",)
 
@@ -37,11 +38,11 @@ def main(
     by: list[str] | None = None,
     rank_by: str | None = None,
     models: Models = Models(),  # noqa: B008 - the parser reads its fields and defaults from here
-    resamples: int = 500,
-    seed: int = 0,
+    resamples: Count = 500,
+    seed: Whole = 0,
     unit: Literal["subject", "study"] = "subject",
     intervals: Literal["jackknife", "percentile"] = "jackknife",
-    cases: int = 36,
+    cases: Whole = 36,
     title: str | None = None,
     model_card: Path | None = None,
 ) -> None:
@@ -92,8 +93,7 @@ def main(
     written = scored.write(out or predictions[0].parent / "scores", title, cases)
     if model_card:
         add_scores(model_card, title, scored.by_system())
-    print(scored.tables())
-    print("", *written, sep="\n")
+    print(scored.tables(), "", *written, sep="\n")
 
 
 if __name__ == "__main__":

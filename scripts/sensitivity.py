@@ -15,6 +15,7 @@ from pathlib import Path
 
 from metrics.models import Models
 from raddraft.cli import run
+from raddraft.ranges import Count, Whole
 
 POSITIONAL = ("reports",)
 
@@ -23,11 +24,11 @@ def main(
     reports: Path,
     out: Path = Path("sensitivity"),
     section: str | None = None,
-    n: int | None = None,
+    n: Count | None = None,
     metrics: list[str] | None = None,
     models: Models = Models(),  # noqa: B008 - the parser reads its fields and defaults from here
-    resamples: int = 500,
-    seed: int = 0,
+    resamples: Count = 500,
+    seed: Whole = 0,
 ) -> None:
     """Print tables, and write sensitivity.json and sensitivity.png.
 

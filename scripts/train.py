@@ -22,6 +22,7 @@ from generator.config import ModelConfig, TrainConfig
 from generator.prompts import PromptConfig
 from raddraft.cli import run
 from raddraft.gpus import Gpu
+from raddraft.ranges import Count
 from raddraft.studies import GrayMapping
 
 RENAMED = {"train.features": "train.cached", "train.cache": "features"}
@@ -39,7 +40,7 @@ def main(
     control: Literal["shuffled-images"] | None = None,
     dry_run: bool = False,
     gpu: Gpu = "h100",
-    gpus: int = 1,
+    gpus: Count = 1,
 ) -> None:
     """Train on the train split and validate on the val split. The test split is not used.
 

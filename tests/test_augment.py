@@ -180,8 +180,8 @@ def test_where_no_box_fits_it_is_the_largest_in_the_middle(sides, expected) -> N
     [
         ({"global_size": 0}, "global_size must be at least 1, got 0"),
         ({"local_crops": -1}, "local_crops must be at least 0, got -1"),
-        ({"flip": 1.5}, "flip is a probability, 0 to 1, got 1.5"),
-        ({"blur_global": (0.5, -0.1)}, r"blur_global is a probability, 0 to 1, got \(0.5, -0.1\)"),
+        ({"flip": 1.5}, "flip must be at least 0 and at most 1, got 1.5"),
+        ({"blur_global": (0.5, -0.1)}, r"blur_global must be at least 0 and at most 1, got \(0.5, -0.1\)"),
         ({"local_scale": (0.5, 0.2)}, "local_scale must be a range from low to high, .* got 0.5 to 0.2"),
         ({"global_scale": (0.5, 1.2)}, "global_scale .* at most 1, got 0.5 to 1.2"),
         ({"gamma": (0.0, 1.0)}, "gamma .* above 0, got 0.0 to 1.0"),

@@ -11,10 +11,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import yaml
@@ -314,9 +314,56 @@ def test_faults_of_a_config_file_are_named(tmp_path, text, sentence) -> None:
     assert sentence in str(error.value)
 
 
-def test_a_negative_number_of_processes_is_refused(capsys) -> None:
-    assert run("prepare", "phantom", "--count", 2, "--processes", -2) == (2, "")
-    assert "--processes must be at least 1, got -2" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("prepare", "phantom", "--count", 2, "--processes", -2), "--processes must be at least 1, got -2"),
+        (("score", "x.jsonl", "--cases", -5), "--cases must be at least 0, got -5"),
+        (("read", "x", "y", "--port", 70000), "--port must be at least 0 and at most 65535, got 70000"),
+        (
+            ("probe", "--tower", "x", "--studies", "y", "--targets", "z", "--fractions", 0.5, -0.5),
+            "--fractions must be",
+        ),
+        (("pretrain", "--studies", "x", "--out", "y", "--pretrain.lr", ".nan"), "pretrain.lr must be above 0, got nan"),
+        (
+            ("crops", "--studies", "x", "--pretrain.tower", "null", "--pretrain.architecture.width", -64),
+            "architecture.width must be at least 1, got -64",
+        ),
+        (
+            ("train", "--studies", "x", "--out", "y", "--model.vlm", "z", "--model.image_size", -56),
+            "model.image_size must be at least 1, got -56",
+        ),
+    ],
+)
+def test_numbers_out_of_their_range_are_refused_before_the_work(capsys, words, sentence) -> None:
+    assert sentence in run(*words)[1] + capsys.readouterr().err
+
+
+SIGNED = {"layers", "feature_layer", "mean", "std", "point", "split", "overrides", "metrics", "settle"}
+"""Numbers that may be negative, or whose range depends on others; those of `CHECKED` are checked together."""
+CHECKED = {"global_scale", "local_scale", "aspect_ratio", "brightness", "contrast", "gamma", "blur_sigma"} | {
+    "mask_ratio", "beta2", "clip", "group", "folds",
+}  # fmt: skip
+
+
+def test_every_number_of_the_command_line_has_a_range() -> None:
+    def bare(hint: object, name: str) -> Iterator[str]:
+        if is_dataclass(hint):
+            for field_name, inner in get_type_hints(hint, include_extras=True).items():
+                yield from bare(inner, field_name)
+        elif hint in (int, float):
+            yield name
+        elif get_origin(hint) not in (Annotated, Literal, ClassVar):
+            for inner in get_args(hint):
+                yield from bare(inner, name)
+
+    found = set()
+    for action in ACTIONS:
+        module = import_module(f"scripts.{action}")
+        for function in getattr(module, "COMMANDS", {"": getattr(module, "main", None)}).values():
+            hints = get_type_hints(function, include_extras=True)
+            found |= {name for key, hint in hints.items() if key != "return" for name in bare(hint, key)}
+    assert found <= SIGNED | CHECKED
 
 
 def test_a_list_may_be_one_of_several_forms_of_an_option(tmp_path, capsys) -> None:

@@ -101,7 +101,7 @@ def test_unknown_keys_and_wrong_types_are_refused_by_name_and_value(tmp_path, ca
 @pytest.mark.parametrize(
     ("config", "culprits"),
     [
-        ("train: {stages: [{epochs: 0}]}", ["need epochs > 0", "epochs=0"]),
+        ("train: {stages: [{epochs: 0}]}", ["stage.epochs must be above 0, got 0"]),
         ("train: {stages: []}", ["train.stages is empty"]),
         ("prompt: {targets: [findings], context: [findings]}", ["prompt: 'findings' is in targets and in context"]),
     ],

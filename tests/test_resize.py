@@ -185,7 +185,7 @@ def test_other_settings_are_refused_and_named(manifest, tmp_path) -> None:
         ResizeConfig(bits=12)
     with pytest.raises(ValueError, match="16 bits need gray_mapping minmax, got window"):
         ResizeConfig(bits=16, gray_mapping="window")
-    with pytest.raises(ValueError, match="at least 8 pixels, got 0"):
+    with pytest.raises(ValueError, match="size must be at least 8, got 0"):
         ResizeConfig(size=0)
 
 

@@ -81,7 +81,7 @@ def test_the_towers_of_two_stages_can_train_both(tmp_path: Path) -> None:
         ("epochs", -1, "at least 0"),
         ("batch_size", 1, "at least 2"),
         ("lr", 0.0, "above 0"),
-        ("smallest_crop", 0.0, "in"),
+        ("smallest_crop", 0.0, "above 0"),
     ],
 )
 def test_values_that_cannot_be_are_named(name: str, value: float, rule: str) -> None:

@@ -14,6 +14,7 @@ from generator.corpora import common
 from generator.corpora.common import Conversion, CorpusError, MissingFileError, read_table
 from generator.corpora.mimic_iv import add_patients
 from generator.sections import clean_sections, parse_mimic
+from raddraft.ranges import Whole
 from raddraft.studies import Study, StudyImage
 from raddraft.text import progress
 from raddraft.views import name_view
@@ -40,7 +41,7 @@ def convert(
     sections: tuple[str, ...] = ("findings",),
     labels: Literal["chexpert", "negbio", "radiologist", "none"] = "chexpert",
     mimic_iv: Path | None = None,
-    window: int | None = None,
+    window: Whole | None = None,
 ) -> Conversion:
     """MIMIC-CXR-JPG: official split, official section parser, AP and PA images, non-empty findings.
 

@@ -17,16 +17,17 @@ from pathlib import Path
 
 from generator.corpora.common import Conversion, CorpusError
 from raddraft.locks import hold
+from raddraft.ranges import Count, Whole
 
 
 def convert(
     root: Path = Path("phantom"),
     out: Path | None = None,
-    count: int = 1000,
-    size: int = 224,
-    seed: int = 0,
-    dicoms: int = 0,
-    processes: int | None = None,
+    count: Count = 1000,
+    size: Count = 224,
+    seed: Whole = 0,
+    dicoms: Whole = 0,
+    processes: Count | None = None,
     show_sex: bool = True,
 ) -> Conversion:
     """Synthetic chest phantoms with matching reports, made on the spot: no patient, no download.
