@@ -36,13 +36,28 @@ class Seen:
     unknown: Counter[str] = field(default_factory=Counter)
     """Source -> studies of which the source does not tell the set, so that nothing is known of them."""
 
+    films: int = 0
+    """Images that are tested on, where there is a list of the encoder's training images."""
+    listed: int = 0
+    """Of these, the ones in the list."""
+
     @property
     def mark(self) -> str:
         """What stands beside a number that was measured on these studies."""
+        return HAD if self.listed else self._mark_of_sets
+
+    @property
+    def _mark_of_sets(self) -> str:
         return HAD if self.had else MAY if self.may else ""
 
+    def count_had(self) -> str:
+        """How much of these it had in training: `2 of 9 films`."""
+        if self.listed:
+            return f"{self.listed:,} of {self.films:,} films"
+        return f"{self.had.total():,} of {self.studies:,} studies"
+
     def __str__(self) -> str:
-        """Counts and sources: `27 of 27 test studies (rsna, films of nih)`."""
+        """Counts and sources, by what is known of sets: `was trained on 27 of 27 test studies (rsna, films of nih)`."""
         told = []
         for counts, verb in ((self.had, "was trained on"), (self.may, "may have been trained on")):
             if counts:
@@ -52,7 +67,9 @@ class Seen:
 
     def tell(self) -> list[str]:
         """Sentences to warn with: what the tower had, and films of which that cannot be told."""
-        told = [f"{self.mark} {self}, by what its authors say"] if self.mark else []
+        told = [f"{self._mark_of_sets} {self}, by what its authors say"] if self._mark_of_sets else []
+        if self.listed:
+            told.append(f"{HAD} was trained on {self.listed:,} of {self.films:,} test films, by the list of its images")
         if self.unknown:
             told.append(
                 f"of {self.unknown.total():,} of {self.studies:,} test studies the set is not known "
@@ -63,6 +80,7 @@ class Seen:
     def to_dict(self) -> dict[str, object]:
         """For JSON."""
         found = {"mark": self.mark, "studies": self.studies, "had": dict(self.had), "may": dict(self.may)}
+        found |= {"films": self.films, "listed": self.listed} if self.films else {}
         return found | ({"unknown": dict(self.unknown)} if self.unknown else {})
 
 

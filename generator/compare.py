@@ -23,29 +23,21 @@ from typing import Any
 from encoder.config import ComputeConfig, EncoderConfig
 from encoder.digests import digest_files
 from encoder.features import FeatureStore
-from encoder.leaks import split_groups
-from encoder.probe import average_curve, learning_curve, run_probe
-from encoder.probe_config import ProbeConfig, SegmentConfig
-from encoder.segment import segment
 from encoder.store_folder import describe_store
-from encoder.targets import make_target, of_sources
 from encoder.tower import Tower
 from generator import compare_report
-from generator.cells import Cell, cell_of_sums, compare_with, join_folds, read_cell, write_cell
-from generator.compare_config import Entry, Task
-from generator.compare_features import RowFeatures, features_of, open_row
+from generator.cells import Cell, compare_with, join_folds, read_cell, write_cell
+from generator.compare_config import FOLD, Entry, Task
+from generator.compare_features import RowFeatures, open_row
+from generator.compare_measure import measure_task
 from generator.compare_page import write_page
 from generator.compare_ranks import rank_correlations
-from generator.compare_seen import KnownFilms, Leaks, target_spec
+from generator.compare_seen import KnownFilms, Leaks
 from generator.config import Control
-from generator.prompts import PromptConfig
-from generator.retrieve import Retriever
-from metrics.scoring import METRICS, measure
-from metrics.summary import sign
+from metrics.scoring import METRICS
 from raddraft.errors import RadDraftError
 from raddraft.files import digest_json
-from raddraft.stats import mean_measure
-from raddraft.studies import GrayMapping, Study, deal_folds, read_studies
+from raddraft.studies import Study, deal_folds, read_studies
 from raddraft.text import show, slug
 
 RULES = 7
@@ -78,16 +70,16 @@ def compare(
         baseline: label of the tower that all others are compared with; by default the first.
         compute: how towers run.
         resamples: bootstrap resamples of the test subjects.
-        folds: cross-validate, see `raddraft.studies.deal_folds`; values are then means over the folds.
+        folds: cross-validate, see `raddraft.studies.deal_folds`; values are then means over the folds. A tower whose
+            name has {fold} is another one in each fold.
         title: heading of the page.
         leaks: refuse test films that are train films, or tell.
 
     Returns:
         What compare.json holds: baseline, tasks, towers (label -> task -> value, low, high, n, notes, details, sample),
         controls (labels of rows), ranks (as by `generator.compare_ranks`), writers (label -> lm, tokens_per_second,
-        where rows name language models), warnings, seen (label -> task -> as by `encoder.seen.Seen.to_dict`) and
-        training_unknown (labels), differences (label -> task -> as by `generator.cells.compare_with`), resamples,
-        folds, minutes.
+        where rows name language models), what `KnownFilms.told` holds, differences (label -> task -> as by
+        `generator.cells.compare_with`), resamples, folds, towers_of_folds (labels), minutes.
 
     Raises:
         RadDraftError: equal names, an unknown baseline, tower, target, measure or source, options that do not go
@@ -99,37 +91,34 @@ def compare(
     tasks = [column for task in tasks for column in task.columns()]
     baseline = _check(entries, tasks, baseline, folds)
     manifest = _expand(studies)
-    towers_of = [_expand(entry.tower) for entry in entries]
-    lists = [Path(_expand(entry.seen)) if entry.seen else None for entry in entries]
-    films = KnownFilms(entries, towers_of, lists)  # looked at when they have been digested
+    rows = {entry.name: _expand_towers(entry, folds) for entry in entries}
     known = read_studies(manifest)
     parts = deal_folds(known, folds) if folds else [known]
     compute = compute or ComputeConfig()
     recipes = {
-        (entry.name, task.name): _read_recipe(task, entry, name)
-        for entry, name in zip(entries, towers_of, strict=True)
+        (row, task.name): _read_recipe(task, entry)
+        for row, [entry, *_] in rows.items()
         for task in tasks
         if task.kind == "report"
     }
-    check = partial(films.find_copies, parts=parts, tasks=tasks, features=compute.features, leaks=leaks)
-    context = _Context(Path(manifest), known, parts, out, compute, resamples, baseline, recipes, check)
-    cells, made_of = context.measure_rows(entries, towers_of, tasks)
-    told = films.look(known, parts, tasks, baseline, compute.features, leaks)
+    films = KnownFilms(rows, known, parts, tasks, baseline, compute.features, leaks)
+    context = _Context(Path(manifest), known, parts, out, compute, resamples, baseline, recipes, films)
+    cells, made_of = context.measure_rows(rows, tasks)
     for one, cell in context.measure_reports(list(_list_reports(baseline, recipes, tasks, made_of, out))):
         cells.setdefault(one.row, {})[one.task.name] = cell
     no_task = Cell(None, notes=["a control of report tasks only"])
     cells = {name: {task.name: row.get(task.name, no_task) for task in tasks} for name, row in cells.items()}
-    names = [entry.name for entry in entries]
-    result = told | {
+    result = films.told | {
         "baseline": baseline,
         "tasks": [asdict(task) for task in tasks],
         "differences": compare_with(baseline, cells),
         "towers": {name: {task: cell.public() for task, cell in row.items()} for name, row in cells.items()},
-        "controls": [name for name in cells if name not in names],
-        "ranks": rank_correlations(cells, tasks, names),
+        "controls": [name for name in cells if name not in rows],
+        "ranks": rank_correlations(cells, tasks, list(rows)),
         "writers": _find_writers(cells) if any(entry.lm or entry.recipe for entry in entries) else {},
         "resamples": resamples,
         "folds": folds,
+        "towers_of_folds": [entry.name for entry in entries if entry.has_folds],
         "minutes": (time.monotonic() - started) / 60,
     }
     write_page(result, tasks, out, title)
@@ -145,13 +134,22 @@ def _find_writers(cells: Mapping[str, Mapping[str, Cell]]) -> dict[str, dict[str
     }
 
 
-def _read_recipe(task: Task, entry: Entry, tower: str) -> compare_report.Recipe:
+def _expand_towers(entry: Entry, folds: int | None) -> list[Entry]:
+    """The tower of a row, or that of each fold; environment variables are expanded."""
+    towers = [entry.in_fold(number + 1) for number in range(folds)] if folds and entry.has_folds else [entry]
+    return [
+        replace(one, tower=_expand(one.tower), label=entry.name, seen=Path(_expand(one.seen)) if one.seen else None)
+        for one in towers
+    ]
+
+
+def _read_recipe(task: Task, entry: Entry) -> compare_report.Recipe:
     changed = {
         key: _expand(value) if isinstance(value, str) else value for key, value in (task.overrides or {}).items()
     }
     task = replace(task, recipe=_expand(entry.recipe or task.recipe or ""), overrides=changed)
     lm = _expand(entry.lm) if entry.lm else None
-    return compare_report.read_recipe(task, tower, entry.image_size, entry.gray_mapping, lm)
+    return compare_report.read_recipe(task, entry.tower, entry.image_size, entry.gray_mapping, lm)
 
 
 @dataclass(frozen=True)
@@ -198,8 +196,8 @@ class _Context:
     baseline: str
     recipes: Mapping[tuple[str, str], compare_report.Recipe]
     """Row and report task -> recipe."""
-    check: Callable[[GrayMapping], object]
-    """Refuses test films that are train films, before anything is measured on them."""
+    films: KnownFilms
+    """Refuses test films that are train films, and warns of films that towers have seen, before any is measured on."""
     stores: dict[Path, FeatureStore] = field(default_factory=dict)
     """Folder of the runs of a recipe -> features that they read."""
 
@@ -209,44 +207,57 @@ class _Context:
         return _digest_data(self.studies, self.compute.features)
 
     def measure_rows(
-        self, entries: Sequence[Entry], names: Sequence[str], tasks: Sequence[Task]
+        self, rows: Mapping[str, Sequence[Entry]], tasks: Sequence[Task]
     ) -> tuple[dict[str, dict[str, Cell]], dict[str, str]]:
         """Row -> task -> cell, of all tasks but reports; row -> digest of its tower and the data. One row at a time."""
-        cells: dict[str, dict[str, Cell]] = {entry.name: {} for entry in entries}
+        cells: dict[str, dict[str, Cell]] = {row: {} for row in rows}
         made_of = dict.fromkeys(cells, "")
         # Where there may be cells, the files are digested to know; else the pass that reads the images digests them.
         is_new = not any((self.out / "cells").glob("*.json"))
 
-        def work(row: tuple[Entry, str]) -> None:
-            entry, name = row
-            encoder = EncoderConfig(
-                **vars(self.compute), tower=name, image_size=entry.image_size, gray_mapping=entry.gray_mapping
-            )
-            tower = encoder.load()
-            recipes = {task: recipe for (row_name, task), recipe in self.recipes.items() if row_name == entry.name}
-            features = open_row(tower, encoder, tasks, recipes, self.studies) if is_new else None
-            made_of[entry.name] = digest_json(describe_store(tower, encoder), self.data)
-            mine = {entry.name: made_of[entry.name]}
-            reports = list(_list_reports(self.baseline, self.recipes, tasks, mine, self.out))
-            if features is None:
-                left = [one.task for one in reports if self._find(one.row, one.task, *one.made_of) is None]
-                left += [
-                    task
-                    for task in tasks
-                    if task.kind != "report" and self._find(entry.name, task, made_of[entry.name]) is None
-                ]
-                features = open_row(tower, encoder, left, recipes, self.studies)
-            self.check(entry.gray_mapping)
-            for one in reports:
-                if store := features.of_reports.get(one.task.name):
-                    self.stores[one.runs[0].folder.parent] = store
+        def work(row: str) -> None:
+            if len(rows[row]) == 1:
+                cells[row], made_of[row] = self._measure_tower(row, rows[row][0], self.parts, tasks, is_new)
+                return
+            found = [
+                self._measure_tower(f"{row}, fold {number}", tower, [part], tasks, is_new)[0]
+                for number, (tower, part) in enumerate(zip(rows[row], self.parts, strict=True), 1)
+            ]
             for task in tasks:
-                if task.kind != "report":
-                    make = partial(self._measure_parts, tower, features, task)
-                    cells[entry.name][task.name] = self._stored(entry.name, task, make, made_of[entry.name])
+                joined = join_folds([fold[task.name] for fold in found])
+                joined.notes += joined.doubts()
+                print(f"{row}, {task.name}: {task.shown} {show(joined)}", flush=True)
+                cells[row][task.name] = joined
 
-        rows = list(zip(entries, names, strict=True))
-        compare_report.share_out(rows, lambda row: self.out / "cells" / f"{slug(row[0].name)}.lock", work)
+        compare_report.share_out(list(rows), lambda row: self.out / "cells" / f"{slug(row)}.lock", work)
+        return cells, made_of
+
+    def _measure_tower(
+        self, row: str, entry: Entry, parts: Sequence[Sequence[Study]], tasks: Sequence[Task], is_new: bool
+    ) -> tuple[dict[str, Cell], str]:
+        """Task -> cell of one tower, over all parts or of its own fold; and the digest of the tower and the data."""
+        encoder = EncoderConfig(
+            **vars(self.compute), tower=entry.tower, image_size=entry.image_size, gray_mapping=entry.gray_mapping
+        )
+        tower = encoder.load()
+        recipes = {task: recipe for (row_name, task), recipe in self.recipes.items() if row_name == row}
+        features = open_row(tower, encoder, tasks, recipes, self.studies) if is_new else None
+        made_of = digest_json(describe_store(tower, encoder), self.data)
+        reports = list(_list_reports(self.baseline, self.recipes, tasks, {row: made_of}, self.out))
+        if features is None:
+            left = [one.task for one in reports if self._find(one.row, one.task, *one.made_of) is None]
+            left += [task for task in tasks if task.kind != "report" and self._find(row, task, made_of) is None]
+            features = open_row(tower, encoder, left, recipes, self.studies)
+        self.films.find_copies(entry.gray_mapping)
+        self.films.warn()
+        for one in reports:
+            if store := features.of_reports.get(one.task.name):
+                self.stores[one.runs[0].folder.parent] = store
+        cells = {}
+        for task in tasks:
+            if task.kind != "report":
+                make = partial(self._measure_parts, tower, features, task, parts)
+                cells[task.name] = self._stored(row, task, make, made_of)
         return cells, made_of
 
     def measure_reports(self, reports: Sequence[_Reports]) -> Iterator[tuple[_Reports, Cell]]:
@@ -262,9 +273,11 @@ class _Context:
         if fault := faults.get(reports.runs[0].group):
             return Cell(None, notes=[fault])
         try:
-            return compare_report.score_runs(reports.runs, reports.task.shown, self.studies, self.resamples)
+            cell = compare_report.score_runs(reports.runs, reports.task.shown, self.studies, self.resamples)
         except RadDraftError as error:
             return Cell(None, notes=[str(error)])
+        cell.notes += cell.doubts()
+        return cell
 
     def _find(self, row: str, task: Task, *made_of: Any) -> Cell | None:
         """The cell that is stored, if it is made of the same."""
@@ -275,7 +288,6 @@ class _Context:
         cell = self._find(row, task, *made_of)
         if cell is None:
             cell = make()
-            cell.notes += cell.doubts()
             if cell.value is not None or task.kind != "report":
                 write_cell(self._path(row, task), cell, self._digest(task, made_of))
         print(f"{row}, {task.name}: {task.shown} {show(cell)}", flush=True)
@@ -287,8 +299,11 @@ class _Context:
     def _digest(self, task: Task, made_of: Sequence[Any]) -> str:
         return digest_json(RULES, self.resamples, len(self.parts), asdict(task), *made_of)
 
-    def _measure_parts(self, tower: Tower, features: RowFeatures, task: Task) -> Cell:
-        return join_folds([_measure(tower, features, task, part, self.resamples) for part in self.parts])
+    def _measure_parts(self, tower: Tower, features: RowFeatures, task: Task, parts: Sequence[Sequence[Study]]) -> Cell:
+        cell = join_folds([measure_task(tower, features, task, part, self.resamples) for part in parts])
+        if len(parts) == len(self.parts):  # a fold of many is looked at with the others
+            cell.notes += cell.doubts()
+        return cell
 
 
 def _expand(name: str | Path) -> str:
@@ -306,6 +321,14 @@ def _check(entries: Sequence[Entry], tasks: Sequence[Task], baseline: str | None
             raise RadDraftError(f"{what} need one or more different names, got {', '.join(found) or 'none'}")
     if baseline and baseline not in names:
         raise RadDraftError(f"Unknown baseline {baseline!r}. Choices: {', '.join(names)}")
+    for entry in entries:
+        if FOLD in f"{entry.tower} {entry.seen}" and not folds:
+            raise RadDraftError(f"Tower {entry.name!r}: {FOLD} stands for the number of a fold; give folds, e.g. 5")
+        if FOLD in str(entry.seen) and not entry.has_folds:
+            raise RadDraftError(
+                f"Tower {entry.name!r}: seen names a list for each fold, but the tower is the same in all of them; put "
+                f"{FOLD} into both"
+            )
     for task in tasks:
         choices = MEASURES.get(task.kind, ("auroc", "auprc", "balanced_accuracy"))
         if task.shown not in choices:
@@ -327,68 +350,3 @@ def _digest_data(known: Sequence[Study], features: Path) -> str:
     files = [path for study in known for image in study.images for path in (image.path, *image.masks.values())]
     contents = {str(path): digest for path, digest in zip(files, digest_files(files, features), strict=True) if digest}
     return digest_json([asdict(study) for study in known], contents)
-
-
-def _measure(tower: Tower, features: RowFeatures, task: Task, studies: Sequence[Study], resamples: int) -> Cell:
-    """Run one task on one tower. What cannot be measured is a cell without value that says why; the others go on."""
-    kept, paths = features_of(task, studies)
-    if task.kind == "segmentation" and tower.shape[:2] == (1, 1):
-        return Cell(None, notes=["this tower has no patches"])
-    chosen, store = of_sources(studies, task.sources), features.of_tasks[kept]
-    if task.kind == "segmentation":
-        cell = _segment(tower, task, chosen, store, resamples)
-    elif task.kind == "retrieval":
-        cell = _retrieve(task, chosen, store, resamples)
-    else:
-        cell = _probe(task, chosen, store, resamples)
-    if failed := [sentence for path in paths if (sentence := store.failed.get(str(path)))]:
-        cell.notes.append(f"{len(failed)} images cannot be read, e.g. {failed[0]}")
-    return cell
-
-
-def _probe(task: Task, studies: Sequence[Study], store: FeatureStore, resamples: int) -> Cell:
-    config = ProbeConfig(pooling=task.pooling, solver=task.solver, resamples=resamples)
-    target = make_target(studies, target_spec(task))
-    try:
-        result = run_probe(store, target, config)
-    except RadDraftError as error:
-        return Cell(None, notes=[str(error)])
-    measured = result.measures["macro"][task.shown]
-    one = measured.estimate
-    notes = result.notes + ([one.reason] if one.reason else [])
-    details = result.to_dict()
-    if task.fractions:
-        points = learning_curve(store, target, task.fractions, replace(config, resamples=200))
-        details["curve"] = average_curve(points, task.shown)
-    return Cell(one.value, one.low, one.high, result.n["test"], notes, details, measured.resamples, measured.sample)
-
-
-def _segment(tower: Tower, task: Task, studies: Sequence[Study], store: FeatureStore, resamples: int) -> Cell:
-    config = SegmentConfig(tuple(task.targets), task.head, grid="image", resamples=resamples)
-    try:
-        result, _ = segment(store, studies, tower.processor, config, str(tower.device))
-    except RadDraftError as error:  # a processor that masks cannot follow, or too few masks
-        return Cell(None, notes=[str(error)])
-    notes = [f"{len(result.errors)} masks cannot be used, e.g. {result.errors[0]}"] if result.errors else []
-    per_image = ("dice", "iou", "paths", "subjects")  # as long as the test split
-    details = {name: value for name, value in result.to_dict().items() if name not in per_image}
-    sample = digest_json(result.paths, result.subjects)
-    one, score = mean_measure(getattr(result, task.shown).mean(1), ""), result.scores["mean"][task.shown]
-    cell = cell_of_sums([one], result.subjects, resamples, sample, details)
-    return replace(cell, low=score.low, high=score.high, notes=notes)  # the interval that `segment` shows
-
-
-def _retrieve(task: Task, studies: Sequence[Study], store: FeatureStore, resamples: int) -> Cell:
-    """The report of the nearest training study, scored as any draft; resampled by subject."""
-    prompt = PromptConfig(targets=task.targets)
-    usable = split_groups([study for study in studies if prompt.answer(study) and study.main_image.path in store])
-    test = usable["test"]
-    if not usable["train"] or not test:
-        return Cell(None, notes=[f"train and test need studies with {', '.join(task.targets)}"])
-    rows = list(Retriever(store, usable["train"], prompt, task.pooling).draft(test))
-    texts = [row["prediction"] for row in rows], [row["reference"] for row in rows]
-    one = measure(*texts, [task.shown])[0][task.shown]
-    subjects = [study.subject_id for study in test]
-    sample = digest_json([study.study_id for study in test], subjects)
-    signature = f"{one.signature}{sign(one.n, subjects)}|bootstrap:{resamples} seed 0"
-    return cell_of_sums([one], subjects, resamples, sample, {"signature": signature})

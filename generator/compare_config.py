@@ -8,7 +8,11 @@ from pathlib import Path
 from typing import Literal
 
 from raddraft.errors import RadDraftError
+from raddraft.ranges import Count, Positive, check_ranges
 from raddraft.studies import GrayMapping
+
+FOLD = "{fold}"
+"""In the name of a tower: the number of the fold that it is measured on."""
 
 
 @dataclass
@@ -18,10 +22,10 @@ class Entry:
     tower: str
     """Short name, hub id or folder; NAME:FILE for a tower whose authors publish a file; features:FILE for features
     written elsewhere; "pixels" for 16 x 16 raw pixels; "random:" before a name for the same architecture with random
-    weights."""
+    weights. With folds, {fold} stands for the number of the fold, from 1: a tower for each, measured on it alone."""
     label: str | None = None
     """Name in the table; by default the tower's."""
-    image_size: int | None = None
+    image_size: Count | None = None
     """Side of the tower's square input in pixels. By default the size its image processor states."""
     gray_mapping: GrayMapping = "window"
     """How gray values become 8 bits: the DICOM window, min-max (as RAD-DINO's authors), or percentiles 0.5 to 99.5."""
@@ -29,16 +33,29 @@ class Entry:
     """Short name of the tower that a folder or features:FILE holds, so that films that it was trained on are marked."""
     seen: Path | None = None
     """List of SHA-256 digests of the images it was trained on, one per line; a warning is printed if test images are
-    among them."""
+    among them. Where the tower has {fold}, so may the list."""
     lm: str | None = None
     """Language model of report tasks: hub id or folder. By default that of the task's recipe."""
     recipe: str | None = None
     """Recipe of report tasks for this row. By default the task's."""
 
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
     @property
     def name(self) -> str:
         """The label, or the tower, with the language model where one is named."""
         return self.label or " + ".join(filter(None, (self.tower, self.lm)))
+
+    @property
+    def has_folds(self) -> bool:
+        """Whether it names a tower for each fold."""
+        return FOLD in self.tower
+
+    def in_fold(self, number: int) -> Entry:
+        """The tower of a fold, from 1, and its list."""
+        seen = Path(str(self.seen).replace(FOLD, str(number))) if self.seen else None
+        return replace(self, tower=self.tower.replace(FOLD, str(number)), label=self.name, seen=seen)
 
 
 @dataclass
@@ -67,7 +84,7 @@ class Task:
     """What a finding that is not mentioned counts as."""
     solver: Literal["lbfgs", "adamw", "knn"] = "lbfgs"
     """How the probe is fitted."""
-    fractions: list[float] | None = None
+    fractions: list[Positive] | None = None
     """Learning curve: fractions of the train subjects, e.g. 0.1 0.3 1; three random draws of each."""
     head: Literal["linear", "upernet", "vitdet"] = "linear"
     """Segmentation head."""
@@ -76,14 +93,13 @@ class Task:
     by the row's, which stays frozen."""
     overrides: dict[str, str | bool | int | float] | None = None
     """Options of the recipe to change, e.g. {model.lm: gpt2, train.batch_size: 32}."""
-    seeds: int = 3
+    seeds: Count = 3
     """Runs of the recipe for each row; the value is their mean."""
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         if (self.kind == "report") != bool(self.recipe):
             raise RadDraftError(f"Task {self.name!r}: tasks of the kind report, and only they, need a recipe")
-        if self.seeds < 1:
-            raise RadDraftError(f"Task {self.name!r}: seeds must be at least 1, got {self.seeds}")
         if self.measure and self.measures:
             raise RadDraftError(f"Task {self.name!r}: give measure or measures, not both")
 

@@ -64,6 +64,8 @@ def explain(result: Mapping[str, Any], kinds: Collection[str]) -> list[str]:
             f"Cross-validated: subjects of all splits in {folds} folds, each the test split once. Values are means "
             "over the folds."
         )
+    if own := result.get("towers_of_folds"):
+        sentences.append(f"Another encoder in each fold, measured on that fold alone: {', '.join(own)}.")
     tests = [f"of {sums} by swapping both at random subject by subject (p is 0.0001 or more)"] if sums else []
     if probes:
         tests = ["in pairs on the same resamples", *tests]

@@ -177,8 +177,9 @@ def _markdown(result: Mapping[str, Any], columns: Sequence[Column]) -> str:
         *explain(result, {column.task.kind for column in columns}),
         *(f"{where}: {note}" for note, where in _notes(columns).items()),
     ]
+    first = [f"**{_plain(result['warning'])}**", ""] if result.get("warning") else []
     warned = [f"Warning, {tower}: {text}" for tower, texts in result["warnings"].items() for text in texts]
-    return "\n".join([*table, "", *(f"- {_plain(note)}" for note in [*warned, *notes]), ""])
+    return "\n".join([*first, *table, "", *(f"- {_plain(note)}" for note in [*warned, *notes]), ""])
 
 
 def _markdown_table(lines: list[list[str]]) -> list[str]:

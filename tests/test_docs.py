@@ -245,7 +245,7 @@ def workplace(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 )
 def test_the_examples_of_a_page_run_in_their_order(page: str, workplace: Path, monkeypatch, capsys) -> None:
     write_configs(workplace, page)
-    monkeypatch.setattr("generator.compare.SegmentConfig", partial(SegmentConfig, epochs=1))
+    monkeypatch.setattr("generator.compare_measure.SegmentConfig", partial(SegmentConfig, epochs=1))
     for block in blocks(page):
         if block.language == "python":
             exec(compile(block.text, f"{page}:{block.line}", "exec"), {"__name__": "example"})
