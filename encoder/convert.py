@@ -23,6 +23,7 @@ from encoder.checkpoints import Backbone, build_transformer, find_backbone, read
 from encoder.official import make_processor
 from raddraft.errors import RadDraftError
 from raddraft.files import digest_file, whole_folder
+from raddraft.locks import holds_out
 
 if TYPE_CHECKING:
     import torch
@@ -105,6 +106,7 @@ class Conversion:
         return "\n  ".join(lines)
 
 
+@holds_out
 def convert(
     checkpoint: str | Path,
     out: str | Path,

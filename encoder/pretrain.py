@@ -37,6 +37,7 @@ from encoder.tower import Tower
 from raddraft.errors import DivergedError, RadDraftError
 from raddraft.files import read_object, whole_folder, write_text, write_whole
 from raddraft.images import ImageError, load_image
+from raddraft.locks import holds_out
 from raddraft.processes import clip_gradients, gather, make_accelerator, prepare_model, process_share
 from raddraft.runs import RunFolder
 from raddraft.studies import Study, StudyImage
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
+@holds_out
 def pretrain(sources: Sequence[Sequence[Study]], labeled: Sequence[Study], out: Path, config: PretrainConfig) -> Path:
     """Pre-train a tower and return the folder it is saved in.
 
@@ -73,6 +75,8 @@ def pretrain(sources: Sequence[Sequence[Study]], labeled: Sequence[Study], out: 
     set_seed(config.seed)
     start = load_start(config)
     run = Run(out, accelerator, config, start, labeled)
+    if accelerator.device.type == "cpu" and config.precision == "bf16" and config.crops.global_size <= 224:
+        start.model.set_attn_implementation("eager")  # torch's fused attention takes half of such a step
     model = Dino(start.model, config.objective)
     if config.head:
         load_head(model, config.head)

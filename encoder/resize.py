@@ -28,6 +28,7 @@ from raddraft.errors import RadDraftError
 from raddraft.files import digest_file, write_whole
 from raddraft.images import GrayMapping, ImageError, ImageWarning, load_gray
 from raddraft.isolated import end_with_parent
+from raddraft.locks import holds_out
 from raddraft.ranges import Range, check_ranges
 from raddraft.runs import keep_config
 from raddraft.studies import Study, StudyImage, read_studies, write_studies
@@ -103,6 +104,7 @@ def resize_gray(values: np.ndarray, size: int) -> np.ndarray:
     return zoom(smooth, factors, order=3, mode="reflect", grid_mode=True)
 
 
+@holds_out
 def resize_studies(
     studies: str | Path, out: str | Path, config: ResizeConfig = ResizeConfig(), processes: int | None = None
 ) -> Resized:

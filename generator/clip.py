@@ -33,6 +33,7 @@ from generator.tokens import TextTokens
 from raddraft.errors import DivergedError, RadDraftError
 from raddraft.files import whole_folder
 from raddraft.images import ImageError, load_image
+from raddraft.locks import holds_out
 from raddraft.studies import GrayMapping, Study
 
 if TYPE_CHECKING:
@@ -140,6 +141,7 @@ def recalls(images: Tensor, texts: Tensor, groups: Tensor, ks: Sequence[int] = (
     return found
 
 
+@holds_out
 def train_clip(
     studies: Mapping[str, Sequence[Study]],
     out: Path,

@@ -40,7 +40,7 @@ from generator.standardize import Standard, standardize
 from generator.vlm import make_drafter
 from raddraft.errors import DivergedError, RadDraftError, UnavailableError
 from raddraft.files import whole_folder
-from raddraft.locks import hold
+from raddraft.locks import hold, holds_out
 from raddraft.processes import (
     clip_gradients,
     is_main_process,
@@ -98,6 +98,7 @@ def run_training(
     return folder
 
 
+@holds_out
 def train(
     studies: Mapping[str, Sequence[Study]],
     out: Path,

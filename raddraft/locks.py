@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
+from functools import wraps
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from raddraft.errors import RadDraftError
 from raddraft.files import remove_left
 
+P = ParamSpec("P")
+T = TypeVar("T")
 _held: set[Path] = set()
 
 
@@ -51,6 +56,19 @@ def hold(out: str | Path) -> Iterator[None]:
         _held.discard(out)
         lock.unlink(missing_ok=True)  # while it is held: who waits for it looks whether it is still there
         os.close(descriptor)
+
+
+def holds_out(function: Callable[P, T]) -> Callable[P, T]:
+    """A function that holds the lock on its argument `out`, a file or a folder, while it runs; with the errors of
+    `hold`."""
+    signature = inspect.signature(function)
+
+    @wraps(function)
+    def holding(*arguments: P.args, **options: P.kwargs) -> T:
+        with hold(signature.bind(*arguments, **options).arguments["out"]):
+            return function(*arguments, **options)
+
+    return holding
 
 
 def _acquire(lock: Path, out: Path) -> int:

@@ -326,7 +326,17 @@ def test_faults_of_a_config_file_are_named(tmp_path, text, sentence) -> None:
         ),
         (("pretrain", "--studies", "x", "--out", "y", "--pretrain.lr", ".nan"), "pretrain.lr must be above 0, got nan"),
         (
-            ("crops", "--studies", "x", "--pretrain.tower", "null", "--pretrain.architecture.width", -64),
+            (
+                "crops",
+                "--studies",
+                "x",
+                "--out",
+                "y.png",
+                "--pretrain.tower",
+                "null",
+                "--pretrain.architecture.width",
+                -64,
+            ),
             "architecture.width must be at least 1, got -64",
         ),
         (

@@ -11,8 +11,16 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from encoder.convert import convert
 from encoder.digests import FileList
+from encoder.pretrain import pretrain
+from encoder.recipe import PretrainConfig
+from encoder.resize import resize_studies
 from encoder.rows import Form, find_rows
+from generator.clip import train_clip
+from generator.config import ClipConfig, ModelConfig, TrainConfig
+from generator.prompts import PromptConfig
+from generator.train import train
 from raddraft.errors import RadDraftError
 from raddraft.files import (
     cut_log,
@@ -315,6 +323,22 @@ def test_of_processes_launched_together_the_first_holds_the_lock(tmp_path, monke
     monkeypatch.setenv("RANK", "1")
     with hold(tmp_path / "out"):
         process.kill()
+    process.wait()
+
+
+def test_functions_that_write_a_folder_hold_it_as_the_commands_do(tmp_path) -> None:
+    out = tmp_path / "out"
+    process = holder(out)
+    for write, arguments in (
+        (pretrain, ([], [], out, PretrainConfig())),
+        (train_clip, ({}, out, None, ClipConfig())),
+        (train, ({}, out, ModelConfig(vlm="x"), PromptConfig(), TrainConfig())),
+        (resize_studies, (out / "studies.jsonl", out)),
+        (convert, (out / "x.pth", out)),
+    ):
+        with pytest.raises(HeldError):
+            write(*arguments)
+    process.kill()
     process.wait()
 
 
