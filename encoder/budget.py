@@ -65,12 +65,18 @@ def estimate(config: PretrainConfig, gpu: Gpu, gpus: int) -> Budget:
     tokens = 2 * lengths[0] + crops.local_crops * lengths[1]
     share = gpus if config.shard else 1
     images = min(config.micro_batch_size, math.ceil(config.batch_size / gpus))
-    kept = 68 if config.precision == "no" else 34  # bytes of activations per token, layer and unit of width
+    mixed = config.precision != "no"
+    # Bytes per token, layer and unit of width: what a block keeps for the backward pass, counted for transformers'
+    # Dinov2; with checkpointing its input in float32, and one block's own at a time.
+    kept, depths = (44 if mixed else 72), depth
+    if config.activation_checkpointing:
+        kept, depths = 4 * depth + kept, 1
     rows = images * (2 + crops.local_crops + patches)
     memory = {
         "weights, gradients, optimizer": 16 * (n_backbone + n_heads) / share,
+        "16-bit copies": 2 * mixed * (n_backbone + n_heads),  # autocast keeps them for the backward pass
         "teacher": 4 * (n_backbone + n_heads) / share,
-        "activations": images * tokens * width * depth * (2 if config.activation_checkpointing else kept),
+        "activations": images * tokens * width * depths * kept,
         "logits": 3 * 4 * rows * objective.prototypes,
     }
     hours = run_hours(config.steps * flops, gpu, gpus, UTILIZATION)

@@ -75,8 +75,6 @@ def pretrain(sources: Sequence[Sequence[Study]], labeled: Sequence[Study], out: 
     set_seed(config.seed)
     start = load_start(config)
     run = Run(out, accelerator, config, start, labeled)
-    if accelerator.device.type == "cpu" and config.precision == "bf16" and config.crops.global_size <= 224:
-        start.model.set_attn_implementation("eager")  # torch's fused attention takes half of such a step
     model = Dino(start.model, config.objective)
     if config.head:
         load_head(model, config.head)

@@ -14,6 +14,7 @@ from encoder.recipe import Architecture, PretrainConfig
 from encoder.tower import Tower
 from encoder.towers import load_tower
 from raddraft.errors import RadDraftError
+from raddraft.processes import pick_device
 
 
 def load_start(config: PretrainConfig) -> Tower:
@@ -38,6 +39,8 @@ def load_start(config: PretrainConfig) -> Tower:
         if (size := getattr(config.crops, name)) % patch:
             raise RadDraftError(f"crops.{name} {size} is not a multiple of the patch size {patch}")
     size = config.crops.global_size
+    if pick_device("auto") == "cpu" and config.precision == "bf16" and size <= 224:
+        backbone.set_attn_implementation("eager")  # torch's fused attention takes half of such a step
     processor = BitImageProcessor(
         size={"shortest_edge": size}, crop_size={"height": size, "width": size}, image_mean=mean, image_std=std
     )

@@ -175,6 +175,17 @@ def test_continuing_starts_from_the_towers_own_features(manifest, tmp_path, towe
     assert list(start.processor.image_mean) == [pytest.approx(np.mean(original.processor.image_mean))] * 3, "gray"
 
 
+def test_small_crops_in_bf16_are_attended_to_step_by_step_on_a_cpu():
+    """The same numbers in half the time of a step: torch's fused attention is slow backwards there."""
+    torch.manual_seed(0)
+    steps = load_start(replace(TINY, precision="bf16")).model.eval()
+    fused = load_start(TINY).model.eval()
+    assert (steps.config._attn_implementation, fused.config._attn_implementation) == ("eager", "sdpa")
+    fused.load_state_dict(steps.state_dict())
+    pixels = torch.randn(2, 3, 28, 28)
+    assert torch.allclose(steps(pixels)[0], fused(pixels)[0], atol=1e-5)
+
+
 def test_registers_and_a_published_head(manifest, tmp_path):
     first = run_here(manifest, tmp_path / "first", replace(TINY, steps=2, watch=[]))
     wanted = replace(TINY, steps=2, watch=[], architecture=replace(TINY.architecture, registers=2))
@@ -363,6 +374,13 @@ def test_budget_of_the_public_recipe():
     whole = estimate(config, "a100", 64)
     part = "weights, gradients, optimizer"
     assert whole.memory[part] == pytest.approx(64 * budget.memory[part])
+    # What transformers' Dinov2 keeps for the backward pass, in bytes per token, layer and unit of width.
+    tokens = 40 * (2 * 1370 + 8 * 197)
+    for precision, kept in (("no", 72), ("fp16", 44)):
+        one = replace(config, precision=precision)
+        assert estimate(one, "a100", 64).memory["activations"] == pytest.approx(tokens * 768 * 12 * kept / 2**30)
+        again = estimate(replace(one, activation_checkpointing=True), "a100", 64)
+        assert again.memory["activations"] == pytest.approx(tokens * 768 * (12 * 4 + kept) / 2**30)
     with pytest.raises(OSError, match="nowhere/tower"):
         estimate(replace(config, tower="nowhere/tower"), "a100", 1)
 
