@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import runpy
 import signal
 import socket
 import sys
@@ -86,11 +87,22 @@ class Job:
 
 def run_without_us(code: str, *arguments: str | Path) -> None:
     """Run Python code, with `arguments` in sys.argv, in a process in which this project cannot be imported."""
+    _finish(_run_without_us, code, [str(argument) for argument in arguments])
+
+
+def run_script(script: Path, *arguments: str | Path, folder: Path) -> str:
+    """Run a console script in a folder, as if Python had been started with it; what it prints."""
+    return _finish(_run_script, str(script), [str(argument) for argument in arguments], folder)
+
+
+def _finish(target: Callable[..., None], *arguments: Any) -> str:
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "output.txt"
-        process = _fork(output, _run_without_us, code, [str(argument) for argument in arguments])
+        process = _fork(output, target, *arguments)
         process.join()
-        assert process.exitcode == 0, output.read_text(encoding="utf-8", errors="replace")
+        printed = output.read_text(encoding="utf-8", errors="replace")
+        assert process.exitcode == 0, printed
+        return printed
 
 
 def start_launcher(action: str, *arguments: str | Path, n: int, pids: Path) -> Any:
@@ -129,6 +141,14 @@ def _run_without_us(code: str, words: list[str]) -> None:
     sys.modules.update(dict.fromkeys(OURS))  # type: ignore[arg-type] # which makes an import of them fail
     sys.argv = ["-c", *words]
     exec(code, {"__name__": "__main__"})
+
+
+def _run_script(script: str, words: list[str], folder: Path) -> None:
+    os.chdir(folder)
+    here = ("", str(Path(__file__).resolve().parent.parent))  # the working directory, of pytest and of -m
+    sys.path[:] = [os.path.dirname(script), *(place for place in sys.path if place not in here)]
+    sys.argv = [script, *words]
+    runpy.run_path(script, run_name="__main__")
 
 
 def _launch(action: str, words: list[str], n: int, pids: Path) -> None:

@@ -315,7 +315,9 @@ def test_several_processes_write_what_one_writes(model_folder, studies_file, tmp
     lines = one.splitlines(keepends=True)
     part.write_text(lines[2] + lines[3][:20])
     (tmp_path / "two.jsonl.0").write_text(lines[0])
-    assert "no draft: s5: " in Job("generate", *words, "--out", out, n=2).finish(codes=[1, 0])
+    said = Job("generate", *words, "--out", out, n=2).finish(codes=[1, 0])
+    assert "no draft: s5: " in said
+    assert said.count("23 of 24 drafts are in") == 1
     assert out.read_text() == one
     assert not list(tmp_path.glob("two.jsonl.*"))
 

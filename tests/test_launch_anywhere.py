@@ -1,8 +1,7 @@
-"""Commands, alone and launched on two processes, in a folder whose files have the names of this project's packages."""
+"""The console script, alone and launched on two processes, in a folder whose files have names of our packages."""
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from generator.generate import BANNER
+from tests.launch import run_script
 from tests.test_cli import run
 
 BIN = Path(sys.executable).parent
@@ -18,51 +18,47 @@ RADDRAFT = BIN / "raddraft"
 # Accelerate starts one process only with --cpu, whatever --num_processes says; --multi_gpu is what it infers from GPUs.
 LAUNCH = (BIN / "accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0")
 
+INSTALLED = pytest.mark.skipif(
+    not RADDRAFT.is_file(), reason="the console scripts are not installed beside this Python"
+)
+
 
 @pytest.fixture
 def crowded_folder(tmp_path: Path) -> Path:
     """A folder with modules and folders of the names of ours, all of which fail when they are imported."""
     folder = tmp_path / "elsewhere"
-    for name in ("encoder.py", "metrics.py", "generator/__init__.py", "scripts/__init__.py", "scripts/generate.py"):
+    for name in (
+        "encoder.py",
+        "metrics.py",
+        "generator/__init__.py",
+        "scripts/__init__.py",
+        "scripts/draft.py",
+        "scripts/train.py",
+    ):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("raise SystemExit('this is not our module')\n")
     (folder / "configs").mkdir()
     return folder
 
 
-def run_in(folder: Path, *words: object) -> str:
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    environment["ACCELERATE_USE_CPU"] = "true"
-    done = subprocess.run(
-        [str(word) for word in words], cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
-
-
-@pytest.mark.skipif(not RADDRAFT.is_file(), reason="the console scripts are not installed beside this Python")
-def test_two_processes_of_the_console_script_share_the_drafts(random_model, studies_file, crowded_folder) -> None:
-    out = crowded_folder / "out.jsonl"
-    words = ("generate", "--model", random_model, "--studies", studies_file, "--out", out, "--decode.batch_size", 4)
-    said = run_in(crowded_folder, *LAUNCH, RADDRAFT, *words, "--decode.max_new_tokens", 4, "--workers", 0)
-    assert said.count("8 of 8 drafts are in") == 1
-    assert [json.loads(line)["study_id"] for line in out.read_text().splitlines()] == [f"s{i}" for i in range(32, 40)]
-    assert not list(crowded_folder.glob("out.jsonl.*"))
-
-
-@pytest.mark.skipif(not RADDRAFT.is_file(), reason="the console scripts are not installed beside this Python")
+@INSTALLED
 def test_training_runs_on_two_processes(tower_folder, lm_folder, studies_file, crowded_folder) -> None:
     model = ("--model.tower", tower_folder, "--model.lm", lm_folder)
     loop = ("--train.stages", '[{"epochs": 1}]', "--train.batch_size", 24, "--train.workers", 0)
     words = ("train", "--studies", studies_file, "--out", crowded_folder / "run", *model, *loop)
-    said = run_in(crowded_folder, *LAUNCH, RADDRAFT, *words)
-    assert "processes: 2" in said
-    assert said.count(f"model: {crowded_folder / 'run' / 'model'}") == 1
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    environment["ACCELERATE_USE_CPU"] = "true"
+    command = [str(word) for word in (*LAUNCH, RADDRAFT, *words)]
+    done = subprocess.run(command, cwd=crowded_folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "processes: 2" in done.stdout
+    assert done.stdout.count(f"model: {crowded_folder / 'run' / 'model'}") == 1
 
 
-def test_the_module_drafts_in_one_process_and_says_so(random_model, studies_file, crowded_folder, monkeypatch) -> None:
+@INSTALLED
+def test_the_script_drafts_in_one_process_and_says_so(random_model, studies_file, crowded_folder, monkeypatch) -> None:
     words = ("draft", random_model, studies_file.parent / "1.png", "--decode.max_new_tokens", 4)
-    assert run_in(crowded_folder, RADDRAFT, *words).count(BANNER) == 1
+    assert run_script(RADDRAFT, *words, folder=crowded_folder).count(BANNER) == 1
     monkeypatch.setenv("WORLD_SIZE", "2")
     status, sentence = run(*words)
     assert status == 1
