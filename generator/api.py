@@ -24,6 +24,7 @@ from generator.clinic.grouping import study_files
 from generator.config import Control, DecodeConfig
 from generator.controls import copy_reports, shuffle_images
 from generator.drafter import Drafter
+from generator.engine import Engine
 from generator.generate import BANNER, Draft, decode, generate, write_drafts
 from generator.model import SIDECAR, load, read_sidecar
 from generator.priors import find_priors
@@ -167,6 +168,7 @@ class Model:
         speculate: bool = False,
         workers: int = 2,
         decode: DecodeConfig | None = None,
+        engine: Engine | None = None,
     ) -> list[str]:
         """Draft studies into a predictions.jsonl, as `generator.generate.generate`, or write one of its controls.
 
@@ -176,20 +178,21 @@ class Model:
             training: studies whose reports a control copies, or tokens are proposed from.
             speculate: propose tokens from training reports.
             decode: how to decode.
+            engine: a server of the same model that decodes.
 
         Raises:
             RadDraftError: as there, or an option that the control or the model cannot use.
         """
         name = self.name if control == "none" else f"{self.name} {control}"
         if control in ("most-frequent", "nearest-report"):
-            if speculate or decode not in (None, DecodeConfig()):
-                raise RadDraftError(f"The control {control} decodes nothing: leave out decode and speculate")
+            if speculate or engine or decode not in (None, DecodeConfig()):
+                raise RadDraftError(f"The control {control} decodes nothing: leave out decode, speculate and engine")
             return copy_reports(self.drafter, training, studies, out, control, name) if is_main_process() else []
         if control == "shuffled-images":
             studies = shuffle_images(studies)
         self._warn_without_priors(studies)
         speculator = self.speculator(training if speculate else None)
-        return generate(self.drafter, studies, out, decode or DecodeConfig(), name, workers, speculator)
+        return generate(self.drafter, studies, out, decode or DecodeConfig(), name, workers, speculator, engine)
 
     def check_used(self, indication: str | None, view: str | None) -> None:
         """Raise RadDraftError if something is given that has no place in the prompt."""

@@ -6,6 +6,7 @@ import glob
 import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +18,13 @@ from generator.config import DecodeConfig
 from generator.data import Example, ExampleDataset, Item, load_batches
 from generator.decoding import Decoded, decode_tokens, end_tokens
 from generator.drafter import Drafter
+from generator.engine import Engine
+from generator.priors import find_priors, prior_of
 from generator.rollout import token_log_probs
 from generator.speculate import Speculator
 from raddraft.errors import RadDraftError
 from raddraft.files import cut_log, read_jsonl, write_text
+from raddraft.images import ImageError, load_image
 from raddraft.locks import hold
 from raddraft.studies import Study
 from raddraft.text import printable
@@ -77,6 +81,7 @@ def generate(
     name: str,
     workers: int = 0,
     speculator: Speculator | None = None,
+    engine: Engine | None = None,
 ) -> list[str]:
     """Draft every study into `out`, in the order of `studies`, with a progress bar; resumes an interrupted run.
 
@@ -99,7 +104,7 @@ def generate(
             merge(out, studies)
         state.wait_for_everyone()
         process = (state.process_index, state.num_processes)
-        drafts = write_drafts(drafter, studies, out, config, name, workers, speculator, process)
+        drafts = write_drafts(drafter, studies, out, config, name, workers, speculator, process, engine)
         bar = tqdm(drafts, "drafts", len(studies), unit="study", disable=None if state.is_main_process else True)
         errors = gather_object([draft.error for draft in bar if draft.error])
         if state.is_main_process:
@@ -116,6 +121,7 @@ def write_drafts(
     workers: int = 0,
     speculator: Speculator | None = None,
     process: tuple[int, int] = (0, 1),
+    engine: Engine | None = None,
 ) -> Iterator[Draft]:
     """Yield the drafts that `out` holds already, then each new one as soon as it is decoded and appended to `out`.
 
@@ -128,12 +134,15 @@ def write_drafts(
         workers: processes that read and prepare images.
         speculator: proposes tokens to the model, which then writes the same text in fewer passes.
         process: index of this process and number of processes; each of several writes a file `out`.INDEX.
+        engine: a server that decodes in place of the drafter's model.
 
     Raises:
         RadDraftError: `out` holds drafts of another model, decoding, study, prompt or image, a prompt is too long, or
-            tokens cannot be proposed with this decoding.
+            tokens cannot be proposed with this decoding, or the server fails.
     """
-    settings = {"model": name, "decoding": str(config)}
+    if engine is not None:
+        check_elsewhere(drafter, config, speculator)
+    settings = {"model": name, "decoding": str(config) if engine is None else f"{config}, by {engine.owner}"}
     examples = drafter.encode(studies, answers=False, reserve=config.max_new_tokens)
     prints = fingerprints(drafter, examples)
     known = {study.study_id: study for study in studies}
@@ -143,7 +152,11 @@ def write_drafts(
         done = read_resumable(out, prints, settings)
         yield from done.values()
         file = held.enter_context(open(part, "a", encoding="utf-8", errors="replace"))  # of lone surrogates
-        for draft in decode(drafter, examples, config, workers, done.keys(), speculator, process):
+        if engine is None:
+            drafts = decode(drafter, examples, config, workers, done.keys(), speculator, process)
+        else:
+            drafts = decode_elsewhere(engine, drafter, studies, examples, config, done.keys(), process)
+        for draft in drafts:
             if draft.study_id in done:
                 continue
             if not draft.error:
@@ -153,6 +166,16 @@ def write_drafts(
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
                 file.flush()
             yield draft
+
+
+def compare_own(drafter: Drafter, studies: Sequence[Study], out: Path, config: DecodeConfig) -> str:
+    """Draft studies, and tell how many greedy texts in `out`, which a server has decoded, are those of the drafter."""
+    given = {draft.study_id: draft.text for draft in read_drafts(out)}
+    studies = [study for study in studies if study.study_id in given]
+    own = decode(drafter, drafter.encode(studies, answers=False, reserve=config.max_new_tokens), config)
+    other = [draft.study_id for draft in own if draft.text != given[draft.study_id]]
+    told = f"{len(studies) - len(other)} of the first {len(studies)} texts are those of this project's own decoder"
+    return told + (f"; other are those of {', '.join(other[:10])}{' …' if other[10:] else ''}" if other else "")
 
 
 def merge(out: Path, studies: Sequence[Study]) -> None:
@@ -202,6 +225,52 @@ def decode(
         for study_id, draft in zip(study_ids, drafts, strict=True):
             draft.study_id = study_id
         yield from [*drafts, *failed]
+
+
+def decode_elsewhere(
+    engine: Engine,
+    drafter: Drafter,
+    studies: Sequence[Study],
+    examples: Sequence[Example],
+    config: DecodeConfig,
+    done: Collection[str] = (),
+    process: tuple[int, int] = (0, 1),
+) -> Iterator[Draft]:
+    """Yield a draft of each study that is not `done`, in their order, decoded by a server.
+
+    As many requests are with the server at a time as a batch has studies; it makes its batches itself.
+
+    Raises:
+        RadDraftError: the server fails.
+    """
+    priors = find_priors(studies) if drafter.prompt.prior else {}
+
+    def ask(row: int, study: Study, example: Example) -> Draft:
+        try:
+            images = [load_image(path, drafter.gray_mapping) for path in example.images]
+        except (ImageError, OSError) as error:
+            return Draft([], study_id=study.study_id, error=f"{study.study_id}: {error}")
+        messages = drafter.prompt.messages(study, prior_of(study, priors))
+        reply = engine.write(messages, images, example, config, config.seed * 1_000_003 + row)
+        return Draft(reply.texts, study_id=study.study_id, cut=reply.cut)
+
+    rows = [row for row in range(process[0], len(studies), process[1]) if studies[row].study_id not in done]
+    pool = ThreadPoolExecutor(config.batch_size)
+    try:
+        yield from pool.map(ask, rows, [studies[row] for row in rows], [examples[row] for row in rows])
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def check_elsewhere(drafter: Drafter, config: DecodeConfig, speculator: Speculator | None) -> None:
+    """Raise RadDraftError unless a server can decode so."""
+    if drafter.kind != "llava" or drafter.prompt.findings_first:
+        raise RadDraftError("A server drafts with models that were built by RadDraft and are asked in one turn only")
+    if config.num_beams > 1 or config.limits or config.confidence or speculator is not None:
+        raise RadDraftError(
+            "A server decodes greedily or samples, without beams, confidence, proposed tokens, limits of repetition or "
+            f"of length; got {config}"
+        )
 
 
 def _collate_readable(dataset: ExampleDataset, items: Sequence[Item]) -> tuple[list[str], dict[str, Any], list[Draft]]:

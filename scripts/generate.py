@@ -1,18 +1,17 @@
 """Draft the reports of one split, or make the controls that stand beside them.
 
     raddraft generate --model runs/first/model --studies runs/demo/phantom/studies.jsonl --out runs/first/model.jsonl
-    raddraft generate --model google/medgemma-4b-it --studies mimic/studies.jsonl --out medgemma.jsonl \\
-        --prompt.context indication
+    raddraft generate --model google/medgemma-4b-it --studies studies.jsonl --out medgemma.jsonl --prompt.context view
     raddraft generate --model runs/first/model --studies runs/demo/phantom/studies.jsonl --control shuffled-images \\
         --out runs/first/shuffled-images.jsonl
-    raddraft generate --model runs/first/model --studies runs/demo/phantom/studies.jsonl --out runs/first/eight.jsonl \\
-        --decode.candidates 8
+    raddraft generate --model runs/first/model --studies studies.jsonl --out eight.jsonl --decode.candidates 8
     raddraft generate --model runs/first/model --studies rexrank.jsonl --out submission.json --format rexrank
+    raddraft generate --model runs/first/model --studies studies.jsonl --out vllm.jsonl --engine http://127.0.0.1:8000/v1
 
     accelerate launch --num_processes 8 -m raddraft generate --model runs/first/model --studies …
 
-Several processes share the work and write one file. `raddraft consensus` chooses among several candidates. The same
-command again resumes an interrupted run.
+Several processes share the work and write one file. `raddraft consensus` chooses among candidates. The same command
+again resumes an interrupted run.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from generator.config import Control, DecodeConfig
 from generator.prompts import PromptConfig
 from raddraft.cli import run
 from raddraft.errors import RadDraftError
+from raddraft.ranges import Whole
 
 
 def main(
@@ -37,9 +37,11 @@ def main(
     speculate: bool = False,
     sources: list[str] | None = None,
     device: str = "auto",
-    workers: int = 2,
+    workers: Whole = 2,
     remote_code: bool = False,
     format: Literal["predictions", "rexrank"] = "predictions",
+    engine: str | None = None,
+    check: Whole | None = None,
 ) -> int:
     """Draft every study of a split into a predictions.jsonl. All drafts are for a radiologist to check.
 
@@ -55,13 +57,16 @@ def main(
         prompt: Prompt of a model that was not trained by RadDraft; one that was keeps its own.
         speculate: Propose tokens from the training reports of the manifest: the same greedy text in fewer passes.
         sources: Take only studies of these sources.
-        device: cpu, cuda, cuda:1, mps …; auto takes the first accelerator.
+        device: cpu, cuda, cuda:1, mps …; auto takes the first accelerator, or with an engine the cpu.
         workers: Processes that read and prepare images.
         remote_code: Run Python code that comes with a model that was not trained by RadDraft.
         format: rexrank also writes a submission to ReXrank (.json), of studies from `raddraft prepare rexrank`.
+        engine: Address of a server of the same model that decodes (vLLM …); its token is in RADDRAFT_ENGINE_TOKEN.
+        check: Studies whose greedy texts by that server are compared with this project's own; by default 16.
     """
     from generator.api import load_model, report_drafts
-    from generator.generate import read_drafts
+    from generator.engine import connect
+    from generator.generate import compare_own, read_drafts
     from raddraft.processes import is_main_process
     from raddraft.rexrank import check_target, find_entries, write_submission
     from raddraft.studies import read_studies
@@ -72,23 +77,22 @@ def main(
     if not wanted:
         raise RadDraftError(f"{studies}: no study in split {split!r}" + (f" of source {sources}" if sources else ""))
     entries = find_entries(wanted) if format == "rexrank" else {}
-    if entries:
-        out = out.with_suffix(".jsonl")
+    out = out.with_suffix(".jsonl") if entries else out
     submission = out.with_suffix(".json")
     if studies.resolve() in map(Path.resolve, [out, submission] if entries else [out]):
         raise RadDraftError(f"--out {out}: this would replace the manifest {studies}; choose another name")
     if entries:
         check_target(submission)
-    loaded = load_model(model, device, prompt, remote_code)
-    errors = loaded.generate(wanted, out, control, training, speculate, workers, decode)
+    server, count = connect(engine, check, compares=control == "none" and not decode.samples)
+    loaded = load_model(model, "cpu" if server and device == "auto" else device, prompt, remote_code)
+    errors = loaded.generate(wanted, out, control, training, speculate, workers, decode, server)
     if is_main_process():
         drafts = read_drafts(out)
         print(report_drafts(drafts, errors, out))
+        if count:
+            print(compare_own(loaded.drafter, wanted[:count], out, decode))
         if entries:
-            print(
-                *write_submission(submission, entries, {one.study_id: one.text for one in drafts}),
-                sep="\n",
-            )
+            print(*write_submission(submission, entries, {one.study_id: one.text for one in drafts}), sep="\n")
     return 1 if errors and is_main_process() else 0
 
 

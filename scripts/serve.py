@@ -4,6 +4,7 @@
     raddraft serve runs/demo/model
     raddraft serve runs/demo/model --port 8080 --batch-size 64 --token-file token.txt
     raddraft serve runs/first/model --speculate runs/demo/phantom/studies.jsonl
+    raddraft serve runs/first/model --port 8080 --engine http://127.0.0.1:8000/v1
 
 It answers POST /v1/chat/completions, GET /v1/models, /health and /metrics on this computer only, until it is stopped
 (Ctrl-C, SIGTERM). Requests that wait are decoded together; greedy texts are those of `raddraft generate`. Every draft
@@ -20,6 +21,7 @@ from generator.config import ServeConfig
 from generator.prompts import PromptConfig
 from raddraft.cli import run
 from raddraft.errors import RadDraftError
+from raddraft.ranges import Count, Port
 
 POSITIONAL = ("model",)
 FLAT = ("limits",)
@@ -28,15 +30,16 @@ FLAT = ("limits",)
 def main(
     model: str,
     host: str = "127.0.0.1",
-    port: int = 8000,
+    port: Port = 8000,
     name: str | None = None,
     token_file: Path | None = None,
     limits: ServeConfig = ServeConfig(),  # noqa: B008 - the parser reads its fields and defaults from here
     speculate: Path | None = None,
-    workers: int = 2,
+    workers: Count = 2,
     prompt: PromptConfig = PromptConfig(),  # noqa: B008
     device: str = "auto",
     remote_code: bool = False,
+    engine: str | None = None,
 ) -> None:
     """Serve the model.
 
@@ -45,33 +48,32 @@ def main(
         host: Address to listen at; another one than this computer's own lets others in, unencrypted.
         port: Port to listen at; 0 takes a free one.
         name: What clients call the model; by default the last part of its path, or its hub id.
-        token_file: A file whose first line is the token that clients must show; by default it is in RADDRAFT_TOKEN,
-            else a new one is printed.
+        token_file: A file whose first line is the token of clients; by default RADDRAFT_TOKEN, or a new one is printed.
         limits: Limits
-        speculate: A manifest, studies.jsonl, from whose training reports tokens are proposed: the same greedy text in
-            fewer passes.
+        speculate: A manifest from whose training reports tokens are proposed: the same greedy text in fewer passes.
         workers: Processes that read image files.
         prompt: Prompt of a model that was not trained by RadDraft; one that was keeps its own.
-        device: cpu, cuda, cuda:1, mps …; auto takes the first accelerator.
+        device: cpu, cuda, cuda:1, mps …; auto takes the first accelerator, or with an engine the cpu.
         remote_code: Run Python code that comes with a model that was not trained by RadDraft.
+        engine: Address of a server of the same model that decodes (vLLM …); its token is in RADDRAFT_ENGINE_TOKEN.
     """
     try:
         from generator.serving.app import Service, make_server
     except ImportError as error:
         raise RadDraftError(f'The server needs {error.name}: pip install "raddraft[serve]"') from None
     from generator.api import load_model
+    from generator.engine import Engine
     from generator.serving.pictures import Pictures
     from generator.web import bound, exit_on_signals
 
     exit_on_signals()
-    if workers < 1:
-        raise RadDraftError(f"--workers {workers}: at least one process must read image files")
     token, is_new = read_token(token_file)
     with bound(host, port) as listener:  # what is not there is told before a model is loaded
-        loaded = load_model(model, device, prompt, remote_code)
+        server = Engine(engine) if engine else None
+        loaded = load_model(model, "cpu" if server and device == "auto" else device, prompt, remote_code)
         loaded.name = name or (Path(model).resolve().name if Path(model).is_dir() else model)
         pictures = Pictures(loaded.drafter.gray_mapping, workers)
-        service = Service(loaded, limits, pictures, loaded.speculator(speculate))
+        service = Service(loaded, limits, pictures, loaded.speculator(speculate), server)
         try:
             address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}/v1"
             shown = f"Token: {token}\n" if is_new else ""

@@ -762,14 +762,17 @@ def test_a_stop_lets_those_in_flight_end_and_refuses_others(random_model, film, 
     assert {*Path(tmp_path).iterdir()} == before
 
 
-def test_what_is_wrong_is_told_before_a_model_is_loaded(tmp_path) -> None:
+def test_what_is_wrong_is_told_before_a_model_is_loaded(tmp_path, capsys) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert f"Port {port} of 127.0.0.1 cannot be used" in run("serve", tmp_path / "no-model", "--port", port)[1]
     (tmp_path / "empty").touch()
     assert "its first line is empty" in run("serve", tmp_path, "--token-file", tmp_path / "empty")[1]
-    assert "--port 70000: ports are 0 to 65535" in run("serve", tmp_path, "--port", 70000)[1]
-    assert "--workers 0: at least one process" in run("serve", tmp_path, "--workers", 0)[1]
+    for wrong in ("--port 70000", "--workers 0"):
+        assert run("serve", tmp_path, *wrong.split())[0] == 2
+    said = capsys.readouterr().err
+    assert "--port must be at least 0 and at most 65535, got 70000" in said
+    assert "--workers must be at least 1, got 0" in said
     assert "serve.batch_size must be at least 1" in run("serve", tmp_path, "--batch-size", 0)[1]
 
 

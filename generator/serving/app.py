@@ -21,11 +21,14 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from generator.api import Model
-from generator.config import ServeConfig
+from generator.config import DecodeConfig, ServeConfig
+from generator.engine import Engine
+from generator.generate import check_elsewhere
 from generator.serving.answers import Answer
 from generator.serving.batcher import Batcher, Job, Written
 from generator.serving.counters import Counters
 from generator.serving.pictures import Pictures
+from generator.serving.remote import Remote
 from generator.serving.studies import prepare
 from generator.serving.wire import Asked, error_body, event, read_form, read_json
 from generator.speculate import Speculator
@@ -55,20 +58,32 @@ class Service:
         limits: see there.
         pictures: reads image files.
         speculator: proposes tokens.
+        engine: a server of the same model that decodes.
 
     Raises:
-        RadDraftError: no draft as long as the limit fits into the model's context.
+        RadDraftError: no draft as long as the limit fits into the model's context, or the engine cannot decode for it.
     """
 
     def __init__(
-        self, model: Model, limits: ServeConfig, pictures: Pictures, speculator: Speculator | None = None
+        self,
+        model: Model,
+        limits: ServeConfig,
+        pictures: Pictures,
+        speculator: Speculator | None = None,
+        engine: Engine | None = None,
     ) -> None:
         context, most = model.drafter.context_length, limits.max_new_tokens
         if context is not None and most >= context:
             raise RadDraftError(f"--max-new-tokens {most}: the model's context is {context} tokens")
         self.model, self.limits, self.pictures, self.speculator = model, limits, pictures, speculator
         self.counters = Counters(lambda: self.batcher.waiting)
-        self.batcher = Batcher(model.drafter, limits.batch_size, speculator, self.counters.batches.observe)
+        self.batcher: Batcher | Remote
+        if engine is None:
+            self.batcher = Batcher(model.drafter, limits.batch_size, speculator, self.counters.batches.observe)
+        else:
+            check_elsewhere(model.drafter, DecodeConfig(), speculator)
+            self.batcher = Remote(model.drafter, engine, limits.requests)
+        self._engine = engine
         self.draining = False
         """Whether no request is taken any more."""
         self.started = int(time.time())
@@ -107,13 +122,17 @@ class Service:
             raise Refused(400, "No tokens can be proposed: it needs a greedy draft, and a server with --speculate")
         if config.confidence and self.model.drafter.kind != "llava":
             raise Refused(400, "logprobs and confidence need a model that was built by RadDraft")
+        if config.confidence and self._engine is not None:
+            raise Refused(400, "logprobs and confidence are not to be had where another server decodes (--engine)")
         named = [(f"image {number}", data) for number, data in enumerate(asked.images, 1)]
         named += [(f"prior image {number}", data) for number, data in enumerate(asked.prior_images, 1)]
         read = await asyncio.gather(*(asyncio.wrap_future(self.pictures.read(*one)) for one in named))
         first = len(asked.images)
         ready = await run_in_threadpool(prepare, self.model, asked, read[:first], read[first:], config)
         seeded = config.samples and chat.seed is not None
-        return Answer(self.model, chat, ready), Job(ready.example, ready.images, config, seeded, speculates)
+        return Answer(self.model, chat, ready), Job(
+            ready.example, ready.images, config, seeded, ready.messages, speculates
+        )
 
     def count(self, answer: Answer, written: Written) -> None:
         """Count the tokens of an answer."""

@@ -49,6 +49,8 @@ class Job:
     config: DecodeConfig
     seeded: bool
     """Whether a seed is given."""
+    messages: list[dict[str, Any]] = field(default_factory=list)
+    """The prompt as `PromptConfig.messages` gives it, for a server that decodes."""
     speculates: bool = False
     """Whether tokens are proposed."""
     follow: Callable[[Said], None] | None = None

@@ -9,6 +9,7 @@ from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 from PIL import Image
 
@@ -44,6 +45,8 @@ class Ready:
     """In the order of the prompt."""
     warnings: list[str]
     """Of the reader, about the pictures."""
+    messages: list[dict[str, Any]]
+    """The prompt, as `PromptConfig.messages` gives it."""
 
 
 def prepare(
@@ -77,11 +80,12 @@ def prepare(
     _check_size(model.drafter.context_length, [text, *(value for one in studies for value in one.sections.values())])
     if len(pictures) + len(priors) > 1 and several_patients([one.patient for one in (*pictures, *priors)]):
         raise Refused(400, "By their headers the images are of several patients.")
+    drafter = _with_text(model.drafter, text)
     with ENCODING:
-        examples = _with_text(model.drafter, text).encode(studies, answers=False, reserve=config.max_new_tokens)
-        example = examples[0]
+        example = drafter.encode(studies, answers=False, reserve=config.max_new_tokens)[0]
     read = [*pictures, *priors]
-    return Ready(example, [one.image for one in read], [told for one in read for told in one.warnings])
+    told = [warning for one in read for warning in one.warnings]
+    return Ready(example, [one.image for one in read], told, drafter.prompt.messages(*studies))
 
 
 def read_parts(prompt: PromptConfig, parts: Sequence[str | None]) -> str:
