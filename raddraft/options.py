@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import inspect
 import itertools
 import re
@@ -165,6 +166,7 @@ def argument_docs(docstring: str) -> dict[str, str]:
     return found
 
 
+@functools.cache
 def field_docs(cls: type) -> dict[str, str]:
     """Field of a dataclass -> the string under it."""
     found: dict[str, str] = {}
