@@ -14,6 +14,7 @@ from encoder.augment import MultiCrop, block_masks
 from encoder.contact_sheet import BACKGROUND, CAPTION, GAP, PANEL, TEXT, caption_font
 from encoder.recipe import PretrainConfig
 from raddraft.errors import RadDraftError
+from raddraft.files import write_whole
 from raddraft.images import ImageError, load_gray
 
 HIDDEN = (59, 151, 163)
@@ -60,6 +61,20 @@ def cut_rows(
     if not rows:
         raise RadDraftError(f"No image to draw: {'; '.join(errors)}")
     return rows, errors
+
+
+def write_crops(
+    paths: Sequence[Path], config: PretrainConfig, out: Path, count: int, patch_size: int | None = None, seed: int = 0
+) -> tuple[int, list[str]]:
+    """Write the sheet (PNG) of `count` images; how many are on it, and a sentence for each that cannot be read.
+
+    Raises:
+        RadDraftError: as `cut_rows`.
+    """
+    rows, errors = cut_rows(paths, config, count, patch_size, seed)
+    with write_whole(out) as temporary:
+        draw_crops(rows).save(temporary, format="PNG")
+    return len(rows), errors
 
 
 def draw_crops(rows: Sequence[CropRow]) -> Image.Image:

@@ -22,10 +22,12 @@ from safetensors.torch import save_file
 
 from encoder.collapse import CollapseWatch
 from encoder.config import EncoderConfig
+from encoder.crop_sheet import write_crops
 from encoder.digests import FileList
 from encoder.dino import Dino, parameter_groups
 from encoder.features import open_store
 from encoder.figures import draw, look
+from encoder.pretrain_page import write_page
 from encoder.probe import run_probe
 from encoder.probe_config import ProbeConfig
 from encoder.recipe import PretrainConfig, Watch
@@ -100,7 +102,8 @@ def pretrain(sources: Sequence[Sequence[Study]], labeled: Sequence[Study], out: 
     run.restore(model, optimizer)
     share = process_share(accelerator)
     batches = load_batches(dataset, order, range(step, config.steps), config.micro_batch_size, share, config.workers)
-    if step == 0 and config.watch:  # also finds what cannot be measured before the run
+    run.draw_crops(paths)
+    if step == 0:  # also finds what cannot be measured before the run
         run.evaluate(0, model)
     unreadable: set[str] = set()
     watch = CollapseWatch(round(config.warmup * config.steps))
@@ -147,6 +150,7 @@ def pretrain(sources: Sequence[Sequence[Study]], labeled: Sequence[Study], out: 
         if step % config.log_every == 0 or step == config.steps:
             run.log({"step": step, **numbers, **norms, **now, "images_per_second": speed})
             if collapse := watch.look(step, numbers):
+                run.write_page()
                 if config.stop_on_collapse:
                     raise DivergedError(f"{collapse}; the last checkpoint is {run.newest}")
                 tqdm.write(f"{collapse}; pretrain.stop_on_collapse: true would end it here")
@@ -160,6 +164,7 @@ def pretrain(sources: Sequence[Sequence[Study]], labeled: Sequence[Study], out: 
         known = [(digest, origin) for digest, origin in zip(files.find(paths), origins, strict=True) if digest]
         digests = {digest for pair in known for digest in pair if digest}
         write_text(out / "images.sha256", "".join(f"{digest}\n" for digest in sorted(digests)))
+    run.write_page()
     accelerator.end_training()
     return out / "model"
 
@@ -202,7 +207,7 @@ class Run(RunFolder):
         self.mapped = [study.main_image.path for study in labeled if study.split == "val"][: config.map_images]
 
     def evaluate(self, step: int, model: Dino) -> None:
-        """Probe the teacher; after step 0 also draw its maps, and keep it unless an earlier one is better.
+        """Probe the teacher, draw its maps and the page; after step 0 also keep it unless an earlier one is better.
 
         Every process has to take part.
         """
@@ -210,8 +215,7 @@ class Run(RunFolder):
         if self.accelerator.is_main_process:
             tower = self._teacher(weights["backbone"])
             found = self._probe(tower)
-            if step:
-                self._draw_maps(tower, step)
+            self._draw_maps(tower, step)
             score = float(np.mean(list(found.values()))) if found else None
             if found:
                 self.log({"step": step, "probes": found, "probe_mean": score})
@@ -224,7 +228,19 @@ class Run(RunFolder):
                     tower.processor.save_pretrained(temporary)
                     save_file(weights["head"], temporary / "dino_head.safetensors")
                 write_text(record, json.dumps({"step": step, "score": score, "probes": found}) + "\n")
+            self.write_page()
         self.accelerator.wait_for_everyone()
+
+    def draw_crops(self, paths: Sequence[Path]) -> None:
+        """A sheet of the crops of three films, unless it is there."""
+        if self.accelerator.is_main_process and not (self.folder / "crops.png").is_file():
+            with suppress(RadDraftError):  # training tells of films that cannot be read
+                write_crops(paths, self.config, self.folder / "crops.png", 3, self.start.model.config.patch_size)
+
+    def write_page(self) -> None:
+        """Write report.html of what is there."""
+        if self.accelerator.is_main_process:
+            write_page(self.folder, self.config)
 
     def _teacher(self, weights: dict[str, torch.Tensor]) -> Tower:
         """The teacher's backbone as a tower of its own."""

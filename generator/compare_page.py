@@ -5,7 +5,6 @@ write_page(result, tasks, Path("runs/compare"), "Which encoder?")
 
 from __future__ import annotations
 
-import base64
 import io
 import re
 import textwrap
@@ -17,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 from generator.compare_config import Task
 from generator.compare_explain import MARK, SIGNIFICANT, explain, format_number, format_p
 from generator.compare_ranks import LOWER, rank
-from metrics.report import METRICS, render_template
+from metrics.report import METRICS
 from raddraft.files import write_json, write_text, write_whole
+from raddraft.pages import embed, render_template
 from raddraft.text import slug
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def write_page(result: dict[str, Any], tasks: Sequence[Task], out: Path, title: 
         title: heading of the page.
     """
     columns = [_column(result, task) for task in tasks]
-    images: dict[str, list[tuple[str, str]]] = {column.task.name: [] for column in columns}  # caption, base64
+    images: dict[str, list[tuple[str, str]]] = {column.task.name: [] for column in columns}  # caption, address
     for number, column in enumerate(columns, 1):
         figures = {"": _draw_column(column, result["baseline"])}
         if any(cell["details"].get("curve") for cell in column.cells.values()):
@@ -83,8 +83,7 @@ def write_page(result: dict[str, Any], tasks: Sequence[Task], out: Path, title: 
             figure.savefig(file, format="png", dpi=DPI, facecolor="white")
             with write_whole(out / "figures" / f"{number}-{slug(column.task.name.lower())[:60]}{suffix}.png") as path:
                 path.write_bytes(file.getvalue())
-            encoded = base64.b64encode(file.getvalue()).decode("ascii")
-            images[column.task.name].append(("learning curve" if suffix else "", encoded))
+            images[column.task.name].append(("learning curve" if suffix else "", embed(file.getvalue())))
     write_json(out / "compare.json", result)
     write_text(out / "table.md", _markdown(result, columns))
     sizes = [cell["n"] for column in columns for cell in column.cells.values() if cell["n"] is not None]

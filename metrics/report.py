@@ -16,6 +16,7 @@ from metrics.caveats import tell_texts
 from metrics.reads import MORE_IS_BETTER, READ_METRICS
 from metrics.summary import tell_statistics
 from raddraft.errors import RadDraftError
+from raddraft.pages import render_template
 
 Scores = Mapping[str, Mapping[str, Any]]
 Differences = Mapping[str, Mapping[str, Mapping[str, float]]]
@@ -132,20 +133,6 @@ def compare_labels(reference: Mapping[str, int | None], draft: Mapping[str, int 
             if NO_FINDING in names:
                 names.remove(NO_FINDING)
     return [(observation, state) for state, names in found.items() for observation in names]
-
-
-def render_template(template: Path, **values: Any) -> str:
-    """A page from a Jinja template: every text is escaped, a name without value is an error."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(template.parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(template.name).render(**values)
 
 
 def render_report(

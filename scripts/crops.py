@@ -38,17 +38,14 @@ def main(
         patch_size: Side of the tower's patches in pixels; by default that of the recipe's architecture, else 14.
         seed: Seed of crops and masks.
     """
-    from encoder.crop_sheet import cut_rows, draw_crops
-    from raddraft.files import write_whole
+    from encoder.crop_sheet import write_crops
     from raddraft.studies import read_studies
 
     if out.suffix.lower() != ".png" or count < 1:
         raise RadDraftError(f"Need a file name that ends in .png and a count of at least 1, got {out} and {count}")
     paths = [study.main_image.path for study in read_studies(studies, split)]
-    rows, errors = cut_rows(paths, pretrain, count, patch_size, seed)
-    with write_whole(out) as temporary:
-        draw_crops(rows).save(temporary, format="PNG")
-    print(f"{out}: crops of {len(rows)} images")
+    drawn, errors = write_crops(paths, pretrain, out, count, patch_size, seed)
+    print(f"{out}: crops of {drawn} images")
     for sentence in errors:
         print(f"not drawn: {sentence}")
     return 1 if errors else 0

@@ -39,7 +39,8 @@ def main(
 
     Args:
         studies: One or several manifests.
-        out: Run folder: config.yaml, log.jsonl, checkpoints/, maps/, model/, best.json, images.sha256.
+        out: Run folder: config.yaml, log.jsonl, checkpoints/, maps/, model/, best.json, images.sha256, crops.png and
+            report.html, the page of the run.
         pretrain: Pre-training recipe.
         labeled: Manifest with the labels for the probes. By default the first of `studies`.
         dry_run: Only print what the run would cost.

@@ -44,7 +44,7 @@ TINY = PretrainConfig(
     watch_every=3,
     save_every=2,
     log_every=1,
-    map_images=2,
+    map_images=0,
     workers=0,
 )
 
@@ -79,7 +79,7 @@ def read_log(out: Path) -> list[dict]:
 
 
 def test_what_a_run_leaves(manifest, tmp_path):
-    folder = run_here(manifest, tmp_path / "run")
+    folder = run_here(manifest, tmp_path / "run", replace(TINY, map_images=2))
     model = AutoModel.from_pretrained(folder)
     assert type(model).__name__ == "Dinov2Model"
     assert AutoImageProcessor.from_pretrained(folder).crop_size.height == 28
@@ -99,8 +99,10 @@ def test_what_a_run_leaves(manifest, tmp_path):
         name.removeprefix("teacher.head.") for name in checkpoint if name.startswith("teacher.head.")
     }
     assert len((tmp_path / "run" / "images.sha256").read_text().split()) == 24
-    with Image.open(tmp_path / "run" / "maps" / "step-0000003.png") as sheet:
-        assert sheet.width > 300
+    assert {path.stem for path in (tmp_path / "run" / "maps").iterdir()} == {f"step-000000{step}" for step in (0, 3, 6)}
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert all(text in page for text in ("step 6 of 6", "Cross-entropies", "crops of three films"))
+    assert page.count("Similarity of film 2 at step") == 3
     assert {"dino_local", "dino_global", "ibot", "koleo", "teacher_entropy", "spread", "lr"} <= rows[1].keys()
 
 
