@@ -10,7 +10,9 @@ One line of figures for each kind of disturbance; the exit status is 1 if there 
 from __future__ import annotations
 
 import os
+import pkgutil
 import random
+import re
 import resource
 import select
 import shutil
@@ -20,41 +22,27 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.campaign_cases import SHARING, Case, make_cases
 from benchmarks.fuzz import fuzz
-from generator.corpora import phantom
-from generator.tiny import make_lm, make_tower
+from raddraft.cli import PACKAGES
 from raddraft.cli import run as run_action
+from raddraft.errors import RadDraftError
 from raddraft.files import LEFT, digest_file
-from raddraft.studies import read_studies
 
 OPERATIONS = ("open", "os.rename", "os.remove", "os.truncate", "os.mkdir", "os.chmod", "shutil.rmtree")
 """Audit events before which a process may be killed."""
-VOLATILE = ("log.jsonl", "report.html", "files.jsonl", "files.lock")
+VOLATILE = re.compile(r"(.*/)?(log|files)\.jsonl|report\.html|compare\.json|cells/.*\.json")
 """Files that hold times."""
-LONGEST = 120
+NOBODY = 65534
+"""User that may not write to the folders of others."""
+LONGEST = 900
 """Seconds after which a command hangs."""
-
-
-@dataclass
-class Case:
-    """A command that writes."""
-
-    name: str
-    words: tuple[str, ...]
-    """With {out} where the output stands."""
-    suffix: str = ""
-    """Of the output; blank for a folder."""
-    seconds: float = 0
-    """That it takes undisturbed."""
-    operations: int = 0
-    expected: dict[str, str | None] = field(default_factory=dict)
-    """File -> digest of what it writes undisturbed."""
 
 
 def main(kills: int = 60, inputs: int = 3000, seed: int = 0, only: list[str] | None = None) -> int:
@@ -68,57 +56,27 @@ def main(kills: int = 60, inputs: int = 3000, seed: int = 0, only: list[str] | N
     """
     torch.set_num_threads(1)  # threads that work do not outlive a fork, and the child would wait for them
     os.environ["TQDM_DISABLE"] = "1"
+    os.umask(0o022)
+    _import_all()
     faults = Counter[str]()
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        cases = [case for case in _cases(place) if only is None or case.name in only]
+        place.chmod(0o755)  # for a process that may not write
+        os.environ["RADDRAFT_CACHE"] = str(place / "cache")
+        cases = [case for case in make_cases(place, _run) if only is None or case.name in only]
         faults += _campaign(cases, place, kills, random.Random(seed))
         faults += fuzz(place, inputs, random.Random(seed))
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    memory = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 2**20
     print(f"memory at most {memory:.2f} GB; faults: {dict(faults) or 'none'}")
     return 1 if faults else 0
 
 
-def _cases(place: Path) -> list[Case]:
-    """The commands, on parts that are made for them."""
-    phantom.convert(place / "films", count=24, size=64, seed=0, processes=1)
-    manifest = place / "films" / "studies.jsonl"
-    make_tower(place / "tower", image_size=56, patch_size=28, hidden=32, layers=1)
-    texts = [study.sections["findings"] for study in read_studies(manifest)]
-    make_lm(place / "lm", texts, vocab_size=300, hidden=32, layers=1)
-    stage = '[{"epochs": 2, "lr": 1e-3, "lm": "full"}]'
-    training = f"--model.tower {place}/tower --model.lm {place}/lm --prompt.targets findings --train.workers 0"
-    small = "--pretrain.steps 4 --pretrain.save_every 2 --pretrain.watch_every 2 --pretrain.batch_size 4 "
-    small += "--pretrain.micro_batch_size 4 --pretrain.objective.prototypes 16 --pretrain.objective.head_hidden 16 "
-    small += "--pretrain.objective.bottleneck 8 --pretrain.crops.global_size 56 --pretrain.crops.local_size 28 "
-    small += "--pretrain.workers 0 --pretrain.gray_mapping window --pretrain.map_images 0"
-    studies = f"--studies {manifest}"
-    train = Case(
-        "train", ("train", *f"{studies} --out {{out}} {training} --train.batch_size 4 --train.save_every 2".split(),
-                  "--train.stages", stage)
-    )  # fmt: skip
-    if status := _run(train, place / "trained"):
-        raise RuntimeError(f"train ended with {status}")
-    model, drafts = place / "trained" / "model", place / "drafts.jsonl"
-    generate = f"generate --model {model} {studies} --workers 0 --device cpu --decode.batch_size 2"
-    generate += " --decode.max_new_tokens 8 --out {out}"
-    if status := _run(Case("generate", tuple(generate.split())), drafts):
-        raise RuntimeError(f"generate ended with {status}")
-    control = f"generate --model {model} {studies} --device cpu --control most-frequent --out {{out}}"
-    tiny = "--count 6 --size 48 --processes 2"
-    compute = f"--tower {place}/tower --device cpu --workers 0"
-    return [
-        Case("phantom", tuple(f"prepare phantom --root {{out}} {tiny}".split())),
-        Case("folder", tuple(f"prepare folder --root {place}/films/files --out {{out}}".split()), ".jsonl"),
-        Case("resize", tuple(f"prepare resize {studies} --out {{out}} --size 32 --processes 2".split())),
-        Case("check", tuple(f"check {manifest} --out {{out}} --smallest 16 --processes 1".split())),
-        Case("generate", tuple(generate.split()), ".jsonl"),
-        Case("control", tuple(control.split()), ".jsonl"),
-        Case("score", tuple(f"score {drafts} --out {{out}} --metrics rouge bleu rule --resamples 50".split())),
-        Case("features", tuple(f"features {studies} {compute} --features {{out}}".split())),
-        train,
-        Case("pretrain", tuple(f"pretrain {studies} --out {{out}} --pretrain.tower {place}/tower {small}".split())),
-    ]  # fmt: skip
+def _import_all() -> None:
+    """Import what commands import, once, before they are forked."""
+    for package in PACKAGES:
+        for module in pkgutil.walk_packages(import_module(package).__path__, f"{package}."):
+            if "__main__" not in module.name:
+                import_module(module.name)
 
 
 def _campaign(cases: list[Case], place: Path, kills: int, rng: random.Random) -> Counter[str]:
@@ -130,10 +88,11 @@ def _campaign(cases: list[Case], place: Path, kills: int, rng: random.Random) ->
             faults[f"{case.name} does not run"] += 1
             print(f"{case.name} does not run", (place / "said").read_text()[-2000:], file=sys.stderr)
             continue
-        case.seconds, case.expected = time.monotonic() - started, _digests(out)
+        case.seconds, case.expected = time.monotonic() - started, _digests(case, out)
     ready = [case for case in cases if case.expected]
     for number in range(kills):
         case = ready[number % len(ready)]
+        print(f"kill {number + 1}: {case.name}", end="\r", file=sys.stderr, flush=True)
         out = place / f"run-{number}" / f"{case.name}{case.suffix}"
         for _ in range(rng.randint(1, 2)):
             at_operation = rng.random() < 0.6 and case.operations
@@ -145,39 +104,46 @@ def _campaign(cases: list[Case], place: Path, kills: int, rng: random.Random) ->
             counts["killed" if status == -signal.SIGKILL else "not reached"] += 1
         _finish(case, out, place, faults, "after a kill")
     for case in ready:
-        sizes = [
-            size
-            for path in _files(place / "undisturbed" / f"{case.name}{case.suffix}")
-            if (size := path.stat().st_size)
-        ]
-        for disturbance in ("full disk", "two at once"):
+        for disturbance in ("full disk", "read-only folder", "two at once"):
             out = place / disturbance.replace(" ", "-") / f"{case.name}{case.suffix}"
-            if disturbance == "full disk":
-                limit = rng.randint(max(sizes) // 4, max(sizes) - 1)
-                status = _run(case, out, limit=limit)
-                fault = status == 0 or not _told(place, "File too large")
-                said = (place / "said").read_text()
-            else:
-                two = [_start(case, out, place / f"said-{one}") for one in range(2)]
-                statuses = [_wait(process) for process in two]
-                said = "".join((place / f"said-{one}").read_text() for one in range(2))
-                shared = statuses == [0, 0] or case.name == "features"
-                fault = not shared and (sorted(statuses) != [0, 1] or "writes to it" not in said)
+            told = _disturb(case, out, place, disturbance, rng)
             counts[disturbance] += 1
-            if fault:
+            if told is not None:
                 faults[f"{case.name}: {disturbance}"] += 1
-                print(case.name, disturbance, said[-1500:], file=sys.stderr)
+                print(case.name, disturbance, told[-1500:], file=sys.stderr)
             _finish(case, out, place, faults, f"after {disturbance}")
-    print(f"commands: {len(ready)}; " + ", ".join(f"{name} {count}" for name, count in counts.items()))
+    print(f"commands: {len(ready)}; " + ", ".join(f"{name} {count}" for name, count in counts.items()), flush=True)
     return faults
+
+
+def _disturb(case: Case, out: Path, place: Path, disturbance: str, rng: random.Random) -> str | None:
+    """Run a command where it cannot write, or twice at once; what it said, unless that is as it should be."""
+    if disturbance == "two at once":
+        two = [_start(case, out, place / f"said-{one}") for one in range(2)]
+        statuses = sorted(_wait(process) for process in two)
+        said = "".join((place / f"said-{one}").read_text() for one in range(2))
+        fine = statuses == [0, 0] or (case.name not in SHARING and statuses == [0, 1] and case.refusal in said)
+        return None if fine else f"{statuses} {said}"
+    if disturbance == "full disk":
+        files = _files(place / "undisturbed" / f"{case.name}{case.suffix}")
+        most = max(path.stat().st_size for path in files)
+        status, sentence = _run(case, out, limit=rng.randint(most // 4, most - 1)), "File too large"
+    else:
+        out.parent.mkdir(parents=True)
+        out.parent.chmod(0o555)
+        status, sentence = _run(case, out, user=NOBODY), "Permission denied"
+        out.parent.chmod(0o755)
+    said = (place / "said").read_text(errors="replace")
+    return None if status == 1 and sentence in said and "Traceback" not in said else f"{status} {said}"
 
 
 def _finish(case: Case, out: Path, place: Path, faults: Counter[str], when: str) -> None:
     """Run a command to its end and count what is not as it should be."""
-    status, found = _run(case, out), _digests(out)
+    status, found = _run(case, out), _digests(case, out)
     left = [path for path in [*out.parent.rglob(".*")] if LEFT.fullmatch(path.name) or path.name.endswith(".lock")]
     wrong = {
-        "lost": status != 0 or bool(case.expected.keys() - found.keys()),
+        "lost": (status != 0 and not (case.once and found == case.expected))
+        or bool(case.expected.keys() - found.keys()),
         "differs": any(found[name] != digest for name, digest in case.expected.items() if name in found),
         "traceback": _told(place, "Traceback", "unexpected error"),
         "left behind": bool(left),
@@ -203,26 +169,23 @@ def _run(case: Case, out: Path, **disturbance: Any) -> int:
     process = _start(case, out, said, writer, **disturbance)
     os.close(writer)
     status = _wait(process)
-    _ended = bool(select.select([reader], [], [], 15)[0])  # the end of the pipe, when no process holds it
+    _ended = bool(select.select([reader], [], [], LONGEST)[0])  # the end of the pipe, when no process holds it
     os.close(reader)
     if (target := disturbance.get("count")) is not None:
         target.operations = int((said.parent / "operations").read_text())
     return status
 
 
-def _start(
-    case: Case,
-    out: Path,
-    said: Path,
-    held: int | None = None,
-    operation: int = 0,
-    after: float = 0,
-    limit: int = 0,
-    count: Case | None = None,
-) -> int:
-    """Fork a process that runs a command: killed before a file operation or after seconds; with limited files."""
-    process = os.fork()
-    if process:
+def _start(case: Case, out: Path, said: Path, held: int | None = None, **disturbance: Any) -> int:
+    """Fork a process that runs a command.
+
+    Args:
+        case, out, said: the command, its output, and the file for what it prints.
+        held: descriptor to keep open as long as the process or one of its own lives.
+        disturbance: operation or after: kill it before this file operation, or after these seconds; limit: to the size
+            of files in bytes; user: to run as; count: the case whose operations to count.
+    """
+    if process := os.fork():
         return process
     status = 1
     try:
@@ -230,36 +193,58 @@ def _start(
         os.dup2(log, 1)
         os.dup2(log, 2)
         sys.stdout, sys.stderr = open(1, "w"), open(2, "w")  # noqa: SIM115
-        number = 0
-
-        def audit(event: str, arguments: tuple[object, ...]) -> None:
-            nonlocal number
-            if event in OPERATIONS and str(out.parent) in str(arguments[0] if arguments else ""):
-                number += 1
-                if number == operation:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-        sys.addaudithook(audit)
-        if limit:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+        os.environ |= {name: value.replace("{out}", str(out)) for name, value in case.variables.items()}
+        count = _count_operations(out, disturbance.get("operation", 0))
         signal.alarm(LONGEST)
-        if after:
+        if limit := disturbance.get("limit"):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+        if user := disturbance.get("user") if os.getuid() == 0 else None:
+            os.setuid(user)
+        if after := disturbance.get("after"):
             signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
             signal.setitimer(signal.ITIMER_REAL, after)
-        words = [word.replace("{out}", str(out)) for word in case.words]
-        try:
-            run_action(words[0], words[1:])
-        except SystemExit as error:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-            if isinstance(error.code, str):
-                os.write(2, error.code.encode())
-            status = error.code if isinstance(error.code, int) else 1 if error.code else 0
-        if count is not None:
-            (said.parent / "operations").write_text(str(number))
+        status = _call(case, out)
+        if "count" in disturbance:
+            (said.parent / "operations").write_text(str(count[0]))
     except BaseException:
         os.write(2, traceback.format_exc().encode())
     finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(status)
+
+
+def _call(case: Case, out: Path) -> int:
+    """The exit status of a case, in this process."""
+    try:
+        if case.function is not None:
+            case.function(out)
+            return 0
+        words = [word.replace("{out}", str(out)) for word in case.words]
+        run_action(words[0], words[1:])
+    except SystemExit as error:
+        code = error.code
+    except (RadDraftError, OSError) as error:  # of a function; the command line makes a sentence of it
+        code = str(error)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    if isinstance(code, str):
+        os.write(2, code.encode())
+        return 1
+    return code or 0
+
+
+def _count_operations(out: Path, last: int) -> list[int]:
+    """Count operations on files where an output stands, in a list of one number; kill this process before the last."""
+    count = [0]
+
+    def audit(event: str, arguments: tuple[object, ...]) -> None:
+        if event in OPERATIONS and str(out.parent) in str(arguments[0] if arguments else ""):
+            count[0] += 1
+            if count[0] == last:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(audit)
+    return count
 
 
 def _wait(process: int) -> int:
@@ -280,10 +265,12 @@ def _files(out: Path) -> list[Path]:
     return [out] if out.is_file() else [path for path in out.rglob("*") if path.is_file()]
 
 
-def _digests(out: Path) -> dict[str, str | None]:
-    """File -> digest, of all but those that hold times or where they stand."""
-    compared = [path for path in _files(out) if path.name not in VOLATILE and not path.name.startswith(".")]
-    return {os.path.relpath(path, out): digest_file(path) for path in compared}
+def _digests(case: Case, out: Path) -> dict[str, str | None]:
+    """File -> digest, or None of those that hold times or where they stand."""
+    found = {os.path.relpath(path, out): path for path in _files(out) if not path.name.startswith(".")}
+    return {
+        name: None if case.volatile or VOLATILE.fullmatch(name) else digest_file(path) for name, path in found.items()
+    }
 
 
 if __name__ == "__main__":

@@ -6,9 +6,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raddraft.files import whole_folder
+
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 
 def make_tower(
@@ -35,8 +37,7 @@ def make_tower(
     tower = Dinov2Model(config)
     with torch.no_grad():
         tower.embeddings.position_embeddings[0, 1:] = _sine_positions(image_size // patch_size, hidden)
-    tower.save_pretrained(folder)
-    _save_processor(folder, image_size)
+    _save(tower, folder, image_size)
 
 
 def make_levit(folder: Path, image_size: int = 112, hidden: int = 256, layers: int = 2, seed: int = 0) -> None:
@@ -69,21 +70,23 @@ def make_levit(folder: Path, image_size: int = 112, hidden: int = 256, layers: i
         mlp_ratio=[2],
         **more,
     )
-    LevitModel(config).save_pretrained(folder)
-    _save_processor(folder, image_size)
+    _save(LevitModel(config), folder, image_size)
 
 
-def _save_processor(folder: Path, image_size: int) -> None:
-    """Shorter side to `image_size`, center square."""
+def _save(tower: PreTrainedModel, folder: Path, image_size: int) -> None:
+    """Save a tower and its image processor: shorter side to `image_size`, center square."""
     from transformers import BitImageProcessor
 
     # Mean and standard deviation of the public RAD-DINO processor, the same for all three channels.
-    BitImageProcessor(
+    processor = BitImageProcessor(
         size={"shortest_edge": image_size},
         crop_size={"height": image_size, "width": image_size},
         image_mean=[0.5307] * 3,
         image_std=[0.2583] * 3,
-    ).save_pretrained(folder)
+    )
+    with whole_folder(folder) as temporary:
+        tower.save_pretrained(temporary)
+        processor.save_pretrained(temporary)
 
 
 def _sine_positions(grid: int, width: int) -> torch.Tensor:
@@ -106,7 +109,6 @@ def make_lm(
 
     torch.manual_seed(seed)
     tokenizer = train_tokenizer(texts, vocab_size)
-    tokenizer.save_pretrained(folder)
     config = LlamaConfig(
         vocab_size=len(tokenizer) + 1,  # one for the image token, so that nothing needs to be resized later
         hidden_size=hidden,
@@ -120,7 +122,9 @@ def make_lm(
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    with whole_folder(folder) as temporary:
+        tokenizer.save_pretrained(temporary)
+        LlamaForCausalLM(config).save_pretrained(temporary)
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:

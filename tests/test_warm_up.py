@@ -51,6 +51,8 @@ def test_it_learns_what_reports_say_and_is_an_ordinary_tower(tmp_path: Path) -> 
         text = "There is edema." if i % 2 else "No edema."
         studies.append(Study(f"s{i}", f"p{i}", "train", [StudyImage(tmp_path / f"{i}.png", "PA")], {"findings": text}))
     make_levit(tmp_path / "start", hidden=32, layers=1)
+    modes = {(tmp_path / "start" / name).stat().st_mode for name in ("model.safetensors", "config.json")}
+    assert len(modes) == 1, "safetensors makes its files readable by their owner only"
     prompt, config = PromptConfig(targets=["findings"]), WarmUpConfig(epochs=8, batch_size=12)
     for name in ("one", "two"):
         warm_up(tmp_path / "start", tmp_path / name, studies, prompt, config, seed=0)
