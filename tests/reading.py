@@ -47,7 +47,7 @@ class Page:
         if method == "POST":
             sent |= {"Origin": f"http://{host}", "Content-Type": "application/json", "Content-Length": str(len(data))}
         sent |= headers or {}
-        connection = http.client.HTTPConnection(HOST, self.port, timeout=60)
+        connection = http.client.HTTPConnection(HOST, self.port, timeout=600)
         connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
         for name, value in sent.items():
             if value is not None:
@@ -74,10 +74,10 @@ class Page:
 
     def wait_for_draft(self, number: int, path: str = "") -> dict[str, Any]:
         """The draft of a study, once it is made; asked for by opening it, or at another path."""
-        end = monotonic() + 60
+        end = monotonic() + 600
         draft = self.ask(f"/api/studies/{number}{path}")["draft"]
         while draft is None:
-            assert monotonic() < end, "no draft within a minute"
+            assert monotonic() < end, "no draft within ten minutes"
             sleep(0.02)
             draft = self.ask(f"/api/studies/{number}/draft")["draft"]
         return draft

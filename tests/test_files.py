@@ -53,7 +53,7 @@ from raddraft.isolated import end_with_parent
 with ProcessPoolExecutor(2, initializer=end_with_parent) as pool:
     list(pool.map(time.sleep, [0.01, 0.01]))
     print("working", flush=True)
-    list(pool.map(time.sleep, [60, 60]))
+    list(pool.map(time.sleep, [600, 600]))
 """
 KILLED = """
 import os, shutil, sys
@@ -264,7 +264,7 @@ def test_workers_end_with_a_killed_parent() -> None:
     process.kill()
     started = time.monotonic()
     process.stdout.read()  # ends when the last process that can write to it has ended
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 300
     process.wait()
 
 
@@ -353,6 +353,6 @@ def test_a_second_command_stops(random_model, studies_file) -> None:
         process.wait()
     assert status == 1
     assert sentence.startswith(f"raddraft generate: {out}: process {process.pid} on ")
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 300
     assert not out.exists()
     assert run("generate", "--model", random_model, "--studies", studies_file, "--out", out)[0] == 0

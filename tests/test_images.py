@@ -476,10 +476,10 @@ def test_pages_of_a_tiff_are_not_counted_without_end(tmp_path):
         data += b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in values.items())
         data += (len(data) + 4).to_bytes(4, "little")
     (tmp_path / "x.tif").write_bytes(data)
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(ImageError, match="holds more than 100 frames"):
         load_image(tmp_path / "x.tif")
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_percentiles_without_contrast_are_refused(tmp_path):

@@ -286,13 +286,13 @@ def test_a_page_that_stops_ends_an_export(page) -> None:
     drafting, exported = page.reading.drafting, {"studies": [0, 0, 0], "forms": ["sr"], "complete": False}
     page.decide(0, DRAFT)
     with ThreadPoolExecutor(2) as pool:
-        pool.submit(drafting.call, lambda: (at_work.set(), go_on.wait(60)))
-        assert at_work.wait(60)
+        pool.submit(drafting.call, lambda: (at_work.set(), go_on.wait(600)))
+        assert at_work.wait(600)
         asked = pool.submit(page.ask, "/api/export", exported)
         while not drafting._calls:
             assert not asked.done()
         page.server.should_exit = True
-        assert asked.result(60)["errors"] == ["raddraft read is being stopped"] * 3
+        assert asked.result(600)["errors"] == ["raddraft read is being stopped"] * 3
         go_on.set()
 
 
@@ -302,21 +302,21 @@ def test_who_waits_for_the_model_is_told_when_the_page_stops(model, studies_file
 
     def work() -> str:
         at_work.set()
-        assert go_on.wait(60)
+        assert go_on.wait(600)
         return "done"
 
     with ThreadPoolExecutor(3) as pool:
         first = pool.submit(drafting.call, work)
-        assert at_work.wait(60)
+        assert at_work.wait(600)
         second = pool.submit(drafting.call, last.set)
         while not drafting._calls:
             assert not second.done()
         closing = pool.submit(drafting.close)
         with pytest.raises(RadDraftError, match="being stopped"):
-            second.result(60)
+            second.result(600)
         go_on.set()
-        assert first.result(60) == "done"
-        closing.result(60)
+        assert first.result(600) == "done"
+        closing.result(600)
     with pytest.raises(RadDraftError, match="being stopped"):
         drafting.call(last.set)
     assert not last.is_set()
@@ -346,7 +346,7 @@ class SlowFilms(Films):
     def _ask(self, path: Path) -> Film:
         self.read_files.append(path.name)
         self.at_work.set()
-        assert self.go_on.wait(60)
+        assert self.go_on.wait(600)
         return Film(b"\0\0", 1, 1, (0, 1), ())
 
 
@@ -359,17 +359,17 @@ def test_films_of_the_open_study_come_first_and_skipped_ones_not_at_all(model, s
             return pool.submit(page.request, "GET", f"/api/studies/{number}/films/0")
 
         asked = [ask(0)]
-        assert films.at_work.wait(60)
+        assert films.at_work.wait(600)
         asked += [ask(number) for number in (1, 2, 3, 4)]
         while len(films._waiting) < 4:
             assert not any(one.done() for one in asked)
         assert page.ask("/api/studies/3?next=2")["id"] == "s35"  # waits for no film
         for skipped in (asked[1], asked[4]):
-            status, _, content = skipped.result(60)
+            status, _, content = skipped.result(600)
             assert (status, json.loads(content)) == (422, {"error": "another study was opened"})
         films.go_on.set()
-        assert [asked[number].result(60)[0] for number in (0, 2, 3)] == [200] * 3
-        assert ask(1).result(60)[0] == 200
+        assert [asked[number].result(600)[0] for number in (0, 2, 3)] == [200] * 3
+        assert ask(1).result(600)[0] == 200
     assert films.read_files == [names[number] for number in (0, 3, 2, 1)]
 
 
@@ -740,7 +740,7 @@ def test_a_terminal_that_is_closed_while_studies_are_listed_leaves_nothing_behin
     with socket.create_server(("127.0.0.1", 0)) as archive:
         url = f"http://127.0.0.1:{archive.getsockname()[1]}/dicom-web"
         with started(tmp_path, tmp_path / "no-model", url) as (job, places):
-            archive.settimeout(60)
+            archive.settimeout(600)
             archive.accept()[0].close()  # it asks for studies
             assert len(list(places.glob("raddraft-read-*"))) == 1
             job.signal(signal.SIGHUP)

@@ -60,7 +60,7 @@ class Client:
         self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None
     ) -> tuple[int, dict[str, str], bytes]:
         """Status, headers and body of an answer."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=600)
         sent = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"} | (headers or {})
         connection.request(method, path, body, sent)
         answer = connection.getresponse()
@@ -633,7 +633,7 @@ def test_a_client_that_goes_away_is_not_waited_for(start, model, film) -> None:
         headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
         connection.request("POST", "/v1/chat/completions", body, headers)
         connection.close()
-        end = monotonic() + 60
+        end = monotonic() + 600
         while b'requests_total{status="499"} 1.0' not in client.ask("GET", "/metrics")[2]:
             assert monotonic() < end
             sleep(0.05)
@@ -647,18 +647,18 @@ def test_a_stream_that_waits_leaves_the_queue_with_its_client(start, model, film
 
     def hold_up(texts: list[list[int]]) -> None:
         begun.set()
-        free.wait(120)
+        free.wait(900)
 
     with start(model) as client:
         batcher = client.service.batcher
         job = a_job(model.drafter)
         job.follow = hold_up
         batcher.submit(job)
-        assert begun.wait(60)
+        assert begun.wait(600)
         connection = http.client.HTTPConnection("127.0.0.1", client.port)
         connection.request("POST", "/v1/chat/completions", body, headers)
         for count in (1, 0):
-            end = monotonic() + 60
+            end = monotonic() + 600
             while batcher.waiting != count and monotonic() < end:
                 sleep(0.01)
             found = batcher.waiting
@@ -667,7 +667,7 @@ def test_a_stream_that_waits_leaves_the_queue_with_its_client(start, model, film
                 break
         free.set()
         assert (found, count) == (0, 0)
-        assert job.done.result(60)
+        assert job.done.result(600)
 
 
 def test_no_draft_is_told_twice(drafter) -> None:
@@ -684,8 +684,8 @@ def test_no_draft_is_told_twice(drafter) -> None:
             batcher.submit(job)
     for job in jobs[:2]:
         with pytest.raises(RuntimeError, match="full"):
-            job.done.result(60)
-    assert jobs[2].done.result(60)
+            job.done.result(600)
+    assert jobs[2].done.result(600)
     assert [len(text) for (text,) in told] == [1]
     batcher.close()
 
@@ -704,7 +704,7 @@ def test_a_batch_whose_clients_have_all_gone_ends(drafter) -> None:
             batcher.submit(job)
     for job in jobs:
         with pytest.raises(Refused):
-            job.done.result(60)
+            job.done.result(600)
     assert len(told) == 3
     batcher.close()
 
@@ -723,12 +723,12 @@ def test_one_that_cannot_be_decoded_costs_none_of_its_batch(drafter, film, tmp_p
     jobs[3].done.cancel()  # its client has gone
     for job in jobs:
         batcher.submit(job)
-    assert jobs[0].done.result(60).draft.text == jobs[2].done.result(60).draft.text
+    assert jobs[0].done.result(600).draft.text == jobs[2].done.result(60).draft.text
     with pytest.raises(RuntimeError):
-        jobs[1].done.result(60)
+        jobs[1].done.result(600)
     batcher.close()
     with pytest.raises(CancelledError):
-        jobs[3].done.result(60)
+        jobs[3].done.result(600)
 
 
 def test_a_stop_lets_those_in_flight_end_and_refuses_others(random_model, film, tmp_path) -> None:
@@ -740,7 +740,7 @@ def test_a_stop_lets_those_in_flight_end_and_refuses_others(random_model, film, 
         assert server.running, server.printed
         sleep(0.01)
     client = Client(int(found[1]))
-    connection = http.client.HTTPConnection("127.0.0.1", client.port, timeout=60)
+    connection = http.client.HTTPConnection("127.0.0.1", client.port, timeout=600)
     message = {"role": "user", "content": [picture(film)]}
     body = json.dumps({"messages": [message], "stream": True, "max_tokens": 200})
     headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
