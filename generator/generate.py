@@ -252,7 +252,9 @@ def decode_elsewhere(
             return Draft([], study_id=study.study_id, error=f"{study.study_id}: {error}")
         messages = drafter.prompt.messages(study, prior_of(study, priors))
         reply = engine.write(messages, images, example, config, config.seed * 1_000_003 + row)
-        return Draft(reply.texts, study_id=study.study_id, cut=reply.cut)
+        # Servers leave out half a character at the limit of tokens.
+        texts = spell(drafter.processor.tokenizer, reply.tokens) if reply.tokens else reply.texts
+        return Draft(texts, study_id=study.study_id, cut=reply.cut)
 
     rows = [row for row in range(process[0], len(studies), process[1]) if studies[row].study_id not in done]
     pool = ThreadPoolExecutor(config.batch_size)
@@ -300,8 +302,7 @@ def read_tokens(
     tokenizer, ends = drafter.processor.tokenizer, end_tokens(drafter.model)
     tokens = decoded.tokens
     cut = [not line or line[-1] not in ends for line in tokens]
-    texts = tokenizer.batch_decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    texts = [text.strip() for text in texts]
+    texts = spell(tokenizer, tokens)
     of_sentences: list[Any] = [None] * len(texts)
     if log_probs is not None:
         of_sentences = [sentence_log_probs(tokenizer, *pair) for pair in zip(tokens, log_probs, strict=True)]
@@ -310,6 +311,12 @@ def read_tokens(
         Draft(texts[group], None if log_probs is None else of_sentences[group], named, cut=cut[group])
         for group, named in zip(groups, decoded.observations, strict=True)
     ]
+
+
+def spell(tokenizer: Any, tokens: Sequence[Sequence[int]]) -> list[str]:
+    """The texts of drafts' tokens."""
+    texts = tokenizer.batch_decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return [text.strip() for text in texts]
 
 
 def fingerprints(drafter: Drafter, examples: Sequence[Example]) -> dict[str, str]:

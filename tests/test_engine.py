@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
+import shutil
+import signal
 import socket
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from threading import Thread
+from time import sleep
 
 import pytest
 from PIL import Image
@@ -20,7 +26,10 @@ from generator.serving.app import Service, make_server
 from generator.serving.pictures import Pictures
 from raddraft.errors import RadDraftError
 from raddraft.studies import Study, StudyImage
-from tests.films import chest
+from tests import launch
+from tests.conftest import ROOT
+from tests.films import chest, write_dicom
+from tests.test_cli import run
 from tests.test_serve import (  # noqa: F401 - fixtures
     TOKEN,
     TOKENS,
@@ -134,3 +143,34 @@ def test_our_server_in_front_of_another_reads_all_files(engine, model, studies, 
         engine.url = engine.url.replace("/v1", "/v2")
         status, answer = client.post([picture(data)])
         assert (status, "answers 404" in answer["error"]["message"]) == (502, True)
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+def test_the_commands_of_the_page_run(random_model, studies_file, tmp_path, monkeypatch, capsys) -> None:
+    """docs/serving.md: a server, curl, and a run that it decodes."""
+    page = re.sub(r"\\\n *", "", (ROOT / "docs" / "serving.md").read_text(encoding="utf-8"))
+    serve, curl, generate = (
+        re.search(rf"^{line} .*$", page, re.MULTILINE)[0]  # type: ignore[index]
+        for line in ("raddraft serve", "curl", "raddraft generate")
+    )
+    for name in ("RADDRAFT_TOKEN", "RADDRAFT_ENGINE_TOKEN"):
+        monkeypatch.setenv(name, TOKEN)
+    names = {"runs/demo/model": random_model, "runs/demo/phantom/studies.jsonl": studies_file}
+
+    def words(command: str) -> list[str]:
+        return [str(names.get(word, word)) for word in shlex.split(command)]
+
+    started = launch.Job("serve", *words(serve)[2:], "--port", "0", environment={"RADDRAFT_TOKEN": TOKEN})
+    while not (found := re.search(r"served at (http://127\.0\.0\.1:\d+)/v1", started.printed)):
+        assert started.running, started.printed
+        sleep(0.01)
+    film = write_dicom(tmp_path / "film.dcm", chest(40).astype("uint16") * 9)
+    asked = [word.replace("$TOKEN", TOKEN).replace("http://127.0.0.1:8000", found[1]) for word in words(curl)]
+    answer = json.loads(subprocess.run([*asked, "-s"], cwd=film.parent, capture_output=True, check=True).stdout)
+    assert answer["choices"][0]["message"]["content"], answer
+    names |= {"http://127.0.0.1:8000/v1": f"{found[1]}/v1", "runs/demo/vllm.jsonl": tmp_path / "theirs.jsonl"}
+    status, told = run("generate", *words(generate)[2:], "--decode.max-new-tokens", 8, "--device", "cpu")
+    assert (status, told) == (0, "")
+    assert "8 of the first 8 texts are those of this project's own decoder" in capsys.readouterr().out
+    started.signal(signal.SIGTERM)
+    started.finish([128 + signal.SIGTERM])

@@ -6,8 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 from generator.drafter import Drafter
 from generator.engine import Engine, EngineError
-from generator.generate import Draft
+from generator.generate import Draft, spell
 from generator.serving.batcher import Job, Written
+from generator.serving.studies import ENCODING
 from generator.web import Refused
 
 
@@ -49,5 +50,12 @@ class Remote:
     def _write(self, job: Job) -> Written:
         seed = job.config.seed if job.seeded else None
         reply = self.engine.write(job.messages, job.images, job.example, job.config, seed)
-        tokens = reply.tokens or self.drafter.tokens.of_texts(reply.texts)
-        return Written(Draft(reply.texts, cut=reply.cut), tokens, None, len(job.example))
+        if reply.tokens is None:
+            return Written(Draft(reply.texts, cut=reply.cut), self._count(reply.texts), None, len(job.example))
+        texts = spell(self.drafter.processor.tokenizer, reply.tokens)
+        return Written(Draft(texts, cut=reply.cut), reply.tokens, None, len(job.example))
+
+    def _count(self, texts: list[str]) -> list[list[int]]:
+        """Tokens of texts, whose number is told."""
+        with ENCODING:
+            return self.drafter.tokens.of_texts(texts)
