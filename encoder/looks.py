@@ -35,10 +35,11 @@ class LookList:
         self.path, self.lock = folder / f"looks-{gray_mapping}.bin", FileLock(folder / "looks.lock")
 
     def find(self, digests: Collection[str]) -> dict[str, np.ndarray]:
-        """Digest of a file -> hash, uint64 [4], of those that are listed."""
+        """Digest of a file -> hash, uint64 [4], of those that are listed; what a power cut left as zeros is not."""
         if not self.path.is_file():
             return {}
         wanted, found = set(digests), np.fromfile(self.path, RECORD)  # without half a record at the end
+        found = found[found["hash"].all(1)]
         names = found["digest"].tobytes().hex()
         rows = {names[64 * row : 64 * (row + 1)]: row for row in range(len(found))}
         return {digest: found["hash"][rows[digest]] for digest in rows.keys() & wanted}

@@ -150,6 +150,8 @@ def read_folder(path: Path) -> StoreFolder:
                 f"{path} holds features in the form of an earlier version, which is not read any more; run `raddraft "
                 "features` again, and delete it"
             )
+        if missing := {"weights", "dtype", "n_states", "last_norm"} - meta.keys():
+            raise ValueError(f"meta.json lacks {', '.join(sorted(missing))}")
     except (OSError, ValueError, AttributeError) as error:
         if isinstance(error, RadDraftError):
             raise

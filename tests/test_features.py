@@ -26,9 +26,11 @@ from PIL import Image
 from encoder.config import ComputeConfig, EncoderConfig, FeatureConfig
 from encoder.encoding import compute_features
 from encoder.features import FeatureStore, find_settings, open_features, open_store, open_stores
+from encoder.store_folder import read_folder
 from encoder.tower import Tower
 from encoder.towers import load_tower
 from raddraft import images
+from raddraft.errors import RadDraftError
 from raddraft.images import ImageError, load_image
 from tests.launch import SERVER
 from tests.test_cli import files_no_larger_than
@@ -433,6 +435,21 @@ def test_a_cut_list_of_files_is_repaired(tower, paths, tmp_path, cut) -> None:
     assert store(tower, paths, tmp_path / "features").rows == rows
     assert count.take() == 11
     assert sorted(record.read_bytes().splitlines()) == sorted(whole.splitlines())
+
+
+def test_what_a_power_cut_left_as_zeros_is_no_row(tower, paths, tmp_path) -> None:
+    """The names of rows reached the disk, and the numbers did not."""
+    stored = store(tower, paths, tmp_path / "store")
+    part = stored.folder / PART
+    part.write_bytes(part.read_bytes()[:-2000] + bytes(2000))
+    again = store(tower, paths, tmp_path / "store")
+    assert torch.equal(again[paths[0]], stored[paths[0]])
+    with pytest.raises(RadDraftError, match=rf"{PART} row 11 is damaged: zeros; remove .*tokens, and its features are"):
+        again[paths[-1]]
+    meta = json.loads((stored.folder / "meta.json").read_text())
+    (stored.folder / "meta.json").write_text(json.dumps({"version": meta["version"], "dtype": meta["dtype"]}))
+    with pytest.raises(RadDraftError, match=r"is not a feature store.* meta.json lacks last_norm, n_states, weights"):
+        read_folder(stored.folder)
 
 
 def test_a_full_disk_costs_no_stored_row(tower, paths, tmp_path) -> None:
