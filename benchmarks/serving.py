@@ -187,11 +187,11 @@ class Asker:
         finally:
             connection.close()
 
-    def post(self, data: bytes, text: str) -> tuple[int, str]:
-        """Status and text of the answer to an image with a request."""
+    def post(self, data: bytes, text: str, **fields: object) -> tuple[int, str]:
+        """Status and text of the answer to an image with a request, greedy unless the fields say otherwise."""
         url = f"data:image/png;base64,{base64.b64encode(data).decode()}"
         content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": text}]
-        body = {"model": self.model, "temperature": 0, "max_tokens": TOKENS}
+        body = {"model": self.model, "temperature": 0, "max_tokens": TOKENS} | fields
         message = {"role": "user", "content": content}
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=600)
         headers = {"Content-Type": "application/json", "Authorization": "Bearer token"}

