@@ -53,6 +53,7 @@ def write_page(folder: Path, config: PretrainConfig) -> None:
         last=trained[-1] if trained else {},
         speed=float(np.median([row["images_per_second"] for row in trained])) if trained else 0.0,
         kept=kept,
+        start=probed[0]["probe_mean"] if probed and probed[0]["step"] == 0 else None,
         collapse=_find_collapse(trained, config),
         least=LEAST_INFORMATION,
         in_a_row=ROWS,

@@ -63,7 +63,7 @@ def test_the_page_shows_the_run_and_loads_nothing(tmp_path) -> None:
     assert "step 100 of 100" in page
     assert "No sign of a collapse" in page
     assert 'role="alert"' not in page
-    assert "the teacher at step 50" in page
+    assert "the teacher at step 50, mean of the probes 0.650 on val, at the start 0.600." in page
     assert "<td>0.600</td><td>0.650</td><td>0.700</td>" in page
     titles = ["Cross-entropies", "Norms of gradients", "Entropies of the answers", "Class tokens of different images"]
     assert all(f"<figcaption>{title}" in page for title in [*titles, "Probes over the steps", "Learning rate"])
