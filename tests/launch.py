@@ -6,14 +6,19 @@ project, so that a process can also be one that does not have it.
 
 from __future__ import annotations
 
+import gc
+import itertools
 import multiprocessing
 import os
 import runpy
+import shutil
 import signal
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +44,8 @@ SERVER.set_forkserver_preload(
     ]
 )
 
+PORTS = itertools.count(10_000 + os.getpid() % 200 * 100)  # processes that test at the same time begin elsewhere
+
 
 class Job:
     """An action that runs on `n` processes of a CPU, in `environment` besides that of the tests."""
@@ -48,14 +55,13 @@ class Job:
     ) -> None:
         self._folder = tempfile.TemporaryDirectory()  # removed with the job
         self.output = Path(self._folder.name) / "output.txt"
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            together = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(n)}
+        together = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(find_port()), "WORLD_SIZE": str(n)} if n > 1 else {}
         words = [str(word) for word in arguments]
         self.processes = []
         for rank in range(n):  # what torchrun sets
-            of_rank = together | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if n > 1 else {}
-            self.processes.append(_fork(self.output, _act, action, words, {**(environment or {}), **of_rank}))
+            of_rank = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if n > 1 else {}
+            given = {**(environment or {}), **together, **of_rank}
+            self.processes.append(_fork(self.output, _act, action, words, given))
 
     @property
     def running(self) -> bool:
@@ -83,6 +89,33 @@ class Job:
             process.join()
         assert [process.exitcode for process in self.processes] == list(codes)[: len(self.processes)], self.printed
         return self.printed
+
+
+def find_port() -> int:
+    """A free port that nobody gets who asks for any, as the system gives higher ones, before it is listened at."""
+    for port in PORTS:
+        with suppress(OSError), socket.socket() as free:
+            free.bind(("localhost", port))
+            return port
+    raise AssertionError("no port is free")
+
+
+def kill_midway(
+    start: Callable[[], Job], reached: Callable[[], bool], unfinished: Callable[[], bool], out: Path
+) -> None:
+    """Kill a job once it has got so far; again from the beginning if it came to its end first, on a busy machine."""
+    for _ in range(20):
+        job = start()
+        while job.running and not reached():
+            time.sleep(0.002)
+        if job.running:
+            job.kill()
+        else:
+            job.finish()
+        if unfinished():
+            return
+        shutil.rmtree(out)
+    raise AssertionError(f"it came to its end 20 times before it was seen to have got so far: {job.printed}")
 
 
 def run_without_us(code: str, *arguments: str | Path) -> None:
@@ -120,6 +153,7 @@ def _fork(output: Path, target: Callable[..., None], *arguments: Any) -> Any:
 
 
 def _begin(output: Path, target: Callable[..., None], *arguments: Any) -> None:
+    gc.freeze()  # what the server has imported stays: no collection of garbage need look through it
     multiprocessing.set_start_method("fork", force=True)  # of a loader's workers, as in any other process
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests run under nohup
     os.environ["ACCELERATE_USE_CPU"] = "true"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -20,6 +19,7 @@ from pydicom import Dataset, dcmread, uid
 from pydicom.data import get_testdata_file
 
 from tests.films import change
+from tests.launch import find_port
 from tests.test_clinic_studies import film
 
 PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
@@ -116,7 +116,7 @@ def orthanc(folder: Path, auth: tuple[str, str] | None = None, **settings: objec
     program = shutil.which("Orthanc")
     if not program or not PLUGIN.is_file():
         pytest.skip("Orthanc is not installed (Debian's orthanc and orthanc-dicomweb)")
-    server = Orthanc(free_port(), free_port(), auth)
+    server = Orthanc(find_port(), find_port(), auth)
     config = {
         "StorageDirectory": str(folder / "db"),
         "IndexDirectory": str(folder / "db"),
@@ -133,7 +133,7 @@ def orthanc(folder: Path, auth: tuple[str, str] | None = None, **settings: objec
     with open(folder / "log", "w") as log:
         process = subprocess.Popen([program, folder / "orthanc.json"], stdout=log, stderr=log, start_new_session=True)
     try:
-        for _ in range(200):
+        while process.poll() is None:
             with suppress(requests.RequestException):
                 requests.get(f"http://127.0.0.1:{server.port}/system", timeout=1)
                 break
@@ -142,13 +142,6 @@ def orthanc(folder: Path, auth: tuple[str, str] | None = None, **settings: objec
     finally:
         process.terminate()
         process.wait(timeout=20)
-
-
-def free_port() -> int:
-    """A port that nothing listens at now."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 def twelve_studies(folder: Path) -> dict[str, list[Path]]:

@@ -29,7 +29,8 @@ from generator.generate import BANNER
 from raddraft.errors import RadDraftError
 from tests.conftest import ROOT
 from tests.films import change_frame
-from tests.orthanc import CHEST, Orthanc, free_port, orthanc, twelve_studies
+from tests.launch import find_port
+from tests.orthanc import CHEST, Orthanc, orthanc, twelve_studies
 from tests.test_cli import run
 from tests.test_clinic_studies import film
 from tests.test_prompts import EVERYTHING
@@ -47,7 +48,7 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, films: dict[str, list[Path]]) -> Iterator[Orthanc]:
     """An archive that holds the twelve studies: half of them came by STOW, half by C-STORE; it pushes to a port."""
-    modalities = {"raddraft": ["RADDRAFT", "127.0.0.1", free_port()]}
+    modalities = {"raddraft": ["RADDRAFT", "127.0.0.1", find_port()]}
     with orthanc(tmp_path_factory.mktemp("orthanc"), DicomModalities=modalities) as started:
         started.push_port = modalities["raddraft"][2]
         names = list(films)
@@ -345,7 +346,7 @@ def test_a_study_that_vanishes_or_cannot_be_read_does_not_stop_the_rest(model, t
 def test_an_archive_that_cannot_be_reached_or_wants_a_password_is_told_of(
     model, model_folder, films, tmp_path, monkeypatch, capfd
 ) -> None:
-    url = f"http://127.0.0.1:{free_port()}/dicom-web"
+    url = f"http://127.0.0.1:{find_port()}/dicom-web"
     works, waits = Station(Archive(url, retries=1), model, tmp_path / "none"), []
 
     def sleep_and_stop(seconds: float) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import socket
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ from encoder.dino import Center, Dino, Head, collapse_signs, koleo, parameter_gr
 from encoder.recipe import DinoConfig, PretrainConfig
 from encoder.start import load_head
 from raddraft.schedules import cosine
-from tests.launch import SERVER
+from tests.launch import SERVER, find_port
 
 SIZES = {
     "hidden_size": 32,
@@ -357,10 +356,7 @@ def _share(rank: int, port: int, queue) -> None:
 
 
 def test_two_processes_compute_what_one_would_on_the_whole_batch():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    queue = SERVER.SimpleQueue()
+    port, queue = find_port(), SERVER.SimpleQueue()
     processes = [SERVER.Process(target=_share, args=(rank, port, queue)) for rank in range(2)]
     for process in processes:
         process.start()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from generator.runs import lr_factor
 from generator.train import train
 from raddraft.runs import RunFolder
 from raddraft.studies import Study, read_studies, write_studies
-from tests.launch import Job
+from tests.launch import Job, kill_midway
 from tests.test_cli import run
 from tests.test_towers import FAMILIES, save_tower
 
@@ -243,18 +242,24 @@ def run_here(config: Path, out: Path) -> None:
     assert end.value.code == 0
 
 
+def kill_training(config: Path, out: Path, steps: int, expected: list, n: int = 1) -> None:
+    """Start a run and kill it after so many steps; `expected` is the log of one that was left alone."""
+    log = out / "log.jsonl"
+    kill_midway(
+        lambda: Job("train", *arguments(config, out), n=n),
+        lambda: log.is_file() and log.read_text().count('"loss"') >= steps,
+        lambda: 0 < len(losses(out)) < len(expected),
+        out,
+    )
+
+
 def test_killed_and_resumed_gives_the_same_losses_to_the_last_bit(studies_file, parts_config, tmp_path) -> None:
     config = write_config(tmp_path, studies_file, parts_config)
     run_here(config, tmp_path / "whole")
     expected = losses(tmp_path / "whole")
     assert len([row for row in expected if row[2] is not None]) == 6 + 9
-    kill_after = random.Random().randint(1, 14)
-    log = tmp_path / "killed" / "log.jsonl"
-    job = Job("train", *arguments(config, tmp_path / "killed"))
-    while job.running and (not log.is_file() or log.read_text().count('"loss"') < kill_after):
-        time.sleep(0.002)
-    job.kill()
-    assert losses(tmp_path / "killed") != expected, f"killed too late (after {kill_after} steps)"
+    kill_after = random.Random().randint(1, 12)
+    kill_training(config, tmp_path / "killed", kill_after, expected)
     run_here(config, tmp_path / "killed")
     assert losses(tmp_path / "killed") == expected, f"killed after {kill_after} steps"
     a, b = (load(tmp_path / name / "model").model.state_dict() for name in ("whole", "killed"))
@@ -285,12 +290,7 @@ def test_a_run_goes_on_with_another_number_of_processes(studies_file, parts_conf
     run_here(config, tmp_path / "whole")
     expected = losses(tmp_path / "whole")
 
-    log = tmp_path / "two-one" / "log.jsonl"
-    job = Job("train", *arguments(config, tmp_path / "two-one"), n=2)
-    while job.running and (not log.is_file() or log.read_text().count('"loss"') < 9):
-        time.sleep(0.002)
-    job.kill()
-    assert 0 < len(losses(tmp_path / "two-one")) < len(expected), "killed in the middle"
+    kill_training(config, tmp_path / "two-one", 9, expected, n=2)
     run_here(config, tmp_path / "two-one")
 
     saves, save = [0], RunFolder.save
@@ -345,12 +345,7 @@ def test_a_run_goes_on_with_the_model_shared_out_or_whole(studies_file, parts_co
     config = write_config(tmp_path, studies_file, parts_config, **settings)
     run_here(config, tmp_path / "whole")
     expected = losses(tmp_path / "whole")
-    log = tmp_path / "run" / "log.jsonl"
-    job = Job("train", *arguments(config, tmp_path / "run"), n=first)
-    while job.running and (not log.is_file() or log.read_text().count('"loss"') < 6):
-        time.sleep(0.002)
-    job.kill()
-    assert 0 < len(losses(tmp_path / "run")) < len(expected), "killed in the middle"
+    kill_training(config, tmp_path / "run", 6, expected, n=first)
     Job("train", *arguments(config, tmp_path / "run"), n=3 - first).finish()
     for ours, theirs in zip(expected, losses(tmp_path / "run"), strict=True):
         assert ours[:2] == theirs[:2]
