@@ -20,9 +20,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib.util import find_spec
 from itertools import zip_longest
 from pathlib import Path
@@ -60,7 +60,7 @@ def main(
     transformers: Path | None = None,
     vllm: Path | None = None,
 ) -> int:
-    """Print the table; the exit status is 1 if a text of `raddraft serve` differs.
+    """Print the table; the exit status is 1 if a text of `raddraft serve` differs or a program fails.
 
     Args:
         demo: Folder of `raddraft demo`.
@@ -84,15 +84,21 @@ def main(
         with TemporaryDirectory() as temporary:
             expected = generated(model, wanted, Path(temporary))
             rows.setdefault("different texts of raddraft generate", []).append(str(len(set(expected.values()))))
-            for name, texts in programs(model, folder.resolve(), wanted, command, vllm, Path(temporary)):
+            asked = Asked(model.drafter, folder.resolve(), wanted, Path(temporary))
+            for name, write in asked.programs(command, vllm).items():
+                try:
+                    texts = write()
+                except RadDraftError as error:
+                    rows.setdefault(name, []).append("fails")
+                    told.append(f"{family}, {name}: {error}")
+                    good = False
+                    continue
                 other = [study for study in wanted if texts[study.study_id] != expected[study.study_id]]
                 rows.setdefault(name, []).append(f"{len(wanted) - len(other)} of {len(wanted)}")
                 print(f"{family}, {name}: {rows[name][-1]} equal", flush=True)
-                told += [
-                    f"{family}, {name}, {difference(model.drafter, study, expected[study.study_id], text)}"
-                    for study in other
-                    for text in [texts[study.study_id]]
-                ]
+                for study in other:
+                    both = expected[study.study_id], texts[study.study_id]
+                    told.append(f"{family}, {name}, {difference(model.drafter, study, *both)}")
                 good &= not (other and name == "raddraft serve")
     print(format_table([["", *folders], *([name, *cells] for name, cells in rows.items())]), *told, sep="\n")
     return 0 if good else 1
@@ -128,64 +134,69 @@ def generated(model: Model, studies: Sequence[Study], folder: Path) -> dict[str,
     return {draft.study_id: draft.text for draft in read_drafts(folder / "expected.jsonl")}
 
 
-def programs(
-    model: Model, folder: Path, studies: Sequence[Study], command: Path, vllm: Path | None, temporary: Path
-) -> Iterator[tuple[str, dict[str, str]]]:
-    """The name of each program, and its text of each study."""
-    ours = [sys.executable, "-m", "raddraft", "serve", folder, "--port", "{port}"]
-    with engine("raddraft serve", ours, folder.name) as server:
-        yield "raddraft serve", asked(server, model.drafter, studies)
-    elsewhere = command.parent.resolve() != Path(sys.executable).parent.resolve()
-    if elsewhere or find_spec("fastapi"):
-        theirs = [command, "serve", folder, "--port", "{port}", "--host", "127.0.0.1"]
-        with engine("transformers serve", theirs, str(folder)) as server:
-            yield "transformers serve", asked(server, model.drafter, studies)
-    python = command.with_name("python") if elsewhere else Path(sys.executable)
-    yield (
-        f'pipeline("image-text-to-text"), batches of {BATCH}',
-        piped(python, folder, model.drafter, studies, temporary),
-    )
-    if vllm:
-        theirs = [vllm, "serve", folder, "--port", "{port}", "--host", "127.0.0.1", *VLLM]
-        with engine("vllm", theirs, str(folder)) as server:
-            yield f"vllm serve {' '.join(VLLM)}", asked(server, model.drafter, studies)
+@dataclass
+class Asked:
+    """What is asked of every program."""
 
+    drafter: Drafter
+    folder: Path
+    """Of the model."""
+    studies: Sequence[Study]
+    temporary: Path
+    """Where files may be written."""
 
-@contextmanager
-def engine(name: str, command: Sequence[str | Path], model: str) -> Iterator[Engine]:
-    """A server that is started by a command, and ended."""
-    with serving(name, [*map(str, command)], model, BATCH) as server:
-        yield Engine(f"http://127.0.0.1:{server.port}/v1", "token", model)
+    def programs(self, command: Path, vllm: Path | None) -> dict[str, Callable[[], dict[str, str]]]:
+        """Name -> what gives a program's text of each study.
 
+        Args:
+            command: `transformers`.
+            vllm: `vllm`, if there is one.
+        """
+        path = str(self.folder)
+        theirs: dict[str, Callable[[], dict[str, str]]] = {}
+        theirs["raddraft serve"] = partial(
+            self.served, [sys.executable, "-m", "raddraft", "serve", path], self.folder.name
+        )
+        elsewhere = command.parent.resolve() != Path(sys.executable).parent.resolve()
+        if elsewhere or find_spec("fastapi"):
+            serve = [str(command), "serve", path, "--host", "127.0.0.1"]
+            theirs["transformers serve"] = partial(self.served, serve, path)
+        python = command.with_name("python") if elsewhere else Path(sys.executable)
+        theirs[f'pipeline("image-text-to-text"), batches of {BATCH}'] = partial(self.piped, python)
+        if vllm:
+            serve = [str(vllm), "serve", path, "--host", "127.0.0.1", *VLLM]
+            theirs[f"vllm serve {' '.join(VLLM)}"] = partial(self.served, serve, path)
+        return theirs
 
-def asked(server: Engine, drafter: Drafter, studies: Sequence[Study]) -> dict[str, str]:
-    """Study id -> text of a server."""
-    examples = drafter.encode(studies, answers=False)
-    config = replace(CONFIG, batch_size=BATCH)
-    drafts = decode_elsewhere(server, drafter, studies, examples, config)
-    return {draft.study_id: draft.error or draft.text for draft in drafts}
+    def served(self, command: Sequence[str], model: str) -> dict[str, str]:
+        """Study id -> text of a server that is started by a command and calls its model so."""
+        with serving("the server", [*command, "--port", "{port}"], model, BATCH) as server:
+            engine = Engine(f"http://127.0.0.1:{server.port}/v1", "token", model)
+            examples = self.drafter.encode(self.studies, answers=False)
+            config = replace(CONFIG, batch_size=BATCH)
+            drafts = decode_elsewhere(engine, self.drafter, self.studies, examples, config)
+            return {draft.study_id: draft.error or draft.text for draft in drafts}
 
-
-def piped(python: Path, folder: Path, drafter: Drafter, studies: Sequence[Study], temporary: Path) -> dict[str, str]:
-    """Study id -> text of transformers' pipeline, run by another Python."""
-    chats = []
-    for study in studies:
-        chat = drafter.prompt.messages(study)
-        images = iter(drafter.prompt.choose_images(study))
-        for part in chat[0]["content"]:
-            if part["type"] == "image":
-                part["image"] = str(temporary / f"{len(chats)}-{study.study_id}.png")
-                load_image(next(images).path, drafter.gray_mapping).save(part["image"])
-        chats.append(chat)
-    (temporary / "chats.json").write_text(json.dumps(chats), encoding="utf-8")
-    script = Path(__file__).with_name("pipeline_texts.py")
-    words = [python, script, folder, temporary / "chats.json", CONFIG.max_new_tokens, BATCH]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([*map(str, words)], capture_output=True, text=True, check=False, env=environment)
-    if done.returncode:
-        raise RadDraftError(f"{python} {script} failed: {done.stderr.strip()[-500:]}")
-    texts = json.loads(done.stdout.splitlines()[-1])
-    return {study.study_id: text for study, text in zip(studies, texts, strict=True)}
+    def piped(self, python: Path) -> dict[str, str]:
+        """Study id -> text of transformers' pipeline, run by another Python."""
+        chats: list[list[dict[str, Any]]] = []
+        for study in self.studies:
+            chat = self.drafter.prompt.messages(study)
+            images = iter(self.drafter.prompt.choose_images(study))
+            for number, part in enumerate(chat[0]["content"]):
+                if part["type"] == "image":
+                    part["image"] = str(self.temporary / f"{len(chats)}-{number}.png")
+                    load_image(next(images).path, self.drafter.gray_mapping).save(part["image"])
+            chats.append(chat)
+        (self.temporary / "chats.json").write_text(json.dumps(chats), encoding="utf-8")
+        script = Path(__file__).with_name("pipeline_texts.py")
+        words = [python, "-I", script, self.folder, self.temporary / "chats.json", CONFIG.max_new_tokens, BATCH]
+        environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+        done = subprocess.run([*map(str, words)], capture_output=True, text=True, check=False, env=environment)
+        if done.returncode:
+            raise RadDraftError(f"{python} {script} failed: {done.stderr.strip()[-500:]}")
+        texts = json.loads(done.stdout.splitlines()[-1])
+        return {study.study_id: text for study, text in zip(self.studies, texts, strict=True)}
 
 
 @torch.inference_mode()

@@ -1,9 +1,9 @@
 """What transformers' pipeline("image-text-to-text") writes, in batches: run by `benchmarks.equal_texts`.
 
-    ENVIRONMENT/bin/python benchmarks/pipeline_texts.py MODEL MESSAGES.json TOKENS BATCH
+    ENVIRONMENT/bin/python -I benchmarks/pipeline_texts.py MODEL MESSAGES.json TOKENS BATCH
 
 MESSAGES.json holds a list of chats, whose images are paths; printed is the list of texts. It imports nothing of this
-project, so it runs in any environment that has transformers.
+project, so it runs in any environment that has transformers; -I keeps this folder's tokenizers.py out of its way.
 """
 
 import json
