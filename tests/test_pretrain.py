@@ -27,7 +27,7 @@ from encoder.towers import load_tower
 from raddraft.errors import DivergedError
 from raddraft.studies import Study, StudyImage, read_studies, write_studies
 from tests.conftest import ROOT
-from tests.launch import Job, start_launcher
+from tests.launch import Job, kill_midway, start_launcher
 from tests.test_cli import files_no_larger_than, run
 from tests.test_train import count_processes
 
@@ -142,6 +142,7 @@ def test_a_run_that_collapses_says_so_and_ends_if_asked(manifest, tmp_path, caps
     )
     with pytest.raises(DivergedError, match=r"step 5: the run has collapsed.* the last checkpoint is .*step-000000004"):
         run_here(manifest, tmp_path / "ended", replace(TINY, steps=8, stop_on_collapse=True, **COLLAPSING))
+    assert "Step 5: the run has collapsed" in (tmp_path / "ended" / "report.html").read_text()
 
 
 def test_a_run_that_learns_does_not_collapse(manifest, tmp_path, capsys):
@@ -213,11 +214,12 @@ def test_killed_and_resumed_gives_the_same_losses_to_the_last_bit(manifest, tmp_
     path = write_config(tmp_path, manifest, config)
     run_here(manifest, tmp_path / "whole", config)
     out = tmp_path / "killed"
-    job = Job("pretrain", *arguments(path, out))
-    while job.running and not list(out.glob("checkpoints/step-*[1-9]*")):
-        time.sleep(0.02)
-    job.kill()
-    assert 0 < len(read_log(out)) < 27, "it was to be killed on its way"
+    kill_midway(
+        lambda: Job("pretrain", *arguments(path, out)),
+        lambda: bool(list(out.glob("checkpoints/step-*[1-9]*"))),
+        lambda: 0 < len(read_log(out)) < 27,
+        out,
+    )
     Job("pretrain", *arguments(path, out)).finish()
     assert read_log(out) == read_log(tmp_path / "whole")
     one, other = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "killed"))
@@ -244,11 +246,12 @@ def test_two_processes_that_share_the_model_out_follow_one(manifest, tmp_path, s
     path = write_config(tmp_path, manifest, config)
     run_here(manifest, tmp_path / "one", config)
     if stops:
-        job = Job("pretrain", *arguments(path, tmp_path / "run"), n=2 if stops == "shared" else 1)
-        while job.running and not list(tmp_path.glob("run/checkpoints/step-*")):
-            time.sleep(0.002)
-        job.kill()
-        assert 0 < len(read_log(tmp_path / "run")) < 12, "killed in the middle"
+        kill_midway(
+            lambda: Job("pretrain", *arguments(path, tmp_path / "run"), n=2 if stops == "shared" else 1),
+            lambda: bool(list(tmp_path.glob("run/checkpoints/step-*"))),
+            lambda: 0 < len(read_log(tmp_path / "run")) < 12,
+            tmp_path / "run",
+        )
     Job("pretrain", *arguments(path, tmp_path / "run"), n=1 if stops == "shared" else 2).finish()
     assert count_processes(tmp_path / "run") == (1 if stops == "shared" else 2)
     for one, other in zip(read_log(tmp_path / "one"), read_log(tmp_path / "run"), strict=True):
