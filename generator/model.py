@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -29,6 +29,7 @@ from generator.templates import chat_template, pin_date
 from raddraft.errors import RadDraftError
 from raddraft.files import read_object, write_json, write_text
 from raddraft.loading import load_pretrained
+from raddraft.studies import GrayMapping
 
 if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrainedModel
@@ -263,7 +264,9 @@ def add_lora(model: nn.Module, config: LoraConfig) -> nn.Module:
     lora = peft.LoraConfig(
         r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=_lora_targets(model)
     )
-    return peft.get_peft_model(model, lora)
+    with warnings.catch_warnings():  # PEFT 0.21 asks for an attribute by the name it had before transformers 5.24
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        return peft.get_peft_model(model, lora)
 
 
 def _lora_targets(model: Any) -> list[str]:
@@ -378,7 +381,10 @@ def read_sidecar(folder: str | Path) -> dict[str, Any] | None:
     path = Path(folder) / SIDECAR
     if not path.is_file():
         return None
-    sidecar = read_object(path, "save the model again, or remove it to go on with the default prompt")
+    way_out = "save the model again, or remove it to go on with the default prompt"
+    sidecar = read_object(path, way_out, ("prompt",))
     if "image_mapping" in sidecar:  # the name of gray_mapping in models saved by earlier versions
         sidecar["gray_mapping"] = sidecar.pop("image_mapping")
+    if sidecar.setdefault("gray_mapping", "window") not in get_args(GrayMapping):
+        raise RadDraftError(f"{path}: unknown gray_mapping {sidecar['gray_mapping']!r}; {way_out}")
     return sidecar
