@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 import raddraft
 from generator import compare_report
+from generator.config import DecodeConfig
 from raddraft.files import read_jsonl
 from raddraft.studies import read_studies, write_studies
 from tests.test_cli import run
@@ -29,6 +31,7 @@ def recipe(tmp_path: Path, lm_folder: Path, tower_folder: Path, monkeypatch) -> 
     """A recipe that learns to write notes, on any tower, in seconds."""
     monkeypatch.setenv("TOWER", str(tower_folder))
     monkeypatch.setattr(compare_report, "WAIT_SECONDS", 0.05)
+    monkeypatch.setattr("generator.api.DecodeConfig", partial(DecodeConfig, max_new_tokens=30))
     stage = {"epochs": 8, "lr": 0.005, "lm": "full"}
     train = {"stages": [stage], "batch_size": 12, "micro_batch_size": 12, "workers": 0, "eval_every": 0}
     path = tmp_path / "recipe.yaml"

@@ -26,6 +26,7 @@ from PIL import Image
 import raddraft
 import raddraft.cli
 from encoder.probe_config import SegmentConfig
+from generator.config import DecodeConfig
 from raddraft.cli import RENAMED_ACTIONS, list_actions
 from raddraft.grammar import RENAMED
 from raddraft.studies import read_studies, write_studies
@@ -246,6 +247,7 @@ def workplace(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 def test_the_examples_of_a_page_run_in_their_order(page: str, workplace: Path, monkeypatch, capsys) -> None:
     write_configs(workplace, page)
     monkeypatch.setattr("generator.compare_measure.SegmentConfig", partial(SegmentConfig, epochs=1))
+    monkeypatch.setattr("generator.api.DecodeConfig", partial(DecodeConfig, max_new_tokens=8))
     for block in blocks(page):
         if block.language == "python":
             exec(compile(block.text, f"{page}:{block.line}", "exec"), {"__name__": "example"})
@@ -303,6 +305,10 @@ def test_the_notebook_runs(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "agg")
     names: dict[str, object] = {"__name__": "__main__"}
+    fewer = {"count=120": "count=40", "epochs=12": "epochs=1", "max_new_tokens=80": "max_new_tokens=8"}
     for number, cell in enumerate(notebook_cells()):
+        for many in [one for one in fewer if one in cell]:
+            cell = cell.replace(many, fewer.pop(many))
         exec(compile(cell, f"cell {number}", "exec"), names)
+    assert not fewer
     assert "rouge_l" in capsys.readouterr().out
