@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
+import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from raddraft.errors import RadDraftError, UnavailableError
 from raddraft.runs import RunFolder
 from raddraft.studies import read_studies, write_studies
 from tests.conftest import SENTENCES
-from tests.launch import Job
+from tests.launch import Job, kill_midway
 from tests.test_cli import run
 from tests.test_train import arguments, close_models, count_processes, run_here
 
@@ -69,12 +69,14 @@ def test_a_stage_goes_on_bit_exactly_and_processes_share_it(studies_file, model_
     assert max(row["clipped"] for row in steps) > 0
     assert max(row["kl"] for row in steps) > 1e-4
 
-    log, lines = tmp_path / "killed" / "log.jsonl", 5 + int(time.time()) % 5
-    job = Job("train", *arguments(config, tmp_path / "killed"))
-    while job.running and (not log.is_file() or log.read_text().count("\n") < lines):
-        time.sleep(0.002)
-    job.kill()
-    assert rows(tmp_path / "killed") != expected, f"killed too late (after {lines} lines)"
+    killed, lines = tmp_path / "killed", random.Random().randint(5, 9)
+    log = killed / "log.jsonl"
+    kill_midway(
+        lambda: Job("train", *arguments(config, killed)),
+        lambda: log.is_file() and log.read_text().count("\n") >= lines,
+        lambda: rows(killed) != expected,
+        killed,
+    )
     run_here(config, tmp_path / "killed")
     assert rows(tmp_path / "killed") == expected, f"killed after {lines} lines"
     a, b = (load(tmp_path / name / "model").model.state_dict() for name in ("whole", "killed"))
