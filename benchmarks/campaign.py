@@ -39,6 +39,12 @@ OPERATIONS = ("open", "os.rename", "os.remove", "os.truncate", "os.mkdir", "os.c
 """Audit events before which a process may be killed."""
 VOLATILE = re.compile(r"(.*/)?(log|files)\.jsonl|report\.html|compare\.json|cells/.*\.json")
 """Files that hold times."""
+DAMAGED = 3
+"""Files of each command's output that are damaged, at most."""
+UNCHECKED = re.compile(r".*README\.md|.*/(state\.pt|start\.safetensors)|(.*/)?(part|looks)-.*|model/.*|.*\.png|sent/.*")
+"""Files whose damage need not show when a command is run again: users edit cards, a finished stage has no use for its
+beginning, who loads a finished model checks it, the archive is not ours, and rows of numbers have no check sums, but
+are checked for zeros when they are read."""
 NOBODY = 65534
 """User that may not write to the folders of others."""
 LONGEST = 900
@@ -112,6 +118,7 @@ def _campaign(cases: list[Case], place: Path, kills: int, rng: random.Random) ->
                 faults[f"{case.name}: {disturbance}"] += 1
                 print(case.name, disturbance, told[-1500:], file=sys.stderr)
             _finish(case, out, place, faults, f"after {disturbance}")
+        _damage(case, place, rng, faults, counts)
     print(f"commands: {len(ready)}; " + ", ".join(f"{name} {count}" for name, count in counts.items()), flush=True)
     return faults
 
@@ -135,6 +142,33 @@ def _disturb(case: Case, out: Path, place: Path, disturbance: str, rng: random.R
         out.parent.chmod(0o755)
     said = (place / "said").read_text(errors="replace")
     return None if status == 1 and sentence in said and "Traceback" not in said else f"{status} {said}"
+
+
+def _damage(case: Case, place: Path, rng: random.Random, faults: Counter[str], counts: Counter[str]) -> None:
+    """Run a command where a file of its output is damaged: it makes it again, or says which one it is and stops."""
+    whole = place / "undisturbed" / f"{case.name}{case.suffix}"
+    names = sorted(os.path.relpath(path, whole) for path in _files(whole) if path.stat().st_size)
+    names = [] if case.once else [name for name in names if not UNCHECKED.fullmatch(name)]
+    for name in rng.sample(names, min(DAMAGED, len(names))):
+        out = place / "damaged" / f"{case.name}{case.suffix}"
+        out.parent.mkdir()
+        copy = shutil.copytree if whole.is_dir() else shutil.copy
+        copy(whole, out)
+        target = out if name == "." else out / name
+        data = target.read_bytes()
+        at = rng.randrange(len(data))
+        damaged = (data[:at], data[:at] + bytes(len(data) - at), b"{[" + data)[rng.randrange(3)]
+        target.write_bytes(damaged)
+        status, found = _run(case, out), _digests(case, out)
+        said = (place / "said").read_text(errors="replace")
+        differing = [one for one, digest in case.expected.items() if found.get(one) != digest]
+        refused = status == 1 and Path(name if name != "." else out).name in said and "Traceback" not in said
+        outcome = "made again" if status == 0 and not differing else "refused" if refused else "silent or unclear"
+        counts[f"damaged and {outcome}"] += 1
+        if outcome == "silent or unclear":
+            faults[f"{case.name}: damaged {name}"] += 1
+            print(case.name, "damaged", name, status, differing[:3], damaged[:40], said[-700:], file=sys.stderr)
+        shutil.rmtree(out.parent)
 
 
 def _finish(case: Case, out: Path, place: Path, faults: Counter[str], when: str) -> None:

@@ -20,6 +20,7 @@ import yaml
 from PIL import Image
 from pydicom import dcmread
 
+from benchmarks.fuzz_readers import more_work
 from encoder.masks import load_mask
 from encoder.rows import Form, find_rows
 from generator.generate import read_drafts
@@ -37,7 +38,9 @@ from raddraft.studies import read_studies, write_studies
 from raddraft.tables import read_cells
 
 LONGEST = 30
-"""Seconds after which a reader hangs."""
+"""Seconds of computing after which a reader hangs."""
+WAITING = 900
+"""Seconds after which one does that computes nothing."""
 BYTES = (
     b"\0",
     b"\xff\xfe",
@@ -89,8 +92,10 @@ def fuzz(place: Path, inputs: int, rng: random.Random) -> Counter[str]:
     folder = place / "fuzz"
     folder.mkdir()
     work = _work(place, folder)
+    work += more_work(place, folder)
     faults, counts = Counter[str](), Counter[str]()
-    signal.signal(signal.SIGALRM, _time_out)
+    for number in (signal.SIGALRM, signal.SIGPROF):
+        signal.signal(number, _time_out)
     before = Path.cwd()
     for _ in range(inputs):
         source, readers, kind = rng.choice(work)
@@ -106,7 +111,6 @@ def fuzz(place: Path, inputs: int, rng: random.Random) -> Counter[str]:
                 faults[f"{kind}: {outcome}"] += 1
                 damaged.rename(folder / f"fault-{sum(faults.values())}{source.suffix}")
                 break
-    signal.alarm(0)
     assert Path.cwd() == before
     print(f"inputs {inputs}: " + ", ".join(f"{name} {count}" for name, count in sorted(counts.items())))
     return faults
@@ -216,7 +220,8 @@ def _time_out(*_: object) -> None:
 
 def _try(reader: Reader, damaged: Path, source: Path, kind: str) -> str:
     """What came of it: read, refused, silent (a wrong check sum was passed over), hangs, traceback."""
-    signal.alarm(LONGEST)
+    signal.alarm(WAITING)
+    signal.setitimer(signal.ITIMER_PROF, LONGEST)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -234,6 +239,7 @@ def _try(reader: Reader, damaged: Path, source: Path, kind: str) -> str:
         return "traceback"
     finally:
         signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def _damage(source: Path, kind: str, rng: random.Random, folder: Path) -> bytes:

@@ -15,7 +15,7 @@ import numpy as np
 from encoder.measures import bounds
 from metrics.scoring import compute
 from metrics.summary import Sampled, tell_apart
-from raddraft.files import digest_json, write_json
+from raddraft.files import digest_json, remove_left, write_json
 from raddraft.jackknife import FEW_DIFFER, doubts, sign_flips
 from raddraft.stats import Measure, average, difference, holm, resample
 
@@ -70,7 +70,8 @@ def cell_of_sums(
 
 
 def write_cell(path: Path, cell: Cell, made_of: str) -> None:
-    """Store a cell, with a digest of what it is made of."""
+    """Store a cell, with a digest of what it is made of; only one process at a time may do so."""
+    remove_left(path)
     row = vars(cell) | {"resamples": cell.resamples.tolist(), "made_of": made_of}
     if cell.sums:
         statistics = [one.statistics.tolist() for one in cell.sums.measures]

@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock
+
 from generator.compare_config import Task
 from generator.compare_explain import MARK, SIGNIFICANT, explain, format_number, format_p
 from generator.compare_ranks import LOWER, rank
 from metrics.report import METRICS
-from raddraft.files import write_json, write_text, write_whole
+from raddraft.files import remove_left, write_json, write_text, write_whole
 from raddraft.pages import embed, render_template
 from raddraft.text import slug
 
@@ -64,6 +66,15 @@ class Column:
 
 
 def write_page(result: dict[str, Any], tasks: Sequence[Task], out: Path, title: str) -> None:
+    """Write compare.json, table.md, report.html and figures/*.png, as `_write` does, while no other process does so;
+    and remove what killed ones have left of them."""
+    with FileLock(out / "page.lock"):
+        for name in ("figures", "compare.json", "table.md", "report.html"):
+            remove_left(out / name)
+        _write(result, tasks, out, title)
+
+
+def _write(result: dict[str, Any], tasks: Sequence[Task], out: Path, title: str) -> None:
     """Write compare.json, table.md, report.html, and figures/*.png, which the page embeds.
 
     Args:

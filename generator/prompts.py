@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
+
 from metrics.rules import OBSERVATIONS, label
 from raddraft.errors import RadDraftError
 from raddraft.studies import Study, StudyImage
@@ -54,12 +56,17 @@ class PromptConfig:
     def read(cls, saved: Mapping[str, Any], where: str | Path) -> PromptConfig:
         """The prompt that was saved with a model in `where`; raises RadDraftError if it is not one of this version."""
         known = {field.name for field in fields(cls)}
+        if not isinstance(saved, Mapping):
+            raise RadDraftError(f"{where}: its prompt is damaged: expected an object, got {saved!r}")
         if unknown := sorted(saved.keys() - known):
             raise RadDraftError(
                 f"{where} was written by another version of RadDraft (its prompt has {unknown[0]}, which is not an "
                 "option any more); use it with that version, or train it anew elsewhere"
             )
-        return cls(**saved)
+        try:
+            return msgspec.convert(saved, cls)
+        except msgspec.ValidationError as error:  # RadDraftErrors of __post_init__, too
+            raise RadDraftError(f"{where}: its prompt is damaged: {error}") from None
 
     def choose_images(self, study: Study, prior: Study | None = None) -> list[StudyImage]:
         """The images of a study, then of its prior, in the order of the prompt."""

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from raddraft.errors import CannotRun, RadDraftError, UnavailableError
 from raddraft.files import digest_file, weights_folder, whole_folder, write_whole
+from raddraft.locks import hold
 
 
 @dataclass(frozen=True)
@@ -236,12 +237,13 @@ def add(name: str, source: Path) -> Path:
     if target.exists() and source.samefile(target):
         return target
     try:
-        if source.is_dir():
-            with whole_folder(target) as folder:
-                shutil.copytree(source, folder, dirs_exist_ok=True)
-        else:
-            with write_whole(target) as file:
-                shutil.copyfile(source, file)
+        with hold(target):
+            if source.is_dir():
+                with whole_folder(target) as folder:
+                    shutil.copytree(source, folder, dirs_exist_ok=True)
+            else:
+                with write_whole(target) as file:
+                    shutil.copyfile(source, file)
     except OSError as error:
         raise UnavailableError(f"{source} cannot be copied to {target}: {error}") from error
     return target

@@ -10,7 +10,8 @@ import dataclasses
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,15 +73,12 @@ class RunFolder:
         newest = self.newest
         if newest is None:
             return
-        try:
-            if optimizer is None:
-                load_tensors(model, load_file(newest / "weights.safetensors"))
-            else:
-                load_run_state(torch.load(newest / "state.pt", weights_only=True), self.accelerator, optimizer)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # damaged files fail in many ways
-            raise RadDraftError(f"{newest} is damaged ({error}); remove it to start the run anew") from error
+        if optimizer is None:
+            with _reading(newest / "weights.safetensors", f"remove {newest} to start the run anew") as path:
+                load_tensors(model, load_file(path))
+        else:
+            with _reading(newest / "state.pt", f"remove {newest} to start the run anew") as path:
+                load_run_state(torch.load(path, weights_only=True), self.accelerator, optimizer)
 
     def save(
         self, name: str, tensors: Iterable[tuple[str, Tensor]], progress: dict[str, Any], optimizer: Any = None
@@ -129,7 +127,9 @@ class RunFolder:
 
         from raddraft.processes import load_tensors
 
-        load_tensors(model, load_file(self._checkpoints / f"{name}.safetensors"))
+        way_out = f"remove {self._checkpoints} to start the run anew"
+        with _reading(self._checkpoints / f"{name}.safetensors", way_out) as path:
+            load_tensors(model, load_file(path))
 
     def log(self, row: dict[str, Any], step: int | None = None) -> None:
         """Append a row to log.jsonl and report its numbers to the trackers, at `step` or the row's own."""
@@ -137,6 +137,19 @@ class RunFolder:
         self.accelerator.log(numbers, step=row["step"] if step is None else step)
         if self.accelerator.is_main_process:
             append_jsonl(self.folder / "log.jsonl", row)
+
+
+@contextmanager
+def _reading(path: Path, way_out: str) -> Iterator[Path]:
+    """Where a file of a checkpoint is loaded: a RadDraftError says that it is damaged, and the way out."""
+    import torch
+
+    try:
+        yield path
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # damaged files fail in many ways
+        raise RadDraftError(f"{path} is damaged ({error}); {way_out}") from error
 
 
 def keep_config(path: Path, config: dict[str, Any]) -> None:
@@ -159,7 +172,12 @@ def keep_config(path: Path, config: dict[str, Any]) -> None:
             f"{path} is damaged ({' '.join(str(error).split())}); choose another --out, or remove the file if that run "
             "had this config"
         ) from None
-    unknown = sorted(key for key in old.keys() - new.keys() if not re.search(r"\.\d+(\.|$)", key))
+    unknown, missing = _only_in(old, new), [key for key in _only_in(new, old) if new[key] is not None]
+    if missing and not unknown:
+        raise RadDraftError(
+            f"{path} lacks {missing[0]}: it is damaged, or of an earlier version of RadDraft; choose another --out, or "
+            "remove the file if that run had this config"
+        )
     if unknown:
         raise RadDraftError(
             f"{path.parent} holds a run of another version of RadDraft ({path.name} has {unknown[0]}, which is not an "
@@ -172,6 +190,16 @@ def keep_config(path: Path, config: dict[str, Any]) -> None:
             f"{path.parent} holds a run with another config: {key} was {old.get(key)!r}, now {new.get(key)!r}; "
             "choose another --out, or the old value to resume that run"
         )
+
+
+def _only_in(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """Keys of a flat config that another one lacks, but for those of lists, and of parts that it has as a whole."""
+    return sorted(
+        key
+        for key in one.keys() - other.keys()
+        if not re.search(r"\.\d+(\.|$)", key)
+        and not any(name.startswith(f"{key}.") or key.startswith(f"{name}.") for name in other)
+    )
 
 
 def to_yaml(config: Any) -> str:

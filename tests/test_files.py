@@ -1,6 +1,8 @@
 """Whole files and folders, what kills leave, full disks; one writer at a time."""
 
+import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import save_file
 
 from encoder.convert import convert
@@ -17,10 +20,13 @@ from encoder.pretrain import pretrain
 from encoder.recipe import PretrainConfig
 from encoder.resize import resize_studies
 from encoder.rows import Form, find_rows
+from generator.api import load_model
+from generator.cells import Cell, write_cell
 from generator.clip import train_clip
 from generator.config import ClipConfig, ModelConfig, TrainConfig
 from generator.prompts import PromptConfig
 from generator.train import train
+from metrics import weights
 from raddraft.errors import RadDraftError
 from raddraft.files import (
     cut_log,
@@ -34,7 +40,7 @@ from raddraft.files import (
     write_whole,
 )
 from raddraft.locks import HeldError, hold
-from raddraft.runs import keep_config
+from raddraft.runs import RunFolder, keep_config
 from tests.test_cli import files_no_larger_than, run
 
 ROOT = Path(__file__).parents[1]
@@ -216,6 +222,38 @@ def test_state_that_is_damaged_is_named_with_a_way_out(tmp_path, damage) -> None
         parse_value(damage, "x line 3", str, "remove it")
 
 
+def test_weights_of_a_run_that_are_damaged_are_named_with_a_way_out(tmp_path) -> None:
+    run = RunFolder(tmp_path, Accelerator())
+    model = torch.nn.Linear(2, 2)
+    run.save_best(model.named_parameters())
+    run.save("step-1", model.named_parameters(), {})
+    for file in (tmp_path / "checkpoints").rglob("*.safetensors"):
+        file.write_bytes(file.read_bytes()[:-4])
+    with pytest.raises(
+        RadDraftError, match=r"checkpoints/best\.safetensors is damaged \(.*remove .*checkpoints to start"
+    ):
+        run.load_best(model)
+    with pytest.raises(RadDraftError, match=r"step-1/weights\.safetensors is damaged \(.*remove .*step-1 to start"):
+        run.restore(model)
+
+
+@pytest.mark.parametrize("damage", [{"prompt": "x"}, {"prompt": {"targets": 5}}, {"prompt": {"images": "x"}}, {}])
+def test_a_sidecar_that_is_damaged_is_named(model_folder, tmp_path, damage) -> None:
+    copy = tmp_path / "model"
+    shutil.copytree(model_folder, copy)
+    (copy / "raddraft.json").write_text(json.dumps({"kind": "llava", "gray_mapping": "window", **damage}))
+    with pytest.raises(RadDraftError, match=r"model.*(its prompt is damaged|'prompt' is missing)"):
+        load_model(copy, "cpu")
+
+
+def test_a_processor_that_is_damaged_is_named(model_folder, tmp_path) -> None:
+    """transformers raises an AttributeError of it."""
+    shutil.copytree(model_folder, tmp_path / "model")
+    (tmp_path / "model" / "processor_config.json").write_text(json.dumps({"image_processor": "x"}))
+    with pytest.raises(RadDraftError, match=r"The model .*model cannot be loaded: "):
+        load_model(tmp_path / "model", "cpu")
+
+
 def test_a_log_that_is_damaged_before_its_last_line_is_not_cut(tmp_path) -> None:
     (tmp_path / "log.jsonl").write_bytes(b'{"step": 1}\n\0\0\0\n{"step": 3}\n')
     with pytest.raises(RadDraftError, match=r"log\.jsonl line 2: not valid JSON"):
@@ -231,6 +269,13 @@ def test_damaged_state_of_a_run_and_of_features_is_named(tmp_path) -> None:
     (tmp_path / "log.jsonl").touch()
     with pytest.raises(RadDraftError, match=r"config\.yaml is damaged .* choose another --out, or remove the file"):
         keep_config(tmp_path / "config.yaml", {"a": 1})
+    (tmp_path / "config.yaml").write_text("a: 1\nb:")
+    with pytest.raises(RadDraftError, match=r"config\.yaml lacks c\.d: it is damaged, or of an earlier version"):
+        keep_config(tmp_path / "config.yaml", {"a": 1, "b": None, "c": {"d": 2}})
+    (tmp_path / "config.yaml").write_text("b:\nc: {d: 2}\n")
+    with pytest.raises(RadDraftError, match=r"another config: b was None, now 3"):
+        keep_config(tmp_path / "config.yaml", {"b": 3, "c": {"d": 2}})
+    keep_config(tmp_path / "config.yaml", {"b": None, "c": {"d": 2, "new": None}})
     (tmp_path / "part-0.jsonl").write_bytes(b'"digest"\n[]\n')
     (tmp_path / "part-0.bin").write_bytes(bytes(2 * Form(0, 4, "float32").row_bytes))
     with pytest.raises(RadDraftError, match=r"part-0\.jsonl line 2 is damaged: .* made again"):
@@ -340,6 +385,15 @@ def test_functions_that_write_a_folder_hold_it_as_the_commands_do(tmp_path) -> N
             write(*arguments)
     process.kill()
     process.wait()
+
+
+def test_what_kills_left_of_weights_and_of_cells_goes_with_the_next_run(lm_folder, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("RADDRAFT_WEIGHTS", str(tmp_path))
+    for left in (".chexbert-tokenizer", ".cell.json"):
+        (tmp_path / f"{left}.{gone()}.tmp").mkdir()
+    weights.add("chexbert-tokenizer", lm_folder)
+    write_cell(tmp_path / "cell.json", Cell(0.5), "digest")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cell.json", "chexbert-tokenizer"]
 
 
 def test_a_second_command_stops(random_model, studies_file) -> None:

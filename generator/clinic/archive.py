@@ -149,7 +149,7 @@ class Archive:
 
     def headers(self, study: str, series: str) -> list[Dataset]:
         """`generator.clinic.films.TAGS` of the objects of a series."""
-        return [_header(row) for row in self._ask(self._client.retrieve_series_metadata, study, series)]
+        return [header_of(row) for row in self._ask(self._client.retrieve_series_metadata, study, series)]
 
     def films(self, study: str, series: Mapping[str, str], modalities: Collection[str], folder: Path) -> list[Film]:
         """The films of a study by their headers; their paths, in a folder, are where `fetch` may write them.
@@ -263,7 +263,7 @@ def _listed(row: dict[str, Any]) -> Listed:
     return Listed(_value(row, "StudyInstanceUID"), moment, int(count) if count.isdecimal() else None)
 
 
-def _header(row: dict[str, Any]) -> Dataset:
+def header_of(row: dict[str, Any]) -> Dataset:
     """What DICOM's JSON says of a film; an element that cannot be read is none."""
     from pydicom import Dataset, config
     from pydicom.datadict import tag_for_keyword

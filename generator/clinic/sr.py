@@ -69,20 +69,23 @@ def read_sr(dataset: Dataset) -> ReadReport:
     """What a Basic Text SR that `basic_text_sr` made says.
 
     Raises:
-        RadDraftError: it is another object.
+        RadDraftError: it is another object, or damaged.
     """
     from pydicom import uid
 
     items = list(dataset.get("ContentSequence", []))
     ours = dataset.get("SOPClassUID") == uid.BasicTextSRStorage and dataset.get("Manufacturer") == MANUFACTURER
-    if not ours or not items or items[0].ValueType != "TEXT":
+    if not ours or not items or items[0].get("ValueType") != "TEXT":
         raise RadDraftError("This DICOM object is no report by RadDraft: a Basic Text SR of its own was expected")
     names = {heading.value: name for name, (heading, _) in _headings().items()}
-    texts = {
-        names[item.ConceptNameCodeSequence[0].CodeValue]: str(item.ContentSequence[0].TextValue)
-        for item in items
-        if item.ValueType == "CONTAINER"
-    }
+    try:
+        texts = {
+            names[item.ConceptNameCodeSequence[0].CodeValue]: str(item.ContentSequence[0].TextValue)
+            for item in items
+            if item.ValueType == "CONTAINER"
+        }
+    except (AttributeError, IndexError, KeyError, TypeError):
+        raise RadDraftError("This report by RadDraft is damaged: a section lacks its heading or its text") from None
     return ReadReport(
         banner=str(items[0].TextValue),
         sections={name: texts[name] for name in SECTIONS if name in texts},
