@@ -11,6 +11,7 @@ tell: LayerNorm eps 1e-6, exact GELU, heads 64 wide (except `SHARED_WIDTHS`).
 
 from __future__ import annotations
 
+import errno
 import re
 from argparse import Namespace
 from collections import Counter
@@ -112,9 +113,9 @@ def read_state(path: Path, mixed: bool = False) -> tuple[dict[str, torch.Tensor]
                 if not mixed:
                     raise
                 content = load_inert(path)
-    except OSError:
-        raise
     except Exception as error:  # an odd pickle has many ways to fail
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # which is a place before the file's beginning
+            raise
         unsafe = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
         reason = (str(error).strip() or type(error).__name__).split("\n")[0]
         if unsafe:

@@ -371,7 +371,8 @@ def load(folder: str | Path, dtype: str = "auto", device: str = "cpu") -> Drafte
     if "tower" in sidecar:
         tower = Tower(sidecar["tower"], load_tower(str(folder)).model, processor.image_processor)
         model.model.vision_tower = ForeignTower(tower).to(model.device, model.dtype)
-    check_image_tokens(model, processor)
+    with reading_checkpoint(f"The processor and the tower in {folder} do not read an image", str(folder)):
+        check_image_tokens(model, processor)
     prompt = PromptConfig.read(sidecar.get("prompt", {}), folder)
     return Drafter(model, processor, prompt, sidecar.get("gray_mapping", "window"), sidecar.get("synthetic", False))
 

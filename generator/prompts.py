@@ -65,7 +65,7 @@ class PromptConfig:
             )
         try:
             return msgspec.convert(saved, cls)
-        except msgspec.ValidationError as error:  # RadDraftErrors of __post_init__, too
+        except (msgspec.ValidationError, UnicodeError) as error:  # RadDraftErrors of __post_init__, too
             raise RadDraftError(f"{where}: its prompt is damaged: {error}") from None
 
     def choose_images(self, study: Study, prior: Study | None = None) -> list[StudyImage]:

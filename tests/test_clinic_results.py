@@ -91,6 +91,9 @@ def test_a_basic_text_sr_says_all_and_is_read_back(report, tmp_path) -> None:
         item.ConceptNameCodeSequence[0].CodeMeaning for item in dataset.ContentSequence if item.ValueType == "CONTAINER"
     ]
     assert headings == ["Indications for Procedure", "Findings", "Impressions"]
+    del dataset.ContentSequence[-1].ContentSequence[0].TextValue
+    with pytest.raises(RadDraftError, match="This report by RadDraft is damaged: a part lacks its heading or its text"):
+        read_sr(dataset)
     (evidence,), (other,) = dataset.CurrentRequestedProcedureEvidenceSequence, dataset.PertinentOtherEvidenceSequence
     series = [one.ReferencedSOPSequence[0].ReferencedSOPInstanceUID for one in evidence.ReferencedSeriesSequence]
     assert (evidence.StudyInstanceUID, series) == (STUDY, [f"{STUDY}.1.1", f"{STUDY}.1.2"])

@@ -249,8 +249,13 @@ def test_a_sidecar_that_is_damaged_is_named(model_folder, tmp_path, damage) -> N
 def test_a_processor_that_is_damaged_is_named(model_folder, tmp_path) -> None:
     """transformers raises an AttributeError of it."""
     shutil.copytree(model_folder, tmp_path / "model")
-    (tmp_path / "model" / "processor_config.json").write_text(json.dumps({"image_processor": "x"}))
+    config = tmp_path / "model" / "processor_config.json"
+    whole = json.loads(config.read_text())
+    config.write_text(json.dumps({"image_processor": "x"}))
     with pytest.raises(RadDraftError, match=r"The model .*model cannot be loaded: "):
+        load_model(tmp_path / "model", "cpu")
+    config.write_text(json.dumps(whole | {"image_processor": whole["image_processor"] | {"image_mean": ["x"] * 3}}))
+    with pytest.raises(RadDraftError, match=r"The processor and the tower in .*model do not read an image: "):
         load_model(tmp_path / "model", "cpu")
 
 

@@ -79,15 +79,16 @@ def read_sr(dataset: Dataset) -> ReadReport:
         raise RadDraftError("This DICOM object is no report by RadDraft: a Basic Text SR of its own was expected")
     names = {heading.value: name for name, (heading, _) in _headings().items()}
     try:
+        banner = str(items[0].TextValue)
         texts = {
             names[item.ConceptNameCodeSequence[0].CodeValue]: str(item.ContentSequence[0].TextValue)
             for item in items
             if item.ValueType == "CONTAINER"
         }
     except (AttributeError, IndexError, KeyError, TypeError):
-        raise RadDraftError("This report by RadDraft is damaged: a section lacks its heading or its text") from None
+        raise RadDraftError("This report by RadDraft is damaged: a part lacks its heading or its text") from None
     return ReadReport(
-        banner=str(items[0].TextValue),
+        banner=banner,
         sections={name: texts[name] for name in SECTIONS if name in texts},
         indication=texts.get("indication", ""),
         digest=str(dataset.get("DeviceSerialNumber", "")),
