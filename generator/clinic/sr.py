@@ -73,8 +73,12 @@ def read_sr(dataset: Dataset) -> ReadReport:
     """
     from pydicom import uid
 
-    items = list(dataset.get("ContentSequence", []))
-    ours = dataset.get("SOPClassUID") == uid.BasicTextSRStorage and dataset.get("Manufacturer") == MANUFACTURER
+    damaged = RadDraftError("This report by RadDraft is damaged: a part lacks its heading or its text")
+    try:
+        items = list(dataset.get("ContentSequence", []))
+        ours = dataset.get("SOPClassUID") == uid.BasicTextSRStorage and dataset.get("Manufacturer") == MANUFACTURER
+    except Exception:  # pydicom reads an element when it is asked for, and broken bytes make it raise anything
+        raise damaged from None
     if not ours or not items or items[0].get("ValueType") != "TEXT":
         raise RadDraftError("This DICOM object is no report by RadDraft: a Basic Text SR of its own was expected")
     names = {heading.value: name for name, (heading, _) in _headings().items()}
@@ -85,8 +89,8 @@ def read_sr(dataset: Dataset) -> ReadReport:
             for item in items
             if item.ValueType == "CONTAINER"
         }
-    except (AttributeError, IndexError, KeyError, TypeError):
-        raise RadDraftError("This report by RadDraft is damaged: a part lacks its heading or its text") from None
+    except Exception:
+        raise damaged from None
     return ReadReport(
         banner=banner,
         sections={name: texts[name] for name in SECTIONS if name in texts},
