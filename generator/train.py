@@ -179,7 +179,6 @@ def train(
             make_rewards(by_reward[number])  # whether its metrics can run is to be known before hours of other stages
     unreadable: set[str] = set()
     torch.manual_seed(config.seed + accelerator.process_index)  # dropout differs between processes
-
     for number, stage in enumerate(config.stages):
         run.trained |= chosen[number]
         if number < progress.stage:
