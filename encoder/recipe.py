@@ -187,7 +187,7 @@ class PretrainConfig:
     """Temperature of the teacher's softmax, at the start and after its warm-up."""
     temperature_warmup: Share = 0.3
     """Share of the run over which the teacher's temperature changes."""
-    max_grad_norm: Amount = 3.0
+    max_grad_norm: Positive = 3.0
     """Norm to which the gradients of the backbone and of each head are clipped."""
     precision: Literal["no", "bf16", "fp16"] = "no"
     """Mixed precision of Accelerate."""

@@ -33,14 +33,15 @@ class Entry:
     """Short name of the tower that a folder or features:FILE holds, so that films that it was trained on are marked."""
     seen: Path | None = None
     """List of SHA-256 digests of the images it was trained on, one per line; a warning is printed if test images are
-    among them. Where the tower has {fold}, so may the list."""
+    among them. Where the tower has {fold}, so must the list. By default images.sha256 beside a tower's folder `model`,
+    which pretraining writes."""
     lm: str | None = None
     """Language model of report tasks: hub id or folder. By default that of the task's recipe."""
     recipe: str | None = None
     """Recipe of report tasks for this row. By default the task's."""
 
     def __post_init__(self) -> None:
-        check_ranges(self)
+        check_ranges(self, f"tower {self.tower!r}")
 
     @property
     def name(self) -> str:
@@ -97,7 +98,7 @@ class Task:
     """Runs of the recipe for each row; the value is their mean."""
 
     def __post_init__(self) -> None:
-        check_ranges(self)
+        check_ranges(self, f"task {self.name!r}")
         if (self.kind == "report") != bool(self.recipe):
             raise RadDraftError(f"Task {self.name!r}: tasks of the kind report, and only they, need a recipe")
         if self.measure and self.measures:

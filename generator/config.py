@@ -184,7 +184,7 @@ class TrainConfig:
     shard: bool = False
     """Shard weights, gradients and optimizer states over the processes (FSDP 2): the same numbers, and checkpoints that
     resume with or without it."""
-    max_grad_norm: Amount = 1.0
+    max_grad_norm: Positive = 1.0
     """Norm to which gradients are clipped."""
     precision: Literal["no", "bf16", "fp16"] = "no"
     """Mixed precision of Accelerate."""

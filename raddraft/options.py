@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from raddraft.ranges import Range
+
 REQUIRED = inspect.Parameter.empty
 
 
@@ -36,6 +38,8 @@ class Option:
     help: str
     group: str = ""
     """Name of the dataclass parameter that it belongs to."""
+    range: str = ""
+    """Of a number, in words."""
 
     @property
     def flag(self) -> str:
@@ -76,10 +80,12 @@ class Option:
 
     def usage(self, width: int = 100) -> str:
         """The option with its help and default, wrapped, as in `--help`."""
-        text = self.help
+        text, notes = self.help, [self.range] if self.range else []
         items = self.default if isinstance(self.default, list | tuple) else [self.default]
         if self.default not in (REQUIRED, None, "", (), []) and not (self.is_switch and not self.default):
-            text += f" [default: {' '.join(map(_shown, items))}]"
+            notes.append(f"default: {' '.join(map(_shown, items))}")
+        if notes:
+            text += f" [{'; '.join(notes)}]"
         head = f"  {self.flag} {self.metavar}".rstrip()
         body = textwrap.wrap(text, width - 6, break_on_hyphens=False)
         return "\n".join([head, *(f"      {line}" for line in body)])
@@ -138,7 +144,7 @@ def read_command(
     function: Callable[..., Any], positionals: tuple[str, ...] = (), flat: tuple[str, ...] = ()
 ) -> Command:
     """Read what a function takes."""
-    hints = typing.get_type_hints(function)
+    hints, ranges = _read_hints(function)
     docs = argument_docs(inspect.getdoc(function) or "")
     classes: dict[str, Any] = {}
     groups: dict[str, str] = {}
@@ -150,7 +156,7 @@ def read_command(
             groups[name] = docs.get(name) or _first_line(kind)
             found = _fields(kind, "" if name in flat else f"{name}.", name, parameter.default)
         else:
-            option = Option(name, kind, parameter.default, docs.get(name, ""))
+            option = Option(name, kind, parameter.default, docs.get(name, ""), range=ranges[name])
             found = iter([option, *_items(option)])
         options |= {option.name: option for option in found}
     return Command(function, tuple(positionals), tuple(flat), classes, groups, options)
@@ -179,7 +185,7 @@ def field_docs(cls: type) -> dict[str, str]:
 
 
 def _fields(cls: Any, prefix: str, group: str, instance: Any = REQUIRED) -> Iterator[Option]:
-    hints, docs = typing.get_type_hints(cls), field_docs(cls)
+    (hints, ranges), docs = _read_hints(cls), field_docs(cls)
     for field in dataclasses.fields(cls):
         kind = _without_none(hints[field.name])
         default = REQUIRED
@@ -193,9 +199,18 @@ def _fields(cls: Any, prefix: str, group: str, instance: Any = REQUIRED) -> Iter
         if dataclasses.is_dataclass(kind):
             yield from _fields(kind, f"{name}.", group, default)
         else:
-            option = Option(name, kind, default, docs.get(field.name, ""), group)
+            option = Option(name, kind, default, docs.get(field.name, ""), group, ranges[field.name])
             yield option
             yield from _items(option)
+
+
+def _read_hints(owner: Any) -> tuple[dict[str, Any], dict[str, str]]:
+    """The types of parameters or fields, and the ranges of those that are one number."""
+    ranges = {}
+    for name, hint in typing.get_type_hints(owner, include_extras=True).items():
+        found = getattr(_without_none(hint), "__metadata__", ())
+        ranges[name] = next((str(one) for one in found if isinstance(one, Range)), "")
+    return typing.get_type_hints(owner), ranges
 
 
 def _items(option: Option) -> Iterator[Option]:

@@ -25,7 +25,7 @@ class Range:
     above: bool = False
 
     def __contains__(self, value: float) -> bool:
-        return math.isfinite(value) and (self.low < value if self.above else self.low <= value) and value <= self.high
+        return (self.low < value if self.above else self.low <= value) and value <= self.high and value < math.inf
 
     def __str__(self) -> str:
         least = f"{'above' if self.above else 'at least'} {self.low}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import math
 import os
 import re
 import shlex
@@ -23,6 +24,7 @@ import raddraft.cli
 from raddraft.cli import main, read_action
 from raddraft.grammar import CONFIGS, UsageError, dump, parse
 from raddraft.options import REQUIRED, read_command
+from raddraft.ranges import Range
 from tests.conftest import ROOT
 
 ACTIONS = sorted(path.stem for path in (ROOT / "scripts").glob("[!_]*.py"))
@@ -343,10 +345,20 @@ def test_faults_of_a_config_file_are_named(tmp_path, text, sentence) -> None:
             ("train", "--studies", "x", "--out", "y", "--model.vlm", "z", "--model.image_size", -56),
             "model.image_size must be at least 1, got -56",
         ),
+        (
+            ("train", "--studies", "x", "--out", "y", "--model.vlm", "z", "--train.max_grad_norm", 0),
+            "train.max_grad_norm must be above 0",
+        ),
     ],
 )
 def test_numbers_out_of_their_range_are_refused_before_the_work(capsys, words, sentence) -> None:
     assert sentence in run(*words)[1] + capsys.readouterr().err
+
+
+def test_ranges_take_any_finite_number_and_stand_in_the_help(capsys) -> None:
+    assert 10**400 in Range(0), "an int that no float can hold"
+    assert not any(value in Range(0) for value in (math.nan, math.inf, -1))
+    assert "[at least 1; default: 2]" in run("serve", "--help")[1] + capsys.readouterr().out
 
 
 SIGNED = {"layers", "feature_layer", "mean", "std", "point", "split", "overrides", "metrics", "settle"}

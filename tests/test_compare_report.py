@@ -158,7 +158,7 @@ def test_rows_may_differ_in_the_language_model(tmp_path, studies, recipe, lm_fol
         ({"overrides": {"train.sed": "1"}}, "unknown option --train.sed"),
         ({"overrides": {"train.seed": "1"}}, "overrides has train.seed, which the table decides"),
         ({"overrides": {"train.stages.0.tower": "full"}}, "trains the tower; a comparison freezes it"),
-        ({"seeds": 0}, "seeds must be at least 1, got 0"),
+        ({"seeds": 0}, "task 'Notes'.seeds must be at least 1, got 0"),
         ({"measures": ["rouge"]}, "report has no measure 'rouge'"),
         ({"measure": "rouge_l", "measures": ["bleu_4"]}, "give measure or measures, not both"),
         ({"fractions": [0.5, 1.0]}, "learning curves (fractions) are of probes"),

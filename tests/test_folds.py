@@ -29,26 +29,42 @@ def manifests(studies: Path, tmp_path: Path) -> dict[int, Path]:  # noqa: F811 -
 
 @pytest.fixture
 def towers(tower_folder: Path, tmp_path: Path) -> str:
-    """Three towers that differ; the name of all of them."""
+    """Three towers that differ, where pretraining puts them; the name of all of them."""
     for fold in FOLDS:
-        shutil.copytree(tower_folder, tmp_path / f"tower-{fold}")
-        torch.manual_seed(fold)
-        model = AutoModel.from_pretrained(tower_folder)
-        AutoModel.from_config(model.config).save_pretrained(tmp_path / f"tower-{fold}")
-    return str(tmp_path / "tower-{fold}")
+        shutil.copytree(tower_folder, tmp_path / f"run-{fold}" / "model")
+        change_tower(tmp_path / f"run-{fold}" / "model", seed=fold)
+    return str(tmp_path / "run-{fold}" / "model")
+
+
+def change_tower(folder: Path, seed: int) -> None:
+    torch.manual_seed(seed)
+    AutoModel.from_config(AutoModel.from_pretrained(folder).config).save_pretrained(folder)
 
 
 def list_films(manifests: dict[int, Path], split: str) -> str:
-    """Write the digests of the films that the split of each fold has; the name of these lists."""
+    """Write the digests of the films that the split of each fold has beside its tower; the name of these lists."""
+    name = str(manifests[1].parents[1] / "run-{fold}" / "images.sha256")
     for fold, manifest in manifests.items():
         films = [study.main_image.path for study in read_studies(manifest, split)]
         lines = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}\n" for path in films]
-        (manifest.parent / f"{split}-{fold}.sha256").write_text("".join(lines))
-    return str(manifests[1].parent / f"{split}-{{fold}}.sha256")
+        Path(name.format(fold=fold)).write_text("".join(lines))
+    return name
 
 
 def read_result(tmp_path: Path) -> dict:
     return json.loads((tmp_path / "out" / "compare.json").read_text())
+
+
+def test_folds_replace_neither_their_manifest_nor_other_folds(manifests, tmp_path) -> None:
+    before = manifests[2].read_bytes()
+    status, message = run("prepare", "folds", "--studies", manifests[2], "--folds", 3, "--out", tmp_path / "folds")
+    assert status
+    assert "this would replace the manifest" in message
+    (tmp_path / "folds" / "fold-4.jsonl").write_bytes(before)
+    status, message = run("prepare", "folds", "--studies", manifests[1], "--folds", 3, "--out", tmp_path / "folds")
+    assert status
+    assert "holds another number of folds (fold-4.jsonl)" in message
+    assert manifests[2].read_bytes() == before
 
 
 def test_manifests_of_folds_hold_all_studies_with_other_splits(manifests, studies) -> None:  # noqa: F811
@@ -59,6 +75,8 @@ def test_manifests_of_folds_hold_all_studies_with_other_splits(manifests, studie
         assert [study.study_id for study in part] == list(before)
         assert all(study.images == before[study.study_id].images for study in part)
         assert {study.split for study in part} == {"train", "val", "test"}
+        subjects = {split: {study.subject_id for study in part if study.split == split} for split in ("train", "test")}
+        assert subjects["train"].isdisjoint(subjects["test"])
         tested += [study.study_id for study in part if study.split == "test"]
     assert sorted(tested) == sorted(before), "each is tested on once"
 
@@ -72,30 +90,40 @@ def test_a_tower_of_its_own_is_measured_on_each_fold(
     capsys,
 ) -> None:
     monkeypatch.setattr("generator.compare_measure.SegmentConfig", partial(SegmentConfig, epochs=1))
-    own = {"tower": towers, "label": "own", "seen": list_films(manifests, "train")}
-    single = [{"tower": towers.format(fold=fold), "label": f"tower {fold}"} for fold in FOLDS]
-    config = write_config(tmp_path, studies, [own, *single], TASKS[3:], folds=3)
+    shutil.copytree(tmp_path / "run-1" / "model", tmp_path / "copy")  # its films are listed nowhere
+    list_films(manifests, "train")
+    own = {"tower": towers, "label": "own"}
+    copy = {"tower": str(tmp_path / "copy"), "label": "own, fold 1"}  # no label may be taken for a fold
+    tasks = [TASKS[0], *TASKS[2:]]
+    config = write_config(tmp_path, studies, [own, copy], tasks, folds=3)
     assert run("compare", "--config", config) == (0, "")
     assert "Warning" not in capsys.readouterr().out
     result = read_result(tmp_path)
     assert (result["warning"], result["warnings"], result["seen"]) == ("", {}, {})
-    for task in ("Square", "Note"):
-        cells = {row: cells[task] for row, cells in result["towers"].items()}
-        others = [cells[f"tower {fold}"]["details"]["folds"][fold - 1] for fold in FOLDS]
-        assert cells["own"]["details"]["folds"] == others
-        assert (cells["own"]["n"], cells["own"]["sample"]) == (60, cells["tower 1"]["sample"])
-    assert set(result["differences"]["tower 1"]) == {"Square", "Note"}
-    assert len({fold["value"] for fold in cells["own"]["details"]["folds"]}) > 1
+    assert result["training_unknown"] == ["own, fold 1"]
+    for task in (task["name"] for task in tasks):
+        ours, other = (result["towers"][row][task] for row in ("own", "own, fold 1"))
+        folds, others = ours["details"]["folds"], other["details"]["folds"]
+        assert folds[0] == others[0], "the same tower on the same fold"
+        assert folds[1:] != others[1:]
+        assert (ours["n"], other["n"], ours["sample"]) == (60, 60, other["sample"])
+        mean = sum(fold["value"] - our["value"] for fold, our in zip(others, folds, strict=True)) / 3
+        assert result["differences"]["own, fold 1"][task]["value"] == pytest.approx(mean)
     assert (
         "Another encoder in each fold, measured on that fold alone: own." in (tmp_path / "out" / "table.md").read_text()
     )
 
-    stored = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "cells").glob("*.json")}
-    left = tmp_path / "out" / "cells" / "own--fold-2--Note.json"
+    cells = tmp_path / "out" / "cells"
+    stored = {path: path.stat().st_mtime_ns for path in cells.rglob("*.json")}
+    left = cells / "folds" / "3" / "own--Note.json"
     left.unlink()
+    change_tower(Path(towers.format(fold=2)), seed=4)
     assert run("compare", "--config", config) == (0, "")
-    assert {path for path, then in stored.items() if path.stat().st_mtime_ns != then} == {left}
-    assert read_result(tmp_path)["towers"] == result["towers"]
+    changed = {path for path, then in stored.items() if path.stat().st_mtime_ns != then}
+    assert changed == {left, *(cells / "folds" / "2").iterdir()}
+    again = read_result(tmp_path)["towers"]
+    assert again["own, fold 1"] == result["towers"]["own, fold 1"]
+    assert [again["own"]["Note"]["details"]["folds"][fold] for fold in (0, 2)] == [folds[0], folds[2]]
 
 
 def test_films_that_a_tower_has_seen_are_told_in_the_first_line(
@@ -107,9 +135,11 @@ def test_films_that_a_tower_has_seen_are_told_in_the_first_line(
 ) -> None:
     """Of a tower for each fold what that tower has seen of its fold counts; of one tower what it has seen of all."""
     rows = [
-        {"tower": "pixels", "label": "one", "seen": list_films(manifests, "val").format(fold=1)},
-        {"tower": towers, "label": "own", "seen": list_films(manifests, "test")},
+        {"tower": "pixels", "label": "one", "seen": str(tmp_path / "val.sha256")},
+        {"tower": towers, "label": "own"},
     ]
+    shutil.copy(list_films(manifests, "val").format(fold=1), tmp_path / "val.sha256")
+    list_films(manifests, "test")
     n_val = len(read_studies(manifests[1], "val"))
     config = write_config(tmp_path, studies, rows, [TASKS[0], TASKS[4]], folds=3)
     assert run("compare", "--config", config) == (0, "")
@@ -133,8 +163,27 @@ def test_films_that_a_tower_has_seen_are_told_in_the_first_line(
         ({"tower": "runs/{fold}"}, None, "{fold} stands for the number of a fold; give folds, e.g. 5"),
         ({"tower": "pixels", "seen": "{fold}.sha256"}, None, "{fold} stands for the number of a fold; give folds"),
         ({"tower": "pixels", "seen": "{fold}.sha256"}, 3, "the tower is the same in all of them; put {fold} into both"),
+        ({"tower": "runs/{fold}", "seen": "images.sha256"}, 3, "but seen names one list; put {fold} into both"),
     ],
 )
 def test_a_name_for_each_fold_needs_folds(tmp_path, studies, tower, folds, reason) -> None:  # noqa: F811
     status, message = run("compare", "--config", write_config(tmp_path, studies, [tower], TASKS[:1], folds=folds))
     assert (status, reason in message) == (1, True)
+
+
+def test_towers_of_folds_without_a_list_are_told(tmp_path, studies, manifests, towers) -> None:  # noqa: F811
+    list_films(manifests, "train")
+    (tmp_path / "run-2" / "images.sha256").unlink()
+    config = write_config(tmp_path, studies, [{"tower": towers, "label": "own"}], [TASKS[4]], folds=3)
+    assert run("compare", "--config", config) == (0, "")
+    [sentence] = read_result(tmp_path)["warnings"]["own"]
+    assert sentence.startswith("there is no list of training images (seen) for the encoder of fold 2: whether it")
+    assert read_result(tmp_path)["training_unknown"] == ["own"]
+
+
+def test_a_tower_that_is_missing_is_told_before_others_are_measured(tmp_path, studies, towers) -> None:  # noqa: F811
+    shutil.rmtree(tmp_path / "run-3")
+    rows = [{"tower": "pixels"}, {"tower": towers}]
+    status, message = run("compare", "--config", write_config(tmp_path, studies, rows, TASKS[4:], folds=3))
+    assert (status, f"There is no folder {towers.format(fold=3)} here" in message) == (1, True)
+    assert not (tmp_path / "out").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from raddraft.errors import RadDraftError
 from raddraft.studies import SPLITS, count_splits, deal_folds, read_studies, write_studies
 from raddraft.text import format_table
 
@@ -20,10 +21,15 @@ def convert(studies: Path, out: Path, folds: int = 5) -> str:
         folds: Number of folds, at least 3.
 
     Raises:
-        RadDraftError: fewer than 3 folds, or the manifest cannot be read.
+        RadDraftError: fewer than 3 folds, the manifest cannot be read, or the folder holds it or other folds.
     """
+    files = [out / f"fold-{number}.jsonl" for number in range(1, folds + 1)]
+    if others := {*out.glob("fold-*.jsonl")} - {*files}:
+        raise RadDraftError(f"{out} holds another number of folds ({min(others).name}); choose an empty folder")
+    if studies.resolve() in [file.resolve() for file in files]:
+        raise RadDraftError(f"--out {out}: this would replace the manifest {studies}; choose another folder")
     rows: list[list[str | int]] = [["fold", *SPLITS]]
-    for number, part in enumerate(deal_folds(read_studies(studies), folds), 1):
-        write_studies(out / f"fold-{number}.jsonl", part)
-        rows.append([f"fold-{number}.jsonl", *count_splits(part).values()])
+    for file, part in zip(files, deal_folds(read_studies(studies), folds), strict=True):
+        write_studies(file, part)
+        rows.append([file.name, *count_splits(part).values()])
     return f"{format_table(rows)}\nWrote {folds} manifests to {out}"
