@@ -1,4 +1,4 @@
-"""Training speed: the script one would write around transformers' Trainer, and the training loop of RadDraft."""
+"""Training speed: a script around transformers' Trainer, TRL's SFTTrainer if it is there, and the loop of RadDraft."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,11 +27,11 @@ LARGEST_DIFFERENCE = {False: 1e-3, True: 1e-2}  # of the losses: float32, and st
 
 
 def bench_training(lm: Path, studies: Sequence[Study], n_steps: int, batch_size: int, image_size: int) -> bool:
-    """Print studies per second of three ways to train; return whether their losses are equal.
+    """Print studies per second of the ways to train; return whether their losses are equal.
 
-    They are the script of `train_plainly`, our loop with the frozen tower in every step, and our loop with stored
-    features. All start from the same weights and see the same batches in the same order at the same learning rates.
-    Speeds are those of the median step.
+    They are the script of `train_plainly`, the same with SFTTrainer where trl is installed, our loop with the frozen
+    tower in every step, and our loop with stored features. All start from the same weights and see the same batches in
+    the same order at the same learning rates. Speeds are those of the median step.
 
     Args:
         lm: folder of the language model, all of which trains, with the projector.
@@ -55,6 +56,12 @@ def bench_training(lm: Path, studies: Sequence[Study], n_steps: int, batch_size:
         folder = Path(scratch) / "plain"
         seconds, (plain, losses) = timed(partial(train_plainly, drafter, batches, config, folder))
         print(f"  a script around transformers' Trainer: {plain:.1f} studies/s; {seconds:.1f} s in all")
+        trl = 0.0
+        if find_spec("trl"):
+            drafter = _new_drafter(parts, prompt, config.seed)
+            seconds, (trl, theirs) = timed(partial(train_plainly, drafter, batches, config, folder, sft=True))
+            difference = max(abs(one - loss) for one, loss in zip(theirs, losses, strict=True))
+            print(f"  TRL's SFTTrainer: {trl:.1f} studies/s; {seconds:.1f} s in all; losses differ by {difference:.1e}")
         filling, _ = timed(
             partial(
                 open_store,
@@ -74,8 +81,10 @@ def bench_training(lm: Path, studies: Sequence[Study], n_steps: int, batch_size:
             equal &= difference <= largest
             way = "stored features" if cached else "tower in every step"
             print(
-                f"  our loop, {way}: {speed:.1f} studies/s, {speed / plain:.2f} times as fast; {seconds:.1f} s in all; "
-                f"losses from {losses[0]:.3f} to {losses[-1]:.3f} differ by at most {difference:.1e}"
+                f"  our loop, {way}: {speed:.1f} studies/s, {speed / plain:.2f} times as fast"
+                + (f" ({speed / trl:.2f} times SFTTrainer)" if trl else "")
+                + f"; {seconds:.1f} s in all; losses from {losses[0]:.3f} to {losses[-1]:.3f} differ by at most "
+                f"{difference:.1e}"
             )
     counted = 1 / (1 / speed + filling / (n_steps * batch_size))
     print(
@@ -105,9 +114,12 @@ def _batches(drafter: Drafter, studies: Sequence[Study], config: TrainConfig, n_
 
 
 def train_plainly(
-    drafter: Drafter, batches: Sequence[Sequence[Study]], config: TrainConfig, folder: Path
+    drafter: Drafter, batches: Sequence[Sequence[Study]], config: TrainConfig, folder: Path, sft: bool = False
 ) -> tuple[float, list[float]]:
     """What a user of plain transformers would write, on batches of one size in the order given.
+
+    Args:
+        sft: with TRL's SFTTrainer, to which images, prompts and reports are handed as its documentation shows.
 
     Returns:
         Studies per second of the median step, and the loss of each step.
@@ -130,32 +142,52 @@ def train_plainly(
     stage, clock = config.stages[0], Clock()
     model: Any = drafter.model
     model.model.vision_tower.requires_grad_(False)
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        per_device_train_batch_size=len(batches[0]),
-        num_train_epochs=1,
-        train_sampling_strategy="sequential",
-        learning_rate=stage.peak,
-        lr_scheduler_type="cosine",
-        weight_decay=stage.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        seed=config.seed,
-        dataloader_num_workers=config.workers,
-        dataloader_pin_memory=torch.cuda.is_available(),  # as in ours
-        remove_unused_columns=False,
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-    )
+    arguments: dict[str, Any] = {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": len(batches[0]),
+        "num_train_epochs": 1,
+        "train_sampling_strategy": "sequential",
+        "learning_rate": stage.peak,
+        "lr_scheduler_type": "cosine",
+        "weight_decay": stage.weight_decay,
+        "max_grad_norm": config.max_grad_norm,
+        "seed": config.seed,
+        "dataloader_num_workers": config.workers,
+        "dataloader_pin_memory": torch.cuda.is_available(),  # as in ours
+        "remove_unused_columns": False,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
     studies = [study for batch in batches for study in batch]
-    collator = partial(_collate, drafter.processor, drafter.prompt)
-    trainer = Trainer(model, arguments, collator, train_dataset=studies, callbacks=[clock])  # type: ignore[arg-type]
+    trainer: Trainer
+    if sft:
+        from datasets import Dataset
+        from trl import SFTConfig, SFTTrainer
+
+        settings = SFTConfig(**arguments, max_length=None, gradient_checkpointing=False, bf16=False)
+        given = Dataset.from_list([_conversation(drafter.prompt, study) for study in studies])
+        trainer = SFTTrainer(
+            model, settings, train_dataset=given, processing_class=drafter.processor, callbacks=[clock]
+        )
+    else:
+        collator: Any = partial(_collate, drafter.processor, drafter.prompt)
+        trainer = Trainer(model, TrainingArguments(**arguments), collator, studies, callbacks=[clock])  # type: ignore[arg-type]
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     step = statistics.median(end - start for start, end in zip(clock.times, clock.times[1:], strict=False))
     return len(batches[0]) / step, losses
+
+
+def _conversation(prompt: PromptConfig, study: Study) -> dict[str, Any]:
+    """A study in TRL's prompt-completion form."""
+    from PIL import Image
+
+    answer = {"role": "assistant", "content": [{"type": "text", "text": prompt.answer(study)}]}
+    image = Image.open(study.main_image.path).convert("RGB")
+    return {"prompt": prompt.messages(study), "completion": [answer], "images": [image]}
 
 
 def _collate(processor: Any, prompt: PromptConfig, studies: Sequence[Study]) -> dict[str, Any]:
