@@ -55,6 +55,16 @@ def resolve_tower(name: str) -> str:
     )
 
 
+def check_tower(name: str) -> None:
+    """Raise RadDraftError if the folder or file of a tower is not there, or its name is none; nothing is loaded."""
+    known, _, file = name.removeprefix("random:").partition(":")
+    if file and not Path(file).exists():
+        raise RadDraftError(f"Tower {name!r}: there is no file {file}")
+    if name == "pixels" or file or (known in TOWERS and TOWERS[known].checkpoint):
+        return
+    resolve_tower(known)
+
+
 def load_tower(
     name: str, image_size: int | None = None, backend: Literal["torchvision", "pil"] = "torchvision"
 ) -> Tower:

@@ -25,6 +25,7 @@ from encoder.digests import digest_files
 from encoder.features import FeatureStore
 from encoder.store_folder import describe_store
 from encoder.tower import Tower
+from encoder.towers import check_tower
 from generator import compare_report
 from generator.cells import Cell, compare_with, join_folds, read_cell, write_cell
 from generator.compare_config import FOLD, Entry, Task
@@ -32,7 +33,7 @@ from generator.compare_features import RowFeatures, open_row
 from generator.compare_measure import measure_task
 from generator.compare_page import write_page
 from generator.compare_ranks import rank_correlations
-from generator.compare_seen import KnownFilms, Leaks
+from generator.compare_seen import KnownFilms, Leaks, find_list
 from generator.config import Control
 from metrics.scoring import METRICS
 from raddraft.errors import RadDraftError
@@ -135,12 +136,19 @@ def _find_writers(cells: Mapping[str, Mapping[str, Cell]]) -> dict[str, dict[str
 
 
 def _expand_towers(entry: Entry, folds: int | None) -> list[Entry]:
-    """The tower of a row, or that of each fold; environment variables are expanded."""
+    """The tower of a row, or that of each fold, with its list; environment variables are expanded.
+
+    Raises:
+        RadDraftError: one of them is not there.
+    """
     towers = [entry.in_fold(number + 1) for number in range(folds)] if folds and entry.has_folds else [entry]
-    return [
-        replace(one, tower=_expand(one.tower), label=entry.name, seen=Path(_expand(one.seen)) if one.seen else None)
-        for one in towers
-    ]
+    found = []
+    for one in towers:
+        tower = _expand(one.tower)
+        check_tower(tower)
+        seen = Path(_expand(one.seen)) if one.seen else find_list(tower)
+        found.append(replace(one, tower=tower, label=entry.name, seen=seen))
+    return found
 
 
 def _read_recipe(task: Task, entry: Entry) -> compare_report.Recipe:
@@ -213,14 +221,14 @@ class _Context:
         cells: dict[str, dict[str, Cell]] = {row: {} for row in rows}
         made_of = dict.fromkeys(cells, "")
         # Where there may be cells, the files are digested to know; else the pass that reads the images digests them.
-        is_new = not any((self.out / "cells").glob("*.json"))
+        is_new = not any((self.out / "cells").rglob("*.json"))
 
         def work(row: str) -> None:
             if len(rows[row]) == 1:
                 cells[row], made_of[row] = self._measure_tower(row, rows[row][0], self.parts, tasks, is_new)
                 return
             found = [
-                self._measure_tower(f"{row}, fold {number}", tower, [part], tasks, is_new)[0]
+                self._measure_tower(row, tower, [part], tasks, is_new, number)[0]
                 for number, (tower, part) in enumerate(zip(rows[row], self.parts, strict=True), 1)
             ]
             for task in tasks:
@@ -233,7 +241,13 @@ class _Context:
         return cells, made_of
 
     def _measure_tower(
-        self, row: str, entry: Entry, parts: Sequence[Sequence[Study]], tasks: Sequence[Task], is_new: bool
+        self,
+        row: str,
+        entry: Entry,
+        parts: Sequence[Sequence[Study]],
+        tasks: Sequence[Task],
+        is_new: bool,
+        fold: int | None = None,
     ) -> tuple[dict[str, Cell], str]:
         """Task -> cell of one tower, over all parts or of its own fold; and the digest of the tower and the data."""
         encoder = EncoderConfig(
@@ -246,7 +260,9 @@ class _Context:
         reports = list(_list_reports(self.baseline, self.recipes, tasks, {row: made_of}, self.out))
         if features is None:
             left = [one.task for one in reports if self._find(one.row, one.task, *one.made_of) is None]
-            left += [task for task in tasks if task.kind != "report" and self._find(row, task, made_of) is None]
+            left += [
+                task for task in tasks if task.kind != "report" and self._find(row, task, made_of, fold=fold) is None
+            ]
             features = open_row(tower, encoder, left, recipes, self.studies)
         self.films.find_copies(entry.gray_mapping)
         self.films.warn()
@@ -257,7 +273,7 @@ class _Context:
         for task in tasks:
             if task.kind != "report":
                 make = partial(self._measure_parts, tower, features, task, parts)
-                cells[task.name] = self._stored(row, task, make, made_of)
+                cells[task.name] = self._stored(row, task, make, made_of, fold=fold)
         return cells, made_of
 
     def measure_reports(self, reports: Sequence[_Reports]) -> Iterator[tuple[_Reports, Cell]]:
@@ -279,25 +295,27 @@ class _Context:
         cell.notes += cell.doubts()
         return cell
 
-    def _find(self, row: str, task: Task, *made_of: Any) -> Cell | None:
-        """The cell that is stored, if it is made of the same."""
-        return read_cell(self._path(row, task), self._digest(task, made_of), task.shown)
+    def _find(self, row: str, task: Task, *made_of: Any, fold: int | None = None) -> Cell | None:
+        """The cell that is stored, if it is made of the same; with a fold that of a row's tower of this fold."""
+        return read_cell(self._path(row, task, fold), self._digest(task, made_of, fold), task.shown)
 
-    def _stored(self, row: str, task: Task, make: Callable[[], Cell], *made_of: Any) -> Cell:
+    def _stored(self, row: str, task: Task, make: Callable[[], Cell], *made_of: Any, fold: int | None = None) -> Cell:
         """The cell that `_find` gives; else it is made and stored, unless drafts failed: those are tried again."""
-        cell = self._find(row, task, *made_of)
+        cell = self._find(row, task, *made_of, fold=fold)
         if cell is None:
             cell = make()
             if cell.value is not None or task.kind != "report":
-                write_cell(self._path(row, task), cell, self._digest(task, made_of))
-        print(f"{row}, {task.name}: {task.shown} {show(cell)}", flush=True)
+                write_cell(self._path(row, task, fold), cell, self._digest(task, made_of, fold))
+        print(f"{row}{f', fold {fold}' if fold else ''}, {task.name}: {task.shown} {show(cell)}", flush=True)
         return cell
 
-    def _path(self, row: str, task: Task) -> Path:
-        return self.out / "cells" / f"{slug(row)}--{slug(task.name)}.json"
+    def _path(self, row: str, task: Task, fold: int | None) -> Path:
+        folder = self.out / "cells" / (f"folds/{fold}" if fold else "")  # no label makes a path of a fold
+        return folder / f"{slug(row)}--{slug(task.name)}.json"
 
-    def _digest(self, task: Task, made_of: Sequence[Any]) -> str:
-        return digest_json(RULES, self.resamples, len(self.parts), asdict(task), *made_of)
+    def _digest(self, task: Task, made_of: Sequence[Any], fold: int | None) -> str:
+        of_fold = (fold,) if fold else ()
+        return digest_json(RULES, self.resamples, len(self.parts), asdict(task), *made_of, *of_fold)
 
     def _measure_parts(self, tower: Tower, features: RowFeatures, task: Task, parts: Sequence[Sequence[Study]]) -> Cell:
         cell = join_folds([measure_task(tower, features, task, part, self.resamples) for part in parts])
@@ -324,10 +342,15 @@ def _check(entries: Sequence[Entry], tasks: Sequence[Task], baseline: str | None
     for entry in entries:
         if FOLD in f"{entry.tower} {entry.seen}" and not folds:
             raise RadDraftError(f"Tower {entry.name!r}: {FOLD} stands for the number of a fold; give folds, e.g. 5")
-        if FOLD in str(entry.seen) and not entry.has_folds:
+        if FOLD in str(entry.seen or "") and not entry.has_folds:
             raise RadDraftError(
                 f"Tower {entry.name!r}: seen names a list for each fold, but the tower is the same in all of them; put "
                 f"{FOLD} into both"
+            )
+        if entry.has_folds and entry.seen and FOLD not in str(entry.seen):
+            raise RadDraftError(
+                f"Tower {entry.name!r}: there is a tower for each fold, but seen names one list; put {FOLD} into both, "
+                "or leave seen out: the list beside each tower is found"
             )
     for task in tasks:
         choices = MEASURES.get(task.kind, ("auroc", "auprc", "balanced_accuracy"))

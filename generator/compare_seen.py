@@ -26,6 +26,12 @@ def target_spec(task: Task) -> TargetSpec:
     return TargetSpec(tuple(task.targets), task.kind, task.uncertain, task.missing)  # type: ignore[arg-type]
 
 
+def find_list(tower: str) -> Path | None:
+    """The list of training images that `raddraft pretrain` writes beside its folder "model", if the tower is one."""
+    beside = Path(tower).parent / "images.sha256"
+    return beside if Path(tower).name == "model" and beside.is_file() else None
+
+
 def tested_films(task: Task, studies: Sequence[Study], folds: bool) -> list[tuple[Study, list[Path]]]:
     """The studies that a task is measured on, with the films that it is measured on.
 
@@ -135,7 +141,7 @@ class KnownFilms:
     def told(self) -> dict[str, Any]:
         """For compare.json: warning, the first line of the table, or nothing; warnings by row; seen, row -> task ->
         `encoder.seen.Seen.to_dict`, where the tower had test films in training, or may have had; and training_unknown,
-        the rows of which that is not known.
+        the rows of which neither that nor a list of training images is known.
 
         Raises:
             LeakError: a test film is a train film, and these are refused.
@@ -144,14 +150,23 @@ class KnownFilms:
         groups, _, _ = _group(self.parts)
         leaks = check_leaks(groups, features=self.features)
         warnings = {
-            row: [*leaks, *self.find_copies(towers[0].gray_mapping), *_tell_seen(seen.get(row, {}))]
+            row: [
+                *leaks,
+                *self.find_copies(towers[0].gray_mapping),
+                *_tell_seen(seen.get(row, {})),
+                *_tell_unlisted(towers),
+            ]
             for row, towers in self.rows.items()
         }
         return {
             "warning": _warn({row: seen[row] for row in self.rows if row in seen}),
             "warnings": {row: told for row, told in warnings.items() if told},
             "seen": {row: {task: one.to_dict() for task, one in found.items()} for row, found in seen.items()},
-            "training_unknown": [row for row, sets in self.training.items() if sets is None],
+            "training_unknown": [
+                row
+                for row, sets in self.training.items()
+                if sets is None and not all(one.seen for one in self.rows[row])
+            ],
         }
 
     def _find_seen(self) -> dict[str, dict[str, Seen]]:
@@ -211,6 +226,16 @@ def _tell_seen(found: Mapping[str, Seen]) -> list[str]:
         for told in seen.tell():
             tasks.setdefault(told, []).append(task)
     return [f"{told}: {', '.join(names)}" for told, names in tasks.items()]
+
+
+def _tell_unlisted(towers: Sequence[Entry]) -> list[str]:
+    """A sentence on the folds whose tower of their own has no list of training images."""
+    if len(towers) < 2 or not (folds := [f"{number}" for number, one in enumerate(towers, 1) if not one.seen]):
+        return []
+    return [
+        f"there is no list of training images (seen) for the encoder of fold {', '.join(folds)}: whether it had the "
+        "films of the fold in training cannot be told"
+    ]
 
 
 def explain_marks(result: Mapping[str, Any]) -> list[str]:
