@@ -5,9 +5,8 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from collections.abc import Collection, Generator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from generator.config import DecodeConfig
 from generator.data import Example, ExampleDataset, Item, load_batches
 from generator.decoding import Decoded, decode_tokens, end_tokens
 from generator.drafter import Drafter
-from generator.engine import Engine
+from generator.engine import Engine, as_answered
 from generator.priors import find_priors, prior_of
 from generator.rollout import token_log_probs
 from generator.speculate import Speculator
@@ -86,7 +85,8 @@ def generate(
     """Draft every study into `out`, in the order of `studies`, with a progress bar; resumes an interrupted run.
 
     Processes that Accelerate has launched share the batches. Each writes a file of its own beside `out`, and the main
-    process merges them. The texts do not depend on the number of processes.
+    process merges them. The texts do not depend on the number of processes. What an engine decodes is written as it
+    comes, and put in order at the end.
 
     Returns:
         On the main process a sentence for each study without a draft, since an image of it cannot be read.
@@ -105,10 +105,12 @@ def generate(
         state.wait_for_everyone()
         process = (state.process_index, state.num_processes)
         drafts = write_drafts(drafter, studies, out, config, name, workers, speculator, process, engine)
-        bar = tqdm(drafts, "drafts", len(studies), unit="study", disable=None if state.is_main_process else True)
-        errors = gather_object([draft.error for draft in bar if draft.error])
+        with closing(drafts):  # an interruption ends what is with an engine
+            bar = tqdm(drafts, "drafts", len(studies), unit="study", disable=None if state.is_main_process else True)
+            own = [draft.error for draft in bar if draft.error]
+        errors = gather_object(own)
         if state.is_main_process:
-            merge(out, studies)
+            merge(out, studies, in_disorder=engine is not None)
     return errors
 
 
@@ -122,7 +124,7 @@ def write_drafts(
     speculator: Speculator | None = None,
     process: tuple[int, int] = (0, 1),
     engine: Engine | None = None,
-) -> Iterator[Draft]:
+) -> Generator[Draft, None, None]:
     """Yield the drafts that `out` holds already, then each new one as soon as it is decoded and appended to `out`.
 
     Args:
@@ -131,7 +133,7 @@ def write_drafts(
         out: the predictions.jsonl.
         config: how to decode.
         name: name of the model in the file.
-        workers: processes that read and prepare images.
+        workers: processes that read and prepare images; an engine's are read by the threads that ask it.
         speculator: proposes tokens to the model, which then writes the same text in fewer passes.
         process: index of this process and number of processes; each of several writes a file `out`.INDEX.
         engine: a server that decodes in place of the drafter's model.
@@ -142,7 +144,7 @@ def write_drafts(
     """
     if engine is not None:
         check_elsewhere(drafter, config, speculator)
-    settings = {"model": name, "decoding": str(config) if engine is None else f"{config}, by {engine.owner}"}
+    settings = {"model": name, "decoding": str(config) if engine is None else f"{config}, by {engine}"}
     examples = drafter.encode(studies, answers=False, reserve=config.max_new_tokens)
     prints = fingerprints(drafter, examples)
     known = {study.study_id: study for study in studies}
@@ -168,20 +170,13 @@ def write_drafts(
             yield draft
 
 
-def compare_own(drafter: Drafter, studies: Sequence[Study], out: Path, config: DecodeConfig) -> str:
-    """Draft studies, and tell how many greedy texts in `out`, which a server has decoded, are those of the drafter."""
-    given = {draft.study_id: draft.text for draft in read_drafts(out)}
-    studies = [study for study in studies if study.study_id in given]
-    own = decode(drafter, drafter.encode(studies, answers=False, reserve=config.max_new_tokens), config)
-    other = [draft.study_id for draft in own if draft.text != given[draft.study_id]]
-    told = f"{len(studies) - len(other)} of the first {len(studies)} texts are those of this project's own decoder"
-    return told + (f"; other are those of {', '.join(other[:10])}{' …' if other[10:] else ''}" if other else "")
+def merge(out: Path, studies: Sequence[Study], in_disorder: bool = False) -> None:
+    """Merge the files of several processes into `out`, in the order of the studies, and remove them.
 
-
-def merge(out: Path, studies: Sequence[Study]) -> None:
-    """Merge the files of several processes into `out`, in the order of the studies, and remove them."""
+    Without such files `out` is put in order where its lines may be `in_disorder`.
+    """
     parts = sorted(file for file in out.parent.glob(f"{glob.escape(out.name)}.*") if file.suffix[1:].isdecimal())
-    if not parts:
+    if not parts and not in_disorder:
         return
     rows: dict[str, str] = {}
     for file in (out, *parts) if out.is_file() else parts:
@@ -200,7 +195,7 @@ def decode(
     done: Collection[str] = (),
     speculator: Speculator | None = None,
     process: tuple[int, int] = (0, 1),
-) -> Iterator[Draft]:
+) -> Generator[Draft, None, None]:
     """Yield a draft for each of the examples that `drafter.encode` gave, or one with the error of a bad image.
 
     Batches are always cut from the whole list, so that a study is decoded with the same neighbors, hence to the same
@@ -235,10 +230,11 @@ def decode_elsewhere(
     config: DecodeConfig,
     done: Collection[str] = (),
     process: tuple[int, int] = (0, 1),
-) -> Iterator[Draft]:
-    """Yield a draft of each study that is not `done`, in their order, decoded by a server.
+) -> Generator[Draft, None, None]:
+    """Yield a draft of each study that is not `done`, as it comes, decoded by a server.
 
-    As many requests are with the server at a time as a batch has studies; it makes its batches itself.
+    As many requests are with the server at a time as a batch has studies; it makes its batches itself. After a failure
+    no further one is sent, and what is with the server is still yielded.
 
     Raises:
         RadDraftError: the server fails.
@@ -257,11 +253,8 @@ def decode_elsewhere(
         return Draft(texts, study_id=study.study_id, cut=reply.cut)
 
     rows = [row for row in range(process[0], len(studies), process[1]) if studies[row].study_id not in done]
-    pool = ThreadPoolExecutor(config.batch_size)
-    try:
-        yield from pool.map(ask, rows, [studies[row] for row in rows], [examples[row] for row in rows])
-    finally:
-        pool.shutdown(cancel_futures=True)
+    jobs = ((row, studies[row], examples[row]) for row in rows)
+    yield from as_answered(engine, ask, jobs, config.batch_size)
 
 
 def check_elsewhere(drafter: Drafter, config: DecodeConfig, speculator: Speculator | None) -> None:

@@ -53,20 +53,20 @@ def main(
         split: The studies to draft.
         control: Instead of the model's drafts: its drafts for another subject's images, the most frequent training
             report for every study, or the training report with the nearest image.
-        decode: Decoding.
+        decode: Decoding. With an engine batch_size is the number of requests that are with it at a time.
         prompt: Prompt of a model that was not trained by RadDraft; one that was keeps its own.
         speculate: Propose tokens from the training reports of the manifest: the same greedy text in fewer passes.
         sources: Take only studies of these sources.
         device: cpu, cuda, cuda:1, mps …; auto takes the first accelerator, or with an engine the cpu.
-        workers: Processes that read and prepare images.
+        workers: Processes that read and prepare images; with an engine none, as the requests' own threads do it.
         remote_code: Run Python code that comes with a model that was not trained by RadDraft.
         format: rexrank also writes a submission to ReXrank (.json), of studies from `raddraft prepare rexrank`.
         engine: Address of a server of the same model that decodes (vLLM …); its token is in RADDRAFT_ENGINE_TOKEN.
-        check: Studies whose greedy texts by that server are compared with this project's own; by default 16.
+        check: Studies that both draft first, by default 16; it stops if fewer than half of the greedy texts are equal.
     """
     from generator.api import load_model, report_drafts
-    from generator.engine import connect
-    from generator.generate import compare_own, read_drafts
+    from generator.engine_check import compare_engine, connect
+    from generator.generate import read_drafts
     from raddraft.processes import is_main_process
     from raddraft.rexrank import check_target, find_entries, write_submission
     from raddraft.studies import read_studies
@@ -83,14 +83,14 @@ def main(
         raise RadDraftError(f"--out {out}: this would replace the manifest {studies}; choose another name")
     if entries:
         check_target(submission)
-    server, count = connect(engine, check, compares=control == "none" and not decode.samples)
+    server, count = connect(engine, check)
     loaded = load_model(model, "cpu" if server and device == "auto" else device, prompt, remote_code)
+    if server and count and is_main_process():  # others wait for it to begin
+        print(compare_engine(server, loaded.drafter, wanted, decode, count), flush=True)
     errors = loaded.generate(wanted, out, control, training, speculate, workers, decode, server)
     if is_main_process():
         drafts = read_drafts(out)
         print(report_drafts(drafts, errors, out))
-        if count:
-            print(compare_own(loaded.drafter, wanted[:count], out, decode))
         if entries:
             print(*write_submission(submission, entries, {one.study_id: one.text for one in drafts}), sep="\n")
     return 1 if errors and is_main_process() else 0

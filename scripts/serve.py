@@ -1,14 +1,10 @@
 """Serve a model to OpenAI's clients: raddraft serve MODEL; extra `serve`.
 
-    pip install -e ".[serve]"
-    raddraft serve runs/demo/model
     raddraft serve runs/demo/model --port 8080 --batch-size 64 --token-file token.txt
-    raddraft serve runs/first/model --speculate runs/demo/phantom/studies.jsonl
     raddraft serve runs/first/model --port 8080 --engine http://127.0.0.1:8000/v1
 
 It answers POST /v1/chat/completions, GET /v1/models, /health and /metrics on this computer only, until it is stopped
-(Ctrl-C, SIGTERM). Requests that wait are decoded together; greedy texts are those of `raddraft generate`. Every draft
-is for a radiologist to check.
+(Ctrl-C, SIGTERM). Greedy texts are those of `raddraft generate`. Every draft is for a radiologist to check.
 """
 
 from __future__ import annotations
@@ -21,7 +17,7 @@ from generator.config import ServeConfig
 from generator.prompts import PromptConfig
 from raddraft.cli import run
 from raddraft.errors import RadDraftError
-from raddraft.ranges import Count, Port
+from raddraft.ranges import Count, Port, Whole
 
 POSITIONAL = ("model",)
 FLAT = ("limits",)
@@ -40,6 +36,7 @@ def main(
     device: str = "auto",
     remote_code: bool = False,
     engine: str | None = None,
+    check: Whole | None = None,
 ) -> None:
     """Serve the model.
 
@@ -56,21 +53,24 @@ def main(
         device: cpu, cuda, cuda:1, mps …; auto takes the first accelerator, or with an engine the cpu.
         remote_code: Run Python code that comes with a model that was not trained by RadDraft.
         engine: Address of a server of the same model that decodes (vLLM …); its token is in RADDRAFT_ENGINE_TOKEN.
+        check: Synthetic films that both draft first, by default 4; it stops if fewer than half of the texts are equal.
     """
     try:
         from generator.serving.app import Service, make_server
     except ImportError as error:
         raise RadDraftError(f'The server needs {error.name}: pip install "raddraft[serve]"') from None
     from generator.api import load_model
-    from generator.engine import Engine
+    from generator.engine_check import compare_synthetic, connect
     from generator.serving.pictures import Pictures
     from generator.web import bound, exit_on_signals
 
     exit_on_signals()
     token, is_new = read_token(token_file)
     with bound(host, port) as listener:  # what is not there is told before a model is loaded
-        server = Engine(engine) if engine else None
+        server, count = connect(engine, check, usual=4)
         loaded = load_model(model, "cpu" if server and device == "auto" else device, prompt, remote_code)
+        if server and count:
+            print(compare_synthetic(server, loaded.drafter, count), flush=True)
         loaded.name = name or (Path(model).resolve().name if Path(model).is_dir() else model)
         pictures = Pictures(loaded.drafter.gray_mapping, workers)
         service = Service(loaded, limits, pictures, loaded.speculator(speculate), server)

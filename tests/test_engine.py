@@ -14,14 +14,17 @@ from contextlib import contextmanager
 from dataclasses import replace
 from threading import Thread
 from time import sleep
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from PIL import Image
 
 from generator.api import Model
 from generator.config import DecodeConfig, ServeConfig
-from generator.engine import Engine, EngineError
-from generator.generate import compare_own
+from generator.data import Example
+from generator.engine import Engine, EngineError, PromptError, Reply
+from generator.engine_check import compare_engine, compare_synthetic
 from generator.serving.app import Service, make_server
 from generator.serving.pictures import Pictures
 from raddraft.errors import RadDraftError
@@ -66,15 +69,40 @@ def test_its_drafts_are_those_of_generate_and_resume(engine, model, studies, tmp
     assert model.generate(studies, out, decode=CONFIG, engine=engine) == []
     assert sorted(asked) == sorted(study.study_id for study in studies[6:]), "the others were there"
     rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
-    assert {row.pop("decoding") for row in rows} == {f"{CONFIG}, by raddraft"}
+    assert {row.pop("decoding") for row in rows} == {f"{CONFIG}, by raddraft as ours"}
     assert rows == [{key: value for key, value in row.items() if key != "decoding"} for row in expected]
     with pytest.raises(RadDraftError, match="written with decoding"):
         model.generate(studies, out, decode=CONFIG)
-    assert compare_own(model.drafter, studies[:3], out, CONFIG).startswith("3 of the first 3 texts are those")
-    rows[1]["prediction"] = "other"
-    out.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    told = compare_own(model.drafter, studies[:3], out, CONFIG)
-    assert told == "2 of the first 3 texts are those of this project's own decoder; other are those of s1"
+    engine.model = "another"
+    with pytest.raises(RadDraftError, match="written with decoding"):
+        model.generate(studies, out, decode=CONFIG, engine=engine)
+
+
+@pytest.mark.parametrize(("changed", "told"), [(0, "3 of the first 3 texts are"), (1, "; other are those of s1")])
+def test_equal_texts_are_counted_before_a_run(changed, told, engine, model, studies) -> None:  # noqa: F811
+    replies(engine, [f"s{number}" for number in range(1, 1 + changed)])
+    sampled = replace(CONFIG, candidates=2)
+    assert told in compare_engine(engine, model.drafter, studies[:5], sampled, 3)
+
+
+def test_another_model_with_the_same_prompt_is_refused(engine, model, studies, tmp_path) -> None:  # noqa: F811
+    replies(engine, ["s0", "s1"])
+    with pytest.raises(EngineError, match=r"1 of the first 3 texts .* seems to serve another model"):
+        compare_engine(engine, model.drafter, studies, CONFIG, 3)
+    replies(engine, [f"s{50_000_001 + number}" for number in range(2)])
+    with pytest.raises(EngineError, match=r"0 of the first 2 texts .* seems to serve another model"):
+        compare_synthetic(engine, model.drafter, 2)
+
+
+def replies(engine: Engine, other: list[str]) -> None:
+    """Let a server write another text for these studies."""
+    write = engine.write
+
+    def changed(messages: Any, images: Any, example: Example, *given: Any) -> Reply:
+        reply = write(messages, images, example, *given)
+        return replace(reply, texts=["other"], tokens=None) if example.study_id in other else reply
+
+    engine.write = changed  # type: ignore[method-assign]
 
 
 def test_another_prompt_than_ours_is_told(engine, model, studies, tmp_path) -> None:  # noqa: F811
@@ -140,9 +168,14 @@ def test_our_server_in_front_of_another_reads_all_files(engine, model, studies, 
         assert len(client.draft(data, n=3, temperature=1.5, seed=1)["choices"]) == 3
         status, answer = client.post([picture(data)], logprobs=True)
         assert (status, answer["error"]["message"][:24]) == (400, "logprobs and confidence ")
-        engine.url = engine.url.replace("/v1", "/v2")
-        status, answer = client.post([picture(data)])
-        assert (status, "answers 404" in answer["error"]["message"]) == (502, True)
+        assert client.service.batcher.waiting == 0
+        for error, expected in (
+            (PromptError("http://inside/v1"), (400, "Another prompt would be read than was sent; does a")),
+            (EngineError("http://inside/v1"), (502, "The server that decodes for this one failed; ask a")),
+        ):
+            engine.write = Mock(side_effect=error)  # type: ignore[method-assign]
+            status, answer = client.post([picture(data)])
+            assert (status, answer["error"]["message"][:50]) == expected, "no address of what is behind it"
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
