@@ -54,7 +54,7 @@ def bench_pretraining(images: Sequence[Path], n_steps: int, config: PretrainConf
 
 def _bare(config: PretrainConfig, n_steps: int) -> float:
     device = torch.device(pick_device("auto"))
-    model = Dino(load_start(config).model, config.objective).to(device)
+    model = Dino(load_start(config, device.type).model, config.objective).to(device)
     n, crops = config.micro_batch_size, config.crops
     side = crops.global_size // model.backbone.config.patch_size
     large = torch.randn(2 * n, 1, crops.global_size, crops.global_size, device=device)

@@ -1,7 +1,7 @@
 """What a pre-training run will cost, before anything is spent: parameters, tokens, FLOPs, memory per GPU, hours.
 
-Estimates: matrix products only; activations as counted by Korthikanti et al. (arXiv 2205.05198) for attention that
-keeps no scores; nothing for buffers of libraries and fragmentation.
+Estimates: matrix products only; activations as torch.autograd.graph.saved_tensors_hooks count them for transformers'
+Dinov2, with fused attention, which keeps no scores; nothing for buffers of libraries and fragmentation.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ def estimate(config: PretrainConfig, gpu: Gpu, gpus: int) -> Budget:
     mixed = config.precision != "no"
     # Bytes per token, layer and unit of width: what a block keeps for the backward pass, counted for transformers'
     # Dinov2; with checkpointing its input in float32, and one block's own at a time.
-    kept, depths = (44 if mixed else 72), depth
+    gated = backbone.config.use_swiglu_ffn
+    kept, depths = (44 + 8 * gated if mixed else 72 + 12 * gated), depth
     if config.activation_checkpointing:
         kept, depths = 4 * depth + kept, 1
     rows = images * (2 + crops.local_crops + patches)

@@ -64,14 +64,24 @@ def cut_rows(
 
 
 def write_crops(
-    paths: Sequence[Path], config: PretrainConfig, out: Path, count: int, patch_size: int | None = None, seed: int = 0
+    paths: Sequence[Path],
+    config: PretrainConfig,
+    out: Path,
+    count: int,
+    patch_size: int | None = None,
+    seed: int = 0,
+    numbered: bool = False,
 ) -> tuple[int, list[str]]:
     """Write the sheet (PNG) of `count` images; how many are on it, and a sentence for each that cannot be read.
+
+    With `numbered`, images have numbers and not their files' names, which may identify a patient.
 
     Raises:
         RadDraftError: as `cut_rows`.
     """
     rows, errors = cut_rows(paths, config, count, patch_size, seed)
+    if numbered:
+        rows = [row._replace(name=f"film {number}") for number, row in enumerate(rows, 1)]
     with write_whole(out) as temporary:
         draw_crops(rows).save(temporary, format="PNG")
     return len(rows), errors

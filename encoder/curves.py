@@ -23,12 +23,14 @@ class Tick(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """A line: what it is called, its last value, and its path and that of its points, in percent of the chart."""
+    """A line: what it is called, its last value, its path and that of its points, in percent of the chart; and whether
+    it is the one that counts."""
 
     name: str
     last: str
     path: str
     behind: str
+    heavy: bool = False
 
 
 @dataclass
@@ -54,6 +56,7 @@ def draw_chart(
     log: bool = False,
     guides: Mapping[str, float] | None = None,
     marks: Mapping[str, float] | None = None,
+    heavy: str | None = None,
 ) -> Chart:
     """Lay out curves from step 0 to `steps`.
 
@@ -65,6 +68,7 @@ def draw_chart(
         log: a logarithmic vertical axis, if all values are above 0.
         guides: name of a horizontal line -> its value.
         marks: name of a vertical line -> its step.
+        heavy: name of the curve that counts.
     """
     points = {
         name: np.array([p for p in part if _is_number(p[1])], float).reshape(-1, 2) for name, part in series.items()
@@ -90,7 +94,9 @@ def draw_chart(
         width = len(part) // SMOOTH
         kernel = np.ones(max(1, width)) / max(1, width)
         mean = np.stack([np.convolve(column, kernel, "valid") for column in part.T], 1)
-        chart.curves.append(Curve(name, _text(part[-1, 1]), trace(mean), trace(part) if width > 1 else ""))
+        chart.curves.append(
+            Curve(name, _text(part[-1, 1]), trace(mean), trace(part) if width > 1 else "", name == heavy)
+        )
     ticks = _log_ticks(low, high) if log else _ticks(low, high)
     chart.y_ticks = [Tick(float(place(np.array(tick))), _text(tick)) for tick in ticks]
     chart.x_ticks = [

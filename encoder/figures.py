@@ -39,6 +39,8 @@ DPI = 100
 
 PAPER, FAINT, TEXT, MARK = "#101214", "#8d949c", "#e4e7ea", "#ffb340"
 COLUMNS = ("Features", "Attention", "Similarity")
+ATTENTION_TOP = "Attention"
+"""Name in a sheet's PNG of the end of the scale of attention, in multiples of uniform attention."""
 
 POINT = (0.32, 0.45)
 """In most frontal images the patient's right lung."""
@@ -264,7 +266,9 @@ def draw(
     canvas.set(xlim=(0, width), ylim=(height, 0))
     canvas.axis("off")
     file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=DPI, facecolor=PAPER)  # a Figure of its own: no pyplot, no backend to choose
+    about = {ATTENTION_TOP: f"{top:.1f}"}
+    # A Figure of its own: no pyplot, no backend to choose.
+    figure.savefig(file, format="png", dpi=DPI, facecolor=PAPER, metadata=about)
     return file.getvalue()
 
 

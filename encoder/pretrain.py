@@ -10,6 +10,7 @@ import json
 import math
 import shutil
 import time
+import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from itertools import islice
@@ -27,7 +28,7 @@ from encoder.digests import FileList
 from encoder.dino import Dino, parameter_groups
 from encoder.features import open_store
 from encoder.figures import draw, look
-from encoder.pretrain_page import write_page
+from encoder.pretrain_page import read_kept, read_probes, tell_lower, write_page
 from encoder.probe import run_probe
 from encoder.probe_config import ProbeConfig
 from encoder.recipe import PretrainConfig, Watch
@@ -75,7 +76,7 @@ def pretrain(sources: Sequence[Sequence[Study]], labeled: Sequence[Study], out: 
     counts = ", ".join(str(len(part)) for part in images)
     accelerator.print(f"images by manifest: {counts}; on {accelerator.num_processes} processes")
     set_seed(config.seed)
-    start = load_start(config)
+    start = load_start(config, accelerator.device.type)
     run = Run(out, accelerator, config, start, labeled)
     model = Dino(start.model, config.objective)
     if config.head:
@@ -164,6 +165,8 @@ def pretrain(sources: Sequence[Sequence[Study]], labeled: Sequence[Study], out: 
         known = [(digest, origin) for digest, origin in zip(files.find(paths), origins, strict=True) if digest]
         digests = {digest for pair in known for digest in pair if digest}
         write_text(out / "images.sha256", "".join(f"{digest}\n" for digest in sorted(digests)))
+        if lower := tell_lower(read_probes(out), read_kept(out), config):
+            accelerator.print(lower)
     run.write_page()
     accelerator.end_training()
     return out / "model"
@@ -235,12 +238,16 @@ class Run(RunFolder):
         """A sheet of the crops of three films, unless it is there."""
         if self.accelerator.is_main_process and not (self.folder / "crops.png").is_file():
             with suppress(RadDraftError):  # training tells of films that cannot be read
-                write_crops(paths, self.config, self.folder / "crops.png", 3, self.start.model.config.patch_size)
+                patch_size = self.start.model.config.patch_size
+                write_crops(paths, self.config, self.folder / "crops.png", 3, patch_size, numbered=True)
 
     def write_page(self) -> None:
-        """Write report.html of what is there."""
+        """Write report.html of what is there. Whatever that is, training goes on without a page."""
         if self.accelerator.is_main_process:
-            write_page(self.folder, self.config)
+            try:
+                write_page(self.folder, self.config)
+            except Exception as error:
+                warnings.warn(f"{self.folder / 'report.html'} was not written: {error!r}", stacklevel=2)
 
     def _teacher(self, weights: dict[str, torch.Tensor]) -> Tower:
         """The teacher's backbone as a tower of its own."""

@@ -16,7 +16,7 @@ import yaml
 
 from encoder.collapse import LEAST_INFORMATION, ROWS, CollapseWatch
 from encoder.curves import Chart, draw_chart
-from encoder.figures import COLUMNS, panel_box, sheet_size
+from encoder.figures import ATTENTION_TOP, COLUMNS, panel_box, sheet_size
 from encoder.recipe import PretrainConfig
 from raddraft.files import read_jsonl, read_object, write_text
 from raddraft.pages import embed, render_template
@@ -40,10 +40,9 @@ def write_page(folder: Path, config: PretrainConfig) -> None:
         folder: of the run.
         config: its recipe.
     """
-    log, best, crops = (folder / name for name in ("log.jsonl", "best.json", "crops.png"))
-    rows = [row for _, row in read_jsonl(log, appended=True)] if log.is_file() else []
-    trained, probed = [row for row in rows if "loss" in row], [row for row in rows if "probes" in row]
-    kept = read_object(best, "remove it: the next probes write it", ("step",)) if best.is_file() else {}
+    crops, rows = folder / "crops.png", _read_log(folder)
+    trained, probed, kept = [row for row in rows if "loss" in row], read_probes(folder), read_kept(folder)
+    collapse, low_rows = _find_collapse(trained, config)
     step = max((row["step"] for row in rows), default=0)
     page = render_template(
         Path(__file__).with_name("pretrain.html.j2"),
@@ -53,20 +52,51 @@ def write_page(folder: Path, config: PretrainConfig) -> None:
         last=trained[-1] if trained else {},
         speed=float(np.median([row["images_per_second"] for row in trained])) if trained else 0.0,
         kept=kept,
-        start=probed[0]["probe_mean"] if probed and probed[0]["step"] == 0 else None,
-        collapse=_find_collapse(trained, config),
+        start=_score_at_start(probed),
+        lower=tell_lower(probed, kept, config),
+        collapse=collapse,
+        low_rows=low_rows,
         least=LEAST_INFORMATION,
         in_a_row=ROWS,
         losses=_draw_losses(trained, config) if trained else [],
         signs=_draw_signs(trained, config) if trained else [],
         probes=_draw_probes(probed, config.steps, kept) if probed else None,
         probe_rows=_tabulate(probed, kept) if probed else [],
-        maps=_read_maps(sorted((folder / "maps").glob("step-*.png"))),
+        maps=_read_maps(folder / "maps"),
         crops=embed(crops.read_bytes()) if crops.is_file() else "",
         schedules=_draw_schedules(config, step),
         settings=changed_settings(config),
     )
     write_text(folder / "report.html", page)
+
+
+def read_probes(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a run's log.jsonl that have probes."""
+    return [row for row in _read_log(folder) if "probes" in row]
+
+
+def read_kept(folder: Path) -> Row:
+    """What a run's best.json says of the teacher that is kept; nothing if there is none yet."""
+    best = folder / "best.json"
+    return read_object(best, "remove it: the next probes write it", ("step",)) if best.is_file() else {}
+
+
+def tell_lower(probed: Sequence[Row], kept: Row, config: PretrainConfig) -> str:
+    """A sentence if the probes of the teacher that is kept are lower than at the start, else nothing."""
+    start, score = _score_at_start(probed), kept.get("score")
+    if start is None or score is None or score >= start:
+        return ""
+    way_out = f"consider the start, {config.tower}" if config.tower else "nothing that they measure was learned"
+    return f"probes on val are lower than at the start, {score:.3f} and not {start:.3f}; {way_out}"
+
+
+def _score_at_start(probed: Sequence[Row]) -> float | None:
+    return probed[0]["probe_mean"] if probed and probed[0]["step"] == 0 else None
+
+
+def _read_log(folder: Path) -> list[dict[str, Any]]:
+    log = folder / "log.jsonl"
+    return [row for _, row in read_jsonl(log, appended=True)] if log.is_file() else []
 
 
 def changed_settings(config: PretrainConfig) -> list[tuple[str, str, str]]:
@@ -86,14 +116,16 @@ def changed_settings(config: PretrainConfig) -> list[tuple[str, str, str]]:
     return [(key, text, default.get(key, "–")) for key, text in ours.items() if text != default.get(key)]
 
 
-def _find_collapse(rows: list[dict[str, Any]], config: PretrainConfig) -> str:
-    """The sentence by which the run says that it has collapsed, or nothing; adds "information" to the rows."""
-    watch, told = CollapseWatch(round(config.warmup * config.steps)), ""
+def _find_collapse(rows: list[dict[str, Any]], config: PretrainConfig) -> tuple[str, int]:
+    """The sentence by which the run says that it has collapsed, or nothing; and how many rows at the end of the log are
+    below the limit, during the warm-up, too. Adds "information" to the rows."""
+    watch, told, low = CollapseWatch(round(config.warmup * config.steps)), "", 0
     for row in rows:
         if row.get("mean_entropy") is not None and row.get("teacher_entropy") is not None:
             row["information"] = row["mean_entropy"] - row["teacher_entropy"]
+            low = low + 1 if row["information"] < LEAST_INFORMATION else 0
             told = watch.look(row["step"], row) or told
-    return told
+    return told, low
 
 
 def _columns(rows: Sequence[Row], names: Mapping[str, str]) -> dict[str, list[tuple[float, float]]]:
@@ -106,9 +138,10 @@ def _draw_losses(rows: Sequence[Row], config: PretrainConfig) -> list[Chart]:
     names = [name for name in rows[-1] if name.startswith("grad_norm_")]
     norms = {name.removeprefix("grad_norm_").replace("_", " "): name for name in names}
     clipped = {"clipped to": config.max_grad_norm}
+    koleo = "lower: class tokens lie apart" if config.objective.koleo_weight else "weight 0: watched only"
     return [
-        draw_chart("Cross-entropies", "nats", _columns(rows, parts), config.steps),
-        draw_chart("KoLeo", "lower: class tokens lie apart", _columns(rows, {"KoLeo": "koleo"}), config.steps),
+        draw_chart("Loss and its parts", "cross-entropies in nats", _columns(rows, parts), config.steps),
+        draw_chart("KoLeo", koleo, _columns(rows, {"KoLeo": "koleo"}), config.steps),
         draw_chart("Norms of gradients", "before clipping", _columns(rows, norms), config.steps, True, clipped),
     ]
 
@@ -140,9 +173,8 @@ def _draw_probes(rows: Sequence[Row], steps: int, kept: Row) -> Chart:
     """Each probe and their mean, with a mark at the step that is kept."""
     series = {name: [(row["step"], row["probes"].get(name, math.nan)) for row in rows] for name in rows[0]["probes"]}
     mean = {"mean": [(row["step"], row["probe_mean"]) for row in rows]} if len(series) > 1 else {}
-    return draw_chart(
-        "Probes over the steps", "val", series | mean, steps, marks={"kept": kept["step"]} if kept else {}
-    )
+    marks = {"kept": kept["step"]} if kept else {}
+    return draw_chart("Probes over the steps", "val", mean | series, steps, marks=marks, heavy=next(iter(mean), None))
 
 
 def _tabulate(rows: Sequence[Row], kept: Row) -> list[tuple[str, ...]]:
@@ -155,18 +187,21 @@ def _tabulate(rows: Sequence[Row], kept: Row) -> list[tuple[str, ...]]:
     return [("Probe", *columns), *lines, ("mean", *(f"{row['probe_mean']:.3f}" for row in columns.values()))]
 
 
-def _read_maps(sheets: Sequence[Path]) -> dict[str, Any]:
+def _read_maps(folder: Path) -> dict[str, Any]:
     """The panels of the sheets of the start, the middle and the end, as `encoder.figures.draw` lays them out.
 
     Returns:
-        steps; films, of each its X-ray; and kinds: kind of map -> of each film its maps at these steps.
+        steps; tops, the ends of their scales of attention; films, of each its X-ray; and kinds: kind of map -> of each
+        film its maps at these steps.
     """
     from PIL import Image
 
+    sheets = sorted(path for path in folder.glob("step-*.png") if path.stem.removeprefix("step-").isdecimal())
     chosen = [sheets[i] for i in sorted({0, len(sheets) // 2, len(sheets) - 1})] if sheets else []
-    opened = []
+    opened, tops = [], []
     for path in chosen:
         with Image.open(path) as sheet:
+            tops.append(sheet.info.get(ATTENTION_TOP))
             opened.append(sheet.convert("RGB"))
     sizes = {sheet_size(count, 1): count for count in range(1, MOST_FILMS + 1)}
     films = range(min((sizes.get(sheet.size, 0) for sheet in opened), default=0))
@@ -178,6 +213,7 @@ def _read_maps(sheets: Sequence[Path]) -> dict[str, Any]:
 
     return {
         "steps": [int(path.stem.removeprefix("step-")) for path in chosen],
+        "tops": tops,
         "films": [cut(opened[-1], row, 0) for row in films],
         "kinds": {
             kind: [[cut(sheet, row, column) for sheet in opened] for row in films]

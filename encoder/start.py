@@ -14,11 +14,17 @@ from encoder.recipe import Architecture, PretrainConfig
 from encoder.tower import Tower
 from encoder.towers import load_tower
 from raddraft.errors import RadDraftError
-from raddraft.processes import pick_device
 
 
-def load_start(config: PretrainConfig) -> Tower:
+def load_start(config: PretrainConfig, device: str) -> Tower:
     """The backbone that a run starts from, with drop path, and the image processor of the tower it will become.
+
+    The backbone is on the CPU. For a run on the CPU in bfloat16 with crops of at most 224 pixels its attention is
+    transformers' "eager" one, which gives the same numbers: there torch's fused attention takes half of a step.
+
+    Args:
+        config: the recipe.
+        device: type of the device that the run is on, e.g. cpu or cuda.
 
     Raises:
         RadDraftError: the tower is not DINOv2-like, or crops do not fit its patches.
@@ -39,8 +45,8 @@ def load_start(config: PretrainConfig) -> Tower:
         if (size := getattr(config.crops, name)) % patch:
             raise RadDraftError(f"crops.{name} {size} is not a multiple of the patch size {patch}")
     size = config.crops.global_size
-    if pick_device("auto") == "cpu" and config.precision == "bf16" and size <= 224:
-        backbone.set_attn_implementation("eager")  # torch's fused attention takes half of such a step
+    if device == "cpu" and config.precision == "bf16" and size <= 224:
+        backbone.set_attn_implementation("eager")
     processor = BitImageProcessor(
         size={"shortest_edge": size}, crop_size={"height": size, "width": size}, image_mean=mean, image_std=std
     )

@@ -44,6 +44,8 @@ SERVER.set_forkserver_preload(
     ]
 )
 
+LIMIT = 600
+"""Seconds after which a process is taken to hang."""
 PORTS = itertools.count(10_000 + os.getpid() % 200 * 100)  # processes that test at the same time begin elsewhere
 
 
@@ -86,9 +88,18 @@ class Job:
     def finish(self, codes: Sequence[int] = (0, 0)) -> str:
         """Wait for the end, which must be a good one, or with these exit statuses; what was printed."""
         for process in self.processes:
-            process.join()
+            join(process)
         assert [process.exitcode for process in self.processes] == list(codes)[: len(self.processes)], self.printed
         return self.printed
+
+
+def join(process: Any) -> None:
+    """Wait for the end of a process, which is killed if it does not come: the tests go on."""
+    process.join(LIMIT)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+        raise AssertionError(f"a process did not end within {LIMIT} seconds")
 
 
 def find_port() -> int:
@@ -132,7 +143,7 @@ def _finish(target: Callable[..., None], *arguments: Any) -> str:
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "output.txt"
         process = _fork(output, target, *arguments)
-        process.join()
+        join(process)
         printed = output.read_text(encoding="utf-8", errors="replace")
         assert process.exitcode == 0, printed
         return printed

@@ -22,12 +22,12 @@ from encoder.budget import estimate
 from encoder.collapse import LEAST_INFORMATION, ROWS, CollapseWatch
 from encoder.pretrain import pretrain
 from encoder.recipe import Architecture, CropConfig, DinoConfig, PretrainConfig, Watch
-from encoder.start import load_start
+from encoder.start import load_start, new_backbone
 from encoder.towers import load_tower
 from raddraft.errors import DivergedError
 from raddraft.studies import Study, StudyImage, read_studies, write_studies
 from tests.conftest import ROOT
-from tests.launch import Job, kill_midway, start_launcher
+from tests.launch import Job, join, kill_midway, start_launcher
 from tests.test_cli import files_no_larger_than, run
 from tests.test_train import count_processes
 
@@ -168,7 +168,7 @@ def test_an_answer_that_says_nothing_is_a_collapse_after_the_warm_up_or_if_it_ha
 
 def test_continuing_starts_from_the_towers_own_features(manifest, tmp_path, tower_folder):
     config = replace(TINY, tower=str(tower_folder), architecture=None, drop_path=0.2)
-    start = load_start(replace(config, crops=CropConfig(global_size=28, local_size=14)))
+    start = load_start(replace(config, crops=CropConfig(global_size=28, local_size=14)), "cpu")
     original = load_tower(str(tower_folder))
     pixels = torch.randn(2, 3, 28, 28)
     assert torch.equal(start.encode(pixels).patches, original.encode(pixels).patches)  # no path is dropped here
@@ -181,8 +181,8 @@ def test_continuing_starts_from_the_towers_own_features(manifest, tmp_path, towe
 def test_small_crops_in_bf16_are_attended_to_step_by_step_on_a_cpu():
     """The same numbers in half the time of a step: torch's fused attention is slow backwards there."""
     torch.manual_seed(0)
-    steps = load_start(replace(TINY, precision="bf16")).model.eval()
-    fused = load_start(TINY).model.eval()
+    wanted = replace(TINY, precision="bf16")
+    steps, fused = (load_start(wanted, device).model.eval() for device in ("cpu", "cuda"))
     assert (steps.config._attn_implementation, fused.config._attn_implementation) == ("eager", "sdpa")
     fused.load_state_dict(steps.state_dict())
     pixels = torch.randn(2, 3, 28, 28)
@@ -330,7 +330,7 @@ def test_a_lost_process_ends_the_run_which_then_goes_on(manifest, tmp_path):
     while launcher.is_alive() and not list(out.glob("checkpoints/step-*[1-9]*")):
         time.sleep(0.02)
     os.kill(int((pids / "1").read_text()), signal.SIGKILL)
-    launcher.join()
+    join(launcher)
     assert launcher.exitcode != 0
     assert list(out.glob("checkpoints/step-*"))
     Job("pretrain", *arguments(path, out)).finish()
@@ -356,7 +356,7 @@ def test_towers_that_are_not_dinov2_are_refused(tmp_path):
     from tests.test_towers import save_tower
 
     with pytest.raises(ValueError, match="takes DINOv2 towers"):
-        load_start(replace(TINY, tower=str(save_tower("clip", tmp_path)), architecture=None))
+        load_start(replace(TINY, tower=str(save_tower("clip", tmp_path)), architecture=None), "cpu")
 
 
 def test_budget_of_the_public_recipe():
@@ -379,15 +379,41 @@ def test_budget_of_the_public_recipe():
     whole = estimate(config, "a100", 64)
     part = "weights, gradients, optimizer"
     assert whole.memory[part] == pytest.approx(64 * budget.memory[part])
-    # What transformers' Dinov2 keeps for the backward pass, in bytes per token, layer and unit of width.
-    tokens = 40 * (2 * 1370 + 8 * 197)
-    for precision, kept in (("no", 72), ("fp16", 44)):
-        one = replace(config, precision=precision)
-        assert estimate(one, "a100", 64).memory["activations"] == pytest.approx(tokens * 768 * 12 * kept / 2**30)
-        again = estimate(replace(one, activation_checkpointing=True), "a100", 64)
-        assert again.memory["activations"] == pytest.approx(tokens * 768 * (12 * 4 + kept) / 2**30)
+    again = estimate(replace(config, activation_checkpointing=True), "a100", 64)
+    inputs = 40 * (2 * 1370 + 8 * 197) * 768 * 12 * 4 / 2**30
+    assert again.memory["activations"] == pytest.approx(inputs + whole.memory["activations"] / 12)
     with pytest.raises(OSError, match="nowhere/tower"):
         estimate(replace(config, tower="nowhere/tower"), "a100", 1)
+
+
+@pytest.mark.parametrize("swiglu", [False, True])
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_activations_of_the_budget_are_what_a_network_keeps(precision, swiglu):
+    """By the layers and images that one network has more than another; norms keep a few numbers a token besides."""
+
+    def keep(depth: int, images: int) -> tuple[int, float]:
+        architecture = Architecture(width=64, depth=depth, swiglu=swiglu)
+        crops = CropConfig(global_size=56, local_size=28, local_crops=0)
+        config = replace(TINY, architecture=architecture, crops=crops, batch_size=images, micro_batch_size=images)
+        config = replace(config, precision=precision, drop_path=0.0)
+        backbone, kept = new_backbone(config).train(), {}
+        weights = {one.untyped_storage().data_ptr() for one in backbone.parameters()}
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            if (storage := tensor.untyped_storage()).data_ptr() not in weights:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+        with hooks, torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            _answer = backbone(torch.randn(2 * images, 3, 56, 56))  # held, or storages are given out again
+        return sum(kept.values()), estimate(config, "a100", 1).memory["activations"] * 2**30
+
+    counted, estimated = (
+        (large_more - large) - (small_more - small)
+        for large_more, large, small_more, small in zip(keep(3, 4), keep(1, 4), keep(3, 2), keep(1, 2), strict=True)
+    )
+    assert estimated == pytest.approx(counted, rel=0.01)
 
 
 def test_the_dry_run_says_what_it_costs_and_what_does_not_fit(capsys):

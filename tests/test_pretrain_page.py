@@ -10,14 +10,18 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from encoder.collapse import ROWS
+from encoder.crop_sheet import write_crops
 from encoder.curves import POINTS, draw_chart
-from encoder.figures import panel_box, sheet_size
-from encoder.pretrain_page import changed_settings, write_page
-from encoder.recipe import CropConfig, PretrainConfig, Watch
+from encoder.figures import ATTENTION_TOP, TowerMaps, draw, panel_box, sheet_size
+from encoder.pretrain_page import changed_settings, read_kept, read_probes, tell_lower, write_page
+from encoder.recipe import CropConfig, DinoConfig, PretrainConfig, Watch
 
 CONFIG = PretrainConfig(
     tower="<i>tower</i>",
@@ -39,9 +43,9 @@ def log_row(step: int, information: float) -> dict:
     )
 
 
-def write_run(folder: Path, information: float) -> str:
-    """A run folder of 100 steps with two films; its page."""
-    rows = [log_row(step, information) for step in range(1, 101)]
+def write_run(folder: Path, information: float, low: int = 0) -> str:
+    """A run folder of 100 steps with two films, whose last `low` rows tell nothing; its page."""
+    rows = [log_row(step, information if step <= 100 - low else 0.0) for step in range(1, 101)]
     rows += [{"step": step, "probes": {"patient.sex": 0.6 + step / 1000}, "probe_mean": 0.6} for step in STEPS]
     (folder / "maps").mkdir(parents=True)
     (folder / "log.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
@@ -51,7 +55,10 @@ def write_run(folder: Path, information: float) -> str:
         for row in range(2):
             for column in range(4):
                 sheet.paste((80 * number, 100 * row, 60 * column), panel_box(row, column))
-        sheet.save(folder / "maps" / f"step-{step:07d}.png")
+        about = PngInfo()
+        about.add_text(ATTENTION_TOP, f"{number}.5")
+        sheet.save(folder / "maps" / f"step-{step:07d}.png", pnginfo=about)
+    (folder / "maps" / "step-old.png").write_text("no image of ours")
     write_page(folder, CONFIG)
     return (folder / "report.html").read_text()
 
@@ -65,7 +72,12 @@ def test_the_page_shows_the_run_and_loads_nothing(tmp_path) -> None:
     assert 'role="alert"' not in page
     assert "the teacher at step 50, mean of the probes 0.650 on val, at the start 0.600." in page
     assert "<td>0.600</td><td>0.650</td><td>0.700</td>" in page
-    titles = ["Cross-entropies", "Norms of gradients", "Entropies of the answers", "Class tokens of different images"]
+    titles = [
+        "Loss and its parts",
+        "Norms of gradients",
+        "Entropies of the answers",
+        "Class tokens of different images",
+    ]
     assert all(f"<figcaption>{title}" in page for title in [*titles, "Probes over the steps", "Learning rate"])
     assert "<figcaption>KoLeo" not in page, "it was never a number"
     assert "ln 65,536" in page
@@ -74,6 +86,8 @@ def test_the_page_shows_the_run_and_loads_nothing(tmp_path) -> None:
 
 def test_films_stand_beside_their_maps_of_the_start_the_middle_and_the_end(tmp_path) -> None:
     page = write_run(tmp_path / "run", 1.5)
+    assert "at the start, the middle and the end so far" in page
+    assert re.findall(r"<span>step 50(, 0 to 1\.5 × uniform)?<", page) == ["", ", 0 to 1.5 × uniform", ""]
     found = {}
     for data, text in re.findall(r'<img src="data:image/jpeg;base64,([^"]*)" alt="([^"]*)"', page):
         found[text] = Image.open(io.BytesIO(base64.b64decode(data))).getpixel((100, 100))
@@ -89,6 +103,60 @@ def test_the_page_of_a_collapsed_run_begins_with_its_sentence(tmp_path) -> None:
     sentence = f"Step {ROWS}: the run has collapsed: the teacher&#39;s answers tell images apart by 0.0010 nats"
     assert page.index(sentence) < page.index("<section")
     assert "No sign of a collapse" not in page
+
+
+def test_rows_that_tell_nothing_are_counted_before_they_are_a_collapse(tmp_path) -> None:
+    page = write_run(tmp_path / "run", 1.5, low=ROWS - 1)
+    assert f"<b>{ROWS - 1} rows below 0.01 so far</b>: at the last row" in page
+    assert "0.000 nats about an image; mean cosine of class tokens 0.400, spread 0.900." in page
+    assert "No sign of a collapse" not in page
+    assert 'role="alert"' not in page
+
+
+def test_a_tower_below_its_start_is_told(tmp_path) -> None:
+    write_run(tmp_path, 1.5)
+    assert tell_lower(read_probes(tmp_path), read_kept(tmp_path), CONFIG) == ""
+    (tmp_path / "best.json").write_text(json.dumps({"step": 50, "score": 0.55}))
+    said = tell_lower(read_probes(tmp_path), read_kept(tmp_path), replace(CONFIG, tower="dinov2-small"))
+    assert said == "probes on val are lower than at the start, 0.550 and not 0.600; consider the start, dinov2-small"
+    write_page(tmp_path, CONFIG)
+    page = (tmp_path / "report.html").read_text()
+    assert '<div class="box warning" role="alert"><p><strong>Probes on val are lower than at the start' in page
+
+
+def test_the_mean_of_several_probes_is_the_first_curve_and_the_heaviest(tmp_path) -> None:
+    rows = [{"step": step, "probes": {"a": 0.5, "b": 0.7}, "probe_mean": 0.6} for step in (0, 1)]
+    (tmp_path / "log.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    write_page(tmp_path, CONFIG)
+    probes = (tmp_path / "report.html").read_text().partition("Probes over the steps")[2].partition("</figure>")[0]
+    assert re.findall(r"</svg> (\w+) <b>", probes) == ["mean", "a", "b"]
+    assert re.findall(r'class="(c\d[^"]*)"', probes) == ["c0 heavy", "c1", "c2"] * 2
+    assert '<span class="axis">steps</span>' in probes
+
+
+def test_koleo_without_a_weight_is_said_to_be_watched_only(tmp_path) -> None:
+    (tmp_path / "log.jsonl").write_text(json.dumps(log_row(1, 1.0) | {"koleo": 0.5}))
+    for weight, note in ((0.0, "weight 0: watched only"), (0.1, "lower: class tokens lie apart")):
+        write_page(tmp_path, replace(CONFIG, objective=DinoConfig(koleo_weight=weight)))
+        assert f"<figcaption>KoLeo <span>{note}</span>" in (tmp_path / "report.html").read_text()
+
+
+def test_a_sheet_of_maps_states_its_scale_of_attention() -> None:
+    maps = TowerMaps(
+        "a", np.zeros((1, 2, 2, 3), np.uint8), torch.tensor([[[0.7, 0.1], [0.1, 0.1]]]), torch.ones(1, 2, 2)
+    )
+    sheet = draw(["x"], [np.zeros((28, 28), np.uint8)], [maps], (0.5, 0.5))
+    assert Image.open(io.BytesIO(sheet)).info[ATTENTION_TOP] == "2.8"
+
+
+def test_a_numbered_sheet_of_crops_does_not_name_its_files(tmp_path) -> None:
+    config = replace(CONFIG, crops=CropConfig(global_size=28, local_size=14, local_crops=0))
+    sheets = []
+    for name in ("a.png", "MRN-123.png"):
+        Image.linear_gradient("L").save(tmp_path / name)
+        write_crops([tmp_path / name], config, tmp_path / "crops.png", 1, 14, numbered=True)
+        sheets.append((tmp_path / "crops.png").read_bytes())
+    assert sheets[0] == sheets[1]
 
 
 def test_a_run_that_has_just_begun_has_a_page(tmp_path) -> None:

@@ -63,7 +63,7 @@ def make_dataset(images, **options) -> CropDataset:
         tower=None, architecture=Architecture(64, 1, patch_size=4), crops=crops, gray_mapping="window"
     )
     with torch.random.fork_rng():
-        return CropDataset(images, config, load_start(config))
+        return CropDataset(images, config, load_start(config, "cpu"))
 
 
 def batches(images, first=0, last=3, micro=4, process=(0, 1), workers=0):
