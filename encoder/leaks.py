@@ -76,7 +76,6 @@ def check_leaks(
     groups: Mapping[str, Sequence[Study]],
     hashes: Path | None = None,
     features: Path | None = None,
-    tested: Collection[str] = ("test",),
 ) -> list[str]:
     """A sentence for each way in which test images may be known already; none if all is well.
 
@@ -84,7 +83,6 @@ def check_leaks(
         groups: name of a split or fold -> its studies; they should share neither subjects nor images.
         hashes: a text file with the SHA-256 of a tower's pre-training images, one per line, as `sha256sum` writes it.
         features: folder of stored features, whose record of digests saves reading the images again.
-        tested: the groups that a tower should not have seen.
 
     Raises:
         RadDraftError: a line of `hashes` does not start with a SHA-256 digest.
@@ -113,7 +111,7 @@ def check_leaks(
         example = ", ".join(f"{path} ({' and '.join(sorted(images[path]))})" for path in contents[shared[0]])
         found.append(f"{len(shared)} images are in more than one split with the same content, e.g. {example}")
     if hashes:
-        test = {digest for digest, where in places.items() if where & set(tested)}
+        test = {digest for digest, where in places.items() if "test" in where}
         if met := len(read_hashes(hashes) & test):
             found.append(f"{met} of {len(test)} test images were in the tower's pre-training, by {hashes.name}")
     return found
