@@ -50,7 +50,10 @@ PORTS = itertools.count(10_000 + os.getpid() % 200 * 100)  # processes that test
 
 
 class Job:
-    """An action that runs on `n` processes of a CPU, in `environment` besides that of the tests."""
+    """An action that runs on `n` processes of a CPU, in `environment` besides that of the tests.
+
+    The end of a `with` kills them.
+    """
 
     def __init__(
         self, action: str, *arguments: str | Path, n: int = 1, environment: Mapping[str, str] | None = None
@@ -64,6 +67,12 @@ class Job:
             of_rank = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if n > 1 else {}
             given = {**(environment or {}), **together, **of_rank}
             self.processes.append(_fork(self.output, _act, action, words, given))
+
+    def __enter__(self) -> Job:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.kill()
 
     @property
     def running(self) -> bool:

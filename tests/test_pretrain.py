@@ -20,11 +20,12 @@ from transformers import AutoImageProcessor, AutoModel, Dinov2WithRegistersConfi
 
 from encoder.budget import estimate
 from encoder.collapse import LEAST_INFORMATION, ROWS, CollapseWatch
-from encoder.pretrain import pretrain
+from encoder.pretrain import Run, pretrain
 from encoder.recipe import Architecture, CropConfig, DinoConfig, PretrainConfig, Watch
 from encoder.start import load_start, new_backbone
 from encoder.towers import load_tower
 from raddraft.errors import DivergedError
+from raddraft.processes import make_accelerator
 from raddraft.studies import Study, StudyImage, read_studies, write_studies
 from tests.conftest import ROOT
 from tests.launch import Job, join, kill_midway, start_launcher
@@ -335,6 +336,15 @@ def test_a_lost_process_ends_the_run_which_then_goes_on(manifest, tmp_path):
     assert list(out.glob("checkpoints/step-*"))
     Job("pretrain", *arguments(path, out)).finish()
     assert [row["step"] for row in read_log(out)] == list(range(1, 41))
+
+
+def test_a_page_that_cannot_be_made_does_not_end_the_run(tmp_path):
+    config = replace(TINY, watch=[])
+    run = Run(tmp_path, make_accelerator(tmp_path, "no", [], "pretrain.shard"), config, load_start(config, "cpu"), [])
+    (tmp_path / "maps").mkdir()
+    (tmp_path / "maps" / "step-0000001.png").write_text("damaged")
+    with pytest.warns(UserWarning, match=r"report\.html was not written: UnidentifiedImageError"):
+        run.write_page()
 
 
 @pytest.mark.parametrize(

@@ -735,27 +735,27 @@ def test_a_stop_lets_those_in_flight_end_and_refuses_others(random_model, film, 
     (tmp_path / "token").write_text(TOKEN)
     before = {*Path(tmp_path).iterdir()}
     words = (random_model, "--port", "0", "--workers", "1", "--token-file", tmp_path / "token")
-    server = launch.Job("serve", *words)
-    while not (found := re.search(r"served at http://127\.0\.0\.1:(\d+)/v1", server.printed)):
-        assert server.running, server.printed
-        sleep(0.01)
-    client = Client(int(found[1]))
-    connection = http.client.HTTPConnection("127.0.0.1", client.port, timeout=600)
-    message = {"role": "user", "content": [picture(film)]}
-    body = json.dumps({"messages": [message], "stream": True, "max_tokens": 200})
-    headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
-    connection.request("POST", "/v1/chat/completions", body, headers)
-    answer = connection.getresponse()
-    first = answer.readline()
-    server.signal(signal.SIGTERM)
-    status, _, refused = client.ask("GET", "/v1/models")
-    while status == 200:  # the signal is on its way
+    with launch.Job("serve", *words) as server:
+        while not (found := re.search(r"served at http://127\.0\.0\.1:(\d+)/v1", server.printed)):
+            assert server.running, server.printed
+            sleep(0.01)
+        client = Client(int(found[1]))
+        connection = http.client.HTTPConnection("127.0.0.1", client.port, timeout=600)
+        message = {"role": "user", "content": [picture(film)]}
+        body = json.dumps({"messages": [message], "stream": True, "max_tokens": 200})
+        headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
+        connection.request("POST", "/v1/chat/completions", body, headers)
+        answer = connection.getresponse()
+        first = answer.readline()
+        server.signal(signal.SIGTERM)
         status, _, refused = client.ask("GET", "/v1/models")
-    assert status == 503
-    assert json.loads(refused)["error"]["message"] == "The server is being stopped."
-    rest = answer.read()
-    assert rest.endswith(b"data: [DONE]\n\n")
-    said = server.finish([128 + signal.SIGTERM])
+        while status == 200:  # the signal is on its way
+            status, _, refused = client.ask("GET", "/v1/models")
+        assert status == 503
+        assert json.loads(refused)["error"]["message"] == "The server is being stopped."
+        rest = answer.read()
+        assert rest.endswith(b"data: [DONE]\n\n")
+        said = server.finish([128 + signal.SIGTERM])
     chunks = [json.loads(one[6:]) for one in (first + rest).decode().split("\n\n")[:-2]]
     assert chunks[-1]["choices"][0]["finish_reason"] in ("length", "stop")
     assert TOKEN not in said
