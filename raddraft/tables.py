@@ -128,7 +128,8 @@ def _open(path: Path, error: type[RadDraftError]) -> Iterator[TextIO]:
 
 def _find_bad_line(path: Path, error: type[RadDraftError]) -> int:
     """The first line that is not UTF-8: text is decoded in blocks, ahead of the rows."""
-    with _open(path, error) as file, suppress(EOFError, zlib.error, zipfile.BadZipFile):  # it may be cut, too
+    cut = (EOFError, gzip.BadGzipFile, zlib.error, zipfile.BadZipFile)  # it may be that, too
+    with _open(path, error) as file, suppress(*cut):
         for number, line in enumerate(file.buffer, 1):
             try:
                 line.decode("utf-8")

@@ -925,6 +925,11 @@ def test_a_table_is_read_cell_by_cell(tmp_path):
     (tmp_path / "t.csv").write_bytes("id,text\n1,Épanchement\n".encode("latin-1"))
     with pytest.raises(CorpusError, match=r"t\.csv line 2: not UTF-8"):
         list(read_table(tmp_path / "t.csv"))
+    damaged = bytearray(gzip.compress("id,text\n1,É".encode("latin-1") + b"a" * 9))
+    damaged[-8] ^= 1  # its check sum
+    (tmp_path / "t.csv.gz").write_bytes(damaged)
+    with pytest.raises(CorpusError, match=r"t\.csv\.gz line \d: (not UTF-8|CRC)"):
+        list(read_table(tmp_path / "t.csv.gz"))
 
 
 @pytest.mark.parametrize("value", ["2", "0.5", "yes", 7.0])
