@@ -17,6 +17,7 @@ from typing import Literal
 from encoder.config import ComputeConfig
 from generator.compare_config import Entry, Task
 from raddraft.cli import run
+from raddraft.ranges import Count
 
 FLAT = ("compute",)
 SHARED = True
@@ -28,8 +29,8 @@ def main(
     tasks: tuple[Task, ...],
     out: Path = Path("runs/compare"),
     baseline: str | None = None,
-    resamples: int = 5000,
-    folds: int | None = None,
+    resamples: Count = 5000,
+    folds: Count | None = None,
     title: str = "Which encoder?",
     leaks: Literal["refuse", "tell"] = "refuse",
     compute: ComputeConfig = ComputeConfig(),  # noqa: B008 - read only
