@@ -160,13 +160,7 @@ class FeatureStore:
             self._parts[part] = np.memmap(self.folder / part, np.uint8, "r")
         start = row * form.row_bytes
         size = form.row_bytes if whole else form.vector_bytes
-        stored = np.array(self._parts[part][start : start + size])
-        if not (stored[: form.vector_bytes].any() and stored[-form.vector_bytes :].any()):  # as after a power cut
-            raise RadDraftError(
-                f"{self.folder / part} row {row + 1} is damaged: zeros; remove {(self.folder / part).parent}, and its "
-                "features are made again"
-            )
-        return form, torch.from_numpy(stored)
+        return form, torch.from_numpy(np.array(self._parts[part][start : start + size]))
 
 
 FINAL = Content(None, True)

@@ -944,7 +944,7 @@ def test_unknown_corpus():
 
 
 def test_every_corpus_is_a_command_with_its_options_documented(capsys):
-    assert {*COMMANDS} == {*CORPORA, "phantom", "resize", "labels", "reads", "join"}
+    assert {*COMMANDS} == {*CORPORA, "phantom", "resize", "labels", "reads", "join", "folds"}
     for name in (*CORPORA, "phantom"):
         with pytest.raises(SystemExit):
             run("prepare", [name, "--help"])

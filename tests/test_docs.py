@@ -247,10 +247,11 @@ def workplace(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 def test_the_examples_of_a_page_run_in_their_order(page: str, workplace: Path, monkeypatch, capsys) -> None:
     write_configs(workplace, page)
     monkeypatch.setattr("generator.compare_measure.SegmentConfig", partial(SegmentConfig, epochs=1))
-    monkeypatch.setattr("generator.api.DecodeConfig", partial(DecodeConfig, max_new_tokens=8))
     for block in blocks(page):
         if block.language == "python":
-            exec(compile(block.text, f"{page}:{block.line}", "exec"), {"__name__": "example"})
+            with monkeypatch.context() as patched:
+                patched.setattr("generator.api.DecodeConfig", partial(DecodeConfig, max_new_tokens=8))
+                exec(compile(block.text, f"{page}:{block.line}", "exec"), {"__name__": "example"})
         for command in commands(block) if block.language == "sh" else []:
             if not is_listed(command):
                 words = [word for word in shlex.split(command) if "=" not in word or word.startswith("-")]

@@ -102,7 +102,7 @@ def test_the_card_tells_how_to_call_the_model_elsewhere(tmp_path) -> None:
         write_a_card(folder, [make_study(tmp_path, 0, "train")], prompt, model)
         return text_of(folder).split("## How to load it")[1]
 
-    llava, parts = {"kind": "llava", "gray_mapping": "window"}, ModelConfig("a/b", "c/d")
+    llava, parts = {"kind": "llava", "gray_mapping": "window", "prompt": {}}, ModelConfig("a/b", "c/d")
     text = said("usual", llava, PromptConfig(), parts)
     assert "Needs transformers 5.23 or newer. Version 4 refuses the tokenizer" in text
     for sentence in (
@@ -116,7 +116,7 @@ def test_the_card_tells_how_to_call_the_model_elsewhere(tmp_path) -> None:
     last = said("last", llava | {"gray_mapping": "minmax"}, PromptConfig(instruction="Describe it.\n<image>"), parts)
     assert "- The images come last, behind the text," in last
     assert "must be stretched first**: this model was trained with `gray_mapping: minmax`" in last
-    other = said("other", {"kind": "chat"}, PromptConfig(), ModelConfig(vlm="x/y"))
+    other = said("other", {"kind": "chat", "prompt": {}}, PromptConfig(), ModelConfig(vlm="x/y"))
     assert "Needs transformers" not in other
     assert "vllm serve" not in other
     assert "- Drafts are greedy" in other
@@ -141,7 +141,7 @@ def test_parts_from_the_hub_are_named_as_base_models(tmp_path, model, expected) 
 
 
 def test_a_tower_beside_the_model_is_said(tmp_path) -> None:
-    (tmp_path / "raddraft.json").write_text('{"tower": "tower"}')
+    (tmp_path / "raddraft.json").write_text('{"tower": "tower", "prompt": {}}')
     write_a_card(tmp_path, [make_study(tmp_path, 0, "train")], PromptConfig(), ModelConfig("a/b", "c/d"))
     assert "mm_encoder_outputs" in text_of(tmp_path)
     assert "```python" not in text_of(tmp_path)

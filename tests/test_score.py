@@ -289,8 +289,6 @@ def test_metrics_are_chosen_by_name_in_any_spelling_of_a_list(tmp_path, capsys) 
         (("--by", "Oedema"), ("Unknown --by 'Oedema'. Choices: view, sex, age, normal, Enlarged",)),
         (("--references", "nowhere.txt"), ("nowhere.txt",)),
         (("--metrics", "[]"), ("No metric to score by", "Choices: rouge_l, bleu_1")),
-        (("--resamples", "0"), ("at least 1 resample", "got 0 and 0")),
-        (("--seed", "-1"), ("a seed of at least 0", "got 500 and -1")),
         (("--studies", "nowhere.jsonl"), ("nowhere.jsonl",)),
     ],
 )
@@ -298,6 +296,14 @@ def test_options_that_make_no_sense_are_refused_before_anything_is_written(tmp_p
     status, message = run("score", write(tmp_path / "model.jsonl", ROWS), *options)
     assert status == 1
     assert all(culprit in message for culprit in culprits)
+    assert not (tmp_path / "scores").exists()
+
+
+@pytest.mark.parametrize(("option", "value", "least"), [("--resamples", 0, 1), ("--seed", -1, 0)])
+def test_numbers_out_of_range_are_refused_as_usage(tmp_path, capsys, option, value, least) -> None:
+    status, _ = run("score", write(tmp_path / "model.jsonl", ROWS), option, value)
+    assert status == 2
+    assert f"{option} must be at least {least}, got {value}" in capsys.readouterr().err
     assert not (tmp_path / "scores").exists()
 
 

@@ -470,7 +470,7 @@ def test_an_unreadable_image_is_named_and_the_rest_trains(parts, parts_config, t
         (lambda: TrainConfig(stages=[Stage(tower=1)], cached=True), "a stage trains the tower"),
         (lambda: TrainConfig(standardize=True), r"train\.standardize .* add cached: true"),
         (lambda: TrainConfig(save_every=0), "train.save_every must be at least 1, got 0"),
-        (lambda: Stage(epochs=0), "epochs > 0"),
+        (lambda: Stage(epochs=0), "stage.epochs must be above 0, got 0"),
         (lambda: PromptConfig(targets=[]), "targets is empty"),
         (lambda: PromptConfig(targets=["findings"], context=["findings"]), "gives the answer away"),
     ],
