@@ -43,8 +43,7 @@ DAMAGED = 3
 """Files of each command's output that are damaged, at most."""
 UNCHECKED = re.compile(r".*README\.md|.*/(state\.pt|start\.safetensors)|(.*/)?(part|looks)-.*|model/.*|.*\.png|sent/.*")
 """Files whose damage need not show when a command is run again: users edit cards, a finished stage has no use for its
-beginning, who loads a finished model checks it, the archive is not ours, and rows of numbers have no check sums, but
-are checked for zeros when they are read."""
+beginning, who loads a finished model checks it, the archive is not ours, and rows of numbers have no check sums."""
 NOBODY = 65534
 """User that may not write to the folders of others."""
 LONGEST = 900
