@@ -121,7 +121,8 @@ def _name_observations(drafter: Drafter, inputs: dict[str, torch.Tensor]) -> tup
     given |= _listeners(_alone(drafter, inputs, DecodeConfig(), ends), None, ends)
     new = model.generate(**inputs, **given)
     new = new[:, inputs["input_ids"].shape[1] :].tolist()
-    answers = [[token for token in _until_end(line, ends) if token not in ends] for line in new]
+    left_out = ends | {getattr(model.config, "image_token_id", None)}  # which would ask for one more image
+    answers = [[token for token in _until_end(line, ends) if token not in left_out] for line in new]
     lines = zip(inputs["input_ids"], inputs["attention_mask"].bool(), answers, strict=True)
     rows = [[*ids[mask].tolist(), *answer, *request] for ids, mask, answer in lines]
     padded = tokenizer.pad({"input_ids": rows}, padding_side="left", return_tensors="pt").to(model.device)

@@ -2,7 +2,7 @@
 
 Kernels add up in another order when the batch or its padding is another, so logits differ in their last bits. Where the
 best two are that close, the prompt and the text so far of the study are read again by themselves, without padding and
-without a cache, and the best token of that pass is taken: the same one in any batch, with proposed tokens or without.
+at once, and the best token of that pass is taken: the same one in any batch, with proposed tokens or without.
 """
 
 from __future__ import annotations
@@ -43,10 +43,14 @@ class Alone:
     def best(self, row: int, text: Sequence[int]) -> int:
         """The most likely token of a row after these new ones."""
         ids, mask = self.inputs["input_ids"][row], self.inputs["attention_mask"][row].bool()
-        whole = torch.cat([ids[mask], ids.new_tensor(text)])[None]
+        prompt, new = ids[mask][None], ids.new_tensor(text)[None]
         first = sum(self.counts[:row])
         pixels = self.inputs["pixel_values"][first : first + self.counts[row]]
-        logits = self.model(input_ids=whole, pixel_values=pixels, use_cache=False, logits_to_keep=1).logits
+        given: dict[str, Any] = {"input_ids": torch.cat([prompt, new], 1), "pixel_values": pixels, "use_cache": False}
+        if self.model.config.image_token_id in text:  # which stands for no image there
+            read = self.model(input_ids=prompt, pixel_values=pixels, use_cache=True, logits_to_keep=1)
+            given = {"input_ids": new, "past_key_values": read.past_key_values}
+        logits = self.model(**given, logits_to_keep=1).logits
         return int(logits[0, -1].argmax())
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:

@@ -10,11 +10,13 @@ import torch
 
 from generator import decoding
 from generator.config import DecodeConfig
+from generator.decoding import end_tokens
 from generator.drafter import Drafter
 from generator.generate import decode
 from generator.model import load
 from generator.speculate import Speculator, index_reports
 from raddraft.studies import read_studies
+from tests.test_generate import collate_studies
 
 CONFIG = DecodeConfig(max_new_tokens=25)
 
@@ -45,6 +47,25 @@ def test_near_ties_are_settled_alike_in_every_batch(undecided, studies_file, mon
     assert proposed == alone
     monkeypatch.setattr(decoding, "settles", lambda model: False)  # else nothing above would need to be settled
     assert texts(undecided, studies, 40) != texts(undecided, studies, 1)
+
+
+def test_a_draft_may_hold_the_token_of_an_image(model_folder, studies_file, monkeypatch) -> None:
+    """As an untrained model writes it; it stands for no further image when a tie is settled."""
+    drafter, studies = load(model_folder), read_studies(studies_file)[:6]
+    image = drafter.model.config.image_token_id
+
+    def tokens() -> list[list[int]]:
+        batch = collate_studies(drafter, studies)
+        return decoding.decode_tokens(drafter, batch, CONFIG).tokens
+
+    usual, weight = tokens()[0][3], drafter.model.lm_head.weight
+    with torch.no_grad():  # now and then, as no end comes
+        weight[sorted(end_tokens(drafter.model))] = 0
+        weight[image] = 1.5 * weight[usual]
+    plain = tokens()
+    assert any(image in line[:-1] for line in plain)
+    monkeypatch.setattr("generator.ties.NEAR", 1e9)  # every token is settled
+    assert tokens() == plain
 
 
 def test_ties_are_left_as_they_are_in_16_bits(undecided) -> None:
