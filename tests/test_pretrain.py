@@ -102,7 +102,7 @@ def test_what_a_run_leaves(manifest, tmp_path):
     assert len((tmp_path / "run" / "images.sha256").read_text().split()) == 24
     assert {path.stem for path in (tmp_path / "run" / "maps").iterdir()} == {f"step-000000{step}" for step in (0, 3, 6)}
     page = (tmp_path / "run" / "report.html").read_text()
-    assert all(text in page for text in ("step 6 of 6", "Cross-entropies", "crops of three films"))
+    assert all(text in page for text in ("step 6 of 6", "Loss and its parts", "crops of three films"))
     assert page.count("Similarity of film 2 at step") == 3
     assert {"dino_local", "dino_global", "ibot", "koleo", "teacher_entropy", "spread", "lr"} <= rows[1].keys()
 
