@@ -51,7 +51,7 @@ def compare_engine(engine: Engine, drafter: Drafter, studies: Sequence[Study], c
 
     Raises:
         EngineError: fewer than half are equal, or the server fails.
-        RadDraftError: no server can decode for this model, or so.
+        RadDraftError: no server can decode for this model, or not in this way.
     """
     check_elsewhere(drafter, config, None)
     greedy = DecodeConfig(max_new_tokens=config.max_new_tokens, batch_size=config.batch_size)
@@ -65,7 +65,7 @@ def compare_engine(engine: Engine, drafter: Drafter, studies: Sequence[Study], c
     }
     different = [study_id for study_id, text in own.items() if theirs[study_id] != text]
     told = f"{len(own) - len(different)} of the first {len(own)} texts are those of this project's own decoder"
-    told += f"; other are those of {', '.join(different[:10])}{' …' if different[10:] else ''}" if different else ""
+    told += f"; different: {', '.join(different[:10])}{' …' if different[10:] else ''}" if different else ""
     if 2 * len(different) > len(own):
         raise EngineError(
             f"{told}. {engine.url} seems to serve another model, or to round its weights (vLLM: --dtype float32); "

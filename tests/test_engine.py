@@ -78,7 +78,7 @@ def test_its_drafts_are_those_of_generate_and_resume(engine, model, studies, tmp
         model.generate(studies, out, decode=CONFIG, engine=engine)
 
 
-@pytest.mark.parametrize(("changed", "told"), [(0, "3 of the first 3 texts are"), (1, "; other are those of s1")])
+@pytest.mark.parametrize(("changed", "told"), [(0, "3 of the first 3 texts are"), (1, "; different: s1")])
 def test_equal_texts_are_counted_before_a_run(changed, told, engine, model, studies) -> None:  # noqa: F811
     replies(engine, [f"s{number}" for number in range(1, 1 + changed)])
     sampled = replace(CONFIG, candidates=2)

@@ -53,7 +53,7 @@ class Remote:
             return
         try:
             job.done.set_result(self._write(job))
-        except Exception as error:
+        except Exception as error:  # one job must not end the thread; its client is told
             job.done.set_exception(_told(error))
 
     def _write(self, job: Job) -> Written:
