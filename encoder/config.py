@@ -56,14 +56,16 @@ class EncoderConfig(ComputeConfig):
         import torch
 
         from encoder.towers import load_tower
-        from raddraft.processes import pick_device
+        from raddraft.processes import pick_device, warn_if_slow
 
         if not self.tower:
             raise RadDraftError("No tower is named; give --tower, e.g. --tower rad-dino")
         tower = load_tower(self.tower, self.image_size, backend)
         if self.precision != "float32":
             _ = tower.digest  # of the weights as they were loaded
-        tower.model.to(pick_device(self.device), getattr(torch, self.precision))
+        device, dtype = pick_device(self.device), getattr(torch, self.precision)
+        warn_if_slow(dtype, device)
+        tower.model.to(device, dtype)
         return tower
 
 

@@ -11,9 +11,12 @@ is not sharded, so a run resumes with any number of processes.
 from __future__ import annotations
 
 import os
+import timeit
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +33,10 @@ WAIT = timedelta(hours=4)
 would end the run."""
 
 
+SLOW = 4
+"""How many times longer than in float32 a matrix product takes in 16 bits, from which on a warning is due."""
+
+
 def pick_device(name: str) -> str:
     """The device to compute on: `name`, or for "auto" the first accelerator, else the CPU.
 
@@ -44,6 +51,27 @@ def pick_device(name: str) -> str:
         return name
     accelerator = torch.accelerator.current_accelerator()  # what torch was built for, whether it is there or not
     return accelerator.type if accelerator and torch.accelerator.is_available() else "cpu"
+
+
+@cache
+def warn_if_slow(dtype: torch.dtype, device: str) -> None:
+    """Warn, once, where the CPU computes in a 16-bit type many times slower than in float32.
+
+    CPUs without instructions for it (on x86 AVX-512 or AMX) do. The product of two [128, 128] matrices is timed.
+    """
+    if not device.startswith("cpu") or dtype.itemsize != 2 or not is_main_process():
+        return
+    times = {
+        one: min(timeit.repeat(partial(torch.mm, x, x), number=1, repeat=5))
+        for one in (torch.float32, dtype)
+        for x in [torch.ones(128, 128, dtype=one)]
+    }
+    if (ratio := times[dtype] / times[torch.float32]) > SLOW:
+        warnings.warn(
+            f"this CPU has no fast {str(dtype).removeprefix('torch.')}: a matrix product took {ratio:.0f} times as long "
+            "as in float32, and so will the rest; choose float32 (for training precision: no)",
+            stacklevel=3,
+        )
 
 
 def is_main_process() -> bool:
@@ -99,6 +127,8 @@ def make_accelerator(out: Path, precision: str, trackers: Sequence[str], shard_o
         mixed_precision=precision, log_with=list(trackers) or None, project_dir=out, kwargs_handlers=handlers
     )
     check_launch(accelerator)
+    if precision != "no":
+        warn_if_slow(torch.bfloat16 if precision == "bf16" else torch.float16, accelerator.device.type)
     kind = accelerator.distributed_type.value
     if kind in ("FSDP", "DEEPSPEED"):
         raise RadDraftError(

@@ -1,4 +1,4 @@
-"""Preparing a model for one process or several; runs on two processes are in test_train.py and test_pretrain.py."""
+"""Devices, their types, and preparing a model for processes; two processes run in test_train.py and test_pretrain.py."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 
+from encoder.config import EncoderConfig
+from raddraft import processes
 from raddraft.errors import RadDraftError
-from raddraft.processes import check_launch, prepare_model, release_model
+from raddraft.processes import check_launch, make_accelerator, prepare_model, release_model, warn_if_slow
 
 
 class Typed(torch.nn.Linear):
@@ -44,3 +46,26 @@ def test_processes_that_accelerate_has_not_found_are_refused(monkeypatch) -> Non
         RadDraftError, match=r"WORLD_SIZE states 4 processes, and Accelerate has found 1: .* ACCELERATE_USE_CPU"
     ):
         check_launch(accelerator)
+
+
+def test_a_cpu_that_is_slow_in_16_bits_says_so(monkeypatch, recwarn, tower_folder, tmp_path) -> None:
+    """Emulated bfloat16 made a training step fifteen times as long, without a word."""
+    warn_if_slow.cache_clear()
+    monkeypatch.setattr(processes, "SLOW", 0)  # every CPU is
+    warn_if_slow(torch.float32, "cpu")
+    warn_if_slow(torch.bfloat16, "cuda:0")
+    assert not recwarn
+    with pytest.warns(UserWarning, match=r"no fast bfloat16: a matrix product took \d+ times as long"):
+        EncoderConfig(tower=str(tower_folder), precision="bfloat16", device="cpu").load()
+    warn_if_slow.cache_clear()
+    AcceleratorState._reset_state()
+    PartialState._reset_state()
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    with pytest.warns(UserWarning, match=r"float32 .for training precision: no."):
+        make_accelerator(tmp_path, "bf16", [], "train.shard")
+    warn_if_slow.cache_clear()
+    AcceleratorState._reset_state()
+    PartialState._reset_state()
+    monkeypatch.setattr(processes, "SLOW", 1e9)
+    warn_if_slow(torch.bfloat16, "cpu")
+    assert not [one for one in recwarn if "no fast" in str(one.message)]
