@@ -1,4 +1,4 @@
-"""Devices, their types, and preparing a model for processes; two processes run in test_train.py and test_pretrain.py."""
+"""Devices, types, and preparing a model for processes; two processes run in test_train.py and test_pretrain.py."""
 
 from __future__ import annotations
 
