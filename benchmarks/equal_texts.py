@@ -7,8 +7,8 @@
 The studies are the first of the demo's test split, synthetic phantoms. `raddraft generate` is compared with `raddraft
 serve`, with `transformers serve` and pipeline("image-text-to-text") in batches of the environment of `--transformers`
 (which needs transformers[serving]; by default it is this one), and with vLLM's transformers backend in the environment
-of `--vllm`. Models of other families have the demo's tower and tokenizer, and learn for some hundred steps, so that
-texts differ from study to study; they are kept in `--out`.
+of `--vllm`. Models of other families have the demo's tower (or `--tower`) and tokenizer, and learn for some hundred
+steps, so that texts differ from study to study; they are kept in `--out`.
 
 Printed is the share of equal texts, and of each text that differs the first token that does and how far the logits of
 the two tokens are apart in this project's model: rounding decides where it is small.
@@ -56,6 +56,7 @@ def main(
     out: Path = Path("runs/equal-texts"),
     n: int = 100,
     families: list[str] = list(FAMILIES),  # noqa: B006 - the parser's default, never changed
+    tower: Path | None = None,
     training: int = 1000,
     transformers: Path | None = None,
     vllm: Path | None = None,
@@ -67,6 +68,7 @@ def main(
         out: Folder for the models of other families.
         n: Studies.
         families: Language models beside the demo's: NAME of NAMEConfig and NAMEForCausalLM in transformers.
+        tower: Folder of their tower; by default the demo's, a LeViT, which vLLM's CPU build cannot run.
         training: Studies that these learn from.
         transformers: The command `transformers` of another environment.
         vllm: The command `vllm` of another environment.
@@ -74,7 +76,9 @@ def main(
     studies = read_studies(demo / "phantom" / "studies.jsonl")
     wanted = [study for study in studies if study.split == "test"][:n]
     learned = [study for study in studies if study.split == "train"][:training]
-    folders = {"demo": demo / "model"} | {name: make_model(name, demo, learned, out) for name in families}
+    folders = {"demo": demo / "model"} | {
+        name: make_model(name, demo, tower or demo / "warm", learned, out) for name in families
+    }
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GB; by default vLLM takes a share of the machine's memory
     command = transformers or Path(sys.executable).with_name("transformers")
     rows: dict[str, list[str]] = {}
@@ -104,8 +108,8 @@ def main(
     return 0 if good else 1
 
 
-def make_model(family: str, demo: Path, studies: Sequence[Study], out: Path) -> Path:
-    """Train a language model of a family on the demo's tower; the folder of the model."""
+def make_model(family: str, demo: Path, tower: Path, studies: Sequence[Study], out: Path) -> Path:
+    """Train a language model of a family with the demo's tokenizer; the folder of the model."""
     import transformers
     from transformers import AutoTokenizer
 
@@ -123,7 +127,7 @@ def make_model(family: str, demo: Path, studies: Sequence[Study], out: Path) -> 
         getattr(transformers, f"{family}ForCausalLM")(config).save_pretrained(folder / "lm")
         tokenizer.save_pretrained(folder / "lm")
         recipe = TrainConfig((Stage(epochs=4, lr=1e-3, lm="full"),), workers=0, eval_every=0, cached=True)
-        parts = ModelConfig(str(demo / "warm"), str(folder / "lm"))
+        parts = ModelConfig(str(tower), str(folder / "lm"))
         train({"train": studies}, folder, parts, PromptConfig(), recipe)
     return folder / "model"
 
