@@ -22,6 +22,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,8 @@ NOBODY = 65534
 """User that may not write to the folders of others."""
 LONGEST = 900
 """Seconds after which a command hangs."""
+LOOKS = 3
+"""Runs in which a lock is looked for; it may be held for less time than a look takes."""
 
 
 def main(kills: int = 60, inputs: int = 3000, seed: int = 0, only: list[str] | None = None) -> int:
@@ -111,8 +114,11 @@ def _campaign(cases: list[Case], place: Path, kills: int, rng: random.Random) ->
     for case in ready:
         for disturbance in ("full disk", "read-only folder", "two at once"):
             out = place / disturbance.replace(" ", "-") / f"{case.name}{case.suffix}"
-            told = _disturb(case, out, place, disturbance, rng)
             counts[disturbance] += 1
+            if disturbance == "two at once":
+                told = _run_two(case, out, place, counts)
+            else:
+                told = _disturb(case, out, place, disturbance, rng)
             if told is not None:
                 faults[f"{case.name}: {disturbance}"] += 1
                 print(case.name, disturbance, told[-1500:], file=sys.stderr)
@@ -123,13 +129,7 @@ def _campaign(cases: list[Case], place: Path, kills: int, rng: random.Random) ->
 
 
 def _disturb(case: Case, out: Path, place: Path, disturbance: str, rng: random.Random) -> str | None:
-    """Run a command where it cannot write, or twice at once; what it said, unless that is as it should be."""
-    if disturbance == "two at once":
-        two = [_start(case, out, place / f"said-{one}") for one in range(2)]
-        statuses = sorted(_wait(process) for process in two)
-        said = "".join((place / f"said-{one}").read_text() for one in range(2))
-        fine = statuses == [0, 0] or (case.name not in SHARING and statuses == [0, 1] and case.refusal in said)
-        return None if fine else f"{statuses} {said}"
+    """Run a command where it cannot write; what it said, unless that is as it should be."""
     if disturbance == "full disk":
         files = _files(place / "undisturbed" / f"{case.name}{case.suffix}")
         most = max(path.stat().st_size for path in files)
@@ -141,6 +141,43 @@ def _disturb(case: Case, out: Path, place: Path, disturbance: str, rng: random.R
         out.parent.chmod(0o755)
     said = (place / "said").read_text(errors="replace")
     return None if status == 1 and sentence in said and "Traceback" not in said else f"{status} {said}"
+
+
+def _run_two(case: Case, out: Path, place: Path, counts: Counter[str]) -> str | None:
+    """Run a command twice at once; what both said, unless both share the output, or one is refused for the other.
+
+    Of commands that do not share, the second runs while the first stands still with its lock held, so that there is no
+    chance in it.
+    """
+    said, sharing = [place / "said-0", place / "said-1"], case.name in SHARING
+    first = _start(case, out, said[0])
+    for _ in range(0 if sharing else LOOKS):
+        if _stop_with_lock(first, out):
+            break
+        _wait(first)
+        shutil.rmtree(out.parent, ignore_errors=True)
+        first = _start(case, out, said[0])
+    second = _start(case, out, said[1])
+    statuses = [_wait(second)]
+    os.kill(first, signal.SIGCONT)
+    statuses.append(_wait(first))
+    fine = statuses == [0, 0] if sharing else statuses == [1, 0] and case.refusal in said[1].read_text()
+    counts["of which both shared" if sharing else "of which the second was refused"] += fine
+    return None if fine else f"{statuses} {' '.join(file.read_text() for file in said)}"
+
+
+def _stop_with_lock(process: int, out: Path) -> bool:
+    """Stop a process as soon as it holds a lock file of its output; False if it ends before."""
+    while os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        with suppress(FileNotFoundError):  # of a lock that is just given up
+            locks = {str(path.stat().st_ino) for path in out.parent.rglob("*.lock")}
+            held = [line.split() for line in Path("/proc/locks").read_text().splitlines()] if locks else []
+            if any(line[-4] == str(process) and line[-3].rpartition(":")[2] in locks for line in held):
+                os.kill(process, signal.SIGSTOP)
+                state = os.waitid(os.P_PID, process, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+                return state is not None and state.si_code == os.CLD_STOPPED
+        time.sleep(0.001)
+    return False
 
 
 def _damage(case: Case, place: Path, rng: random.Random, faults: Counter[str], counts: Counter[str]) -> None:
