@@ -13,6 +13,7 @@ from encoder.dino import Dino
 from encoder.recipe import Architecture, PretrainConfig
 from encoder.tower import Tower
 from encoder.towers import load_tower
+from raddraft.config_sizes import check_memory
 from raddraft.errors import RadDraftError
 
 
@@ -71,6 +72,7 @@ def new_backbone(config: PretrainConfig) -> Any:
         drop_path_rate=config.drop_path,
         **registers,
     )
+    check_memory(AutoModel.from_config, settings, "architecture")
     return AutoModel.from_config(settings)
 
 

@@ -21,6 +21,7 @@ from encoder.cards import TOWERS
 from encoder.official import find_file, load_official
 from encoder.timm_folder import plain_processor
 from encoder.tower import Tower, patch_size
+from raddraft.config_sizes import check_memory, check_numbers
 from raddraft.errors import RadDraftError, UnavailableError
 from raddraft.loading import load_pretrained
 
@@ -133,7 +134,7 @@ def _load(name: str, backend: str) -> tuple[Any, BaseImageProcessor]:
         return given, given_processor(given.config)
     if (card := TOWERS.get(known)) and (card.checkpoint or file):
         model, processor = load_official(known, card, find_file(known, card, file), backend)
-        return (_with_random_weights(model.config) if name.startswith("random:") else model), processor
+        return (_with_random_weights(model.config, known) if name.startswith("random:") else model), processor
     path = resolve_tower(name.removeprefix("random:"))
     # torchvision is the default anyway; asking for it would draw a warning where a processor has Pillow only.
     options = {} if backend == "torchvision" else {"backend": backend}
@@ -142,17 +143,18 @@ def _load(name: str, backend: str) -> tuple[Any, BaseImageProcessor]:
             model, _ = _load(name.removesuffix(path) + beside, backend)
         elif name.startswith("random:"):
             config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-            model = _with_random_weights(getattr(config, "vision_config", config))
+            model = _with_random_weights(getattr(config, "vision_config", config), path)
         else:
             model = _load_pretrained(path)
         return model, AutoImageProcessor.from_pretrained(path, trust_remote_code=False, **options)
 
 
-def _with_random_weights(config: Any) -> Any:
+def _with_random_weights(config: Any, path: str) -> Any:
     """A model of the config with weights of seed 0."""
     import torch
     from transformers import AutoModel
 
+    check_memory(AutoModel.from_config, config, f"{path}: config.json")
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return AutoModel.from_config(config)
@@ -189,6 +191,7 @@ def reading_checkpoint(what: str, path: str) -> Iterator[None]:
     """
     import torch
 
+    check_numbers(path)
     try:
         yield
     except (RadDraftError, torch.OutOfMemoryError):

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raddraft.config_sizes import check_config, check_numbers, read_room
 from raddraft.errors import CannotRun
 
 if TYPE_CHECKING:
@@ -25,13 +26,24 @@ def load_network(auto: Any, folder: Path, metric: str, device: str | None, **opt
         options: of `from_pretrained`.
 
     Raises:
-        CannotRun: no config.json, or weights that are incomplete or of other shapes than it asks for.
+        CannotRun: no config.json, one that asks for a larger network than the weights, or weights that are incomplete
+            or of other shapes than it asks for.
     """
     import torch
+    from transformers import AutoConfig
     from transformers.utils import logging
 
     if not (folder / "config.json").is_file():
         raise CannotRun(f"{metric} needs a folder with a model of transformers, and {folder} has no config.json")
+    try:
+        check_numbers(folder)
+        build = auto.from_config if hasattr(auto, "from_config") else auto
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        check_config(build, config, str(folder), read_room(folder))
+    except OSError as error:
+        raise CannotRun(f"{metric}: {folder} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+    except ValueError as error:
+        raise CannotRun(f"{metric}: {error}") from error
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # that a checkpoint also has the head of a masked language model is no news
     try:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from metrics.networks import last_states, multiply_in_bfloat16
+from raddraft.config_sizes import check_config, read_room
 from raddraft.errors import RadDraftError, UnavailableError
 from raddraft.files import cache_folder, digest_file, whole_folder
 
@@ -68,6 +69,7 @@ class RadGraph:
         bfloat16: bool = False,
     ):
         import torch
+        from transformers import AutoModel
 
         folder = _unpacked(Path(model), model_type, cache)
         self.batch_size = batch_size
@@ -76,6 +78,7 @@ class RadGraph:
         try:
             config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             self._tokenizer, bert_config = _load_tokenizer(config, tokenizer, folder)
+            check_config(AutoModel.from_config, bert_config, f"{folder}, its BERT", read_room(folder))
             self._network, self._bert = _build_network(config["model"], bert_config, folder / "vocabulary")
         except json.JSONDecodeError as error:
             raise RadDraftError(f"{folder / 'config.json'} is not JSON: {error}") from error

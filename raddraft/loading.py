@@ -10,11 +10,11 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 from fractions import Fraction
 from math import isqrt
 from typing import Any
 
+from raddraft.config_sizes import NO_SIZES, check_config, read_room, replaced
 from raddraft.errors import RadDraftError
 
 Shapes = dict[str, tuple[int, ...] | None]
@@ -26,9 +26,6 @@ TRAINING_ONLY = re.compile(r"(^|\.)mask_token$")
 """Weights that a checkpoint may have beyond its config, since nothing but pre-training uses them."""
 MOST_PREFIX_TOKENS = 16
 """Class and register tokens that may share a table of positions with the patches."""
-
-NO_SIZES = {"id2label", "label2id", "generation_config"}
-"""Keys of a config that no weight depends on, with many numbers in them."""
 
 
 def load_pretrained(auto: Any, path: str, what: str = "model", keys: str = "", **options: Any) -> Any:
@@ -45,10 +42,16 @@ def load_pretrained(auto: Any, path: str, what: str = "model", keys: str = "", *
         options: of `from_pretrained`; code that comes with the checkpoint runs only with trust_remote_code=True.
 
     Raises:
-        RadDraftError: names the folder, what config.json says and both shapes.
+        RadDraftError: names the folder, what config.json says and both shapes, or what the weight files hold.
         Exception: as `from_pretrained`.
     """
     code = {"trust_remote_code": options.pop("trust_remote_code", False)}  # None would ask at the terminal
+    if "gguf_file" not in options:  # whose config is in the file
+        from transformers import AutoConfig
+
+        config = options.get("config") or AutoConfig.from_pretrained(path, **code)
+        build = (lambda one: auto.from_config(one, **code)) if hasattr(auto, "from_config") else auto
+        check_config(build, config, path, read_room(path), keys)
     with _no_table():
         model, report = auto.from_pretrained(
             path, output_loading_info=True, ignore_mismatched_sizes=True, **code, **options
@@ -157,7 +160,7 @@ def _explain(config: Any, held: Shapes, wanted: Shapes, shapes: Callable[[Any], 
         tried: list[tuple[Any, ...]] = []
         for key, old, new in _candidates(config, held, wanted):
             try:
-                changed = _replaced(config, key, new)
+                changed = replaced(config, key, new)
                 made = shapes(changed)
             except Exception:  # many sizes do not go together, and every class has its own way to say so
                 continue
@@ -236,20 +239,6 @@ def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def _sides(value: Any) -> list[Any]:
     """A value, or both of a pair, e.g. height and width."""
     return list(value) if isinstance(value, list | tuple) and len(value) == 2 else [value]
-
-
-def _replaced(config: Any, key: str, value: Any) -> Any:
-    """A copy of a config with another value."""
-    config = deepcopy(config)
-    *parents, name = key.split(".")
-    inner = config
-    for parent in parents:
-        inner = inner[parent] if isinstance(inner, Mapping) else getattr(inner, parent)
-    if isinstance(inner, dict):
-        inner[name] = value
-    else:
-        setattr(inner, name, value)
-    return config
 
 
 def _plain(value: Any) -> str:
