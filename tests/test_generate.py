@@ -67,6 +67,7 @@ questions.write_text(json.dumps(answers))
 
 
 def test_the_folder_drafts_the_same_text_in_plain_transformers(drafter, studies, model_folder, tmp_path) -> None:
+    studies = studies[:24]
     assert generate(drafter, studies, tmp_path / "out.jsonl", CONFIG, "model") == []
     ours = [row["prediction"] for row in read(tmp_path / "out.jsonl")]
     assert len(set(ours)) > 3, "a model that always says the same would prove little"
@@ -79,13 +80,14 @@ def test_the_folder_drafts_the_same_text_in_plain_transformers(drafter, studies,
 
 def test_batches_do_not_change_the_text(drafter, studies, tmp_path) -> None:
     texts = []
-    for size in (1, 7, 40):
-        generate(drafter, studies, tmp_path / f"{size}.jsonl", replace(CONFIG, batch_size=size), "model")
+    for size in (1, 7, 24):
+        generate(drafter, studies[:24], tmp_path / f"{size}.jsonl", replace(CONFIG, batch_size=size), "model")
         texts.append([row["prediction"] for row in read(tmp_path / f"{size}.jsonl")])
     assert texts[0] == texts[1] == texts[2]
 
 
 def test_rows_hold_reference_and_settings_in_the_order_of_the_manifest(drafter, studies, tmp_path) -> None:
+    studies = studies[:24]
     del studies[2].sections["findings"]
     generate(drafter, studies, tmp_path / "out.jsonl", CONFIG, "my model")
     rows = read(tmp_path / "out.jsonl")
@@ -106,14 +108,14 @@ def test_rows_hold_reference_and_settings_in_the_order_of_the_manifest(drafter, 
         replace(CONFIG, candidates=3, confidence=True),
     ],
 )
-@pytest.mark.parametrize("kept", [0, 1, 7, 12, 39])
-def test_interrupted_and_started_again_gives_the_same_file(drafter, studies, tmp_path, config, kept) -> None:
+def test_interrupted_and_started_again_gives_the_same_file(drafter, studies, tmp_path, config) -> None:
     whole, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
-    generate(drafter, studies, whole, config, "model")
+    generate(drafter, studies[:19], whole, config, "model")
     lines = whole.read_bytes().splitlines(keepends=True)
-    cut.write_bytes(b"".join(lines[:kept]) + lines[kept][:-9])
-    generate(drafter, studies, cut, config, "model")
-    assert cut.read_bytes() == whole.read_bytes()
+    for kept in (0, 1, 7, 12, 18):
+        cut.write_bytes(b"".join(lines[:kept]) + lines[kept][:-9])
+        generate(drafter, studies[:19], cut, config, "model")
+        assert cut.read_bytes() == whole.read_bytes(), f"{kept} kept"
 
 
 def test_candidates_are_those_of_transformers_from_one_pass_over_the_prompt(drafter, studies) -> None:
@@ -144,7 +146,7 @@ def test_rows_of_candidates(drafter, studies, tmp_path) -> None:
 
 
 def test_what_ended_at_the_limit_of_tokens_is_marked(drafter, studies, tmp_path) -> None:
-    tokenizer = drafter.processor.tokenizer
+    studies, tokenizer = studies[:24], drafter.processor.tokenizer
     generate(drafter, studies, tmp_path / "long.jsonl", CONFIG, "model")
     whole = read(tmp_path / "long.jsonl")
     assert not any(row["cut"] for row in whole)
@@ -162,7 +164,7 @@ def test_what_ended_at_the_limit_of_tokens_is_marked(drafter, studies, tmp_path)
     assert [(row["cut"], row["candidates_cut"]) for row in read(tmp_path / "several.jsonl")] == [(True, [True] * 3)] * 3
     told = report_drafts(read_drafts(out), ["s9: gone"], out)
     count = sum(row["cut"] for row in read(out))
-    assert told == f"40 of 41 drafts are in {out}; blank: 0; cut at the limit of tokens: {count}\nno draft: s9: gone"
+    assert told == f"24 of 25 drafts are in {out}; blank: 0; cut at the limit of tokens: {count}\nno draft: s9: gone"
 
 
 def test_a_file_that_does_not_say_what_was_cut_is_resumed(drafter, studies, tmp_path) -> None:
@@ -259,6 +261,7 @@ def test_a_draft_is_not_kept_for_what_it_was_not_made_from(drafter, studies, tmp
 
 
 def test_one_bad_image_costs_one_draft(drafter, studies, tmp_path) -> None:
+    studies = studies[:24]
     generate(drafter, studies, tmp_path / "whole.jsonl", CONFIG, "model")
     studies[9].main_image.path.write_bytes(b"")
     studies[20].main_image.path.unlink()
