@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raddraft.config_sizes import check_config, check_numbers, read_room
-from raddraft.errors import CannotRun
+from raddraft.errors import CannotRun, RadDraftError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,11 +38,12 @@ def load_network(auto: Any, folder: Path, metric: str, device: str | None, **opt
     try:
         check_numbers(folder)
         build = auto.from_config if hasattr(auto, "from_config") else auto
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        kind = getattr(auto, "config_class", None) or AutoConfig
+        config = kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         check_config(build, config, str(folder), read_room(folder))
     except OSError as error:
         raise CannotRun(f"{metric}: {folder} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
-    except ValueError as error:
+    except RadDraftError as error:
         raise CannotRun(f"{metric}: {error}") from error
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # that a checkpoint also has the head of a masked language model is no news

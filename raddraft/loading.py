@@ -46,12 +46,14 @@ def load_pretrained(auto: Any, path: str, what: str = "model", keys: str = "", *
         Exception: as `from_pretrained`.
     """
     code = {"trust_remote_code": options.pop("trust_remote_code", False)}  # None would ask at the terminal
-    if "gguf_file" not in options:  # whose config is in the file
+    room = None if "gguf_file" in options else read_room(path)  # whose config is in the file
+    if room is not None:
         from transformers import AutoConfig
 
-        config = options.get("config") or AutoConfig.from_pretrained(path, **code)
+        kind = getattr(auto, "config_class", None) or AutoConfig
+        config = options.get("config") or kind.from_pretrained(path, **code)
         build = (lambda one: auto.from_config(one, **code)) if hasattr(auto, "from_config") else auto
-        check_config(build, config, path, read_room(path), keys)
+        check_config(build, config, path, room, keys)
     with _no_table():
         model, report = auto.from_pretrained(
             path, output_loading_info=True, ignore_mismatched_sizes=True, **code, **options

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import resource
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from tests.test_loading import edit
 
 MEMORY = 3 * 2**30
 """Bytes of address space that the process may have more than it has with all its libraries."""
-LOADERS = {
+LOADERS: dict[str, Callable[[str], Any]] = {
     "lm": lambda name: load_lm(ModelConfig("any", name)),
     "tower": load_tower,
     "random": lambda name: load_tower(f"random:{name}"),
