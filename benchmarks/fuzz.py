@@ -180,7 +180,7 @@ def _manifest(path: Path) -> None:
 
 
 def _predictions(path: Path) -> None:
-    read_drafts(path)
+    list(read_drafts(path))
     score_systems(read_systems([path])[0], ["rouge_l"], resamples=2)
 
 

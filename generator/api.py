@@ -284,10 +284,13 @@ def name_with_files(study: Study) -> str:
     return study.study_id if Path(study.study_id).name == names[0] else f"{study.study_id}: {', '.join(names)}"
 
 
-def report_drafts(drafts: Sequence[Draft], errors: Sequence[str], where: Path | str) -> str:
+def report_drafts(drafts: Iterable[Draft], errors: Sequence[str], where: Path | str) -> str:
     """How many drafts are in `where`, how many of them are blank or cut, and a line for each study without a draft."""
-    told = f"{len(drafts)} of {len(drafts) + len(errors)} drafts are in {where}"
-    told += f"; blank: {sum(not draft.text.strip() for draft in drafts)}"
-    if known := [draft.cut[0] for draft in drafts if draft.cut]:
-        told += f"; cut at the limit of tokens: {sum(known)}"
+    count = blank = known = cut = 0
+    for draft in drafts:
+        count, blank = count + 1, blank + (not draft.text.strip())
+        if draft.cut:
+            known, cut = known + 1, cut + draft.cut[0]
+    told = f"{count} of {count + len(errors)} drafts are in {where}; blank: {blank}"
+    told += f"; cut at the limit of tokens: {cut}" if known else ""
     return "\n".join([told, *(f"no draft: {printable(one)}" for one in errors)])

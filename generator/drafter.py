@@ -124,7 +124,7 @@ class Drafter:
                 kept.append(study)
                 sizes.append(self._most_tokens(one, prior_of(one, priors), answers))
         make = partial(self._examples, priors=priors, answers=answers, reserve=reserve)
-        examples = Examples(kept, make, lambda one: self._files(one, prior_of(one, priors)))
+        examples = Examples(kept, make, lambda one: self._files(one, prior_of(one, priors)), keep=answers)
         if answers and self.prompt.findings_first:
             self.prompt.warn_of_observations(skim(kept))
         if kept:

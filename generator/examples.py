@@ -1,4 +1,4 @@
-"""Examples of many studies: made when they are asked for, many at a time, and kept as numbers instead of objects.
+"""Examples of many studies: made when they are asked for, many at a time; those to be read again are kept as numbers.
 
 examples = drafter.encode(studies, answers=True)
 examples.lengths(range(100))  # tokenizes these, if they are not yet
@@ -30,6 +30,7 @@ class Examples(Sequence[Example]):
         studies: one for each example.
         make: makes the examples of some of them.
         show: gives the image files of one of them, as its example has them.
+        keep: whether they are kept once they are made, as training asks for them in every epoch.
     """
 
     def __init__(
@@ -37,8 +38,9 @@ class Examples(Sequence[Example]):
         studies: Sequence[Study],
         make: Callable[[Sequence[Study]], Sequence[Example]],
         show: Callable[[Study], list[Path]],
+        keep: bool,
     ) -> None:
-        self._studies, self._make, self._show = studies, make, show
+        self._studies, self._make, self._show, self._keep = studies, make, show, keep
         self._kind = Example
         self._text, self._answer = (_Rows(array("i"), len(studies)) for _ in range(2))
         self._rest = _Rows(bytearray(), len(studies))
@@ -56,11 +58,12 @@ class Examples(Sequence[Example]):
 
     def __getitem__(self, index: int | slice) -> Example | list[Example]:
         rows = range(len(self))[index]
-        if isinstance(rows, range):
-            self.lengths(rows)
-            return [self[row] for row in rows]
-        self.lengths([rows])
-        return self._read(rows)
+        if not isinstance(rows, range):
+            return self[rows : rows + 1][0]
+        if not self._keep:
+            return list(self._make([*skim(self._studies[row] for row in rows)]))
+        self.lengths(rows)
+        return [self._read(row) for row in rows]
 
     def __iter__(self) -> Iterator[Example]:
         for at in range(0, len(self), TOGETHER):
@@ -85,13 +88,15 @@ class Examples(Sequence[Example]):
         return map(self._show, skim(self._studies))
 
     def _write(self, row: int, example: Example) -> None:
+        self._lengths[row], self._learned[row], self._made[row] = len(example), example.learned, True
+        if not self._keep:
+            return
         rest: dict[str, Any] = {one.name: getattr(example, one.name) for one in fields(example)}
         self._text.put(row, rest.pop("text"))
         self._answer.put(row, rest.pop("answer"))
         rest |= {"images": [str(path) for path in example.images], "given": [example.given.start, example.given.stop]}
         self._rest.put(row, json.dumps(rest).encode())
         self._kind = type(example)
-        self._lengths[row], self._learned[row], self._made[row] = len(example), example.learned, True
 
     def _read(self, row: int) -> Example:
         rest = json.loads(self._rest.get(row))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
-from collections.abc import Collection, Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from generator.priors import find_priors, prior_of
 from generator.rollout import token_log_probs
 from generator.speculate import Speculator
 from raddraft.errors import RadDraftError
-from raddraft.files import cut_log, read_jsonl, write_text
+from raddraft.files import cut_log, read_jsonl, write_whole
 from raddraft.images import ImageError, load_image
 from raddraft.locks import hold
 from raddraft.studies import Study
@@ -151,18 +152,20 @@ def write_drafts(
     part = out if process[1] == 1 else out.with_name(f"{out.name}.{process[0]}")
     with ExitStack() as held:
         held.enter_context(hold(out))
-        done = read_resumable(out, prints, settings)
-        yield from done.values()
+        done = set[str]()
+        for draft in read_resumable(out, prints, settings):
+            done.add(draft.study_id)
+            yield draft
         file = held.enter_context(open(part, "a", encoding="utf-8", errors="replace"))  # of lone surrogates
         if engine is None:
-            drafts = decode(drafter, examples, config, workers, done.keys(), speculator, process)
+            drafts = decode(drafter, examples, config, workers, done, speculator, process)
         else:
-            drafts = decode_elsewhere(engine, drafter, studies, examples, config, done.keys(), process)
+            drafts = decode_elsewhere(engine, drafter, studies, examples, config, done, process)
         for draft in drafts:
             if draft.study_id in done:
                 continue
             if not draft.error:
-                study = known[draft.study_id]
+                study = copy(known[draft.study_id])  # what is read of it is not kept
                 row = study.ids | {"prediction": draft.text, "reference": drafter.prompt.answer(study)}
                 row |= draft.row() | settings | {"fingerprint": prints[draft.study_id]}
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -178,11 +181,20 @@ def merge(out: Path, studies: Sequence[Study], in_disorder: bool = False) -> Non
     parts = sorted(file for file in out.parent.glob(f"{glob.escape(out.name)}.*") if file.suffix[1:].isdecimal())
     if not parts and not in_disorder:
         return
-    rows: dict[str, str] = {}
-    for file in (out, *parts) if out.is_file() else parts:
-        with open(file, encoding="utf-8") as lines:  # an interruption may have cut the last line
-            rows |= {json.loads(line)["study_id"]: line for line in lines if line.endswith("\n")}
-    write_text(out, "".join(rows[study.study_id] for study in studies if study.study_id in rows))
+    place: dict[str, tuple[int, int]] = {}  # study id -> number of the file, and where in it the line begins
+    with ExitStack() as opened:
+        files = [opened.enter_context(open(file, "rb")) for file in ((out, *parts) if out.is_file() else parts)]
+        for number, file in enumerate(files):
+            start = 0
+            for line in file:
+                if line.endswith(b"\n"):  # an interruption may have cut the last line
+                    place[json.loads(line)["study_id"]] = number, start
+                start += len(line)
+        with write_whole(out) as temporary, open(temporary, "wb") as merged:
+            for study in studies:
+                if found := place.get(study.study_id):
+                    files[found[0]].seek(found[1])
+                    merged.write(files[found[0]].readline())
     for part in parts:
         part.unlink()
 
@@ -211,7 +223,7 @@ def decode(
     numbers = [
         number
         for number, rows in enumerate(batches)
-        if number % process[1] == process[0] and not all(examples[row].study_id in done for row in rows)
+        if number % process[1] == process[0] and not (done and all(examples[row].study_id in done for row in rows))
     ]
     dataset = drafter.dataset(examples)
     loader = load_batches(dataset, (batches[number] for number in numbers), workers, _collate_readable)
@@ -325,16 +337,15 @@ def fingerprints(drafter: Drafter, examples: Sequence[Example]) -> dict[str, str
     return {example.study_id: digest(example) for example in examples}
 
 
-def read_resumable(out: Path, prints: Mapping[str, str], settings: Mapping[str, str]) -> dict[str, Draft]:
-    """Study id -> draft that `out` holds already; a last line that an interruption cut is dropped from the file.
+def read_resumable(out: Path, prints: Mapping[str, str], settings: Mapping[str, str]) -> Iterator[Draft]:
+    """The drafts that `out` holds already; a last line that an interruption cut is dropped from the file.
 
     RadDraftError where a line has other settings, a study without a fingerprint in `prints`, or another fingerprint.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     if not out.is_file():
-        return {}
+        return
     cut_log(out, lambda row: True)
-    done = {}
     for line, row in read_jsonl(out, ("study_id", "prediction")):
         where = out.parent / line
         for key, value in settings.items():
@@ -351,13 +362,12 @@ def read_resumable(out: Path, prints: Mapping[str, str], settings: Mapping[str, 
                 f"{where}: the draft of study {study_id!r} was made with other weights, another prompt or another "
                 "image; choose another --out or remove the file"
             )
-        done[study_id] = _draft_of(row)
-    return done
+        yield _draft_of(row)
 
 
-def read_drafts(path: Path) -> list[Draft]:
-    """The drafts of a predictions.jsonl; raises RadDraftError where a line is none."""
-    return [_draft_of(row) for _, row in read_jsonl(path, ("study_id", "prediction"))]
+def read_drafts(path: Path) -> Iterator[Draft]:
+    """The drafts of a predictions.jsonl, one after the other; raises RadDraftError where a line is none."""
+    return (_draft_of(row) for _, row in read_jsonl(path, ("study_id", "prediction")))
 
 
 def _draft_of(row: Mapping[str, Any]) -> Draft:

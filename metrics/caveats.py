@@ -124,8 +124,8 @@ def unreadable(texts: Sequence[str], once: Once | None = None) -> dict[str, floa
 def alike(texts: Sequence[str]) -> dict[str, float]:
     """Shares of texts, in [0, 1]: `blank`; `equal`, the most frequent one that is not; `repeated`, all that are not
     blank and occur more than once. White space does not count."""
-    counts = Counter(" ".join(text.split()) for text in texts)
-    blank = counts.pop("", 0)
+    counts = Counter(hash(" ".join(text.split())) for text in texts)  # as `raddraft.splits.known_texts` counts
+    blank = counts.pop(hash(""), 0)
     repeated = [count for count in counts.values() if count > 1]
     total = max(len(texts), 1)
     return {"blank": blank / total, "equal": max(repeated, default=0) / total, "repeated": sum(repeated) / total}

@@ -6,8 +6,9 @@ A text that is nothing (null, NaN, "nan", see `raddraft.tables`) is a blank draf
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ TABLES = (".csv", ".tsv")
 REXRANK = ".json"
 
 
-@dataclass
+@dataclass(slots=True)
 class Prediction:
     """A draft and the report it is scored against."""
 
@@ -130,7 +131,8 @@ def read_predictions(path: str | Path, references: str | Path | None = None) -> 
         notes.append(f"{source}: {len(left_out)} references without a prediction in {path} are left out{named}")
     if not key_of:
         raise RadDraftError(f"{path}: no prediction with a reference ({len(drafts)} without)")
-    ours, theirs = (read_subjects(one) for one in (path, source))
+    ours = read_subjects(path)
+    theirs = ours if own else read_subjects(source)
     return [
         Prediction(str(key), drafts[key], reports[other], ours.get(key) or theirs.get(other))
         for key, other in key_of.items()
@@ -164,19 +166,20 @@ def read_subjects(path: str | Path) -> dict[str | int, str]:
     if path.suffix.lower() in TABLES:
         columns, *cells = _read_rows(path) or [[]]
         study = find_column(columns, (*STUDY, *IMAGE))
-        rows = [dict(zip(columns, row, strict=False)) for row in cells]
-        keys: list[str | int] = [row[study] if study else number for number, row in enumerate(rows, 1)]
+        rows: Iterable[dict[str, Any]] = [dict(zip(columns, row, strict=False)) for row in cells]
     elif path.suffix.lower() in JSON_LINES:
-        rows = [row for _, row in read_jsonl(path, ("study_id",))]
-        keys, columns = [row["study_id"] for row in rows], list({key: None for row in rows for key in row})
+        study, columns = "study_id", list({key: None for _, row in read_jsonl(path, ("study_id",)) for key in row})
+        rows = (row for _, row in read_jsonl(path))  # one after the other, since their texts take much memory
     elif path.suffix.lower() == REXRANK:
         subjects = {key: find_subject(key, entry) for key, entry in read_entries(path).items()}
         return {key: subject for key, subject in subjects.items() if subject}
     else:
         return {}
     subject = find_column(columns, SUBJECT)
-    found = zip(keys, (row.get(subject) for row in rows), strict=True) if subject else ()
-    return {key: str(value) for key, value in found if not is_nothing(value)}
+    if not subject:
+        return {}
+    found = ((row[study] if study else number, row.get(subject)) for number, row in enumerate(rows, 1))
+    return {key: sys.intern(str(value)) for key, value in found if not is_nothing(value)}
 
 
 def read_texts(path: str | Path, column: str, optional: bool = False) -> Texts:
@@ -211,6 +214,8 @@ def read_texts(path: str | Path, column: str, optional: bool = False) -> Texts:
 def _join(drafts: Texts, reports: Texts) -> dict[str | int, str | int]:
     """Id of each draft that has a reference -> id of that, in the order of the drafts."""
     key_of = {key: key for key in drafts if key in reports}
+    if len(key_of) == len(drafts):
+        return key_of
     theirs = {name: key for name, key in _by_file(reports).items() if key not in key_of}
     key_of |= {key: theirs[name] for name, key in _by_file(drafts).items() if key not in key_of and name in theirs}
     return {key: key_of[key] for key in drafts if key in key_of}

@@ -52,7 +52,7 @@ MORE_IS_BETTER = ("read_accepted", "read_kept")
 _SIDE = re.compile(r"\b(?:left|right|bilateral)")
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, slots=True)
 class Read(Prediction):
     """A draft as one reader left it; the reference is the reader's text, "" of a rejected draft."""
 

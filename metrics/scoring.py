@@ -48,10 +48,10 @@ class Family:
 
 
 def read_labels(labeler: str, texts: Texts, models: Models, once: Once) -> list[Labels]:
-    """Labels of each text by the labeler "rule" or "chexbert". Raises MissingWeights."""
-    if labeler == "rule":
-        return once.each(label, texts)
-    return list(annotate(models.chexbert_model, texts, models.cache))
+    """Labels of each text by the labeler "rule" or "chexbert"; equal ones are one object. Raises MissingWeights."""
+    found = once.each(label, texts) if labeler == "rule" else annotate(models.chexbert_model, texts, models.cache)
+    distinct: dict[tuple[tuple[str, int | None], ...], Labels] = {}
+    return [distinct.setdefault(tuple(labels.items()), labels) for labels in found]
 
 
 def _f1(labeler: str, uncertain: Uncertain, predictions: Texts, references: Texts, models: Models, once: Once):

@@ -30,7 +30,7 @@ from metrics.scoring import FAMILIES, choose, compute, read_labels
 from metrics.summary import Intervals, Subjects, summarize, tell_doubts, tell_statistics
 from metrics.text import Once
 from raddraft.errors import RadDraftError
-from raddraft.files import write_json, write_text
+from raddraft.files import write_json, write_text, write_whole
 from raddraft.locks import hold
 from raddraft.splits import UNKNOWN_PATIENT, count_known, known_texts
 from raddraft.stats import Measure, check_resamples, take
@@ -110,8 +110,8 @@ class Scored:
         scores, per_study, of_observations, report = paths = [folder / name for name in FILES]
         with hold(folder):
             write_json(scores, self.scores)
-            write_text(per_study, _csv(self._per_study()))
-            write_text(of_observations, _csv(self._per_observation()))
+            _write_csv(per_study, self._per_study())
+            _write_csv(of_observations, self._per_observation())
             write_text(report, page)
         return paths
 
@@ -432,7 +432,6 @@ def _thumbnail(path: Path, side: int = 512) -> bytes | None:
     return data.getvalue()
 
 
-def _csv(rows: Iterator[list[object]]) -> str:
-    text = io.StringIO()
-    write_cells(text, rows)
-    return text.getvalue()
+def _write_csv(path: Path, rows: Iterator[list[object]]) -> None:
+    with write_whole(path) as temporary, open(temporary, "w", encoding="utf-8", errors="replace") as file:
+        write_cells(file, rows)

@@ -24,10 +24,15 @@ Unit = Literal["usual", "unicode", "char"]
 """Tokens: those of the package that defines the metric, words of any alphabet, or characters."""
 PAIRS = 128
 """Of texts of like length, whose n-grams are compared at a time."""
+PART = 5_000
+"""Pairs of texts whose tokens are held at a time."""
+KEPT = 20_000
+"""Texts of which `Once` keeps what a function gave. Of more it would take gigabytes, and they are read again."""
 
 
 class Once:
-    """Applies functions to texts, each function once to each text; to be shared by metrics and systems."""
+    """Applies functions to texts, each function once to each of the first `KEPT` texts; to be shared by metrics and
+    systems."""
 
     def __init__(self) -> None:
         self._results: dict[Hashable, dict[str, object]] = defaultdict(dict)
@@ -54,6 +59,14 @@ class Once:
 
         return self._each((tokenize, cut), number, texts)
 
+    def token_pairs(
+        self, tokenize: Tokenize, predictions: Sequence[str], references: Sequence[str], cut: Tokenize = str.split
+    ) -> Iterator[tuple[list[list[int]], list[list[int]]]]:
+        """`tokens` of predictions and references, of `PART` of both at a time."""
+        for start in range(0, len(predictions), PART):
+            part = slice(start, start + PART)
+            yield self.tokens(tokenize, predictions[part], cut), self.tokens(tokenize, references[part], cut)
+
     def forget(self, texts: Iterable[str]) -> None:
         """Give up what is known of these texts."""
         gone = set(texts)
@@ -66,9 +79,12 @@ class Once:
         known: dict[str, T] = self._results[key]  # type: ignore[assignment]
         found = []
         for text in texts:
-            if text not in known:
-                known[text] = function(text)
-            found.append(known[text])
+            if text in known:
+                found.append(known[text])
+                continue
+            found.append(function(text))
+            if len(known) < KEPT:
+                known[text] = found[-1]
         return found
 
 
@@ -144,13 +160,14 @@ def rouge_l(
     predictions, references = check_texts(predictions, references)
     once = once or Once()
     tokenizers = {"usual": rouge_tokens, "stem": rouge_stems, "unicode": unicode_words, "char": word_characters}
-    ours, theirs = (once.tokens(tokenizers[unit], texts) for texts in (predictions, references))
+    parts = once.token_pairs(tokenizers[unit], predictions, references)
+    scores = [rouge_l_f(a, b) for part in parts for a, b in zip(*part, strict=True)]
     stemmer = f"Porter of nltk {version('nltk')}, words of 4 letters and more" if unit == "stem" else "no"
     package = f"rouge-score {version('rouge-score')} rougeL F-measure|stemmer:{stemmer}|case:lower"
     if unit not in ("usual", "stem"):
         package = f"raddraft {version('raddraft')} rougeL F-measure|tok:{unit} NFC|stemmer:no|case:lower"
     signature = f"{package}|mean over reports"
-    return mean_measure([rouge_l_f(a, b) for a, b in zip(ours, theirs, strict=True)], signature)
+    return mean_measure(scores, signature)
 
 
 def bleu(
@@ -173,8 +190,8 @@ def bleu(
         "char": (list, str.split),
     }
     tokenize, cut = tokenizers[unit]
-    ours, theirs = (once.tokens(tokenize, texts, cut) for texts in (predictions, references))
-    statistics = bleu_statistics(ours, theirs, max_order)
+    parts = once.token_pairs(tokenize, predictions, references, cut)
+    statistics = np.concatenate([bleu_statistics(ours, theirs, max_order) for ours, theirs in parts])
     kind = {"usual": "13a", "unicode": "intl", "char": "char"}[unit]
     signature = f"sacrebleu {version('sacrebleu')}|nrefs:1|case:mixed|eff:no|tok:{kind}|smooth:none|corpus"
     return {

@@ -275,10 +275,10 @@ def cut_log(log: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
     """
     if not log.is_file():
         return
-    lines = [(number, line) for number, line in read_lines(log) if line.endswith(b"\n")]
-    kept = [line for number, line in lines if keep(parse_line(line, f"{log} line {number}"))]
-    with write_whole(log) as temporary:
-        temporary.write_bytes(b"".join(kept))
+    with write_whole(log) as temporary, open(temporary, "wb") as file:
+        for number, line in read_lines(log):
+            if line.endswith(b"\n") and keep(parse_line(line, f"{log} line {number}")):
+                file.write(line)
 
 
 def cache_folder() -> Path:

@@ -89,10 +89,10 @@ def main(
         print(compare_engine(server, loaded.drafter, wanted, decode, count), flush=True)
     errors = loaded.generate(wanted, out, control, training, speculate, workers, decode, server)
     if is_main_process():
-        drafts = read_drafts(out)
-        print(report_drafts(drafts, errors, out))
+        print(report_drafts(read_drafts(out), errors, out))
         if entries:
-            print(*write_submission(submission, entries, {one.study_id: one.text for one in drafts}), sep="\n")
+            texts = {draft.study_id: draft.text for draft in read_drafts(out)}
+            print(*write_submission(submission, entries, texts), sep="\n")
     return 1 if errors and is_main_process() else 0
 
 

@@ -87,7 +87,7 @@ def main(
         loaded = load_model(model, device, prompt, remote_code)
         finder = Nearest(loaded.drafter, known, cache_folder() / "features") if known else None
         reading = Reading(loaded, worklist, reads, results, decode, finder, films)
-        done = sum(reading.read(study) is not None for study in worklist.studies)
+        done = sum(reading.status(study) != "unread" for study in worklist.studies)
         print(f"{len(worklist.studies)} studies, {done} of them read; decisions go to {out}\n{loaded.banner}")
         try:
             serve(reading, port, lambda address: print(f"Open {address}\nCtrl-C stops.", flush=True))

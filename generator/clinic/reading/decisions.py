@@ -10,18 +10,20 @@ decision on a model's draft of a study counts. `metrics.reads` scores the file.
 from __future__ import annotations
 
 import json
+import sys
+from collections import defaultdict, deque
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Lock
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from filelock import FileLock, Timeout
 
 from generator.clinic.reading.worklist import Drafted
 from metrics.reads import parse_read
 from raddraft.errors import RadDraftError
-from raddraft.files import append_jsonl, read_jsonl
+from raddraft.files import append_jsonl, parse_line, read_jsonl
 from raddraft.studies import Study
 
 Decision = Literal["accepted", "corrected", "rejected"]
@@ -43,8 +45,19 @@ class Read:
     """Digest of the model's weights; blank where the draft was made before."""
 
 
+class _Place(NamedTuple):
+    """Where in the file a decision is."""
+
+    start: int
+    """Of its line, in bytes."""
+    decision: Decision
+    weights: str
+
+
 class Reads:
     """The decisions of one reader in a file that other readers may share, though not at the same time.
+
+    Texts stay in the file, so that a worklist may be long.
 
     Args:
         path: the reads.jsonl; made if need be, with the first decision, for its owner only.
@@ -62,13 +75,18 @@ class Reads:
             self._lock.acquire()
         except Timeout:
             raise RadDraftError(f"{path}: another raddraft read writes to it; give another --out") from None
-        self._latest: dict[tuple[str, str], Read] = {}
+        self._latest: dict[str, dict[str, _Place]] = defaultdict(dict)  # weights or model -> study id -> decision
         if path.is_file():
             for where, row in read_jsonl(path, ("study_id", "draft", "decision"), appended=True):
                 parse_read(row, where)  # a file that cannot be scored is not written to
-                if row.get("reader") == reader:
-                    self._keep(row)
             _end_last_line(path)
+            start = 0
+            with open(path, "rb") as lines:
+                for line in lines:
+                    row = {} if line.isspace() else parse_line(line, str(path))
+                    if row.get("reader") == reader:
+                        self._keep(row, start)
+                    start += len(line)
 
     def close(self) -> None:
         """Let others write to the file."""
@@ -82,8 +100,21 @@ class Reads:
             model: name of the model.
             weights: their digest, if known: finds decisions under other names, and leaves out those on other weights.
         """
-        read = self._latest.get((study_id, weights or model)) or self._latest.get((study_id, model))
-        return read if read and (not weights or read.weights in ("", weights)) else None
+        found = self._find(study_id, model, weights)
+        if found is None:
+            return None
+        with open(self.path, "rb") as file:
+            file.seek(found.start)
+            return _read_of(parse_line(file.readline(), str(self.path)))
+
+    def decision(self, study_id: str, model: str, weights: str = "") -> Decision | None:
+        """What `latest` was, without its text, for long lists."""
+        found = self._find(study_id, model, weights)
+        return found.decision if found else None
+
+    def _find(self, study_id: str, model: str, weights: str) -> _Place | None:
+        found = self._latest[weights or model].get(study_id) or self._latest[model].get(study_id)
+        return found if found and (not weights or found.weights in ("", weights)) else None
 
     def append(
         self, study: Study, draft: Drafted, final: str | None, reason: str, seconds: float, reference: str | None
@@ -112,15 +143,21 @@ class Reads:
         row |= {} if reference is None else {"reference": reference}
         with self._writing:
             self.path.touch(mode=0o600)
+            start = self.path.stat().st_size
             append_jsonl(self.path, row, sync=True)
-            return self._keep(row)
+            self._keep(row, start)
+        return _read_of(row)
 
-    def _keep(self, row: dict[str, Any]) -> Read:
-        final, reason, model, weights = (str(row.get(key) or "") for key in ("final", "reason", "model", "weights"))
-        read = Read(row["decision"], final, reason, float(row["seconds"]), model, row["draft"], weights)
-        for key in (weights or model, model):
-            self._latest[row["study_id"], key] = read
-        return read
+    def _keep(self, row: dict[str, Any], start: int) -> None:
+        read = _read_of(row)
+        place = _Place(start, sys.intern(read.decision), sys.intern(read.weights))  # type: ignore[arg-type]
+        for key in (read.weights or read.model, read.model):
+            self._latest[key][row["study_id"]] = place
+
+
+def _read_of(row: dict[str, Any]) -> Read:
+    final, reason, model, weights = (str(row.get(key) or "") for key in ("final", "reason", "model", "weights"))
+    return Read(row["decision"], final, reason, float(row["seconds"]), model, row["draft"], weights)
 
 
 def _end_last_line(path: Path) -> None:
@@ -130,12 +167,13 @@ def _end_last_line(path: Path) -> None:
         RadDraftError: it is not the beginning of a decision.
     """
     with open(path, "rb+") as file:
-        data = file.read()
-        last = data[data.rfind(b"\n") + 1 :]
+        (last,) = deque(file, maxlen=1) or (b"\n",)
+        if last.endswith(b"\n"):
+            return
         try:
-            json.loads(last or b"0")
-            file.write(b"\n" if last else b"")
+            json.loads(last)
+            file.write(b"\n")
         except ValueError:
             if not last.startswith(b"{"):
                 raise RadDraftError(f"{path}: its last line is no decision; give another --out") from None
-            file.truncate(len(data) - len(last))
+            file.truncate(file.tell() - len(last))

@@ -114,19 +114,24 @@ class Reading:
 
     def read(self, study: Study) -> Read | None:
         """What the reader decided on the draft of a study."""
+        return self.reads.latest(study.study_id, *self._author(study))
+
+    def status(self, study: Study) -> str:
+        """The decision on the draft of a study, or "unread"."""
+        return self.reads.decision(study.study_id, *self._author(study)) or "unread"
+
+    def _author(self, study: Study) -> tuple[str, str]:
+        """Name of the model that wrote the draft of a study, and digest of its weights, if known."""
         given = self.worklist.drafts.get(study.study_id)
-        if given:
-            return self.reads.latest(study.study_id, given.model)
-        return self.reads.latest(study.study_id, self.model.name, self.model.digest)
+        return (given.model, "") if given else (self.model.name, self.model.digest)
 
     def overview(self) -> dict[str, Any]:
         """The worklist and what the page can do."""
-        reads = map(self.read, self.worklist.studies)
         edited = {number for number, working in self.working.copy().items() if working.text is not None}
         return {
             "studies": [
-                row | {"status": read.decision if read else "unread", "edited": number in edited}
-                for number, (row, read) in enumerate(zip(self._rows, reads, strict=True))
+                row | {"status": self.status(study), "edited": number in edited}
+                for number, (row, study) in enumerate(zip(self._rows, self.worklist.studies, strict=True))
             ],
             "model": self.model.name,
             "banner": self.model.banner,
