@@ -72,7 +72,8 @@ def new_backbone(config: PretrainConfig) -> Any:
         drop_path_rate=config.drop_path,
         **registers,
     )
-    check_memory(AutoModel.from_config, settings, "architecture")
+    sizes = f"An architecture of width {wanted.width} and depth {wanted.depth}"
+    check_memory(AutoModel.from_config, settings, sizes)
     return AutoModel.from_config(settings)
 
 

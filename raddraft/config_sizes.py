@@ -134,8 +134,8 @@ def check_memory(build: Callable[[Any], Any], config: Any, what: str) -> None:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     room = Room(memory // 4, 1_000_000, (64, 1), f"this machine has memory for {memory // 4:,} numbers")
     if _fits(build, config, room) is False:
-        key = _find_key(build, config, room) or f"more than {room.numbers:,} numbers"
-        raise RadDraftError(f"{what} asks for {key}, but {room.told}")
+        key = _find_key(build, config, room)
+        raise RadDraftError(f"{what}{f' asks for {key}' if key else ''}: too large, since {room.told}")
 
 
 def _find_key(build: Callable[[Any], Any], config: Any, room: Room) -> str | None:

@@ -100,7 +100,8 @@ def test_absurd_sizes_are_named_and_take_no_memory(folders, tmp_path) -> None:
         assert f"{name}: config.json {says} {key} {value}" in sentence, (kind, key, sentence)
         assert told in sentence, (kind, key, sentence)
         assert "\n" not in sentence
-    assert of_recipe.startswith("RadDraftError: architecture asks for hidden_size 64000000, but this machine has")
+    told = "RadDraftError: An architecture of width 64000000 and depth 12: too large, since this machine has memory for"
+    assert of_recipe.startswith(told)
 
 
 def test_what_files_hold_is_read_from_their_headers(lm_folder, tmp_path) -> None:
