@@ -181,8 +181,8 @@ class Asked:
             drafts = decode_elsewhere(engine, self.drafter, self.studies, examples, config)
             return {draft.study_id: draft.error or draft.text for draft in drafts}
 
-    def piped(self, python: Path) -> dict[str, str]:
-        """Study id -> text of transformers' pipeline, run by another Python."""
+    def piped(self, python: Path, script: str = "pipeline_texts.py") -> dict[str, str]:
+        """Study id -> text of transformers' pipeline, or of what another script runs, by another Python."""
         chats: list[list[dict[str, Any]]] = []
         for study in self.studies:
             chat = self.drafter.prompt.messages(study)
@@ -193,14 +193,19 @@ class Asked:
                     load_image(next(images).path, self.drafter.gray_mapping).save(part["image"])
             chats.append(chat)
         (self.temporary / "chats.json").write_text(json.dumps(chats), encoding="utf-8")
-        script = Path(__file__).with_name("pipeline_texts.py")
-        words = [python, "-I", script, self.folder, self.temporary / "chats.json", CONFIG.max_new_tokens, BATCH]
-        environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-        done = subprocess.run([*map(str, words)], capture_output=True, text=True, check=False, env=environment)
-        if done.returncode:
-            raise RadDraftError(f"{python} {script} failed: {done.stderr.strip()[-500:]}")
-        texts = json.loads(done.stdout.splitlines()[-1])
+        texts = run_script(python, script, self.folder, self.temporary / "chats.json", CONFIG.max_new_tokens, BATCH)
         return {study.study_id: text for study, text in zip(self.studies, texts, strict=True)}
+
+
+def run_script(python: Path, script: str, *arguments: Path | str | int) -> Any:
+    """What a script of this folder prints last, as JSON, run by a Python; raises RadDraftError where it fails."""
+    path = Path(__file__).with_name(script)
+    words = [python, "-I", path, *arguments]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([*map(str, words)], capture_output=True, text=True, check=False, env=environment)
+    if done.returncode:
+        raise RadDraftError(f"{python} {path} failed: {done.stderr.strip()[-500:]}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 @torch.inference_mode()
