@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,21 @@ FIRST = (
     *("clinic_results", "clinic_pacs", "docs", "compare_report", "foreign", "compare", "demo"),
 )
 """Files that come first, by what they share and how long they take: what comes last is shared out among workers."""
+
+
+STARTS = re.compile(r"\btests(\.| import )launch\b")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Where tests start processes, fork their server while nothing of this project is imported."""
+    controls = getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput")
+    if controls or config.option.collectonly:  # runs no test
+        return
+    places = [config.invocation_params.dir / word.partition("::")[0] for word in config.args]
+    if any(place.is_dir() or (place.is_file() and STARTS.search(place.read_text("utf-8"))) for place in places):
+        from tests.launch import fork_server
+
+        fork_server()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -94,12 +110,24 @@ def lm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def model_folder(tower_folder: Path, lm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that has learnt enough to write different texts of different lengths."""
+    """A model that has learnt enough to write different texts of different lengths; xdist's workers share it."""
+    import fcntl
+
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "trained"
+    folder.mkdir(exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "run" / "model").is_dir():
+            train_model(folder, tower_folder, lm_folder)
+    return folder / "run" / "model"
+
+
+def train_model(folder: Path, tower_folder: Path, lm_folder: Path) -> None:
     from generator.config import ModelConfig, Stage, TrainConfig
     from generator.prompts import PromptConfig
     from generator.train import train
 
-    folder = tmp_path_factory.mktemp("trained")
     studies = [make_study(folder, i, "train") for i in range(12)]
     config = TrainConfig(
         stages=[Stage(epochs=150, lr=5e-3, lm="full", tower="full")],
@@ -109,7 +137,7 @@ def model_folder(tower_folder: Path, lm_folder: Path, tmp_path_factory: pytest.T
         workers=0,
     )
     prompt = PromptConfig(context=["view", "indication"])
-    return train({"train": studies}, folder / "run", ModelConfig(str(tower_folder), str(lm_folder)), prompt, config)
+    train({"train": studies}, folder / "run", ModelConfig(str(tower_folder), str(lm_folder)), prompt, config)
 
 
 @pytest.fixture(scope="session")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -42,17 +40,14 @@ def crowded_folder(tmp_path: Path) -> Path:
 
 
 @INSTALLED
-def test_training_runs_on_two_processes(tower_folder, lm_folder, studies_file, crowded_folder) -> None:
+def test_training_runs_on_two_processes(tower_folder, lm_folder, studies_file, crowded_folder, monkeypatch) -> None:
     model = ("--model.tower", tower_folder, "--model.lm", lm_folder)
     loop = ("--train.stages", '[{"epochs": 1}]', "--train.batch_size", 24, "--train.workers", 0)
     words = ("train", "--studies", studies_file, "--out", crowded_folder / "run", *model, *loop)
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    environment["ACCELERATE_USE_CPU"] = "true"
-    command = [str(word) for word in (*LAUNCH, RADDRAFT, *words)]
-    done = subprocess.run(command, cwd=crowded_folder, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "processes: 2" in done.stdout
-    assert done.stdout.count(f"model: {crowded_folder / 'run' / 'model'}") == 1
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    said = run_script(*LAUNCH, RADDRAFT, *words, folder=crowded_folder)  # whose processes are started by Python itself
+    assert "processes: 2" in said
+    assert said.count(f"model: {crowded_folder / 'run' / 'model'}") == 1
 
 
 @INSTALLED
