@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import re
 from pathlib import Path
 
 import numpy as np
@@ -23,21 +22,6 @@ FIRST = (
     *("clinic_results", "clinic_pacs", "docs", "compare_report", "foreign", "compare", "demo"),
 )
 """Files that come first, by what they share and how long they take: what comes last is shared out among workers."""
-
-
-STARTS = re.compile(r"\btests(\.| import )launch\b")
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Where tests start processes, fork their server while nothing of this project is imported."""
-    controls = getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput")
-    if controls or config.option.collectonly:  # runs no test
-        return
-    places = [config.invocation_params.dir / word.partition("::")[0] for word in config.args]
-    if any(place.is_dir() or (place.is_file() and STARTS.search(place.read_text("utf-8"))) for place in places):
-        from tests.launch import fork_server
-
-        fork_server()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

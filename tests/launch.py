@@ -1,20 +1,14 @@
 """Processes of their own, one or several that compute together, forked from a server that has done the heavy imports.
 
 Starting Python, torch and transformers anew would take longer than the tests. The server imports nothing of this
-project, so that a process can also be one that does not have it. It is itself forked from the process of the tests,
-which needs these imports too, before that imports anything of this project.
+project, so that a process can also be one that does not have it.
 """
 
 from __future__ import annotations
 
-import faulthandler
 import gc
-import importlib
 import itertools
 import multiprocessing
-import multiprocessing.forkserver
-import multiprocessing.resource_tracker
-import multiprocessing.util
 import os
 import runpy
 import shutil
@@ -27,62 +21,35 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 OURS = ("raddraft", "encoder", "generator", "metrics", "scripts")
 SERVER = multiprocessing.get_context("forkserver")
-HEAVY = [
-    "jsonargparse",
-    "accelerate",
-    "matplotlib.backends.backend_agg",
-    "matplotlib.pyplot",
-    "peft",
-    "pydicom",
-    "sklearn.linear_model",
-    "tqdm",
-    "torch.distributed.fsdp",
-    "torch.distributed.launcher.api",
-    "torchvision.transforms.v2",
-    "transformers.models.auto.modeling_auto",
-    "transformers.models.auto.processing_auto",
-    "transformers.models.llama.modeling_llama",
-    "transformers.models.llava.modeling_llava",
-    "transformers.models.llava.processing_llava",
-    "transformers.models.dinov2.modeling_dinov2",
-    "transformers.models.dinov2_with_registers.modeling_dinov2_with_registers",
-]
-SERVER.set_forkserver_preload(HEAVY)  # of a server that is not forked
+SERVER.set_forkserver_preload(
+    [
+        "jsonargparse",
+        "accelerate",
+        "matplotlib.backends.backend_agg",
+        "matplotlib.pyplot",
+        "peft",
+        "pydicom",
+        "sklearn.linear_model",
+        "tqdm",
+        "torch.distributed.fsdp",
+        "torch.distributed.launcher.api",
+        "torchvision.transforms.v2",
+        "transformers.models.auto.modeling_auto",
+        "transformers.models.auto.processing_auto",
+        "transformers.models.llama.modeling_llama",
+        "transformers.models.llava.modeling_llava",
+        "transformers.models.llava.processing_llava",
+        "transformers.models.dinov2.modeling_dinov2",
+        "transformers.models.dinov2_with_registers.modeling_dinov2_with_registers",
+    ]
+)
 
 LIMIT = 600
 """Seconds after which a process is taken to hang."""
 PORTS = itertools.count(10_000 + os.getpid() % 200 * 100)  # processes that test at the same time begin elsewhere
-
-
-def fork_server() -> None:
-    """Fork the server from this process, which must not have imported anything of this project."""
-    for name in HEAVY:
-        importlib.import_module(name)
-    multiprocessing.resource_tracker.ensure_running()  # which the server would start
-    start = multiprocessing.util.spawnv_passfds
-
-    def fork(_python: bytes, words: Sequence[str], files: Sequence[int]) -> int:
-        """Run the code of `python … -c code` in a fork that keeps these open files only; its process id."""
-        if pid := os.fork():
-            return pid
-        try:
-            multiprocessing.util.spawnv_passfds = start  # as it is where the server forks
-            multiprocessing.forkserver._forkserver.__init__()  # whose lock is held
-            faulthandler.disable()  # it writes to a file of the tests
-            kept = sorted({0, 1, 2, *files})
-            for one, following in itertools.pairwise([*kept, os.sysconf("SC_OPEN_MAX")]):
-                os.closerange(one + 1, following)
-            sys.stdout, sys.stderr = (os.fdopen(stream, "w", closefd=False) for stream in (1, 2))
-            exec(words[-1], {"__name__": "__main__"})
-        finally:
-            os._exit(0)
-
-    with patch("multiprocessing.util.spawnv_passfds", fork):
-        multiprocessing.forkserver.ensure_running()
 
 
 class Job:
