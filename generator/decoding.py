@@ -134,7 +134,7 @@ def _sample(model: Any, inputs: dict[str, torch.Tensor], candidates: int, argume
     """Several candidates of each study. The prompt is read once; `num_return_sequences` would read it for each."""
     cache = prefill(model, inputs, candidates)
     prompts = {key: inputs[key].repeat_interleave(candidates, 0) for key in ("input_ids", "attention_mask")}
-    tokens = model.generate(**prompts, past_key_values=cache, **arguments)
+    tokens = model.generate(**prompts, cache=cache, **arguments)
     return tokens[:, prompts["input_ids"].shape[1] :].tolist()
 
 

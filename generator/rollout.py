@@ -32,7 +32,7 @@ def prefill(model: Any, inputs: dict[str, Tensor], repeats: int = 1) -> DynamicC
     cache = DynamicCache(config=getattr(model, "module", model).config)  # DDP hides it
     cut = {key: inputs[key][:, :-1] for key in ("input_ids", "attention_mask")}
     positions = (cut["attention_mask"].cumsum(1) - 1).clamp(min=0)
-    model(**(inputs | cut), position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    model(**(inputs | cut), position_ids=positions, cache=cache, use_cache=True, logits_to_keep=1)
     cache.batch_repeat_interleave(repeats)
     return cache
 
@@ -69,7 +69,7 @@ def _continue(
             input_ids=part,
             attention_mask=torch.cat([mask, mask.new_ones(len(mask), int(columns[-1]))], 1),
             position_ids=last + columns,
-            past_key_values=cache,
+            cache=cache,
             use_cache=True,
         ).logits
         yield logits, tokens[:, at : at + chunk]
@@ -167,7 +167,7 @@ def sample(
     going = torch.ones_like(rows, dtype=torch.bool)
     for step in range(draws.shape[1]):
         logits = model(
-            input_ids=token, attention_mask=mask, position_ids=place, past_key_values=cache, use_cache=True
+            input_ids=token, attention_mask=mask, position_ids=place, cache=cache, use_cache=True
         ).logits[:, -1]
         token = _choose(logits.float(), draws[rows, step], temperature)[:, None]
         for row, chosen, goes in zip(rows.tolist(), token[:, 0].tolist(), going.tolist(), strict=True):

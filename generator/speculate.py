@@ -155,7 +155,7 @@ class _Rows:
         self.mask = inputs["attention_mask"]
         positions = (self.mask.cumsum(1) - 1).clamp(min=0)
         self.last = positions[:, -1:]
-        given = {"past_key_values": self.cache, "use_cache": True, "logits_to_keep": 1}
+        given = {"cache": self.cache, "use_cache": True, "logits_to_keep": 1}
         logits = model(**inputs, position_ids=positions, **given).logits
         self.numbers = list(range(len(logits)))
         self.texts: list[list[int]] = [[] for _ in self.numbers]
@@ -179,7 +179,7 @@ class _Rows:
             input_ids=torch.tensor([tokens + [0] * (width - len(tokens)) for tokens in fed], device=device),
             attention_mask=torch.cat([self.mask, fresh.to(self.mask.dtype)], 1),
             position_ids=self.last + lengths + columns,
-            past_key_values=self.cache,
+            cache=self.cache,
             use_cache=True,
         ).logits
         chosen = self._choose(logits, proposals)

@@ -49,7 +49,7 @@ class Alone:
         given: dict[str, Any] = {"input_ids": torch.cat([prompt, new], 1), "pixel_values": pixels, "use_cache": False}
         if self.model.config.image_token_id in text:  # which stands for no image there
             read = self.model(input_ids=prompt, pixel_values=pixels, use_cache=True, logits_to_keep=1)
-            given = {"input_ids": new, "past_key_values": read.past_key_values}
+            given = {"input_ids": new, "cache": read.cache}
         logits = self.model(**given, logits_to_keep=1).logits
         return int(logits[0, -1].argmax())
 

@@ -35,11 +35,11 @@ def written(lm: Any, ids: Any, images: Any, ends: list[int]) -> list[int]:
         if is_image:
             given = {"inputs_embeds": torch.from_numpy(images[used : used + len(part)])[None]}
             used += len(part)
-        read = lm(**given, past_key_values=cache, use_cache=True)
-        cache = read.past_key_values
+        read = lm(**given, cache=cache, use_cache=True)
+        cache = read.cache
     while len(tokens) < TOKENS and not set(ends) & set(tokens[-1:]):
         if tokens:
-            read = lm(input_ids=torch.tensor([tokens[-1:]]), past_key_values=cache, use_cache=True)
+            read = lm(input_ids=torch.tensor([tokens[-1:]]), cache=cache, use_cache=True)
         tokens.append(int(read.logits[0, -1].argmax()))
     return tokens
 
