@@ -42,9 +42,12 @@ VOLATILE = re.compile(r"(.*/)?(log|files)\.jsonl|report\.html|compare\.json|cell
 """Files that hold times."""
 DAMAGED = 3
 """Files of each command's output that are damaged, at most."""
-UNCHECKED = re.compile(r".*README\.md|.*/(state\.pt|start\.safetensors)|(.*/)?(part|looks)-.*|model/.*|.*\.png|sent/.*")
+UNCHECKED = re.compile(
+    r".*README\.md|.*/(state\.pt|(start|best)\.safetensors)|(.*/)?(part|looks)-.*|model/.*|.*\.png|sent/.*"
+)
 """Files whose damage need not show when a command is run again: users edit cards, a finished stage has no use for its
-beginning, who loads a finished model checks it, the archive is not ours, and rows of numbers have no check sums."""
+beginning and its best weights, who loads a finished model checks it, the archive is not ours, and rows of numbers have
+no check sums."""
 NOBODY = 65534
 """User that may not write to the folders of others."""
 LONGEST = 900

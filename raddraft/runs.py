@@ -1,16 +1,18 @@
 """The run folder: config.yaml, log.jsonl and checkpoints/, from which an interrupted run resumes bit-exactly.
 
 A checkpoint is written under a temporary name and renamed, and the one before it is removed only then, so a run that
-is killed at any moment finds a whole one.
+is killed at any moment finds a whole one. The header of a file of weights holds their check sum.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,7 +68,6 @@ class RunFolder:
     def restore(self, model: nn.Module, optimizer: Any = None) -> None:
         """Load the newest checkpoint, if any: the weights, or with an optimizer its state and the random state."""
         import torch
-        from safetensors.torch import load_file
 
         from raddraft.processes import load_run_state, load_tensors
 
@@ -75,9 +76,12 @@ class RunFolder:
             return
         if optimizer is None:
             with _reading(newest / "weights.safetensors", f"remove {newest} to start the run anew") as path:
-                load_tensors(model, load_file(path))
+                load_tensors(model, _load_weights(path))
         else:
             with _reading(newest / "state.pt", f"remove {newest} to start the run anew") as path:
+                with zipfile.ZipFile(path) as parts:  # torch does not look at the check sums
+                    if wrong := parts.testzip():
+                        raise RadDraftError(f"wrong check sum of {wrong}")
                 load_run_state(torch.load(path, weights_only=True), self.accelerator, optimizer)
 
     def save(
@@ -92,7 +96,6 @@ class RunFolder:
             optimizer: its state is kept too; without one the checkpoint marks the beginning of a stage.
         """
         import torch
-        from safetensors.torch import save_file
 
         from raddraft.processes import gather, run_state
 
@@ -100,7 +103,7 @@ class RunFolder:
         if self.accelerator.is_main_process:
             old = self._whole()
             with whole_folder(self._checkpoints / name) as temporary:
-                save_file(weights, temporary / "weights.safetensors")
+                _save_weights(weights, temporary / "weights.safetensors")
                 (temporary / "progress.json").write_text(json.dumps(progress))
                 with open(temporary / "state.pt", "wb") as file:  # given a name, torch does not say that a disk is full
                     torch.save(state, file)
@@ -111,25 +114,21 @@ class RunFolder:
 
     def save_best(self, tensors: Iterable[tuple[str, Tensor]], name: str = "best") -> None:
         """Keep these weights as the best so far, or under another name. Every process has to take part."""
-        from safetensors.torch import save_file
-
         from raddraft.processes import gather
 
         weights = gather(tensors, self.accelerator)
         if self.accelerator.is_main_process:
             with write_whole(self._checkpoints / f"{name}.safetensors") as temporary:
-                save_file(weights, temporary)
+                _save_weights(weights, temporary)
         self.accelerator.wait_for_everyone()
 
     def load_best(self, model: nn.Module, name: str = "best") -> None:
         """Go back to what `save_best` kept."""
-        from safetensors.torch import load_file
-
         from raddraft.processes import load_tensors
 
         way_out = f"remove {self._checkpoints} to start the run anew"
         with _reading(self._checkpoints / f"{name}.safetensors", way_out) as path:
-            load_tensors(model, load_file(path))
+            load_tensors(model, _load_weights(path))
 
     def log(self, row: dict[str, Any], step: int | None = None) -> None:
         """Append a row to log.jsonl and report its numbers to the trackers, at `step` or the row's own."""
@@ -137,6 +136,33 @@ class RunFolder:
         self.accelerator.log(numbers, step=row["step"] if step is None else step)
         if self.accelerator.is_main_process:
             append_jsonl(self.folder / "log.jsonl", row)
+
+
+def _save_weights(weights: Mapping[str, Tensor], path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file(dict(weights), path, {"sha256": _digest(weights)})
+
+
+def _load_weights(path: Path) -> dict[str, Tensor]:
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+        stated = (file.metadata() or {}).get("sha256")  # earlier versions wrote none
+    if stated and stated != _digest(weights):
+        raise RadDraftError("wrong check sum")
+    return weights
+
+
+def _digest(weights: Mapping[str, Tensor]) -> str:
+    import torch
+
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        digest.update(name.encode())
+        digest.update(weights[name].reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 @contextmanager

@@ -223,19 +223,39 @@ def test_state_that_is_damaged_is_named_with_a_way_out(tmp_path, damage) -> None
         parse_value(damage, "x line 3", str, "remove it")
 
 
-def test_weights_of_a_run_that_are_damaged_are_named_with_a_way_out(tmp_path) -> None:
+@pytest.mark.parametrize("damaged", [lambda data: data[:-4], lambda data: data[:-4] + bytes(4)])
+def test_weights_of_a_run_that_are_damaged_are_named_with_a_way_out(tmp_path, damaged) -> None:
+    """Also where a copy ends in zeros, which safetensors does not notice."""
     run = RunFolder(tmp_path, Accelerator())
     model = torch.nn.Linear(2, 2)
     run.save_best(model.named_parameters())
     run.save("step-1", model.named_parameters(), {})
+    run.load_best(model)
+    run.restore(model)
     for file in (tmp_path / "checkpoints").rglob("*.safetensors"):
-        file.write_bytes(file.read_bytes()[:-4])
+        file.write_bytes(damaged(file.read_bytes()))
     with pytest.raises(
         RadDraftError, match=r"checkpoints/best\.safetensors is damaged \(.*remove .*checkpoints to start"
     ):
         run.load_best(model)
     with pytest.raises(RadDraftError, match=r"step-1/weights\.safetensors is damaged \(.*remove .*step-1 to start"):
         run.restore(model)
+
+
+def test_a_damaged_state_of_an_optimizer_is_named(tmp_path) -> None:
+    run, model = RunFolder(tmp_path, Accelerator()), torch.nn.Linear(50, 50)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(1, 50)).sum().backward()
+    optimizer.step()
+    run.save("step-1", model.named_parameters(), {}, optimizer)
+    run.restore(model, optimizer)
+    moments = optimizer.state[model.weight]["exp_avg"].numpy().tobytes()
+    file = tmp_path / "checkpoints" / "step-1" / "state.pt"
+    data = file.read_bytes()
+    assert moments in data
+    file.write_bytes(data.replace(moments, bytes(len(moments))))  # as long, and torch does not notice
+    with pytest.raises(RadDraftError, match=r"state\.pt is damaged \(wrong check sum of .*remove .*step-1 to start"):
+        run.restore(model, optimizer)
 
 
 @pytest.mark.parametrize("damage", [{"prompt": "x"}, {"prompt": {"targets": 5}}, {"prompt": {"images": "x"}}, {}])
