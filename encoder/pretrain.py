@@ -98,6 +98,7 @@ def pretrain(sources: Sequence[Sequence[Study]], labeled: Sequence[Study], out: 
     optimizer = accelerator.prepare(torch.optim.AdamW(groups, lr=config.peak_lr))
     torch.manual_seed(config.seed + accelerator.process_index)  # drop path differs between processes
     step = run.read_progress().get("step", 0)
+    is_done = step >= config.steps
     run.resume(lambda row: 0 < step >= row["step"])  # step 0 is probed again
     run.restore(model)
     run.restore(model, optimizer)
@@ -160,11 +161,13 @@ def pretrain(sources: Sequence[Sequence[Study]], labeled: Sequence[Study], out: 
         if step % config.save_every == 0 or step == config.steps:
             run.save(f"step-{step:09d}", model.state_dict().items(), {"step": step}, optimizer)
     bar.close()
-    if accelerator.is_main_process:  # `compare` warns of a tower that has seen test images
-        origins = (image.extra.get(SOURCE) for part in images for image in part)
-        known = [(digest, origin) for digest, origin in zip(files.find(paths), origins, strict=True) if digest]
-        digests = {digest for pair in known for digest in pair if digest}
-        write_text(out / "images.sha256", "".join(f"{digest}\n" for digest in sorted(digests)))
+    if accelerator.is_main_process:
+        seen = out / "images.sha256"  # by which `compare` warns of a tower that has seen test images
+        if not (is_done and seen.is_file()):
+            origins = (image.extra.get(SOURCE) for part in images for image in part)
+            known = [(digest, origin) for digest, origin in zip(files.find(paths), origins, strict=True) if digest]
+            digests = {digest for pair in known for digest in pair if digest}
+            write_text(seen, "".join(f"{digest}\n" for digest in sorted(digests)))
         if lower := tell_lower(read_probes(out), read_kept(out), config):
             accelerator.print(lower)
     run.write_page()

@@ -34,6 +34,7 @@ from raddraft.errors import RadDraftError
 from raddraft.images import ImageError, load_image
 from tests.launch import SERVER
 from tests.test_cli import files_no_larger_than
+from tests.test_files import gone
 from tests.test_towers import save_network, save_tower
 
 HIDDEN = FeatureConfig("tokens", (-1,))
@@ -165,6 +166,17 @@ def test_a_lost_file_costs_time_only(tower, paths, tmp_path, lost) -> None:
     (folder / lost).unlink()
     store(tower, paths, tmp_path / "features")
     assert (folder / PART).read_bytes() == before
+
+
+def test_what_a_killed_run_left_in_a_store_is_removed(tower, paths, tmp_path) -> None:
+    folder = store(tower, paths, tmp_path / "features").folder
+    content = (folder / PART).parent
+    (content / "meta.json").unlink()
+    left = content / f".meta.json.{gone()}.tmp"
+    left.touch()
+    store(tower, paths, tmp_path / "features")
+    assert (content / "meta.json").is_file()
+    assert not left.exists()
 
 
 def test_a_changed_file_is_read_again(tower, paths, tmp_path) -> None:

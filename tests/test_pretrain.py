@@ -114,8 +114,10 @@ def test_what_a_run_leaves(manifest, tmp_path):
 def test_a_finished_run_started_again_does_nothing(manifest, tmp_path):
     run_here(manifest, tmp_path / "run")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "model").iterdir()}
-    log = read_log(tmp_path / "run")
+    log, seen = read_log(tmp_path / "run"), (tmp_path / "run" / "images.sha256").read_text()
+    (tmp_path / "run" / "watch" / "files.jsonl").write_text("")  # lost, while the list made of it is there
     run_here(manifest, tmp_path / "run")
+    assert (tmp_path / "run" / "images.sha256").read_text() == seen != ""
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "model").iterdir()} == before
     assert read_log(tmp_path / "run") == log
 
