@@ -235,7 +235,7 @@ def _try(reader: Reader, damaged: Path, source: Path, kind: str) -> str:
         print(f"hangs: {reader}", file=sys.stderr)
         return "hangs"
     except BaseException:
-        print(f"{source.name}:", traceback.format_exc()[-1200:], file=sys.stderr)
+        print(f"{source.name}:", traceback.format_exc(limit=-4)[:1200], file=sys.stderr)
         return "traceback"
     finally:
         signal.alarm(0)

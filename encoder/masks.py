@@ -10,6 +10,7 @@ Sizes are (height, width) everywhere.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,8 +57,8 @@ def load_mask(
         ImageError: the image cannot be read.
     """
     path = Path(path)
-    if not path.is_file():
-        raise MaskError(f"{path}: the mask is no file" if path.exists() else f"{path}: the mask does not exist")
+    if not os.path.isfile(path):
+        raise MaskError(f"{path}: the mask is no file" if os.path.exists(path) else f"{path}: the mask does not exist")
     try:
         with Image.open(path, formats=LOSSLESS) as image:
             with open(path, "rb") as file:

@@ -386,7 +386,7 @@ def _unpack_row(packed: bytes, number: int) -> dict[str, Any]:
 def _check_files(row: dict[str, Any], root: Path, where: str) -> None:
     for image in _read_images(row, root):
         for kind, path in [("image", image.path), *(("mask", mask) for mask in image.masks.values())]:
-            if not path.is_file():
+            if not os.path.isfile(path):  # a Path raises of a name that is too long
                 raise ManifestError(f"{where}: {kind} {str(path)!r} does not exist")
 
 

@@ -33,6 +33,7 @@ ROWS = [
     row(4, "C", "300", ViewPosition="LLO", PatientAge="35-39"),
     row(5, "D", "400", ViewPosition="AP", PatientAge="adult"),
     row(6, "E", "500"),  # not on disk
+    row(6, "E", "600", PngPath="1" * 300),  # nor can it be: a longer name than file systems have
     row(0, "A", "100"),  # twice in the table
     row(7, "D", "400", ViewPosition="AP", PatientAge="20-24", Edema="1"),
 ]
@@ -62,7 +63,7 @@ def test_brax(root):
     assert studies["D_400"].labels["Edema"] == -1
     assert (first.sections, first.extra) == ({}, {})
     assert "1230768" not in (root / "studies.jsonl").read_text()
-    assert dropped(conversion) == {"no frontal image": 1, "no image file on disk": 1}
+    assert dropped(conversion) == {"no frontal image": 1, "no image file on disk": 2}
     assert conversion.first_missing == root / ROWS[6]["PngPath"]
 
 

@@ -230,6 +230,7 @@ def test_pictures_that_are_no_masks_are_refused_in_a_sentence(tmp_path) -> None:
         "cut.png": r"cut\.png: truncated: the PNG chunk 'IDAT' is cut$",
         "x.jpg": r"x\.jpg: a mask must be a lossless image \(PNG, GIF, TIFF, BMP\)$",
         "none.png": r"none\.png: the mask does not exist$",
+        "n" * 300: r"n{300}: the mask does not exist$",
     }
     for name, message in cases.items():
         with pytest.raises(MaskError, match=message):

@@ -108,17 +108,18 @@ def test_files_written_on_windows_are_read(tmp_path: Path) -> None:
     assert [study.study_id for study in read_studies(tmp_path / "studies.jsonl")] == ["s1", "s2"]
 
 
+@pytest.mark.parametrize("name", ["gone.png", "x" * 300])
 @pytest.mark.parametrize("kind", ["image", "mask"])
-def test_missing_files_are_named_if_asked_for(tmp_path: Path, kind: str) -> None:
+def test_missing_files_are_named_if_asked_for(tmp_path: Path, kind: str, name: str) -> None:
     (tmp_path / "a.png").touch()
-    images = [{"path": "a.png"}, {"path": "gone.png"}]
+    images = [{"path": "a.png"}, {"path": name}]
     if kind == "mask":
-        images = [{"path": "a.png", "masks": {"lungs": "gone.png"}}]
+        images = [{"path": "a.png", "masks": {"lungs": name}}]
     path = write_lines(tmp_path, row(1), row(2, images=images))
     assert len(read_studies(path)) == 2
     with pytest.raises(ManifestError) as error:
         read_studies(path, check_images=True)
-    assert str(error.value) == f"studies.jsonl line 2: {kind} '{tmp_path / 'gone.png'}' does not exist"
+    assert str(error.value) == f"studies.jsonl line 2: {kind} '{tmp_path / name}' does not exist"
 
 
 def test_nothing_to_read_is_an_error(tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ class Conversion:
 
         def exists(image: StudyImage) -> bool:
             for path in (image.path, *map(image.path.with_suffix, suffixes)):
-                if path.is_file():
+                if os.path.isfile(path):  # a Path raises of a name that is too long
                     image.path = path
                     return True
             self.first_missing = self.first_missing or image.path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -69,7 +70,7 @@ def draw_masks(
         named = [(f"{study.study_id}_{image.path.stem}", image) for image in study.images]
         for name, image in [(study.study_id, study.images[0]), *named]:
             for structure, parts in masks.get(name, {}).items():
-                if not parts or not all(part.is_file() for part in parts if isinstance(part, Path)):
+                if not parts or not all(os.path.isfile(part) for part in parts if isinstance(part, Path)):
                     continue
                 shape = size or image_size(image.path)
                 try:

@@ -249,7 +249,7 @@ def report_beside(study: Study) -> dict[str, str]:
 
     for image in study.images:
         path = image.path.with_name(f"{image_stem(image.path.name)}.txt")
-        text = path.read_text(encoding="utf-8-sig", errors="replace") if path.is_file() else ""
+        text = path.read_text(encoding="utf-8-sig", errors="replace") if os.path.isfile(path) else ""
         if not tables.is_nothing(text):
             return clean_sections(parse_plain(text))
     return {}

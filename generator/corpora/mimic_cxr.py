@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import zipfile
 import zlib
@@ -191,7 +192,7 @@ def _zip_reader(source: Path) -> Reader:
 def _folder_reader(source: Path) -> Reader:
     def read(study: Study) -> bytes | None:
         path = files / study.subject_id[:3] / study.subject_id / f"{study.study_id}.txt"
-        return path.read_bytes() if path.is_file() else None
+        return path.read_bytes() if os.path.isfile(path) else None
 
     files = source / "files" if (source / "files").is_dir() else source
     return read

@@ -5,6 +5,7 @@ A JSON file reads {"img": {"0": path}, "R1": {"0": [{"x": …, "y": …}, …]},
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ def convert(root: Path, out: Path | None = None) -> Conversion:
             image = root / name
             study_id = image.stem
             split = "test" if part == "val" else common.hash_split(study_id, common.NO_VAL)
-            image = image if image.is_file() else by_name.get(image.name, image)
+            image = image if os.path.isfile(image) else by_name.get(image.name, image)
             known = study_id in studies
             study = Study(study_id, study_id, split, [StudyImage(image)])
             common.add_image(studies, study, f"{path.name}, {key}", counts)
