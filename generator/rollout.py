@@ -166,9 +166,9 @@ def sample(
     rows = torch.arange(len(draws), device=device)  # the text that each row of the batch writes
     going = torch.ones_like(rows, dtype=torch.bool)
     for step in range(draws.shape[1]):
-        logits = model(
-            input_ids=token, attention_mask=mask, position_ids=place, cache=cache, use_cache=True
-        ).logits[:, -1]
+        logits = model(input_ids=token, attention_mask=mask, position_ids=place, cache=cache, use_cache=True).logits[
+            :, -1
+        ]
         token = _choose(logits.float(), draws[rows, step], temperature)[:, None]
         for row, chosen, goes in zip(rows.tolist(), token[:, 0].tolist(), going.tolist(), strict=True):
             if goes:
