@@ -161,7 +161,7 @@ def _digest(weights: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(weights):
         digest.update(name.encode())
-        digest.update(weights[name].reshape(-1).view(torch.uint8).numpy())
+        digest.update(weights[name].reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
