@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raddraft.config_sizes import check_config, check_numbers, read_room
+from raddraft.config_sizes import check_folder, check_numbers
 from raddraft.errors import CannotRun, RadDraftError
 
 if TYPE_CHECKING:
@@ -30,17 +30,13 @@ def load_network(auto: Any, folder: Path, metric: str, device: str | None, **opt
             or of other shapes than it asks for.
     """
     import torch
-    from transformers import AutoConfig
     from transformers.utils import logging
 
     if not (folder / "config.json").is_file():
         raise CannotRun(f"{metric} needs a folder with a model of transformers, and {folder} has no config.json")
     try:
         check_numbers(folder)
-        build = auto.from_config if hasattr(auto, "from_config") else auto
-        kind = getattr(auto, "config_class", None) or AutoConfig
-        config = kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        check_config(build, config, str(folder), read_room(folder))
+        check_folder(auto, str(folder), local_files_only=True, trust_remote_code=False)
     except OSError as error:
         raise CannotRun(f"{metric}: {folder} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
     except RadDraftError as error:

@@ -25,7 +25,7 @@ WHOLE = re.compile(
     r"(hidden_size|vocab_size|intermediate_size|num_hidden_layers|num_attention_heads|num_key_value_heads|embed_dim|"
     r"depth|n_embd|n_layer|n_head)$"
 )
-"""Keys whose values are whole numbers above 0."""
+"""Keys whose values are whole numbers, 0 or more."""
 LAYERS = re.compile(r"(layers|depth|n_layer)$")
 """Of these, those that count parts with weights of their own."""
 SPARE_NUMBERS, SPARE_TENSORS = 2**24, 1000
@@ -97,7 +97,7 @@ def check_numbers(folder: str | Path) -> None:
         if not WHOLE.search(key):
             continue
         if value != int(value) or value < 0:
-            raise RadDraftError(f"{said}; expected a whole number above 0")
+            raise RadDraftError(f"{said}; expected a whole number, 0 or more")
         if value > (room.tensors if LAYERS.search(key) else room.numbers):
             raise RadDraftError(f"{said}, but {room.told}")
 
@@ -118,6 +118,27 @@ def check_config(build: Callable[[Any], Any], config: Any, path: str, room: Room
         key = _find_key(build, config, room)
         said = f"config.json says {keys}{key}" if key else f"config.json asks for more than {room.numbers:,} numbers"
         raise RadDraftError(f"{path}: {said}, but {room.told}")
+
+
+def check_folder(auto: Any, path: str, config: Any = None, keys: str = "", **code: Any) -> None:
+    """`check_config` of a folder, before `auto.from_pretrained(path)` makes a network of its config.
+
+    Args:
+        auto: an Auto class of transformers, or a class of model.
+        path: folder, or a name on the hub, which is not checked.
+        config: takes the place of config.json.
+        keys: as for `check_config`.
+        code: options of `from_pretrained` of the config, and `trust_remote_code`.
+    """
+    room = read_room(path)
+    if room is None:
+        return
+    from transformers import AutoConfig
+
+    trusted = {"trust_remote_code": code.get("trust_remote_code", False)}
+    config = config or (getattr(auto, "config_class", None) or AutoConfig).from_pretrained(path, **code)
+    build = (lambda one: auto.from_config(one, **trusted)) if hasattr(auto, "from_config") else auto
+    check_config(build, config, path, room, keys)
 
 
 def check_memory(build: Callable[[Any], Any], config: Any, what: str) -> None:

@@ -14,7 +14,7 @@ from fractions import Fraction
 from math import isqrt
 from typing import Any
 
-from raddraft.config_sizes import NO_SIZES, check_config, read_room, replaced
+from raddraft.config_sizes import NO_SIZES, check_folder, replaced
 from raddraft.errors import RadDraftError
 
 Shapes = dict[str, tuple[int, ...] | None]
@@ -46,14 +46,8 @@ def load_pretrained(auto: Any, path: str, what: str = "model", keys: str = "", *
         Exception: as `from_pretrained`.
     """
     code = {"trust_remote_code": options.pop("trust_remote_code", False)}  # None would ask at the terminal
-    room = None if "gguf_file" in options else read_room(path)  # whose config is in the file
-    if room is not None:
-        from transformers import AutoConfig
-
-        kind = getattr(auto, "config_class", None) or AutoConfig
-        config = options.get("config") or kind.from_pretrained(path, **code)
-        build = (lambda one: auto.from_config(one, **code)) if hasattr(auto, "from_config") else auto
-        check_config(build, config, path, room, keys)
+    if "gguf_file" not in options:  # whose config is in the file
+        check_folder(auto, path, options.get("config"), keys, **code)
     with _no_table():
         model, report = auto.from_pretrained(
             path, output_loading_info=True, ignore_mismatched_sizes=True, **code, **options

@@ -68,8 +68,8 @@ def warn_if_slow(dtype: torch.dtype, device: str) -> None:
     }
     if (ratio := times[dtype] / times[torch.float32]) > SLOW:
         warnings.warn(
-            f"this CPU has no fast {str(dtype).removeprefix('torch.')}: a matrix product took {ratio:.0f} times as "
-            "long as in float32, and so will the rest; choose float32 (for training precision: no)",
+            f"{str(dtype).removeprefix('torch.')} is slow on this CPU: a matrix product takes {ratio:.0f} times as "
+            "long as in float32. Use float32 (in training: precision no)",
             stacklevel=3,
         )
 
