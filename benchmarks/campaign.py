@@ -22,7 +22,6 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -52,8 +51,6 @@ NOBODY = 65534
 """User that may not write to the folders of others."""
 LONGEST = 900
 """Seconds after which a command hangs."""
-LOOKS = 3
-"""Runs in which a lock is looked for; it may be held for less time than a look takes."""
 
 
 def main(kills: int = 60, inputs: int = 3000, seed: int = 0, only: list[str] | None = None) -> int:
@@ -153,34 +150,16 @@ def _run_two(case: Case, out: Path, place: Path, counts: Counter[str]) -> str | 
     chance in it.
     """
     said, sharing = [place / "said-0", place / "said-1"], case.name in SHARING
-    first = _start(case, out, said[0])
-    for _ in range(0 if sharing else LOOKS):
-        if _stop_with_lock(first, out):
-            break
-        _wait(first)
-        shutil.rmtree(out.parent, ignore_errors=True)
-        first = _start(case, out, said[0])
+    first = _start(case, out, said[0], stops=not sharing)
+    if not sharing:
+        os.waitid(os.P_PID, first, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
     second = _start(case, out, said[1])
     statuses = [_wait(second)]
     os.kill(first, signal.SIGCONT)
     statuses.append(_wait(first))
-    fine = statuses == [0, 0] if sharing else statuses == [1, 0] and case.refusal in said[1].read_text()
+    fine = statuses == [0, 0] if sharing else statuses == [1, 0] and "writes to it" in said[1].read_text()
     counts["of which both shared" if sharing else "of which the second was refused"] += fine
     return None if fine else f"{statuses} {' '.join(file.read_text() for file in said)}"
-
-
-def _stop_with_lock(process: int, out: Path) -> bool:
-    """Stop a process as soon as it holds a lock file of its output; False if it ends before."""
-    while os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-        with suppress(FileNotFoundError):  # of a lock that is just given up
-            locks = {str(path.stat().st_ino) for path in out.parent.rglob("*.lock")}
-            held = [line.split() for line in Path("/proc/locks").read_text().splitlines()] if locks else []
-            if any(line[-4] == str(process) and line[-3].rpartition(":")[2] in locks for line in held):
-                os.kill(process, signal.SIGSTOP)
-                state = os.waitid(os.P_PID, process, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
-                return state is not None and state.si_code == os.CLD_STOPPED
-        time.sleep(0.001)
-    return False
 
 
 def _damage(case: Case, place: Path, rng: random.Random, faults: Counter[str], counts: Counter[str]) -> None:
@@ -255,8 +234,9 @@ def _start(case: Case, out: Path, said: Path, held: int | None = None, **disturb
     Args:
         case, out, said: the command, its output, and the file for what it prints.
         held: descriptor to keep open as long as the process or one of its own lives.
-        disturbance: operation or after: kill it before this file operation, or after these seconds; limit: to the size
-            of files in bytes; user: to run as; count: the case whose operations to count.
+        disturbance: operation or after: kill it before this file operation, or after these seconds; stops: stop it
+            before it gives up its lock; limit: to the size of files in bytes; user: to run as; count: the case whose
+            operations to count.
     """
     if process := os.fork():
         return process
@@ -267,7 +247,7 @@ def _start(case: Case, out: Path, said: Path, held: int | None = None, **disturb
         os.dup2(log, 2)
         sys.stdout, sys.stderr = open(1, "w"), open(2, "w")  # noqa: SIM115
         os.environ |= {name: value.replace("{out}", str(out)) for name, value in case.variables.items()}
-        count = _count_operations(out, disturbance.get("operation", 0))
+        count = _count_operations(out, disturbance.get("operation", 0), disturbance.get("stops", False))
         signal.alarm(LONGEST)
         if limit := disturbance.get("limit"):
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
@@ -306,15 +286,21 @@ def _call(case: Case, out: Path) -> int:
     return code or 0
 
 
-def _count_operations(out: Path, last: int) -> list[int]:
-    """Count operations on files where an output stands, in a list of one number; kill this process before the last."""
+def _count_operations(out: Path, last: int, stops: bool) -> list[int]:
+    """Count operations on files where an output stands, in a list of one number; kill this process before the last, or
+    stop it before it removes a lock."""
     count = [0]
 
     def audit(event: str, arguments: tuple[object, ...]) -> None:
-        if event in OPERATIONS and str(out.parent) in str(arguments[0] if arguments else ""):
+        nonlocal stops
+        path = str(arguments[0] if arguments else "")
+        if event in OPERATIONS and str(out.parent) in path:
             count[0] += 1
             if count[0] == last:
                 os.kill(os.getpid(), signal.SIGKILL)
+            if stops and event == "os.remove" and path.endswith(".lock"):
+                stops = False
+                os.kill(os.getpid(), signal.SIGSTOP)
 
     sys.addaudithook(audit)
     return count

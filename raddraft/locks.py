@@ -86,7 +86,7 @@ def _acquire(lock: Path, out: Path) -> int:
             if error.errno not in (errno.EACCES, errno.EAGAIN):
                 raise
             raise HeldError(
-                f"{out}: {holder or 'another process'} writes to it; wait for its end, or choose another --out"
+                f"{out}: {holder or 'another process'} writes to it; wait for its end, or choose another output"
             ) from None
         if os.fstat(descriptor).st_nlink:
             break

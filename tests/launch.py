@@ -14,6 +14,7 @@ import runpy
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -49,6 +50,13 @@ SERVER.set_forkserver_preload(
 
 LIMIT = 600
 """Seconds after which a process is taken to hang."""
+HOLD = """
+import sys
+from raddraft.locks import hold
+with hold(sys.argv[1]):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
 PORTS = itertools.count(10_000 + os.getpid() % 200 * 100)  # processes that test at the same time begin elsewhere
 
 
@@ -221,3 +229,14 @@ def _launch(action: str, words: list[str], n: int, pids: Path) -> None:
 def _act_as_rank(action: str, words: list[str], pids: Path) -> None:
     (pids / os.environ["RANK"]).write_text(str(os.getpid()))
     _act(action, words, {})
+
+
+def holder(out: Path) -> subprocess.Popen[str]:
+    """Another process that holds an output until it is killed, or its input closes as the tests end."""
+    command = [sys.executable, "-c", HOLD, str(out)]
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1]
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    return process

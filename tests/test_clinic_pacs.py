@@ -27,9 +27,10 @@ from generator.clinic.station import Station, hold
 from generator.config import DecodeConfig
 from generator.generate import BANNER
 from raddraft.errors import RadDraftError
+from raddraft.locks import HeldError
 from tests.conftest import ROOT
 from tests.films import change_frame
-from tests.launch import find_port
+from tests.launch import find_port, holder
 from tests.orthanc import CHEST, Orthanc, orthanc, twelve_studies
 from tests.test_cli import run
 from tests.test_clinic_studies import film
@@ -390,9 +391,10 @@ def test_what_cannot_be_used_is_refused(model, tmp_path) -> None:
     with pytest.raises(RadDraftError, match="whose password"):
         read_password(None, tmp_path / "secret")
     assert "leave it out to --receive" in run("pacs", "--url", "u", "--model", "m", "--once", "--receive", "1")[1]
-    with (
-        hold(tmp_path, "http://x/", model),
-        pytest.raises(RadDraftError, match="another raddraft pacs"),
-        hold(tmp_path, "http://x", model),
-    ):
+    with hold(tmp_path, "http://x/", model) as place:
         pass
+    process = holder(place)
+    with pytest.raises(HeldError, match="writes to it"), hold(tmp_path, "http://x", model):
+        pass
+    process.kill()
+    process.wait()

@@ -41,17 +41,10 @@ from raddraft.files import (
 )
 from raddraft.locks import HeldError, hold
 from raddraft.runs import RunFolder, keep_config
+from tests.launch import holder
 from tests.test_cli import files_no_larger_than, run
 
 ROOT = Path(__file__).parents[1]
-HOLD = """
-import sys
-from raddraft.locks import hold
-with hold(sys.argv[1]):
-    print("held", flush=True)
-    sys.stdin.read()
-"""
-
 WORKING = """
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -99,15 +92,6 @@ def gone() -> int:
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     return process.pid
-
-
-def holder(out: Path) -> subprocess.Popen[str]:
-    """Another process that holds an output until it is killed, or its input closes as the tests end."""
-    command = [sys.executable, "-c", HOLD, str(out)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "held\n"
-    return process
 
 
 # ---- whole files and folders
@@ -354,7 +338,9 @@ def test_a_second_process_says_who_holds_the_output(tmp_path, kind) -> None:
         out.symlink_to(tmp_path / "far")
     process = holder(out)
     try:
-        with pytest.raises(HeldError, match=rf"process {process.pid} on .* writes to it; wait .* choose another --out"):
+        with pytest.raises(
+            HeldError, match=rf"process {process.pid} on .* writes to it; wait .* choose another output"
+        ):
             hold(out).__enter__()
         with hold(tmp_path / "another"):
             pass

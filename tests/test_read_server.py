@@ -40,10 +40,11 @@ from metrics.reads import read_reads
 from metrics.rules import label
 from raddraft.errors import RadDraftError
 from raddraft.images import load_film, load_gray
+from raddraft.locks import HeldError
 from raddraft.studies import Study, write_studies
 from tests.conftest import ROOT, make_study
 from tests.films import RAMP, chest, look_up_table, write_dicom
-from tests.launch import Job
+from tests.launch import HOLD, Job, holder
 from tests.reading import Page, serving
 from tests.test_cli import run
 from tests.test_clinic_studies import film, item
@@ -440,8 +441,19 @@ def test_decisions_are_noted_line_by_line_and_the_last_one_counts(model, studies
         statuses = [one["status"] for one in page.ask("/api/worklist")["studies"]]
         assert statuses == ["corrected", "corrected", "rejected", *["unread"] * 5]
         assert page.ask("/api/studies/0")["decision"]["final"] == "No finding."
-        with pytest.raises(RadDraftError, match="another raddraft read writes to it"):
-            Reads(tmp_path / "reads.jsonl", "C")
+
+
+def test_a_file_of_decisions_is_written_to_by_one_process_at_a_time(tmp_path) -> None:
+    process = holder(tmp_path / "reads.jsonl")
+    with pytest.raises(HeldError, match=f"process {process.pid} on .* writes to it"):
+        Reads(tmp_path / "reads.jsonl", "C")
+    process.kill()
+    process.wait()
+    reads = Reads(tmp_path / "reads.jsonl", "C")
+    another = subprocess.run([sys.executable, "-c", HOLD, tmp_path / "reads.jsonl"], cwd=ROOT, capture_output=True)
+    assert b"writes to it" in another.stderr
+    reads.close()
+    assert list(tmp_path.glob(".*")) == []
 
 
 def test_decisions_are_those_on_the_weights_whatever_the_model_is_called(random_model, studies_file, tmp_path) -> None:

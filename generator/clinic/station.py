@@ -22,8 +22,6 @@ from pathlib import Path
 from time import monotonic, sleep, time
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
-
 from generator.clinic import Document, Selection
 from generator.clinic.archive import Archive, ArchiveDownError, ArchiveError, VanishedError
 from generator.clinic.films import Film, read_film
@@ -34,6 +32,7 @@ from generator.clinic.results import write_results
 from generator.config import DecodeConfig
 from generator.generate import Draft, decode
 from generator.priors import find_priors
+from raddraft import locks
 from raddraft.errors import RadDraftError
 from raddraft.files import append_jsonl, cache_folder, cut_log, digest_json, read_jsonl, whole_folder
 from raddraft.studies import Study, StudyImage
@@ -83,19 +82,12 @@ def hold(folder: Path | None, url: str, model: Model) -> Iterator[Path]:
         model: the one that drafts.
 
     Raises:
-        RadDraftError: another process has it.
+        HeldError: another process has it.
     """
     place = (folder or cache_folder() / "pacs") / digest_json(url.rstrip("/"), model.digest)[:16]
-    place.mkdir(parents=True, exist_ok=True, mode=0o700)
-    lock = FileLock(place / "lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise RadDraftError(f"{place}: another raddraft pacs drafts for this archive with this model") from None
-    try:
+    with locks.hold(place):
+        place.mkdir(exist_ok=True, mode=0o700)
         yield place
-    finally:
-        lock.release()
 
 
 class Station:

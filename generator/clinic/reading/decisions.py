@@ -12,18 +12,18 @@ from __future__ import annotations
 import json
 import sys
 from collections import defaultdict, deque
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Lock
 from typing import Any, Literal, NamedTuple
 
-from filelock import FileLock, Timeout
-
 from generator.clinic.reading.worklist import Drafted
 from metrics.reads import parse_read
 from raddraft.errors import RadDraftError
 from raddraft.files import append_jsonl, parse_line, read_jsonl
+from raddraft.locks import hold
 from raddraft.studies import Study
 
 Decision = Literal["accepted", "corrected", "rejected"]
@@ -64,33 +64,36 @@ class Reads:
         reader: any label.
 
     Raises:
-        RadDraftError: another process has the file, or a line is no decision; the file is left as it is.
+        HeldError: another process has the file.
+        RadDraftError: a line is no decision; the file is left as it is.
     """
 
     def __init__(self, path: Path, reader: str) -> None:
         self.path, self.reader = path, reader
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock, self._writing = FileLock(f"{path}.lock", timeout=0), Lock()
-        try:
-            self._lock.acquire()
-        except Timeout:
-            raise RadDraftError(f"{path}: another raddraft read writes to it; give another --out") from None
+        self._writing = Lock()
         self._latest: dict[str, dict[str, _Place]] = defaultdict(dict)  # weights or model -> study id -> decision
-        if path.is_file():
-            for where, row in read_jsonl(path, ("study_id", "draft", "decision"), appended=True):
-                parse_read(row, where)  # a file that cannot be scored is not written to
-            _end_last_line(path)
-            start = 0
-            with open(path, "rb") as lines:
-                for line in lines:
-                    row = {} if line.isspace() else parse_line(line, str(path))
-                    if row.get("reader") == reader:
-                        self._keep(row, start)
-                    start += len(line)
+        with ExitStack() as holding:
+            holding.enter_context(hold(path))
+            if path.is_file():
+                self._take_up()
+            self._holding = holding.pop_all()
+
+    def _take_up(self) -> None:
+        """Find the reader's decisions in the file."""
+        for where, row in read_jsonl(self.path, ("study_id", "draft", "decision"), appended=True):
+            parse_read(row, where)  # a file that cannot be scored is not written to
+        _end_last_line(self.path)
+        start = 0
+        with open(self.path, "rb") as lines:
+            for line in lines:
+                row = {} if line.isspace() else parse_line(line, str(self.path))
+                if row.get("reader") == self.reader:
+                    self._keep(row, start)
+                start += len(line)
 
     def close(self) -> None:
         """Let others write to the file."""
-        self._lock.release()
+        self._holding.close()
 
     def latest(self, study_id: str, model: str, weights: str = "") -> Read | None:
         """The reader's last decision on a model's draft of a study.
