@@ -19,6 +19,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections import Counter
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from benchmarks.campaign_cases import SHARING, Case, make_cases
 from benchmarks.fuzz import fuzz
@@ -242,6 +244,7 @@ def _start(case: Case, out: Path, said: Path, held: int | None = None, **disturb
         return process
     status = 1
     try:
+        tqdm.set_lock(threading.RLock())  # its own is one for all forked processes, and stays held if one is killed
         log = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(log, 1)
         os.dup2(log, 2)

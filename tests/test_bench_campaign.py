@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from tqdm import tqdm
 
-from benchmarks.campaign import _run_two
+from benchmarks.campaign import _run, _run_two
 from benchmarks.campaign_cases import Case
 from raddraft.files import write_text
 from raddraft.locks import hold
@@ -40,3 +43,23 @@ def test_two_at_once(tmp_path, name) -> None:
     else:
         assert told is None
         assert counts == {f"of which {'both shared' if name == 'features' else 'the second was refused'}": 1}
+
+
+def test_a_killed_command_does_not_hold_up_the_next(tmp_path) -> None:
+    """It may hold the lock of its progress bar when it is killed."""
+    (tmp_path / "films").mkdir()
+    tqdm.get_lock()  # made by the first bar, before the fork
+
+    def die(out: Path) -> None:
+        tqdm.get_lock().acquire()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def show(out: Path) -> None:
+        signal.alarm(20)
+        for _ in tqdm(range(3), disable=False):
+            pass
+
+    out = tmp_path / "run" / "out.txt"
+    out.parent.mkdir()
+    assert _run(Case("die", function=die), out) == -signal.SIGKILL
+    assert _run(Case("show", function=show), out) == 0
