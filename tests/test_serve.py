@@ -81,9 +81,9 @@ class Client:
         body = b"".join(b"--b\r\nContent-Disposition: form-data; %s\r\n\r\n%s\r\n" % (a.encode(), b) for a, b in parts)
         return self.send_form(body + b"--b--\r\n")
 
-    def send_form(self, body: bytes) -> tuple[int, dict[str, Any]]:
-        """The same of a form's bytes, whose boundary is b."""
-        kind = {"Content-Type": "multipart/form-data; boundary=b"}
+    def send_form(self, body: bytes, more: str = "") -> tuple[int, dict[str, Any]]:
+        """The same of a form's bytes, whose boundary is b; its type may state more."""
+        kind = {"Content-Type": f"multipart/form-data; boundary=b{more}"}
         status, _, answer = self.ask("POST", "/v1/chat/completions", body, kind)
         return status, json.loads(answer)
 
@@ -437,7 +437,8 @@ def test_bytes_that_are_no_image_are_told_so(server, film, damage, sentence) -> 
 
 def test_requests_of_another_form_are_refused(server, film, model) -> None:
     path = "/v1/chat/completions"
-    for body in (b"", b"{", b"[]", b"\xff", b'{"model": 1}'):
+    deep = b'{"messages": [{"role": "user", "content": [{"type": %s}]}]}' % (b"[" * 100_000)
+    for body in (b"", b"{", b"[]", b"\xff", b'{"model": 1}', deep):
         assert server.ask("POST", path, body)[0] == 400
     assert server.ask("POST", path, b"x", {"Content-Type": "text/plain"})[0] == 415
     assert server.ask("POST", path, b"x", {"Content-Type": "multipart/form-data"})[0] == 400
@@ -464,6 +465,21 @@ def test_a_form_that_is_cut_is_refused(server, film, capfd) -> None:
         assert (status, answer["error"]["message"]) == (400, "The form is cut: its last boundary is missing")
     assert server.send_form(b"Jane Doe")[0] == 400
     assert capfd.readouterr().err == "", "no log"
+
+
+def test_the_text_of_a_form_is_utf_8_whatever_its_header_says(server, film) -> None:
+    text = "größere Schatten, +2AA-"
+    own = server.draft(film, study={"indication": text})
+    part = b'--b\r\nContent-Disposition: form-data; name="%s"%s\r\n\r\n%s\r\n'
+    request = json.dumps({"study": {"indication": text}}, ensure_ascii=False)
+    for encoding in ("utf-8", "latin-1"):
+        body = part % (b"image", b'; filename="x"', film) + part % (b"request", b"", request.encode(encoding))
+        for charset in ("", "; charset=ascii", "; charset=utf-16", "; charset=utf-7", "; charset=none"):
+            status, answer = server.send_form(body + b"--b--", charset)
+            if encoding == "utf-8":
+                assert (status, text_of(answer), answer["usage"]) == (200, text_of(own), own["usage"])
+            else:
+                assert (status, "Invalid UTF-8" in answer["error"]["message"]) == (400, True)
 
 
 def test_texts_that_look_like_many_images_cost_no_time(drafter) -> None:

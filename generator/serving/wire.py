@@ -19,7 +19,7 @@ import msgspec
 
 from generator.config import DecodeConfig
 from generator.consensus import check_utilities
-from generator.web import Refused
+from generator.web import Refused, parse_body
 from raddraft.errors import RadDraftError
 
 MOST_CHOICES = 32
@@ -197,6 +197,10 @@ async def read_form(body: bytes, headers: Any) -> Asked:
     class Parser(MultiPartParser):
         ended = False
 
+        def on_part_begin(self) -> None:
+            super().on_part_begin()
+            self._charset = "latin-1"  # leaves bytes as they are: JSON is UTF-8, whatever the form's header says
+
         def on_end(self) -> None:
             self.ended = True
 
@@ -217,7 +221,7 @@ async def read_form(body: bytes, headers: Any) -> Asked:
         if isinstance(value, UploadFile) and name in files:
             files[name].append(await value.read())
         elif isinstance(value, str) and name == "request":
-            chat = _decode(value.encode())
+            chat = _decode(value.encode("latin-1"))
         else:
             kind = "file" if isinstance(value, UploadFile) else "field"
             raise Refused(400, f"Unknown {kind} {name!r} of the form. Choices: files image, prior_image, field request")
@@ -232,8 +236,8 @@ async def read_form(body: bytes, headers: Any) -> Asked:
 
 def _decode(body: bytes) -> Chat:
     try:
-        chat = msgspec.json.decode(body, type=Chat)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        chat = parse_body(body, Chat)
+    except ValueError as error:
         raise Refused(400, f"The request cannot be used: {error}") from None
     if chat.response_format and chat.response_format.type != "text":
         raise Refused(400, f"response_format {chat.response_format.type!r} is not known. Choices: text")

@@ -15,11 +15,9 @@ from importlib import resources
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from generator.clinic.reading.guard import HOST, Guard, answer_error, read_json
 from generator.clinic.reading.reading import Decided, Exported, Labeled, Reading, Working, read_labels
-from generator.web import Refused, bound, uvicorn_config
+from generator.web import Refused, bound, parse_body, uvicorn_config
 from raddraft.errors import RadDraftError
 
 if TYPE_CHECKING:
@@ -132,8 +130,8 @@ def _posted(path: str, kind: type, function: Callable[[Request, Any], Any]) -> A
     async def answer(request: Request) -> Response:
         body = await read_json(request)
         try:
-            value: Any = msgspec.json.decode(body, type=kind)
-        except msgspec.DecodeError:  # its text may quote the request
+            value: Any = parse_body(body, kind)
+        except ValueError:  # its text may quote the request
             raise Refused(422, f"The request is no {kind.__name__.lower()}.") from None
         return await _answer(lambda request: function(request, value))(request)
 
