@@ -17,7 +17,7 @@ from raddraft.errors import RadDraftError
 from raddraft.files import read_jsonl
 from raddraft.rexrank import PREDICTION, find_subject, make_reference, read_entries
 from raddraft.studies import Study
-from raddraft.tables import IMAGE, REPORT, STUDY, SUBJECT, find_column, is_nothing, read_cells
+from raddraft.tables import IMAGE, REPORT, STUDY, SUBJECT, check_columns, find_column, is_nothing, read_cells
 from raddraft.text import name_some, tell_studies
 
 JSON_LINES = (".jsonl", ".ndjson")
@@ -178,8 +178,14 @@ def read_subjects(path: str | Path) -> dict[str | int, str]:
     subject = find_column(columns, SUBJECT)
     if not subject:
         return {}
-    found = ((row[study] if study else number, row.get(subject)) for number, row in enumerate(rows, 1))
-    return {key: sys.intern(str(value)) for key, value in found if not is_nothing(value)}
+    found = {}
+    for number, row in enumerate(rows, 1):
+        key, value = row[study] if study else number, row.get(subject)
+        if isinstance(value, bool | dict | list):
+            raise RadDraftError(f"{path}, study {key!r}: {subject} must be a string or a number, got {value!r}")
+        if not is_nothing(value):
+            found[key] = sys.intern(str(value))
+    return found
 
 
 def read_texts(path: str | Path, column: str, optional: bool = False) -> Texts:
@@ -249,12 +255,15 @@ def _read_json_lines(path: Path, column: str, optional: bool) -> Texts:
         text = row[name] if name else None
         if not isinstance(text, str) and not is_nothing(text):
             raise RadDraftError(f"{where}: {name} must be a string or null, got {text!r}")
+        if not row["study_id"].strip():
+            raise RadDraftError(f"{where}: study_id must not be blank")
         texts[row["study_id"]] = _text(text)
     return texts
 
 
 def _read_table(path: Path, column: str, optional: bool) -> Texts:
     columns, *rows = _read_rows(path) or [[]]
+    check_columns(columns, path)
     study = find_column(columns, (*STUDY, *IMAGE))
     names = _names(column, optional)
     text = find_column(columns, names)

@@ -184,6 +184,26 @@ def write_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> int:
     return count
 
 
+def check_replaced(path: str | Path, has: Sequence[str], lacks: Sequence[str] = ()) -> None:
+    """Check that a file that is to be replaced holds what an earlier run of the same kind would have written, by the
+    keys of its first line; an empty one may be replaced.
+
+    Raises:
+        RadDraftError: the file holds something else, which would be lost.
+    """
+    path = Path(path)
+    line = next((line for _, line in read_lines(path)), b"") if path.is_file() else b""
+    try:
+        row = decode_json(line) if line else None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        row = {}
+    if row is not None and not (isinstance(row, dict) and row.keys() >= {*has} and not row.keys() & {*lacks}):
+        raise RadDraftError(
+            f"{path} is there, and its first line is not as this command writes it, so it is not replaced; choose "
+            "another name, or remove it"
+        )
+
+
 def append_jsonl(path: str | Path, row: dict[str, Any], sync: bool = False) -> None:
     """Append one line to a JSON Lines file, which an interruption can cut but not corrupt.
 
@@ -216,7 +236,8 @@ def read_jsonl(
         appended: the file is appended to, so a last line that an interruption cut is passed over.
 
     Raises:
-        RadDraftError: broken JSON, not UTF-8, not an object, a required key missing or not a string, a duplicate.
+        RadDraftError: broken JSON, not UTF-8, not an object, a key twice in an object, a required key missing or not a
+            string, a duplicate.
     """
     path = Path(path)
     first_line: dict[str, int] = {}
@@ -242,6 +263,8 @@ def parse_line(
     """A line of a JSON Lines file, as `read_jsonl` reads it and with its errors, which begin with `where`."""
     try:
         row = decode_json(line)
+    except _TwiceError as cause:
+        raise error(f"{where}: {cause.msg}") from None
     except json.JSONDecodeError as cause:
         raise error(f"{where}: not valid JSON: {cause.msg} at character {cause.pos + 1}") from None
     except UnicodeDecodeError as cause:
@@ -311,12 +334,14 @@ def read_json(path: Path, error: type[RadDraftError] = RadDraftError) -> Any:
     """
     content = path.read_bytes()
     try:
-        value = decode_json(gzip.decompress(content) if path.suffix.lower() == ".gz" else content, unique=True)
+        value = decode_json(gzip.decompress(content) if path.suffix.lower() == ".gz" else content)
     except UnicodeDecodeError as cause:
         raise error(f"{path}: not UTF-8: {cause.reason} at byte {cause.start + 1}") from None
+    except _TwiceError as cause:
+        raise error(f"{path}: {cause.msg}") from None
     except json.JSONDecodeError as cause:
         raise error(f"{path}: not valid JSON: {cause}") from None
-    except (EOFError, gzip.BadGzipFile, zlib.error, RecursionError, RadDraftError) as cause:
+    except (EOFError, gzip.BadGzipFile, zlib.error, RecursionError) as cause:
         raise error(f"{path}: {cause}") from None
     if not value:
         raise error(f"{path}: it holds nothing, {value!r}")
@@ -359,20 +384,21 @@ def _is_broken(line: bytes) -> bool:
     return False
 
 
-def decode_json(line: bytes, unique: bool = False) -> Any:
+def decode_json(line: bytes) -> Any:
     """What JSON text stands for, three times as fast as `json.loads`, whose errors it raises; NaN is None.
 
-    Also refused, as no JSON: what is nested too deeply for Python, and numbers of too many digits. With `unique`, at
-    the speed of `json.loads`, a key that stands twice in an object is a RadDraftError; else its last value counts.
+    Also refused, as no JSON: a key that stands twice in an object, what is nested too deeply for Python, and numbers of
+    too many digits.
     """
     try:
-        if unique:
-            return json.loads(line, parse_constant=_constant, object_pairs_hook=_unique)
         try:
-            return msgspec.json.decode(line)
+            value = msgspec.json.decode(line)
+            if line.count(b'":') <= _count_keys(value):  # no key stands twice; a text may have such letters, too
+                return value
         except (msgspec.DecodeError, UnicodeDecodeError):  # NaN, a byte order mark, lone surrogates; or what is no JSON
-            return json.loads(line, parse_constant=_constant)
-    except (json.JSONDecodeError, UnicodeDecodeError, RadDraftError):
+            pass
+        return json.loads(line, parse_constant=_constant, object_pairs_hook=_unique)
+    except (json.JSONDecodeError, UnicodeDecodeError):
         raise
     except RecursionError:
         raise json.JSONDecodeError("Nested too deeply", "", 0) from None
@@ -380,11 +406,23 @@ def decode_json(line: bytes, unique: bool = False) -> Any:
         raise json.JSONDecodeError("A number of too many digits", "", 0) from None
 
 
+class _TwiceError(json.JSONDecodeError):
+    """Which of two values a key stands for cannot be told."""
+
+
+def _count_keys(value: Any) -> int:
+    """How many keys all objects of a value have."""
+    if isinstance(value, dict):
+        return len(value) + sum(_count_keys(one) for one in value.values() if isinstance(one, dict | list))
+    return sum(_count_keys(one) for one in value if isinstance(one, dict | list)) if isinstance(value, list) else 0
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise RadDraftError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands twice in an object")
+        key = next(key for key in keys if keys.count(key) > 1)
+        raise _TwiceError(f"the key {key!r} stands twice in an object", "", 0)
     return found
 
 

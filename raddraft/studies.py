@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 
 from raddraft.errors import RadDraftError
-from raddraft.files import parse_line, read_lines, write_jsonl
+from raddraft.files import check_replaced, parse_line, read_lines, write_jsonl
 from raddraft.tables import NAN, is_nothing
 from raddraft.views import Direction, direction
 
@@ -128,7 +128,10 @@ class Study:
             if name not in _LATER:
                 raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
             packed, number, root = self._line
-            row = _unpack_row(packed, number)
+            try:
+                row = _unpack_row(packed, number)
+            except RadDraftError as error:  # a key that stands twice, which costs too much time to look for beforehand
+                raise ManifestError(f"{root}: the manifest's line of study {self.study_id!r}{error}") from None
             value = _read_images(row, root) if name == "images" else _read_mapping(row, name)
             return self.__dict__.setdefault(name, value)
 
@@ -166,8 +169,10 @@ def read_studies(
             row = _read_row(line, where)
             if (first := first_line.setdefault(row.study_id, number)) != number:
                 raise ManifestError(f"{where}: duplicate study_id {row.study_id!r}, first on line {first}")
-            if check_images:
-                _check_files(parse_line(line, where), root, where)
+            if check_images or broken is not None:  # else it is parsed when it is asked for
+                whole = parse_line(line, where, error=ManifestError)
+                if check_images:
+                    _check_files(whole, root, where)
         except ManifestError as error:
             if broken is None:
                 raise
@@ -221,8 +226,13 @@ def drop_nothing(study: Study) -> None:
 
 
 def write_studies(path: str | Path, studies: Iterable[Study]) -> int:
-    """Write a manifest (to a temporary name, then renamed) and return how many studies it holds."""
+    """Write a manifest (to a temporary name, then renamed) and return how many studies it holds.
+
+    Raises:
+        RadDraftError: there is a file already, which is no manifest.
+    """
     path = Path(path).absolute()
+    check_replaced(path, ("images",))
     return write_jsonl(path, (_to_json(study, path.parent) for study in studies))
 
 
@@ -380,7 +390,7 @@ def _unpack(packed: bytes) -> list[bytes]:
 
 @lru_cache(maxsize=4)  # and their fields, too
 def _unpack_row(packed: bytes, number: int) -> dict[str, Any]:
-    return parse_line(_unpack(packed)[number], "a line of the manifest")
+    return parse_line(_unpack(packed)[number], "")
 
 
 def _check_files(row: dict[str, Any], root: Path, where: str) -> None:

@@ -44,13 +44,24 @@ def is_nothing(value: Any) -> bool:
 
 
 def find_column(columns: Iterable[str], names: Sequence[str]) -> str | None:
-    """The column that has the first of `names` that any has, whatever its case, blanks, - and _.
+    """The column that has the first of `names` that any has, whatever its case, blanks, - and _; of two such columns
+    the one with the very name, else the first.
 
     >>> find_column(["Image Path", "StudyID"], ("study_id", "study"))
     'StudyID'
     """
-    by_name = {_letters(column): column for column in reversed(list(columns))}
-    return next((by_name[_letters(name)] for name in names if _letters(name) in by_name), None)
+    columns = list(columns)
+    by_name = {_letters(column): column for column in reversed(columns)}
+    return next(
+        (name if name in columns else by_name[_letters(name)] for name in names if _letters(name) in by_name), None
+    )
+
+
+def check_columns(columns: Sequence[str], where: object, error: type[RadDraftError] = RadDraftError) -> None:
+    """Raise a RadDraftError (or `error`) that begins with `where` if two columns have one name; blank ones may."""
+    for column in columns:
+        if column.strip() and columns.count(column) > 1:
+            raise error(f"{where}: two columns are named {column!r}; rename or remove one, for only one can be read")
 
 
 def read_cells(path: Path, error: type[RadDraftError] = RadDraftError) -> Iterator[tuple[int, list[str]]]:

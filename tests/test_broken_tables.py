@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 import re
@@ -450,6 +451,16 @@ def test_a_broken_row_is_named(name, table, spoil, expected, tmp_path):
     *rows, last = CASES[name].tables[table].splitlines()
     (tmp_path / table).write_text("\n".join([*rows, last, spoil(last)]))
     assert re.search(rf" line {len(rows) + 2}: .*{expected}", refusal(convert, tmp_path, table))
+
+
+@pytest.mark.parametrize(("name", "table"), CSV)
+def test_two_columns_of_one_name_are_refused(name, table, tmp_path):
+    convert = make(name, tmp_path)
+    rows = CASES[name].tables[table].splitlines()
+    first = next(csv.reader(rows))[0]
+    (tmp_path / table).write_text("\n".join([f"{rows[0]},{first}", *(f"{row},x" for row in rows[1:])]))
+    if first:
+        assert f"two columns are named {first!r}" in refusal(convert, tmp_path, table)
 
 
 @pytest.mark.parametrize(("name", "table"), [(name, table) for name, table in CSV if table not in NOT_ZIPPED])

@@ -186,6 +186,24 @@ def test_other_errors_stay_what_they_are(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
+    "line", [b'{"a": 1, "b": {"c": 1, "c": 2}}', b'{"a": NaN, "c": 1, "c": 2}', b'[{"c":1,"c":1}]']
+)
+def test_a_key_that_stands_twice_is_refused(tmp_path, line) -> None:
+    (tmp_path / "x.jsonl").write_bytes(b'{"a": 1}\n' + line + b"\n")
+    with pytest.raises(RadDraftError, match=r"x\.jsonl line 2: the key 'c' stands twice in an object"):
+        list(read_jsonl(tmp_path / "x.jsonl"))
+    (tmp_path / "x.json").write_bytes(line)
+    with pytest.raises(RadDraftError, match=r"x\.json: the key 'c' stands twice in an object"):
+        read_json(tmp_path / "x.json")
+
+
+def test_texts_may_look_like_keys(tmp_path) -> None:
+    row = {"a": 'Said "clear": no edema. "a": 2', "b": [{"a": 1}, {"a": 2}]}
+    (tmp_path / "x.json").write_text(json.dumps(row))
+    assert read_json(tmp_path / "x.json") == row
+
+
+@pytest.mark.parametrize(
     ("line", "why"),
     [(b"[" * 100_000, "Nested too deeply"), (b'{"a": ' * 9_999, "Nested too deeply"), (b"1" * 5000, "too many digits")],
 )

@@ -170,6 +170,8 @@ def changed(number: int, **keys: object) -> list[dict]:
         (changed(1, prediction=None), "model.jsonl line 2: key 'prediction' is missing"),
         (changed(1, study_id=None), "model.jsonl line 2: key 'study_id' is missing"),
         (changed(2, study_id=3), "model.jsonl line 3: study_id must be a string, got 3"),
+        (changed(2, study_id=" "), "model.jsonl line 3: study_id must not be blank"),
+        (changed(2, subject_id={}), "study 's3': subject_id must be a string or a number, got {}"),
         (changed(2, reference=["x"]), "model.jsonl line 3: reference must be a string or null, got ['x']"),
         (changed(3, study_id="s1"), "model.jsonl line 4: duplicate study_id 's1', first on line 1"),
         ([row | {"reference": None} for row in ROWS], "model.jsonl: no prediction with a reference (4 without)"),
@@ -391,6 +393,13 @@ def test_a_table_of_drafts_with_references_needs_nothing_else(tmp_path) -> None:
     from_table = read_scores(tmp_path / "scores")
     assert run("score", write(tmp_path / "drafts.jsonl", ROWS)) == (0, "")
     assert read_scores(tmp_path / "scores") == from_table
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path) -> None:
+    (tmp_path / "drafts.csv").write_text("study_id,prediction,reference,prediction\ns1,Clear.,Clear.,Edema.\n")
+    status, message = run("score", tmp_path / "drafts.csv")
+    assert status == 1
+    assert "drafts.csv: two columns are named 'prediction'; rename or remove one" in message
 
 
 def test_blank_drafts_score_nothing_and_do_not_stop(tmp_path) -> None:

@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from raddraft import studies
+from raddraft.errors import RadDraftError
 from raddraft.files import write_whole
 from raddraft.studies import (
     SPLITS,
@@ -364,3 +365,27 @@ def test_folds_hold_whole_subjects_and_alike_shares_of_each_source() -> None:
     assert {study.split for study in studies} == {"train"}, "the manifest's own stay as they are"
     with pytest.raises(ValueError, match="at least 3 folds"):
         deal_folds(studies, 2)
+
+
+def test_a_label_that_stands_twice_is_refused_when_it_is_asked_for(tmp_path) -> None:
+    twice = json.dumps(row(2, labels={"Edema": 1, "": 0})).replace('""', '"Edema"')
+    path = write_lines(tmp_path, row(1), twice)
+    found: list[str] = []
+    assert len(read_studies(path, broken=found)) == 1
+    assert found == ["studies.jsonl line 2: the key 'Edema' stands twice in an object"]
+    with pytest.raises(ManifestError, match=r"line of study 's2': the key 'Edema' stands twice in an object"):
+        _ = read_studies(path)[1].labels
+
+
+@pytest.mark.parametrize(
+    "there", [b"\xff\xd8\xff a film", b"path,report\n", b'{"study_id": "s1", "prediction": "x"}\n']
+)
+def test_what_is_no_manifest_is_not_replaced_by_one(tmp_path, there) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(there)
+    with pytest.raises(RadDraftError, match=r"x is there, and its first line is not as this command writes it"):
+        write_studies(path, [Study("s1", "p1", "train", [StudyImage(tmp_path / "a.png")])])
+    assert path.read_bytes() == there
+    path.write_bytes(b"")
+    for _ in range(2):
+        assert write_studies(path, [Study("s1", "p1", "train", [StudyImage(tmp_path / "a.png")])]) == 1

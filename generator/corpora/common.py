@@ -22,7 +22,7 @@ from raddraft import files
 from raddraft.errors import RadDraftError
 from raddraft.splits import UNKNOWN_PATIENT, find_fault, tell_splits
 from raddraft.studies import SPLITS, Study, StudyImage, drop_nothing, write_studies
-from raddraft.tables import is_nothing, read_cells
+from raddraft.tables import check_columns, is_nothing, read_cells
 from raddraft.text import format_table, progress
 
 if TYPE_CHECKING:
@@ -248,8 +248,8 @@ def read_table(path: Path, columns: Iterable[str] = ()) -> Iterator[tuple[str, d
     knows what the column holds (`raddraft.tables.is_nothing`; `Conversion` takes them out of its studies).
 
     Raises:
-        CorpusError: no table, or one without a row; one of `columns` is not in the header, a row has more cells than
-            the header, or the file breaks off.
+        CorpusError: no table, or one without a row; one of `columns` is not in the header, or a column is twice; a row
+            has more cells than the header, or the file breaks off.
     """
     rows = read_cells(path, CorpusError)
     _, header = next(rows, (0, []))
@@ -257,6 +257,7 @@ def read_table(path: Path, columns: Iterable[str] = ()) -> Iterator[tuple[str, d
     if missing or not header:
         what = f"no column {missing[0]!r}" if missing else "no header"
         raise CorpusError(f"{path}: {what}. Columns: {', '.join(header) or 'none'}")
+    check_columns(header, path, CorpusError)
     line = 0
     for (line, cells), following in pairwise(chain(rows, [None])):  # type: ignore[misc]  # only the last is None
         where = f"{path.name} line {line}"
