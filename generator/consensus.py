@@ -21,7 +21,7 @@ from metrics.models import Models
 from metrics.scoring import METRICS, per_report
 from metrics.text import Once
 from raddraft.errors import RadDraftError
-from raddraft.files import read_jsonl, write_jsonl
+from raddraft.files import check_replaced, read_jsonl, write_jsonl
 from raddraft.text import suggest
 
 BLANK = "No findings."
@@ -55,9 +55,11 @@ def choose_in_file(
         against: a predictions.jsonl whose candidates are those of `choose`, as `raddraft retrieve --k 8` writes it.
 
     Raises:
-        RadDraftError: no lines, a line without candidates, a study that `against` lacks, or as `choose`.
+        RadDraftError: no lines, a line without candidates, a study that `against` lacks, `out` holds something else, or
+            as `choose`.
     """
     check_utilities(utilities)
+    check_replaced(out, ("prediction", "consensus"))
     rows, others = _read_candidates(predictions), None
     if against:
         known = {row["study_id"]: row["candidates"] for row in _read_candidates(against)}

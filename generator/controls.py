@@ -21,7 +21,7 @@ from generator.config import Control
 from generator.drafter import Drafter
 from generator.retrieve import nearest
 from raddraft.errors import RadDraftError
-from raddraft.files import write_jsonl
+from raddraft.files import check_replaced, write_jsonl
 from raddraft.studies import Study
 
 
@@ -104,8 +104,10 @@ def copy_reports(
         A sentence for each study without a report.
 
     Raises:
-        RadDraftError: no training study has the sections that the model writes.
+        RadDraftError: no training study has the sections that the model writes, or `out` holds something else, such as
+            the drafts of a model.
     """
+    check_replaced(out, ("prediction",), ("fingerprint",))
     errors: list[str] = []
     if control == "most-frequent":
         reports = dict.fromkeys((study.study_id for study in studies), most_frequent(drafter, training))

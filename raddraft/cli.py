@@ -145,9 +145,26 @@ def _run(module: Any, prog: str, arguments: list[str]) -> int:
     except UsageError as error:
         error.prog = prog
         raise
+    _check_out(command, values)
     with _held(module, values):
         status = command.function(**values)
     return status if isinstance(status, int) else 0
+
+
+def _check_out(command: Command, values: dict[str, Any]) -> None:
+    """Raise RadDraftError where `out` is a file that another option names: what is read would be lost."""
+    out = values.get("out")
+    if out is None or not os.path.isfile(out):
+        return
+    for name in values.keys() & command.options.keys() - {"out"}:
+        value = values[name]
+        for one in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(one, str | Path) and os.path.isfile(one) and os.path.samefile(one, out):
+                what = "manifest" if name == "studies" else "file"
+                raise RadDraftError(
+                    f"--out {out}: this would replace the {what} {one}, which {command.options[name].flag} names; "
+                    "choose another name"
+                )
 
 
 def _held(module: Any, values: dict[str, Any]) -> AbstractContextManager[None]:

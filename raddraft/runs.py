@@ -178,15 +178,26 @@ def _reading(path: Path, way_out: str) -> Iterator[Path]:
         raise RadDraftError(f"{path} is damaged ({error}); {way_out}") from error
 
 
-def keep_config(path: Path, config: dict[str, Any]) -> None:
+def keep_config(path: Path, config: dict[str, Any], result: str = "model") -> None:
     """Write the config of a run, or check that the run there was started with the same one, but for HARMLESS.
 
     A folder without another file holds nothing made with that config yet, so the config may be replaced.
 
+    Args:
+        path: of the config.
+        config: the run's.
+        result: what the run will write beside it.
+
     Raises:
-        RadDraftError: another config; names the first key that differs.
+        RadDraftError: another config; names the first key that differs. Or there is a result that no run has left, be
+            it the one to start from, which would be lost.
     """
     text = to_yaml(config)
+    if path.with_name(result).exists() and not (path.is_file() or path.with_name("log.jsonl").is_file()):
+        raise RadDraftError(
+            f"{path.with_name(result)} is there, without the {path.name} of the run that wrote it, so it is not "
+            "replaced; choose another --out, or move it away"
+        )
     started = any(file.is_file() and file != path and not file.name.startswith(".") for file in path.parent.rglob("*"))
     if not path.is_file() or not started:
         write_text(path, text)

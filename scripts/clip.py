@@ -49,7 +49,7 @@ def main(
     parts = split_studies(studies, sources)
     loaded = load_tower(tower, image_size)
     recipe = {"studies": studies.absolute(), "tower": tower, "clip": asdict(clip), "image_size": image_size}
-    keep_config(out / "config.yaml", recipe | {"gray_mapping": gray_mapping, "sources": sources})
+    keep_config(out / "config.yaml", recipe | {"gray_mapping": gray_mapping, "sources": sources}, "tower")
     print(f"tower: {train_clip(parts, out, loaded, clip, gray_mapping)}")
 
 

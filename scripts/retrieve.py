@@ -20,6 +20,7 @@ from typing import Literal
 
 from encoder.config import EncoderConfig
 from raddraft.cli import run
+from raddraft.errors import RadDraftError
 from raddraft.ranges import Count
 
 FLAT = ("encoder",)
@@ -54,9 +55,12 @@ def main(
     from generator.generate import BANNER
     from generator.prompts import PromptConfig
     from generator.retrieve import SIMILAR, Retriever, with_reports
-    from raddraft.files import write_jsonl
+    from raddraft.files import check_replaced, write_jsonl
     from raddraft.studies import read_studies, write_studies
 
+    if augmented and augmented.absolute() in (studies.absolute(), out.absolute()):
+        raise RadDraftError(f"--augmented {augmented}: this would replace --studies or --out; choose another name")
+    check_replaced(out, ("prediction",), ("fingerprint",))
     prompt = PromptConfig(targets=targets)
     known = read_studies(studies)
     training = with_reports(known, prompt)

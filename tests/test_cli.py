@@ -441,6 +441,29 @@ def test_errors_of_prepare_are_one_sentence_with_status_1(tmp_path) -> None:
     assert run("prepare", "folder", "--root", missing) == (1, f"raddraft prepare: {missing}: no such folder")
 
 
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (["consensus", "{file}", "--out", "{file}"], "--predictions"),
+        (["prepare", "folder", "--root", "{folder}", "--table", "{file}", "--out", "{file}"], "--table"),
+        (
+            ["prepare", "reads", "--studies", "{folder}/s", "--reads", "{folder}/r", "{file}", "--out", "{file}"],
+            "--reads",
+        ),
+        (["figures", "{folder}/../file.png", "--towers", "pixels", "--out", "{file}"], "--images"),
+        (["probe", "--studies", "{file}", "--targets", "patient.sex", "--out", "{file}"], "--studies"),
+    ],
+)
+def test_an_output_that_is_read_is_not_replaced(tmp_path, words, option) -> None:
+    (tmp_path / "folder").mkdir()
+    file = tmp_path / "file.png"
+    file.write_bytes(b"all there is")
+    status, message = run(*(word.format(file=file, folder=tmp_path / "folder") for word in words))
+    assert (status, f"--out {file}: this would replace the" in message) == (1, True)
+    assert f"which {option} names; choose another name" in message
+    assert file.read_bytes() == b"all there is"
+
+
 def test_traceback_on_request(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("RADDRAFT_TRACEBACK", "1")
     with pytest.raises(FileNotFoundError, match="no such folder"):
@@ -469,3 +492,13 @@ def test_a_full_disk_leaves_no_half_written_control(random_model, studies_file) 
     assert list(out.parent.iterdir()) == []
     assert run("generate", *arguments) == (0, "")
     assert len(out.read_text().splitlines()) == 8
+
+
+def test_a_control_does_not_replace_the_drafts_of_a_model(random_model, studies_file) -> None:
+    out = studies_file.parent / "drafts.jsonl"
+    arguments = ("--model", random_model, "--studies", studies_file, "--device", "cpu", "--out", out)
+    assert run("generate", *arguments, "--decode.max_new_tokens", 1)[0] == 0
+    drafts = out.read_bytes()
+    status, message = run("generate", *arguments, "--control", "most-frequent")
+    assert (status, message.startswith(f"raddraft generate: {out} is there, and its first line is not")) == (1, True)
+    assert out.read_bytes() == drafts

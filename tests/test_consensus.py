@@ -140,6 +140,10 @@ def test_the_action_writes_predictions_with_the_confidence_of_what_was_chosen(tm
     assert {key: chosen[key] for key in kept} == {key: row[key] for key in kept}
     assert run("consensus", str(source), "--out", str(out)) == (0, "")
     assert "1 drafts chosen by rouge_l" in capsys.readouterr().out
+    drafts = tmp_path / "drafts.jsonl"
+    drafts.write_text(json.dumps({"study_id": "s1", "prediction": "Somebody else's."}) + "\n")
+    assert f"{drafts} is there, and its first line is not" in run("consensus", str(source), "--out", str(drafts))[1]
+    assert "Somebody else's." in drafts.read_text()
     odd = row | {"study_id": "s2", "log_probs": None, "prediction": "\ud83d", "candidates": ["\ud83d", *NORMAL]}
     source.write_text(f"\ufeff{json.dumps(row)}\n\n{json.dumps(odd)}\n", encoding="utf-8")
     assert run("consensus", str(source), "--out", str(out)) == (0, "")

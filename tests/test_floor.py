@@ -171,6 +171,16 @@ def test_a_run_goes_on_with_harmless_changes_and_no_others(tmp_path) -> None:
         keep_config(path, {**config, "train": {**config["train"], "stages": (Stage(), Stage(5e-3))}})
 
 
+@pytest.mark.parametrize("result", ["model", "tower"])
+def test_a_result_that_no_run_has_left_is_not_replaced(tmp_path, result) -> None:
+    (tmp_path / result).mkdir()
+    with pytest.raises(RadDraftError, match=rf"{result} is there, without the config\.yaml of the run"):
+        keep_config(tmp_path / "config.yaml", {"tower": f"{tmp_path}/{result}"}, result)
+    (tmp_path / "log.jsonl").touch()  # a run has begun, and its config was removed
+    keep_config(tmp_path / "config.yaml", {"tower": "pixels"}, result)
+    keep_config(tmp_path / "config.yaml", {"tower": "pixels"}, result)
+
+
 def test_a_run_of_an_older_version_is_refused_by_a_sentence(tmp_path) -> None:
     (tmp_path / "config.yaml").write_text("image_mapping: minmax\ntrain: {workers: 2}\n")
     (tmp_path / "log.jsonl").touch()

@@ -85,6 +85,14 @@ def test_impossible_requests_are_refused(tmp_path, wrong):
         convert(tmp_path, **wrong)
 
 
+@pytest.mark.parametrize("name", ["README.txt", "studies.jsonl", "mimic-cxr-2.0.0-split.csv.gz"])
+def test_files_of_another_data_set_are_not_replaced(tmp_path, name):
+    (tmp_path / name).write_text("of patients")
+    with pytest.raises(ValueError, match=rf"{name} is there, and is not of phantoms"):
+        convert(tmp_path, count=1, size=48, processes=1)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "of patients")]
+
+
 def test_returned_studies_are_those_of_the_manifest(tmp_path):
     made = convert(tmp_path, count=3, size=48, processes=1).studies
     assert made == read_studies(tmp_path / "studies.jsonl")

@@ -52,6 +52,19 @@ def convert(
 
     if count < 1 or size < 32 or dicoms < 0:
         raise CorpusError(f"count must be at least 1, size 32, dicoms 0; got {count}, {size}, {dicoms}")
+    _check_root(root)
     with hold(root):
         studies = make_studies(root.absolute(), count, size, seed, dicoms, processes, show_sex)
         return Conversion("phantom", studies, out or root / "studies.jsonl").write()
+
+
+def _check_root(root: Path) -> None:
+    """Raise CorpusError where a folder holds a data set that is none of phantoms, of which files would be replaced."""
+    from generator.corpora.phantom.files import BANNER
+
+    about = root / "README.txt"
+    if about.is_file() and about.read_bytes() == BANNER.encode():
+        return
+    for found in [about, root / "studies.jsonl", *sorted(root.glob("mimic-cxr-2.0.0-*"))]:
+        if found.exists():
+            raise CorpusError(f"{found} is there, and is not of phantoms, so it is not replaced; choose another --root")
