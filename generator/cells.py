@@ -74,7 +74,7 @@ def write_cell(path: Path, cell: Cell, made_of: str) -> None:
     remove_left(path)
     row = vars(cell) | {"resamples": cell.resamples.tolist(), "made_of": made_of}
     if cell.sums:
-        statistics = [one.statistics.tolist() for one in cell.sums.measures]
+        statistics = [one.statistics.astype(np.float64).tolist() for one in cell.sums.measures]
         row["sums"] = {"statistics": statistics, "subjects": cell.sums.subjects}
     write_json(path, row)
 

@@ -166,7 +166,7 @@ class Rewards:
     def _count(self, name: str, ours: Sequence[str], theirs: Sequence[str]) -> np.ndarray:
         """Hits, inventions, misses, and 1, of each text and observation [n, K, 4]."""
         measures, _ = compute(list(ours), list(theirs), [name], self._models, self._once)
-        counts = measures[name].statistics.reshape(len(ours), -1, 3)
+        counts = measures[name].statistics.reshape(len(ours), -1, 3).astype(np.float64)
         return np.concatenate([counts, np.ones_like(counts[..., :1])], -1)
 
     def _count_references(self, name: str) -> np.ndarray:

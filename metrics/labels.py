@@ -57,7 +57,7 @@ def per_observation(
 
     Equal to scikit-learn's precision_recall_fscore_support, whose import alone takes as long as scoring 2,000 reports.
     """
-    sums = _counts(predictions, references, observations, uncertain).sum(0)
+    sums = _counts(predictions, references, observations, uncertain).sum(0, dtype=np.float64)
     hit, invented, missed = sums.T
     columns = _ratio(hit, hit + invented), _ratio(hit, hit + missed), _f1(sums), hit + missed
     names = ("precision", "recall", "f1", "support")
@@ -68,13 +68,13 @@ def per_observation(
 def _counts(
     predictions: Sequence[Labels], references: Sequence[Labels], observations: Sequence[str], uncertain: Uncertain
 ) -> np.ndarray:
-    """True positives, false positives and false negatives of every report and observation: [n, classes, 3]."""
+    """Whether a report has a true positive, a false positive, a false negative of an observation: [n, classes, 3]."""
     positive = (1, -1) if uncertain == "positive" else (1,)
     ours, theirs = (
         np.array([[row.get(name) in positive for name in observations] for row in rows], dtype=bool)
         for rows in (predictions, references)
     )
-    return np.stack([ours & theirs, ours & ~theirs, ~ours & theirs], axis=-1).astype(np.float64)
+    return np.stack([ours & theirs, ours & ~theirs, ~ours & theirs], axis=-1)
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

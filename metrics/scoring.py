@@ -260,7 +260,7 @@ def per_report(
     measures, _ = compute(predictions, references, metrics, models, once)
     found = {}
     for name, one in measures.items():
-        values = one.reduce(one.statistics)
+        values = one.reduce(one.statistics.astype(np.float64, copy=False))
         if "_f1_" in name:  # of labels: nothing to find, and nothing found
             values = np.where(one.statistics.any(1), values, 1.0)
         found[name] = -values if name in LOWER_IS_BETTER else values

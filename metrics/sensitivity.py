@@ -127,7 +127,7 @@ def _effects(clean: Measure, corrupted: Measure, name: str) -> np.ndarray:
 
     For a mean over reports this is the change of the report's own score; corpus metrics have no such score.
     """
-    total = clean.statistics.sum(0, keepdims=True)
+    total = clean.statistics.sum(0, keepdims=True, dtype=np.float64)
     alone = corrupted.reduce(total - clean.statistics + corrupted.statistics)
     return _sign(name) * clean.n * (alone - clean.reduce(total))
 

@@ -36,9 +36,9 @@ POWER = 1.96 + 0.84
 def sum_units(statistics: np.ndarray, units: Units | None) -> np.ndarray:
     """Sums of the statistics [n, k] over the studies of each unit [units, k]; as they are where units is None."""
     if units is None:
-        return statistics
+        return statistics.astype(np.float64, copy=False)
     order, starts = _by_unit(tuple(units))
-    return np.add.reduceat(statistics[order], starts, axis=0)
+    return np.add.reduceat(statistics[order], starts, axis=0, dtype=np.float64)
 
 
 @lru_cache(maxsize=8)  # all metrics of a table are summed over the same units

@@ -33,7 +33,7 @@ class Measure:
     """A metric over n studies, before it is reduced to a number."""
 
     statistics: np.ndarray
-    """Per-study statistics [n, k]."""
+    """Per-study statistics [n, k]; of any type of number, truths too. Sums are float64."""
     reduce: Reduce
     """Sums of the statistics over the studies drawn [r, k] -> values [r]."""
     signature: str
@@ -53,7 +53,7 @@ class Measure:
     @property
     def value(self) -> float:
         """The metric over all studies."""
-        return float(self.reduce(self.statistics.sum(0, keepdims=True))[0])
+        return float(self.reduce(self.statistics.sum(0, keepdims=True, dtype=np.float64))[0])
 
     @property
     def per_study(self) -> np.ndarray | None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import random
 import sys
 import tracemalloc
+
+import numpy as np
 
 from benchmarks.scale import killed, main
 from generator.clinic.reading.decisions import Reads
@@ -11,7 +14,7 @@ from generator.clinic.reading.worklist import Drafted
 from generator.config import DecodeConfig
 from generator.generate import generate
 from generator.model import load
-from metrics import text
+from metrics import extras, text
 from metrics.caveats import alike
 from metrics.read import read_subjects
 from metrics.scoring import read_labels
@@ -57,6 +60,20 @@ def test_drafting_keeps_no_text_of_a_study(random_model, studies_file, tmp_path)
     first = [examples[row] for row in range(len(examples))]
     assert first == examples[:]
     assert sum(map(len, (examples._text.values, examples._answer.values, examples._rest.values))) == before == 0
+
+
+def test_scores_are_counted_part_by_part(monkeypatch) -> None:
+    """Of texts that share no 4-grams, 53 bytes a token; 140 with all tokens at once."""
+    generator, words = random.Random(0), [f"word{number}" for number in range(300)]
+    texts = [" ".join(generator.choices(words, k=60)) for _ in range(1_000)]
+    others = texts[1:] + texts[:1]
+    at_once = extras.coco(texts, others), extras.sentence_bleu(texts, others)
+    monkeypatch.setattr(text, "PART", 100)
+    monkeypatch.setattr(text, "KEPT", 0)
+    (coco, bleu), _, peak = held(lambda: (extras.coco(texts, others), extras.sentence_bleu(texts, others)))
+    assert peak < 80 * 2 * 60 * len(texts)
+    for now, before in zip((coco, bleu), at_once, strict=True):
+        assert all(np.array_equal(now[name].statistics, one.statistics) for name, one in before.items())
 
 
 def test_decisions_stay_in_their_file(tmp_path) -> None:
