@@ -29,6 +29,7 @@ from raddraft.errors import RadDraftError
 from raddraft.grammar import ROOT, UsageError, did_you_mean, dump, parse
 from raddraft.locks import hold
 from raddraft.options import Command, read_command
+from raddraft.text import printable
 
 SCRIPTS = ROOT / "scripts"
 PACKAGES = ("raddraft", "encoder", "generator", "metrics", "scripts")
@@ -39,6 +40,9 @@ RENAMED_ACTIONS = {
     "bench": "python -m benchmarks (in a clone of the repository)",
     "labeler": "python -m benchmarks.labeler (in a clone of the repository)",
 }
+LONGEST = 4000
+"""Letters of an error's sentence."""
+NO_MEMORY = re.compile("out of memory|can't allocate memory|array is too big|Maximum allowed dimension exceeded")
 PRINT_CONFIG = {"--print-config", "--print_config"}
 
 
@@ -108,7 +112,7 @@ def run(action: str, arguments: list[str] | None = None, package: str = "scripts
         with _warnings_in_one_line(prog):
             sys.exit(_run(importlib.import_module(f"{package}.{action}"), prog, list(arguments)))
     except UsageError as error:
-        lines = [f"{prog}: {error}", *([error.option.usage()] if error.option else [])]
+        lines = [f"{prog}: {_shortened(str(error))}", *([error.option.usage()] if error.option else [])]
         print("\n".join([*lines, f"All options: {error.prog or prog} --help"]), file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:  # the reader of our output has gone, as in `raddraft … | head`
@@ -185,10 +189,15 @@ def _list_commands(module: Any, prog: str) -> str:
 def _sentence(error: Exception, action: str) -> str:
     """One sentence on an error; the traceback of one that is no mistake of the user's goes to a file."""
     if isinstance(error, OSError) and error.strerror:
-        return ": ".join(map(str, filter(None, (error.filename, error.strerror))))
+        return _shortened(": ".join(map(str, filter(None, (error.filename, error.strerror)))))
+    what = " ".join(str(error).split())
     if isinstance(error, RadDraftError | FileNotFoundError):
         table = getattr(error, "table", "")
-        return " ".join(str(error).split()) + (f"\n{table}" if table else "")
+        return f"{_shortened(what)}\n{table}" if table else _shortened(what)
+    if isinstance(error, MemoryError) or NO_MEMORY.search(what):  # torch and NumPy have no class for some
+        return f"this takes more memory than there is ({what[:300]}); lower the batch size, or what else makes it large"
+    if isinstance(error, ValueError) and what == "embedded null byte":
+        return "a name holds NUL (\\0), which the name of a file cannot"
     import tempfile
     import traceback
 
@@ -196,8 +205,13 @@ def _sentence(error: Exception, action: str) -> str:
         "w", prefix=f"raddraft-{action}-", suffix=".txt", delete=False, encoding="utf-8", errors="replace"
     ) as file:
         file.write("".join(traceback.format_exception(error)))
-    what = " ".join(f"{type(error).__name__}: {error}".split())
-    return f"an unexpected error, not one of your input: {what[:300]}; the traceback is in {file.name}"
+    told = f"{type(error).__name__}: {what}"[:300]
+    return f"an unexpected error, not one of your input: {told}; the traceback is in {file.name}"
+
+
+def _shortened(sentence: str) -> str:
+    """A sentence that a terminal can show: what a damaged file holds may be long, and obeyed as commands."""
+    return printable(sentence if len(sentence) <= LONGEST else f"{sentence[:LONGEST]} …")
 
 
 @contextmanager
@@ -210,7 +224,7 @@ def _warnings_in_one_line(prog: str) -> Iterator[None]:
         if path.is_relative_to(ROOT) and path.relative_to(ROOT).parts[0] in PACKAGES:
             from tqdm import tqdm
 
-            tqdm.write(f"{prog}: warning: {message}", file=file or sys.stderr)
+            tqdm.write(f"{prog}: warning: {printable(str(message))}", file=file or sys.stderr)
         else:
             before(message, category, filename, lineno, file, line)
 

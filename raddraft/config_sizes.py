@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from raddraft.errors import RadDraftError
-from raddraft.files import decode_json
+from raddraft.json_text import decode_json
 
 NO_SIZES = {"id2label", "label2id", "generation_config"}
 """Keys of a config that no weight depends on, with many numbers in them."""

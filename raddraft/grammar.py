@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from raddraft.errors import RadDraftError
-from raddraft.options import Command, Option
+from raddraft.options import REQUIRED, Command, Option
 from raddraft.ranges import check_range
 from raddraft.text import closest
 
@@ -23,6 +23,8 @@ ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
 RENAMED = {"image_mapping": "gray_mapping", "mapping": "gray_mapping", "n_gpus": "gpus", "n_resamples": "resamples"}
 """Options that had another name in every action."""
+MOST_VALUES = 100_000
+"""In a config file, with those that aliases repeat."""
 LITERALS = {"true", "false", "yes", "no", "null"}
 
 
@@ -45,16 +47,23 @@ def parse(command: Command, arguments: list[str], module: Any = None) -> dict[st
 
     parser, words = _make_parser(command, arguments, module)
     try:
-        values = vars(parser.instantiate(parser.parse_args(words)))
+        given = parser.parse_args(words)
+        values = vars(parser.instantiate(given))
     except jsonargparse.ArgumentError as error:
         raise _usage_error(str(error), command) from None
     except ValueError as error:
         if isinstance(error.__cause__, RadDraftError):  # of a dataclass that may also be None
             raise error.__cause__ from None
         raise
+    except TypeError as error:
+        if "must be a mapping, not" not in str(error):
+            raise
+        raise UsageError(_no_group(command, given)) from None
     del values["config"]
     for name, hint in get_type_hints(command.function, include_extras=True).items():
         if option := command.options.get(name):
+            if option.is_list and option.default is REQUIRED and not values[name]:
+                raise UsageError(f"{option.flag} needs at least one value", option)
             try:
                 check_range(option.flag, values[name], hint)
             except RadDraftError as error:
@@ -63,6 +72,15 @@ def parse(command: Command, arguments: list[str], module: Any = None) -> dict[st
         cls = command.classes[name]
         values[name] = cls(**{field: values.pop(field) for field in cls.__dataclass_fields__})
     return values
+
+
+def _no_group(command: Command, given: Any) -> str:
+    """What to say of a group of options that a config file gives a single value, as `train: []`."""
+    groups = {name.rpartition(".")[0] for name in command.options if "." in name and ".N." not in name}
+    found = {name: given[name] for name in sorted(groups) if not hasattr(given[name], "as_dict")}
+    if name := next((name for name in found if found[name] is not None), ""):
+        return f"key {name}: expected keys and values, got {found[name]!r}"
+    return f"key {' or '.join(found)}: expected keys and values, got null"  # which some may be
 
 
 def dump(command: Command, arguments: list[str], module: Any = None) -> str:
@@ -135,6 +153,8 @@ def _gather(
             raise UsageError(f"{option.flag} needs a value", option)
         else:
             values, rest = values[:1], values[1:]
+        if option.type is Path and not values[0]:
+            raise UsageError(f"{option.flag}: expected a path, got ''", option)
         loose = [*loose, *rest]
         if position:
             base, _, field = option.name.partition(".N.")
@@ -176,7 +196,10 @@ def _change_items(parser: Any, words: list[str], changes: list[tuple[str, int, s
         items = lists.setdefault(base, [_as_dict(item) for item in namespace[base] or ()])
         if position >= len(items):
             raise UsageError(f"--{base}.{position}: there are {len(items)} of them, counted from 0")
-        items[position][field] = yaml.safe_load(value)
+        try:
+            items[position][field] = yaml.safe_load(value)
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise UsageError(f"--{base}.{position}.{field}: {' '.join(str(error).split())}") from None
     return [f"--{base}={json.dumps(items, default=str)}" for base, items in lists.items()]
 
 
@@ -201,7 +224,9 @@ def _check_config(path: Path, command: Command, renamed: Mapping[str, str]) -> N
 
     try:
         # 3e-4 is a number to jsonargparse; here only the keys count.
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _unique_loader())
+        if _size(content) > MOST_VALUES:
+            raise ValueError(f"its aliases make more than {MOST_VALUES:,} values of it")
         json.dumps(content, default=str, skipkeys=True)  # fails where something contains itself
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UsageError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
@@ -223,6 +248,33 @@ def _check_config(path: Path, command: Command, renamed: Mapping[str, str]) -> N
                 walk(item, f"{name}.")
 
     walk(content, "")
+
+
+def _unique_loader() -> Any:
+    """A safe loader of YAML that refuses a key that stands twice in a mapping, of which PyYAML takes the last."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            for name in keys:
+                if keys.count(name) > 1:
+                    raise yaml.YAMLError(f"the key {name!r} stands twice in a mapping{node.start_mark}")
+            return super().construct_mapping(node, deep)
+
+    return Loader
+
+
+def _size(content: Any, known: dict[int, int] | None = None) -> int:
+    """How many values YAML stands for, with those of aliases each time."""
+    known = {} if known is None else known
+    if not isinstance(content, dict | list):
+        return 1
+    if id(content) not in known:
+        known[id(content)] = 1  # of one that contains itself, which is refused later
+        parts = content.values() if isinstance(content, dict) else content
+        known[id(content)] = 1 + sum(_size(part, known) for part in parts)
+    return known[id(content)]
 
 
 def _unknown(what: str, name: str, command: Command, renamed: Mapping[str, str]) -> str:

@@ -15,10 +15,13 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from raddraft.errors import RadDraftError
 
+LARGEST = 2**31 - 1
+"""The highest number of the types below: libraries fail above it, each in its own way."""
+
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from `low` to `high`, without `low` itself if `above`."""
+    """Numbers from `low` to `high`, without `low` itself if `above`; in words without a `high` of `LARGEST`."""
 
     low: float
     high: float = math.inf
@@ -29,14 +32,14 @@ class Range:
 
     def __str__(self) -> str:
         least = f"{'above' if self.above else 'at least'} {self.low}"
-        return least if math.isinf(self.high) else f"{least} and at most {self.high}"
+        return least if self.high >= LARGEST else f"{least} and at most {self.high}"
 
 
-Count = Annotated[int, Range(1)]
-Whole = Annotated[int, Range(0)]
+Count = Annotated[int, Range(1, LARGEST)]
+Whole = Annotated[int, Range(0, LARGEST)]
 Port = Annotated[int, Range(0, 65535)]
-Positive = Annotated[float, Range(0, above=True)]
-Amount = Annotated[float, Range(0)]
+Positive = Annotated[float, Range(0, LARGEST, above=True)]
+Amount = Annotated[float, Range(0, LARGEST)]
 Share = Annotated[float, Range(0, 1)]
 Portion = Annotated[float, Range(0, 1, above=True)]
 
@@ -54,16 +57,17 @@ def check_ranges(config: Any, section: str = "") -> None:
 
 def check_range(name: str, value: Any, hint: Any) -> None:
     """Raise a RadDraftError that names a value unless its numbers are in the ranges of its type."""
-    for kind in _numbers(value, hint):
-        raise RadDraftError(f"{name} must be {kind}, got {value}")
+    for kind, number in _numbers(value, hint):
+        most = f" and at most {LARGEST}" if number > kind.high == LARGEST else ""
+        raise RadDraftError(f"{name} must be {kind}{most}, got {value}")
 
 
-def _numbers(value: Any, hint: Any) -> Iterator[Range]:
-    """The ranges of a type that a value, or a part of it, lies outside of."""
+def _numbers(value: Any, hint: Any) -> Iterator[tuple[Range, float]]:
+    """The ranges of a type that a value, or a part of it, lies outside of, and what does."""
     arguments = get_args(hint)
     if get_origin(hint) is Annotated:
         if isinstance(value, int | float) and not isinstance(value, bool):
-            yield from (kind for kind in hint.__metadata__ if isinstance(kind, Range) and value not in kind)
+            yield from ((kind, value) for kind in hint.__metadata__ if isinstance(kind, Range) and value not in kind)
     elif get_origin(hint) in (Union, types.UnionType):
         for one in arguments:
             yield from _numbers(value, one)

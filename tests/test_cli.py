@@ -280,6 +280,8 @@ def test_config_files_of_the_project_are_found_from_any_folder(tmp_path, monkeyp
         (["M", "a", "--out"], "--out needs a value", "out"),
         (["M", "a", "--layers"], "--layers needs at least one value", "layers"),
         (["M", "a", "--layers", "x"], "--layers: expected a list, each item a whole number, got", "layers"),
+        (["M", "a", "--out", ""], "--out: expected a path, got ''", "out"),
+        (["M", "a", "--loop.steps.0.kind", "\x1b"], "--loop.steps.0.kind: unacceptable character #x001b", None),
         (["M", "a", "--dry-run", "false", "b"], "unexpected argument", None),
         (["M", "a", "--config", "nowhere.yaml"], "--config: there is no file nowhere.yaml", None),
     ],
@@ -307,6 +309,15 @@ def test_usage_errors_are_a_sentence_and_the_help_of_the_option(words, sentence,
         ("loop: {steps: &a [{lr: *a}]}", "not valid YAML: Circular reference"),
         (f"loop: {'[' * 3000}", "not valid YAML:"),
         (f"loop: {{size: {'1' * 5000}}}", "not valid YAML:"),
+        ("tower: x\ntower: y", "not valid YAML: the key 'tower' stands twice in a mapping"),
+        ("loop: {size: 3, names: [a], size: 4}", "not valid YAML: the key 'size' stands twice in a mapping"),
+        (
+            "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9) if n else 'x'}]\n" for n in range(9)),
+            "aliases make more",
+        ),
+        ("loop: []", "key loop: expected keys and values, got []"),
+        ("loop: null", "key loop: expected keys and values, got null"),
+        ("images: []", "--images needs at least one value"),
     ],
 )
 def test_faults_of_a_config_file_are_named(tmp_path, text, sentence) -> None:
@@ -353,6 +364,12 @@ def test_faults_of_a_config_file_are_named(tmp_path, text, sentence) -> None:
 )
 def test_numbers_out_of_their_range_are_refused_before_the_work(capsys, words, sentence) -> None:
     assert sentence in run(*words)[1] + capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", [2**31, 10**400])
+def test_numbers_that_libraries_cannot_hold_are_refused(capsys, value) -> None:
+    assert run("score", "x.jsonl", "--seed", value)[0] == 2
+    assert f"--seed must be at least 0 and at most 2147483647, got {value}" in capsys.readouterr().err
 
 
 def test_ranges_take_any_finite_number_and_stand_in_the_help(capsys) -> None:
@@ -482,6 +499,27 @@ def test_a_foreign_exception_is_said_to_be_one_and_its_traceback_kept(tmp_path, 
     assert sentence.startswith("raddraft towers: an unexpected error, not one of your input: KeyError: ")
     assert sentence.endswith(f"the traceback is in {file}")
     assert "in fail" in file.read_text()
+
+
+@pytest.mark.parametrize("size", [10**8, 2**31 - 1])
+def test_too_little_memory_is_one_sentence(tmp_path, size) -> None:
+    status, sentence = run("prepare", "phantom", "--root", tmp_path, "--count", 1, "--processes", 1, "--size", size)
+    assert (status, "this takes more memory than there is (" in sentence) == (1, True)
+
+
+def test_what_a_file_holds_is_not_obeyed_by_the_terminal(tmp_path) -> None:
+    (tmp_path / "a.csv").write_bytes(b"PK\x03\x04\x1b[2J" + b"\x08" * 100_000)
+    status, sentence = run("score", tmp_path / "a.csv")
+    assert (status, "Columns: PK\\x03\\x04\\x1b[2J\\x08" in sentence) == (1, True)
+    assert len(sentence) < 20_000
+    assert sentence.isprintable()
+    assert run("score", tmp_path / "\x1b[2J.jsonl")[1].endswith("\\x1b[2J.jsonl: No such file or directory")
+
+
+def test_a_name_with_nul_is_one_sentence(tmp_path) -> None:
+    (tmp_path / "my.yaml").write_text('out: "a\\0b"\n')
+    status, sentence = run("score", tmp_path / "a.jsonl", "--config", tmp_path / "my.yaml")
+    assert (status, sentence) == (1, "raddraft score: a name holds NUL (\\0), which the name of a file cannot")
 
 
 def test_a_full_disk_leaves_no_half_written_control(random_model, studies_file) -> None:

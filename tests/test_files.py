@@ -186,7 +186,8 @@ def test_other_errors_stay_what_they_are(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", [b'{"a": 1, "b": {"c": 1, "c": 2}}', b'{"a": NaN, "c": 1, "c": 2}', b'[{"c":1,"c":1}]']
+    "line",
+    [b'{"a": 1, "b": {"c": 1, "c": 2}}', b'{"a": NaN, "c": 1, "c": 2}', b'{"c" : 1, "c" : 2}', b'[{"c":1,"c":1}]'],
 )
 def test_a_key_that_stands_twice_is_refused(tmp_path, line) -> None:
     (tmp_path / "x.jsonl").write_bytes(b'{"a": 1}\n' + line + b"\n")
