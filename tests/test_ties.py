@@ -18,7 +18,7 @@ from generator.speculate import Speculator, index_reports
 from raddraft.studies import read_studies
 from tests.test_generate import collate_studies
 
-CONFIG = DecodeConfig(max_new_tokens=25)
+CONFIG = DecodeConfig(max_new_tokens=16)
 
 
 @pytest.fixture
@@ -38,15 +38,15 @@ def texts(drafter: Drafter, studies: list, size: int, speculator: Speculator | N
 
 
 def test_near_ties_are_settled_alike_in_every_batch(undecided, studies_file, monkeypatch) -> None:
-    studies = read_studies(studies_file)[:24]
+    studies = read_studies(studies_file)[:12]
     alone = texts(undecided, studies, 1)
     assert len(set(alone)) > 5
-    for size in (3, 16, 24):
+    for size in (3, 12):
         assert texts(undecided, studies, size) == alone
-    proposed = texts(undecided, studies, 16, Speculator(index_reports(undecided, studies)))
+    proposed = texts(undecided, studies, 12, Speculator(index_reports(undecided, studies)))
     assert proposed == alone
     monkeypatch.setattr(decoding, "settles", lambda model: False)  # else nothing above would need to be settled
-    assert texts(undecided, studies, 24) != texts(undecided, studies, 1)
+    assert texts(undecided, studies, 12) != texts(undecided, studies, 1)
 
 
 def test_a_draft_may_hold_the_token_of_an_image(model_folder, studies_file, monkeypatch) -> None:
