@@ -21,7 +21,8 @@ from PIL import Image, ImageDraw, UnidentifiedImageError
 
 from raddraft.errors import RadDraftError
 from raddraft.files import write_whole
-from raddraft.images import ImageError, check_sums, stored_size
+from raddraft.images import ImageError, stored_size
+from raddraft.whole_pictures import check_rows, check_sums
 
 LOSSLESS = ("PNG", "GIF", "TIFF", "BMP")  # JPEG would leave specks around every border
 SUBPIXELS = 4
@@ -63,6 +64,8 @@ def load_mask(
         with Image.open(path, formats=LOSSLESS) as image:
             with open(path, "rb") as file:
                 check_sums(path, file, image)
+                image.load()
+                check_rows(path, file, image)
             # Without labels a palette counts by its colors: the first one need not be black.
             loaded = image.convert("RGB") if labels is None and image.mode in ("P", "PA") else image
             values, bands = np.asarray(loaded), loaded.getbands()

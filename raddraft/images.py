@@ -17,8 +17,6 @@ What cannot be a chest X-ray raises `ImageError`; what looks wrong but may be on
 from __future__ import annotations
 
 import io
-import struct
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,22 +24,13 @@ from typing import BinaryIO, get_args
 
 import numpy as np
 from PIL import BmpImagePlugin, GifImagePlugin, Image, ImageFile, ImageOps, JpegImagePlugin, PngImagePlugin
-from PIL.TiffImagePlugin import (
-    COMPRESSION,
-    PHOTOMETRIC_INTERPRETATION,
-    PREFIXES,
-    STRIPBYTECOUNTS,
-    STRIPOFFSETS,
-    TILEBYTECOUNTS,
-    TILEOFFSETS,
-    TiffImageFile,
-)
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, PREFIXES, SAMPLEFORMAT, TiffImageFile
 
-from raddraft.codestreams import CutStreamError, read_stream
 from raddraft.dicom import WHOLE, read_dicom, read_film, read_shown_size, read_sizes
 from raddraft.errors import RadDraftError
-from raddraft.gray import MIN_SIDE, ImageError, ImageWarning, check_levels, check_size, stretch, warn
+from raddraft.gray import FEW_LEVELS, MIN_SIDE, ImageError, ImageWarning, check_levels, check_size, stretch, warn
 from raddraft.studies import GrayMapping
+from raddraft.whole_pictures import check_rows, check_sums
 
 IMAGE_SUFFIXES = frozenset({".dcm", ".dicom", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"})
 """Lower-case suffixes to look for in a folder; `load_image` itself recognizes files by content."""
@@ -262,8 +251,11 @@ def _read_raster(
         with _open(path, data) as raw:
             check_sums(path, raw, image)
         # Pillow inverts WhiteIsZero TIFFs of up to 8 bits, but not deeper ones.
-        negative = isinstance(image, TiffImageFile) and image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == 0
+        negative = isinstance(image, TiffImageFile) and _check_tags(path, image) == 0
+        deep = any(";16" in str(part[3]) for part in image.tile)  # 16 bits a channel
         image.load()
+        with _open(path, data) as raw:
+            check_rows(path, raw, image)
         ImageOps.exif_transpose(image, in_place=True)
         if image.mode.startswith(("I", "F")):
             # Not convert("L"), which clips at 255 and turns most of a 12-bit image white.
@@ -277,7 +269,19 @@ def _read_raster(
             gray = Image.composite(rgba.convert("L"), black, rgba.getchannel("A"))
         else:
             gray = image.convert("L")
+    if deep and (levels := len(gray.getcolors() or ())) <= FEW_LEVELS:
+        warn(path, f"is read at 8 bits a channel, which leaves {levels} gray levels; save it as gray to keep all")
     return np.asarray(gray) if gray_mapping == "window" else stretch(path, np.asarray(gray), gray_mapping)
+
+
+def _check_tags(path: Path, image: TiffImageFile) -> int:
+    """The photometric interpretation of a TIFF; refuses one whose values Pillow would take for others."""
+    tags = image.tag_v2
+    if PHOTOMETRIC_INTERPRETATION not in tags:
+        raise ImageError(f"{path}: the TIFF states no PhotometricInterpretation, so whether 0 is black cannot be told")
+    if 2 in tags.get(SAMPLEFORMAT, ()) and min(tags.get(BITSPERSAMPLE, (1,))) <= 8:
+        raise ImageError(f"{path}: a TIFF of signed values of 8 bits, which are not read; save it with 16, or unsigned")
+    return tags[PHOTOMETRIC_INTERPRETATION]
 
 
 def _count_frames(path: Path, image: ImageFile.ImageFile) -> int:
@@ -291,61 +295,6 @@ def _count_frames(path: Path, image: ImageFile.ImageFile) -> int:
             image.seek(0)
             return page
     raise ImageError(f"{path}: holds more than {MOST_PAGES} frames, and a chest X-ray has one")
-
-
-def check_sums(path: Path, file: BinaryIO, image: ImageFile.ImageFile) -> None:
-    """Refuse a file whose own check sums are wrong, or that lacks its end; Pillow stops at the last pixel instead.
-
-    PNG: CRC-32 of each chunk. TIFF: Adler-32 of each deflated strip or tile. JPEG has none, but an end marker.
-    """
-    if isinstance(image, PngImagePlugin.PngImageFile):
-        _check_png(path, memoryview(file.read()))
-    elif isinstance(image, JpegImagePlugin.JpegImageFile):
-        try:
-            read_stream(file.read())
-        except CutStreamError as error:
-            raise ImageError(f"{path}: truncated: the JPEG data {error}") from None
-    elif isinstance(image, TiffImageFile) and image.tag_v2.get(COMPRESSION) in (8, 32946):
-        most = image.width * image.height * 16 + 2**20  # four samples of 32 bits, and tiles larger than the image
-        for number, strip in enumerate(_strips(file, image)):
-            _check_deflated(f"{path}: damaged: TIFF strip {number + 1}", strip, most)
-
-
-def _check_png(path: Path, data: memoryview) -> None:
-    at, kind = 8, b""
-    while kind != b"IEND":
-        if at + 12 > len(data):
-            raise ImageError(f"{path}: truncated: a PNG file without its end chunk")
-        length, kind = struct.unpack_from(">I4s", data, at)
-        end = at + 8 + length
-        if end + 4 > len(data):
-            raise ImageError(f"{path}: truncated: the PNG chunk {kind.decode('latin-1')!r} is cut")
-        if zlib.crc32(data[at + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
-            raise ImageError(f"{path}: damaged: the check sum of the PNG chunk {kind.decode('latin-1')!r} is wrong")
-        at = end + 4
-
-
-def _strips(file: BinaryIO, image: TiffImageFile) -> Iterator[bytes]:
-    """The strips or tiles of a TIFF, as they are stored."""
-    tags = image.tag_v2
-    offsets = tags.get(TILEOFFSETS) or tags.get(STRIPOFFSETS) or ()
-    lengths = tags.get(TILEBYTECOUNTS) or tags.get(STRIPBYTECOUNTS) or ()
-    for offset, length in zip(offsets, lengths, strict=False):
-        file.seek(offset)
-        yield file.read(length)
-
-
-def _check_deflated(what: str, data: bytes, most: int) -> None:
-    """Inflate to nothing, for the check sum; no further than `most` bytes."""
-    inflater, length = zlib.decompressobj(), 0
-    try:
-        while data and length <= most:
-            length += len(inflater.decompress(data, 2**20))
-            data = inflater.unconsumed_tail
-    except zlib.error as error:
-        raise ImageError(f"{what}: {error}") from None
-    if not inflater.eof:
-        raise ImageError(f"{what} has no end, so its check sum is missing")
 
 
 def _warn_of_inverted(path: Path, image: Image.Image) -> None:

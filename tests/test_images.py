@@ -8,6 +8,7 @@ import sys
 import time
 import warnings
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from pydicom.encaps import encapsulate, generate_frames
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
 
 from encoder.digests import read_file
+from encoder.masks import MaskError, load_mask
 from raddraft.files import digest_file
 from raddraft.images import (
     IMAGE_SUFFIXES,
@@ -29,6 +31,7 @@ from raddraft.images import (
     shown_size,
     stored_size,
 )
+from raddraft.whole_pictures import ADAM7
 from tests.films import RAMP, RAMP_8BIT, chest, look_up_table, quietly, read, write_dicom
 
 # A warning that a test does not expect is an error.
@@ -583,6 +586,89 @@ def test_a_damaged_deflated_tiff_is_refused(tmp_path, mode, strips, compression)
         path.write_bytes(whole[: last - 8] + bytes(8) + whole[last:])
         with pytest.raises(ImageError, match=rf"damaged: TIFF strip {strip + 1}"):
             load_image(path)
+
+
+def test_a_jpeg_in_a_tiff_that_is_cut_is_refused(tmp_path):
+    path = tmp_path / "x.tif"
+    save(path, textured(), compression="jpeg", tiffinfo={278: 64})
+    read(path)
+    with Image.open(path) as image:
+        end = image.tag_v2[273][1] + image.tag_v2[279][1]
+    data = path.read_bytes()
+    path.write_bytes(data[: end - 900] + bytes(900) + data[end:])
+    with pytest.raises(ImageError, match=r"x\.tif: damaged: TIFF strip 2: the JPEG data have no end marker"):
+        load_image(path)
+
+
+def make_png(header: bytes, lines: list[bytes]) -> bytes:
+    """A PNG file of any header and number of rows, with right check sums."""
+    found = b"\x89PNG\r\n\x1a\n"
+    for kind, content in ((b"IHDR", header), (b"IDAT", zlib.compress(b"".join(lines))), (b"IEND", b"")):
+        found += struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    return found
+
+
+def cut_png(pixels: np.ndarray, interlaced: bool, rows: int) -> bytes:
+    """A gray PNG of 64 x 64 pixels, of which the data hold the first `rows` of the picture, or of the passes."""
+    parts = [pixels[y::b, x::a] for x, y, a, b in ADAM7] if interlaced else [pixels]
+    lines = [b"\0" + line.tobytes() for part in parts for line in part]
+    return make_png(struct.pack(">IIBBBBB", 64, 64, 8, 0, 0, 0, interlaced), lines[:rows])
+
+
+@pytest.mark.parametrize("interlaced", [False, True])
+def test_a_png_that_lacks_rows_is_refused(tmp_path, interlaced):
+    """Its check sums are right, and Pillow leaves the rows black."""
+    path = tmp_path / "x.png"
+    rows = 120 if interlaced else 64
+    path.write_bytes(cut_png(RAMP_8BIT, interlaced, rows))
+    assert np.array_equal(read(path), RAMP_8BIT)
+    for lacking in (1, 30):
+        path.write_bytes(cut_png(RAMP_8BIT, interlaced, rows - lacking))
+        with pytest.raises(ImageError, match=r"x\.png: truncated: the PNG holds \d,\d+ of 4,\d+ bytes of pixel data"):
+            load_image(path)
+
+
+def test_a_mask_that_lacks_rows_is_refused(tmp_path):
+    (tmp_path / "x.png").write_bytes(cut_png(np.full((64, 64), 255, np.uint8), False, 40))
+    with pytest.raises(MaskError, match=r"x\.png: truncated: the PNG holds 2,600 of 4,160 bytes"):
+        load_mask(tmp_path / "x.png")
+
+
+@pytest.mark.parametrize(
+    ("tag", "value", "culprit"),
+    [
+        (278, 32, "the TIFF lists 1 of 2 strips"),
+        (262, None, "states no PhotometricInterpretation"),
+        (339, 2, "signed values of 8 bits"),
+    ],
+)
+def test_a_tiff_that_pillow_would_misread_is_refused(tmp_path, tag, value, culprit):
+    save(tmp_path / "x.tif", RAMP_8BIT)
+    data = bytearray((tmp_path / "x.tif").read_bytes())
+    directory = struct.unpack_from("<I", data, 4)[0]
+    entries = [directory + 2 + 12 * number for number in range(struct.unpack_from("<H", data, directory)[0])]
+    place = {struct.unpack_from("<H", data, at)[0]: at for at in entries}
+    # A tag that the file has not takes the place of ResolutionUnit or such, a removed one becomes one that none reads.
+    at = place.get(tag, place[max(place)])
+    number = 65000 if value is None else tag
+    struct.pack_into("<HHIHH", data, at, number, 3, 1, value or 0, 0)
+    (tmp_path / "x.tif").write_bytes(bytes(data))
+    with pytest.raises(ImageError, match=rf"x\.tif: .*{culprit}"):
+        load_image(tmp_path / "x.tif")
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.tif"])
+def test_a_deep_color_picture_that_loses_its_gray_is_named(tmp_path, name):
+    """12 bits in 16 a channel: Pillow keeps the upper 8 of 16."""
+    colors = np.dstack([RAMP.astype(np.uint16)] * 3)
+    if name == "x.png":
+        lines = [b"\0" + line.astype(">u2").tobytes() for line in colors]
+        (tmp_path / name).write_bytes(make_png(struct.pack(">IIBBBBB", 64, 64, 16, 2, 0, 0, 0), lines))
+    else:
+        tifffile = pytest.importorskip("tifffile")
+        tifffile.imwrite(tmp_path / name, colors, photometric="rgb")
+    with pytest.warns(ImageWarning, match="8 bits a channel, which leaves 16 gray levels"):
+        load_image(tmp_path / name)
 
 
 @pytest.mark.parametrize("share", [0.01, 0.3, 0.8])
