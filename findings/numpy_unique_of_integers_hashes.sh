@@ -2,7 +2,7 @@
 # One expects np.unique(x) to cost no more than np.unique(x, return_counts=True), which does more, and a new numpy to be
 # no slower than an old one. Since numpy 2.3 plain np.unique of integers puts them into a hash table first (counts,
 # inverse and index still sort), and sorts what is left. Of a million numbers most of which differ, such as the n-grams of
-# reports, it took 49 times as long as with counts, and 54 times np.sort with a look at the neighbours; 0.7 times either
+# reports, it took 49 times as long as with counts, and 54 times np.sort with a look at the neighbors; 0.7 times either
 # in 2.2. Results are equal.
 # Seen with numpy 2.2.6 and 2.4.6 on Python 3.11, x86-64 with AVX-512 (whose sort is fast), 30 Nov 2026.
 set -euo pipefail
