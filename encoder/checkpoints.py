@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raddraft.errors import RadDraftError
+from raddraft.loading import check_finite
 
 if TYPE_CHECKING:
     import torch
@@ -131,6 +132,7 @@ def read_state(path: Path, mixed: bool = False) -> tuple[dict[str, torch.Tensor]
         beside = ", ".join(sorted(str(name) for name in found if name != inner))
         notes.append(f"taken from {inner!r}" + (f"; left out: {beside}" if beside else ""))
         content = found[inner]
+    check_finite(content.items(), path)
     return dict(content), notes
 
 

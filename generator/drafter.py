@@ -24,7 +24,7 @@ from generator.prompts import PromptConfig
 from generator.tokens import TextTokens
 from metrics.rules import OBSERVATIONS
 from raddraft.errors import RadDraftError
-from raddraft.studies import GrayMapping, Study, skim
+from raddraft.studies import GrayMapping, Study, StudyImage, skim
 
 if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration, LlavaProcessor
@@ -33,6 +33,7 @@ MOST_OBSERVATIONS = 100
 """Tokens kept free for the observations that are named before the report."""
 TITLE = 32
 """More tokens than the words that a prompt puts before a section or an image."""
+_NOBODY = Study("a study", "a subject", "test", [StudyImage(Path("a film"))])
 
 
 class _EveryLayer:
@@ -203,6 +204,40 @@ class Drafter:
             yield
         finally:
             self.model.model.vision_tower, self.store = tower, None
+
+    def check(self, folder: str | Path) -> None:
+        """Write the prompt of a study, so that a folder whose tokenizer or chat template is damaged is refused at once.
+
+        Raises:
+            RadDraftError: the template cannot be used or loses an image, or the tokenizer lacks its end token or has
+                tokens that the language model has not.
+        """
+        tokenizer = self.processor.tokenizer
+        if tokenizer.eos_token_id is None:
+            raise RadDraftError(
+                f"{folder}: the tokenizer has no end token; is tokenizer_config.json missing or damaged?"
+            )
+        if tokenizer.pad_token is None:  # padding is masked, so sharing a token is safe
+            tokenizer.pad_token = tokenizer.eos_token
+        highest, rows = max(tokenizer.get_vocab().values()), self.model.get_input_embeddings().num_embeddings
+        if highest >= rows:
+            raise RadDraftError(
+                f"{folder}: the tokenizer has a token {highest}, and the language model {rows} tokens, counted from 0: "
+                "they are not of one model"
+            )
+        due, found = len(self._files(_NOBODY, None)), self.try_prompt(folder).count(self.processor.image_token)
+        if found != due:
+            raise RadDraftError(
+                f"{folder}: its chat template writes {found} image tokens for a prompt with {due} images"
+            )
+
+    def try_prompt(self, folder: str | Path) -> str:
+        """The prompt of a study without sections. Raises RadDraftError if the chat template cannot be used."""
+        try:
+            return self.render(_NOBODY)
+        except Exception as error:  # templates are code, and raise anything
+            why = " ".join(str(error).split()) or type(error).__name__
+            raise RadDraftError(f"{folder}: its chat template cannot be used: {why}") from error
 
     def render(self, study: Study, prior: Study | None = None) -> str:
         """The prompt of a study as text, with one image token for each image; what would be others is escaped."""

@@ -342,7 +342,7 @@ def load(folder: str | Path, dtype: str = "auto", device: str = "cpu") -> Drafte
 
     Raises:
         RadDraftError: no such folder, no processor in it, a model of another kind, a config that contradicts the
-            weights, or image tokens that do not match.
+            weights, image tokens that do not match, or as `Drafter.check`.
     """
     from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration, LlavaProcessor
 
@@ -374,7 +374,10 @@ def load(folder: str | Path, dtype: str = "auto", device: str = "cpu") -> Drafte
     with reading_checkpoint(f"The processor and the tower in {folder} do not read an image", str(folder)):
         check_image_tokens(model, processor)
     prompt = PromptConfig.read(sidecar.get("prompt", {}), folder)
-    return Drafter(model, processor, prompt, sidecar.get("gray_mapping", "window"), sidecar.get("synthetic", False))
+    synthetic = sidecar.get("synthetic", False)
+    drafter = Drafter(model, processor, prompt, sidecar.get("gray_mapping", "window"), synthetic)
+    drafter.check(folder)
+    return drafter
 
 
 def read_sidecar(folder: str | Path) -> dict[str, Any] | None:

@@ -296,4 +296,7 @@ def load_chat(
         setattr(model.generation_config, setting, None)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.eos_token_id = sorted(end_tokens(model) or {tokenizer.eos_token_id})
-    return ChatDrafter(model.to(device).eval(), processor, prompt, gray_mapping)
+    drafter = ChatDrafter(model.to(device).eval(), processor, prompt, gray_mapping)
+    if processor.chat_template:
+        drafter.try_prompt(name)
+    return drafter

@@ -18,6 +18,7 @@ from metrics.networks import last_states, multiply_in_bfloat16
 from metrics.rules import NEGATIVE, OBSERVATIONS, POSITIVE, UNCERTAIN
 from raddraft.errors import RadDraftError
 from raddraft.files import digest_file
+from raddraft.loading import check_finite
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -124,6 +125,7 @@ def load_network(checkpoint: Path) -> tuple[BertModel, nn.ModuleList]:
     except (ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:500]
         raise RadDraftError(f"{checkpoint} is not a CheXbert checkpoint: {reason}") from None
+    check_finite(network.named_parameters(), checkpoint)
     network.eval()
     return bert, heads
 

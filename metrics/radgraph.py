@@ -25,6 +25,7 @@ from metrics.networks import last_states, multiply_in_bfloat16
 from raddraft.config_sizes import check_config, read_room
 from raddraft.errors import RadDraftError, UnavailableError
 from raddraft.files import cache_folder, digest_file, whole_folder
+from raddraft.loading import check_finite
 
 if TYPE_CHECKING:
     import torch
@@ -92,6 +93,7 @@ class RadGraph:
             raise RadDraftError(
                 f"{folder / 'weights.th'} is truncated or does not match config.json, vocabulary or tokenizer: {reason}"
             ) from error
+        check_finite(self._network.named_parameters(), folder / "weights.th")
         self._network.to(self.device).eval()
         self._bfloat16 = bfloat16
         if bfloat16:

@@ -42,7 +42,8 @@ def load_pretrained(auto: Any, path: str, what: str = "model", keys: str = "", *
         options: of `from_pretrained`; code that comes with the checkpoint runs only with trust_remote_code=True.
 
     Raises:
-        RadDraftError: names the folder, what config.json says and both shapes, or what the weight files hold.
+        RadDraftError: names the folder, what config.json says and both shapes, or what the weight files hold; or as
+            `check_finite`.
         Exception: as `from_pretrained`.
     """
     code = {"trust_remote_code": options.pop("trust_remote_code", False)}  # None would ask at the terminal
@@ -57,8 +58,27 @@ def load_pretrained(auto: Any, path: str, what: str = "model", keys: str = "", *
     surplus = _of_known_parts(report["unexpected_keys"], model)
     if found or missing or surplus:
         raise RadDraftError(f"{path}{_contradiction(model, found, missing, surplus, what, keys)}")
+    check_finite(model.named_parameters(), path)
     _untie(model, path)
     return model
+
+
+def check_finite(weights: Iterable[tuple[str, Any]], where: object) -> None:
+    """Refuse weights with NaN or infinite numbers, of which a network makes blank texts and equal features in silence.
+
+    Args:
+        weights: names and tensors.
+        where: a folder or a file, for the message.
+
+    Raises:
+        RadDraftError: names the first such weight.
+    """
+    import torch
+
+    for name, weight in weights:
+        known = weight.is_floating_point() and weight.element_size() > 1 and not weight.is_meta  # not packed, not empty
+        if known and weight.numel() and not all(map(torch.isfinite, torch.aminmax(weight.detach()))):
+            raise RadDraftError(f"{where}: weight {name} holds NaN or infinite numbers; save or download it again")
 
 
 @contextmanager

@@ -266,3 +266,51 @@ def test_code_of_a_checkpoint_does_not_run_though_a_user_would_agree(
     if file == "config.json":
         with pytest.raises(RadDraftError, match=r"code of its own, which is not run|comes with its own code"):
             LOADERS[place](str(folder))
+
+
+# ---- weights that are no numbers, tokenizers and templates of another model
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize(("place", "kind"), [("tower", "dinov2"), ("lm", "llama"), ("llava", "llava")])
+def test_weights_that_are_no_numbers_are_refused(place, kind, value, sources, tmp_path) -> None:
+    """A draft of such a model is blank, and nothing says why."""
+    folder = tmp_path / "copy"
+    shutil.copytree(sources(kind), folder)
+    weights = load_file(folder / "model.safetensors")
+    name = max(weights, key=lambda one: weights[one].numel())
+    weights[name].view(-1)[7] = value
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    assert re.search(r"copy: weight \S+ holds NaN or infinite numbers", fault(place, str(folder)))
+
+
+def damage_tokenizer(folder: Path) -> None:
+    tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    tokenizer["model"]["vocab"]["zzz"] = 10**6
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+
+
+def use_template(text: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / "chat_template.jinja").write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("damage", "culprit"),
+    [
+        (damage_tokenizer, "the tokenizer has a token 1000000, and the language model"),
+        (lambda folder: (folder / "tokenizer_config.json").unlink(), "the tokenizer has no end token"),
+        (use_template("{% for"), "its chat template cannot be used: "),
+        (use_template(""), "its chat template cannot be used: "),
+        (use_template("{{ raise_exception('no') }}"), "its chat template cannot be used: no"),
+        (use_template("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}"), "its chat template cannot be used: maximum"),
+        (use_template("Report."), "its chat template writes 0 image tokens for a prompt with 1 images"),
+    ],
+)
+def test_a_tokenizer_or_a_template_that_is_damaged_is_named_when_it_is_loaded(
+    damage, culprit, sources, tmp_path
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(sources("llava"), folder)
+    load(folder)
+    damage(folder)
+    assert f"copy: {culprit}" in fault("llava", str(folder))
