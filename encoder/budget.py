@@ -72,13 +72,17 @@ def estimate(config: PretrainConfig, gpu: Gpu, gpus: int) -> Budget:
     kept, depths = (44 + 8 * gated if mixed else 72 + 12 * gated), depth
     if config.activation_checkpointing:
         kept, depths = 4 * depth + kept, 1
-    rows = images * (2 + crops.local_crops + patches)
+    logits = images * (2 + crops.local_crops + patches) * objective.prototypes
+    # Bytes of a logit: three copies in float32, and in the forward pass what the head gave; before the first backward
+    # pass of a step there are no gradients yet.
+    gradients = 0 if images * gpus < config.batch_size else 4 * (n_backbone + n_heads) / share
+    forward_only = (2 if mixed else 4) * logits - gradients
     memory = {
         "weights, gradients, optimizer": 16 * (n_backbone + n_heads) / share,
         "16-bit copies": 2 * mixed * (n_backbone + n_heads),  # autocast keeps them for the backward pass
         "teacher": 4 * (n_backbone + n_heads) / share,
         "activations": images * tokens * width * depths * kept,
-        "logits": 3 * 4 * rows * objective.prototypes,
+        "logits": 3 * 4 * logits + max(0, forward_only),
     }
     hours = run_hours(config.steps * flops, gpu, gpus, UTILIZATION)
     gib = {name: value / 2**30 for name, value in memory.items()}

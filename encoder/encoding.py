@@ -107,6 +107,8 @@ def compute_features(
         computed = Computed(folder, {name: digest for name, digest in digests.items() if digest}, stock)
         dataset = _Batches(batches, tasks, computed.digests, stock, tower.processor, folder.meta["gray_mapping"])
         looks = LookList(compute.features, folder.meta["gray_mapping"])
+        # What a run that was killed within a batch has listed is not listed again.
+        looks.find([digest for batch in batches for name in batch if (digest := digests[name])])
         _store(tower, dataset, writers, (known, looks), computed, compute.workers)
     return computed
 

@@ -33,6 +33,7 @@ class LookList:
     def __init__(self, folder: Path, gray_mapping: GrayMapping) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path, self.lock = folder / f"looks-{gray_mapping}.bin", FileLock(folder / "looks.lock")
+        self._found: set[str] = set()
 
     def find(self, digests: Collection[str]) -> dict[str, np.ndarray]:
         """Digest of a file -> hash, uint64 [4], of those that are listed; what a power cut left as zeros is not."""
@@ -42,10 +43,15 @@ class LookList:
         found = found[found["hash"].all(1)]
         names = found["digest"].tobytes().hex()
         rows = {names[64 * row : 64 * (row + 1)]: row for row in range(len(found))}
+        self._found |= rows.keys() & wanted
         return {digest: found["hash"][rows[digest]] for digest in rows.keys() & wanted}
 
     def add(self, looks: Mapping[str, np.ndarray]) -> None:
-        """Append hashes by the digest of their file, in place of half a record that an interruption has left."""
+        """Append hashes by the digest of their file, but for those that `find` has found.
+
+        Half a record that an interruption has left is cut.
+        """
+        looks = {digest: look for digest, look in looks.items() if digest not in self._found}
         if not looks:
             return
         records = np.array([(bytes.fromhex(digest), look) for digest, look in looks.items()], RECORD)

@@ -163,9 +163,10 @@ def pretrain(sources: Sequence[Sequence[Study]], labeled: Sequence[Study], out: 
     bar.close()
     if accelerator.is_main_process:
         seen = out / "images.sha256"  # by which `compare` warns of a tower that has seen test images
-        if not (is_done and seen.is_file()):
+        found = files.find(paths)
+        if not (is_done and seen.is_file() and None in found):  # of a run long done, films may be gone
             origins = (image.extra.get(SOURCE) for part in images for image in part)
-            known = [(digest, origin) for digest, origin in zip(files.find(paths), origins, strict=True) if digest]
+            known = [(digest, origin) for digest, origin in zip(found, origins, strict=True) if digest]
             digests = {digest for pair in known for digest in pair if digest}
             write_text(seen, "".join(f"{digest}\n" for digest in sorted(digests)))
         if lower := tell_lower(read_probes(out), read_kept(out), config):

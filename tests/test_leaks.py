@@ -18,6 +18,7 @@ from encoder import looks, probe, segment
 from encoder.cards import TOWERS
 from encoder.config import EncoderConfig
 from encoder.digests import digest_files
+from encoder.encoding import _encode
 from encoder.features import open_store
 from encoder.leaks import LeakError, check_copies, find_copies, split_groups
 from encoder.looks import LookList, find_looks
@@ -336,6 +337,26 @@ def test_hashes_come_out_of_the_pass_that_makes_features(phantoms, tmp_path, mon
     monkeypatch.setattr(looks, "load_image", lambda *_: pytest.fail("decoded again"))
     assert check_copies({"train": found[:3], "test": found[3:]}, paths, folder, "minmax") == []
     assert not decoded
+
+
+def test_hashes_of_an_interrupted_batch_are_not_listed_twice(phantoms, tmp_path, monkeypatch) -> None:
+    paths = [film(tmp_path, i, image, f"{i}.png", "train", "nih").main_image.path for i, image in enumerate(phantoms)]
+    config, encode, left = EncoderConfig(tower="pixels", features=tmp_path / "f", workers=0, batch_size=2), _encode, [1]
+
+    def dying(*arguments: Any) -> Any:
+        if not left:
+            raise RuntimeError("killed")
+        left.pop()
+        return encode(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("encoder.encoding._encode", dying)
+        with pytest.raises(RuntimeError, match="killed"):
+            open_store(config, paths, quiet=True)
+    hashes = tmp_path / "f" / "looks-window.bin"
+    assert len(hashes.read_bytes()) == 64 * 4
+    open_store(config, paths, quiet=True)
+    assert len(hashes.read_bytes()) == 64 * len(paths)
 
 
 def test_a_hash_that_is_cut_is_made_again(phantoms, tmp_path) -> None:

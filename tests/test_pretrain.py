@@ -20,6 +20,7 @@ from transformers import AutoImageProcessor, AutoModel, Dinov2WithRegistersConfi
 
 from encoder.budget import estimate
 from encoder.collapse import LEAST_INFORMATION, ROWS, CollapseWatch
+from encoder.dino import Dino
 from encoder.pretrain import Run, pretrain
 from encoder.recipe import Architecture, CropConfig, DinoConfig, PretrainConfig, Watch
 from encoder.start import load_start, new_backbone
@@ -114,10 +115,14 @@ def test_what_a_run_leaves(manifest, tmp_path):
 def test_a_finished_run_started_again_does_nothing(manifest, tmp_path):
     run_here(manifest, tmp_path / "run")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "model").iterdir()}
-    log, seen = read_log(tmp_path / "run"), (tmp_path / "run" / "images.sha256").read_text()
+    images = tmp_path / "run" / "images.sha256"
+    log, seen = read_log(tmp_path / "run"), images.read_text()
+    images.write_text(seen[:99])
+    run_here(manifest, tmp_path / "run")
+    assert images.read_text() == seen, "what is damaged is made again"
     (tmp_path / "run" / "watch" / "files.jsonl").write_text("")  # lost, while the list made of it is there
     run_here(manifest, tmp_path / "run")
-    assert (tmp_path / "run" / "images.sha256").read_text() == seen != ""
+    assert images.read_text() == seen != ""
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "model").iterdir()} == before
     assert read_log(tmp_path / "run") == log
 
@@ -439,6 +444,28 @@ def test_activations_of_the_budget_are_what_a_network_keeps(precision, swiglu):
         for large_more, large, small_more, small in zip(keep(3, 4), keep(1, 4), keep(3, 2), keep(1, 2), strict=True)
     )
     assert estimated == pytest.approx(counted, rel=0.01)
+
+
+@pytest.mark.parametrize("centering", ["center", "sinkhorn"])
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_logits_of_the_budget_are_what_a_step_holds(precision, centering):
+    """Prototypes so many that nothing else counts; a second micro-batch, so that gradients are held meanwhile."""
+    objective = DinoConfig(prototypes=65_536, head_hidden=8, bottleneck=4, centering=centering)
+    crops = CropConfig(global_size=56, local_size=28, local_crops=2)
+    config = replace(TINY, objective=objective, crops=crops, precision=precision, batch_size=16, micro_batch_size=8)
+    model, per_side = Dino(new_backbone(config), objective), 56 // config.architecture.patch_size
+    masks = torch.zeros(16, per_side, per_side, dtype=torch.bool)
+    masks.flatten()[: round(8 * config.mask_probability * sum(objective.mask_ratio) * per_side**2)] = True
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profiled:
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            losses = model(torch.randn(16, 3, 56, 56), torch.randn(16, 3, 28, 28), masks, 0.05)
+        losses["loss"].backward()
+    events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = np.cumsum([event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]).max()
+    assert estimate(config, "a100", 1).memory["logits"] * 2**30 == pytest.approx(held, rel=0.1)
+    first = estimate(replace(config, batch_size=8), "a100", 1)  # no gradients yet
+    assert first.memory["logits"] < estimate(config, "a100", 1).memory["logits"]
 
 
 def test_the_dry_run_says_what_it_costs_and_what_does_not_fit(capsys):
