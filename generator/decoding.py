@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -28,6 +28,8 @@ class Decoded:
     """Of each draft, with its end token if it has one; the candidates of a study side by side."""
     observations: list[str | None]
     """Of each study, if the model was trained to name them first."""
+    lost: set[int] = field(default_factory=set)
+    """Studies whose tokens mean nothing: the model computed NaN."""
 
 
 Follow = Callable[[list[list[int]]], None]
@@ -59,20 +61,41 @@ def decode_tokens(
     inputs = {key: value.to(model.device) for key, value in batch.items() if key not in NOT_FOR_GENERATE}
     inputs = {key: value.to(model.dtype) if value.is_floating_point() else value for key, value in inputs.items()}
     observations: list[Any] = [None] * len(inputs["input_ids"])
+    numbers = _Numbers(len(observations))
     if drafter.prompt.findings_first:
-        inputs, observations = _name_observations(drafter, inputs)
+        inputs, observations = _name_observations(drafter, inputs, numbers)
     ends = end_tokens(model)
     alone = _alone(drafter, inputs, config, ends)
     if speculator is not None:
         tokens = speculate(model, inputs, speculator, config.max_new_tokens, ends, alone, follow)
     else:
-        arguments = config.arguments() | _listeners(alone, follow, ends)
+        arguments = config.arguments() | _listeners(numbers, alone, follow, ends)
         if config.candidates > 1 and drafter.kind == "llava":
             tokens = _sample(model, inputs, config.candidates, arguments)
         else:
             arguments |= {"num_return_sequences": config.candidates}
             tokens = model.generate(**inputs, **arguments)[:, inputs["input_ids"].shape[1] :].tolist()
-    return Decoded(inputs, [_until_end(line, ends) for line in tokens], observations)
+    return Decoded(inputs, [_until_end(line, ends) for line in tokens], observations, numbers.lost)
+
+
+class _Numbers:
+    """A logits processor of transformers' `generate` that notes the studies of which it is given NaN.
+
+    Args:
+        count: of studies, each of which has as many rows as another.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.lost: set[int] = set()
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Scores [N, V], without NaN, at which sampling would stop."""
+        wrong = scores.isnan().any(1)
+        if wrong.any():
+            self.lost |= {row * self.count // len(scores) for row in wrong.nonzero()[:, 0].tolist()}
+            scores = scores.masked_fill(wrong[:, None], 0)
+        return scores
 
 
 def _alone(drafter: Drafter, inputs: dict[str, torch.Tensor], config: DecodeConfig, ends: set[int]) -> Alone | None:
@@ -81,9 +104,9 @@ def _alone(drafter: Drafter, inputs: dict[str, torch.Tensor], config: DecodeConf
     return Alone(drafter.model, inputs, ends) if plain and drafter.kind == "llava" and settles(drafter.model) else None
 
 
-def _listeners(alone: Alone | None, follow: Follow | None, ends: set[int]) -> dict[str, Any]:
-    """Arguments of transformers' `generate` that let these two take part."""
-    arguments: dict[str, Any] = {} if alone is None else {"logits_processor": [alone]}
+def _listeners(numbers: _Numbers, alone: Alone | None, follow: Follow | None, ends: set[int]) -> dict[str, Any]:
+    """Arguments of transformers' `generate` that let these take part."""
+    arguments: dict[str, Any] = {"logits_processor": [numbers] if alone is None else [numbers, alone]}
     return arguments if follow is None else arguments | {"streamer": _Streamer(follow, ends)}
 
 
@@ -108,7 +131,9 @@ class _Streamer:
         """No token comes any more."""
 
 
-def _name_observations(drafter: Drafter, inputs: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], list[str]]:
+def _name_observations(
+    drafter: Drafter, inputs: dict[str, torch.Tensor], numbers: _Numbers
+) -> tuple[dict[str, torch.Tensor], list[str]]:
     """Let the model name what it sees, the most likely tokens whatever the report's decoding.
 
     Returns:
@@ -118,7 +143,7 @@ def _name_observations(drafter: Drafter, inputs: dict[str, torch.Tensor]) -> tup
     tokenizer, request = drafter.processor.tokenizer, drafter.follow_up_tokens()
     ends = end_tokens(model) | {request[0]}
     given = {"max_new_tokens": MOST_OBSERVATIONS, "do_sample": False, "eos_token_id": sorted(ends)}
-    given |= _listeners(_alone(drafter, inputs, DecodeConfig(), ends), None, ends)
+    given |= _listeners(numbers, _alone(drafter, inputs, DecodeConfig(), ends), None, ends)
     new = model.generate(**inputs, **given)
     new = new[:, inputs["input_ids"].shape[1] :].tolist()
     left_out = ends | {getattr(model.config, "image_token_id", None)}  # which would ask for one more image

@@ -212,7 +212,7 @@ class Drafter:
             RadDraftError: the template cannot be used or loses an image, or the tokenizer lacks its end token or has
                 tokens that the language model has not.
         """
-        tokenizer = self.processor.tokenizer
+        tokenizer, image = self.processor.tokenizer, self.processor.image_token_id
         if tokenizer.eos_token_id is None:
             raise RadDraftError(
                 f"{folder}: the tokenizer has no end token; is tokenizer_config.json missing or damaged?"
@@ -224,6 +224,10 @@ class Drafter:
             raise RadDraftError(
                 f"{folder}: the tokenizer has a token {highest}, and the language model {rows} tokens, counted from 0: "
                 "they are not of one model"
+            )
+        if (stated := self.model.config.image_token_id) != image:
+            raise RadDraftError(
+                f"{folder}: config.json says image_token_index {stated}, and the processor writes {image} for an image"
             )
         due, found = len(self._files(_NOBODY, None)), self.try_prompt(folder).count(self.processor.image_token)
         if found != due:

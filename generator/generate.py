@@ -30,6 +30,7 @@ from raddraft.studies import Study
 from raddraft.text import printable
 
 BANNER = "DRAFT for a radiologist to check. Written by a machine, not a diagnosis."
+NO_NUMBERS = "the model computed NaN in place of a draft; try another type of its weights, or look at its config.json"
 
 
 @dataclass
@@ -231,6 +232,7 @@ def decode(
         drafts = decode_batch(drafter, batch, config, number, speculator) if batch else []
         for study_id, draft in zip(study_ids, drafts, strict=True):
             draft.study_id = study_id
+            draft.error = f"{study_id}: {draft.error}" if draft.error else None
         yield from [*drafts, *failed]
 
 
@@ -313,8 +315,10 @@ def read_tokens(
         of_sentences = [sentence_log_probs(tokenizer, *pair) for pair in zip(tokens, log_probs, strict=True)]
     groups = [slice(at, at + config.candidates) for at in range(0, len(texts), config.candidates)]
     return [
-        Draft(texts[group], None if log_probs is None else of_sentences[group], named, cut=cut[group])
-        for group, named in zip(groups, decoded.observations, strict=True)
+        Draft([], error=NO_NUMBERS)
+        if number in decoded.lost
+        else Draft(texts[group], None if log_probs is None else of_sentences[group], named, cut=cut[group])
+        for number, (group, named) in enumerate(zip(groups, decoded.observations, strict=True))
     ]
 
 

@@ -271,6 +271,28 @@ def test_one_bad_image_costs_one_draft(drafter, studies, tmp_path) -> None:
     assert read(tmp_path / "out.jsonl") == expected
 
 
+@pytest.mark.parametrize("changes", [{}, {"candidates": 3, "temperature": 1.0}, {"num_beams": 2}])
+def test_nan_costs_the_draft_it_is_in(drafter, studies, tmp_path, changes) -> None:
+    """As of weights in 16 bits that overflow; greedy drafts were blank, and sampling stopped at it."""
+    config = replace(CONFIG, batch_size=4, max_new_tokens=12, **changes)
+    generate(drafter, studies[:8], tmp_path / "whole.jsonl", config, "model")
+    whole = {row["study_id"]: row["prediction"] for row in read(tmp_path / "whole.jsonl")}
+
+    def spoil(_, __, logits: torch.Tensor) -> torch.Tensor:
+        each = len(logits) // 4
+        logits[each : 2 * each] = torch.nan  # of the second study of each batch
+        return logits
+
+    drafter.model.lm_head.register_forward_hook(spoil)
+    errors = generate(drafter, studies[:8], tmp_path / "out.jsonl", config, "model")
+    assert [error.split(":")[0] for error in errors] == [studies[1].study_id, studies[5].study_id]
+    assert all("the model computed NaN in place of a draft" in error for error in errors)
+    left = {row["study_id"]: row["prediction"] for row in read(tmp_path / "out.jsonl")}
+    assert left.keys() == {studies[number].study_id for number in (0, 2, 3, 4, 6, 7)}
+    if not changes:
+        assert all(whole[name] == text for name, text in left.items())
+
+
 def test_prompt_longer_than_the_context_is_named(drafter, studies, tmp_path) -> None:
     studies[4].sections["indication"] = "cough " * 300
     with pytest.raises(ValueError, match=r"Study 's4': 4 image tokens \+ \d+ of text \+ 40 for the draft exceed"):

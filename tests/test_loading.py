@@ -297,6 +297,10 @@ def use_template(text: str) -> Callable[[Path], object]:
 @pytest.mark.parametrize(
     ("damage", "culprit"),
     [
+        (
+            lambda folder: edit(folder, {"image_token_index": 5}),
+            "config.json says image_token_index 5, and the processor writes ",
+        ),
         (damage_tokenizer, "the tokenizer has a token 1000000, and the language model"),
         (lambda folder: (folder / "tokenizer_config.json").unlink(), "the tokenizer has no end token"),
         (use_template("{% for"), "its chat template cannot be used: "),

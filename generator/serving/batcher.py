@@ -23,6 +23,7 @@ from generator.generate import Draft, read_tokens
 from generator.rollout import token_log_probs
 from generator.speculate import Speculator
 from generator.web import Refused
+from raddraft.errors import RadDraftError
 
 Said = list[list[int]]
 """Token ids of each draft."""
@@ -177,6 +178,8 @@ class Batcher:
         decoded = decode_tokens(drafter, batch, config, number, speculator, follow)
         log_probs = token_log_probs(drafter.model, decoded.inputs, decoded.tokens) if config.confidence else None
         drafts = read_tokens(drafter, decoded, config, log_probs)
+        if lost := next((draft.error for draft in drafts if draft.error), None):
+            raise RadDraftError(lost)
         groups = [slice(at * count, (at + 1) * count) for at in range(len(jobs))]
         lengths = decoded.inputs["attention_mask"].sum(1).tolist()
         return [
