@@ -248,6 +248,16 @@ def test_studies_that_an_archive_pushes_are_drafted(archive, model, tmp_path) ->
         assert list(works.inbox.iterdir()) == []
         assert {study: len(uids) for study, uids in archive.drafts().items()} == {OF["j2k"]: 1, OF["pair"]: 1}
     assert (works.drafted, works.failed) == (2, 0)
+    archive.forget_documents()
+    broken = film(works.inbox / "cut.dcm", 1, OF["cr"], compress=uid.JPEG2000Lossless)
+    change_frame(broken, lambda frame: frame[:60] + bytes(len(frame) - 60))
+    with receive(str(archive.push_port), works.inbox):
+        archive.push([OF["j2k"]])
+    assert works.round(settle=0)
+    assert (archive.drafts().keys(), works.failed) == ({OF["j2k"]}, 1), "its draft was removed, so it gets a new one"
+    film(broken, 1, OF["cr"])
+    assert works.round(settle=0)
+    assert archive.drafts().keys() == {OF["j2k"], OF["cr"]}, "what failed came again"
     (works.inbox / "x.dcm").write_bytes(b"no DICOM")
     assert works.round(settle=0)
     assert works.said[-1] == "left out: inbox/x.dcm: it is no DICOM object of a study"

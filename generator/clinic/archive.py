@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ BUSY = (408, 429, 502, 503, 504)
 """Answers after which it is tried again."""
 PAGE = 500
 """Studies that are asked for at a time."""
+UNREADABLE = "the archive's answer cannot be read"
 LIBRARIES = ("urllib3", "requests", "dicomweb_client", "pynetdicom", "pydicom")
 
 
@@ -128,7 +130,7 @@ class Archive:
 
     def _list(self, filters: dict[str, str], offset: int) -> list[dict[str, Any]]:
         try:
-            return self._ask(
+            return self._rows(
                 self._client.search_for_studies,
                 limit=PAGE,
                 offset=offset,
@@ -144,12 +146,12 @@ class Archive:
 
     def series(self, study: str) -> dict[str, str]:
         """Series Instance UID -> Modality of a study; empty where the archive does not hold it."""
-        rows = self._ask(self._client.search_for_series, study)
+        rows = self._rows(self._client.search_for_series, study)
         return {uid: _value(row, "Modality") for row in rows if (uid := _value(row, "SeriesInstanceUID"))}
 
     def headers(self, study: str, series: str) -> list[Dataset]:
         """`generator.clinic.films.TAGS` of the objects of a series."""
-        return [header_of(row) for row in self._ask(self._client.retrieve_series_metadata, study, series)]
+        return [header_of(row) for row in self._rows(self._client.retrieve_series_metadata, study, series)]
 
     def films(self, study: str, series: Mapping[str, str], modalities: Collection[str], folder: Path) -> list[Film]:
         """The films of a study by their headers; their paths, in a folder, are where `fetch` may write them.
@@ -157,20 +159,34 @@ class Archive:
         Args:
             study: Study Instance UID.
             series: as `series` gives them.
-            modalities: of series to look into.
+            modalities: of series to look into, as into those of which none is stated.
             folder: for this study alone.
+
+        Raises:
+            ArchiveError: a series has no object of this study.
         """
         films: list[Film] = []
         for uid, modality in sorted(series.items()):
-            if modality in modalities:
-                for header in self.headers(study, uid):
-                    films.append(film_of(folder / f"{len(films) + 1}.dcm", header))
-        return [film for film in films if film.study == study]
+            if modality in ("", *modalities):
+                headers = self.headers(study, uid)
+                found = [film_of(folder / f"{len(films) + at}.dcm", header) for at, header in enumerate(headers, 1)]
+                found = [film for film in found if film.study == study]
+                if not found:
+                    raise ArchiveError("the archive lists a series, but none of its objects")
+                films += found
+        return films
 
     def fetch(self, study: str, series: str, instance: str, path: Path) -> None:
-        """Write an object to a file, as the archive keeps it."""
+        """Write an object to a file, as the archive keeps it.
+
+        Raises:
+            ArchiveError: it gives another one, whose draft would be of another study.
+        """
         kept = (("application/dicom", "*"),)
         dataset = self._ask(self._client.retrieve_instance, study, series, instance, kept)
+        given = film_of(path, dataset)
+        if (given.study, given.series, given.instance) != (study, series, instance):
+            raise ArchiveError("the archive gives another object than the one that was asked for")
         implicit, little = dataset.original_encoding
         path.parent.mkdir(parents=True, exist_ok=True)
         dataset.save_as(path, implicit_vr=implicit, little_endian=little, force_encoding=True)
@@ -179,7 +195,7 @@ class Archive:
         """Whether the archive has an object of this SOP Instance UID in its study and series."""
         uid = str(dataset.SOPInstanceUID)
         place = (str(dataset.StudyInstanceUID), str(dataset.SeriesInstanceUID))
-        rows = self._ask(self._client.search_for_instances, *place, search_filters={"SOPInstanceUID": uid})
+        rows = self._rows(self._client.search_for_instances, *place, search_filters={"SOPInstanceUID": uid})
         return any(_value(row, "SOPInstanceUID") == uid for row in rows)
 
     def store(self, dataset: Dataset) -> None:
@@ -195,6 +211,13 @@ class Archive:
             raise ArchiveError(f"the archive {full}")
         if not self.holds(dataset):
             raise ArchiveError("the archive says that it has taken it, but does not list it")
+
+    def _rows(self, call: Callable[..., Any], *args: Any, **options: Any) -> list[dict[str, Any]]:
+        """The objects of DICOM's JSON that the client is given, as by `_ask`."""
+        rows = self._ask(call, *args, **options)
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise ArchiveError(UNREADABLE)
+        return rows
 
     def _ask(self, call: Callable[..., T], *args: Any, **options: Any) -> T:
         """Call the client; what it raises becomes a sentence without its address, which holds UIDs and numbers."""
@@ -212,7 +235,7 @@ class Archive:
         except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError):
             raise ArchiveDownError(f"The archive at {self.name} cannot be reached; is it running?") from None
         except Exception:  # of an answer that is cut, or is no DICOM
-            raise ArchiveError("the archive's answer cannot be read") from None
+            raise ArchiveError(UNREADABLE) from None
         if status == 401:
             raise ArchiveDownError(
                 f"The archive at {self.name} wants a user and a password that it knows (401); give --user, and the "
@@ -250,17 +273,19 @@ def keep_libraries_silent() -> None:
 
 
 def _value(row: dict[str, Any], keyword: str) -> str:
-    """The first value of an element of DICOM's JSON; "" where there is none."""
+    """The first value of an element of DICOM's JSON; "" where there is none, or what is no text or number."""
     from pydicom.datadict import tag_for_keyword
 
-    values = row.get(f"{tag_for_keyword(keyword):08X}", {}).get("Value") or [""]
-    return "" if values[0] is None else str(values[0])
+    element = row.get(f"{tag_for_keyword(keyword):08X}")
+    values = element.get("Value") if isinstance(element, dict) else None
+    first = values[0] if isinstance(values, list) and values else None
+    return str(first) if isinstance(first, str | int | float) else ""
 
 
 def _listed(row: dict[str, Any]) -> Listed:
     count = _value(row, "NumberOfStudyRelatedInstances")
     moment = (_value(row, "StudyDate"), _value(row, "StudyTime"))
-    return Listed(_value(row, "StudyInstanceUID"), moment, int(count) if count.isdecimal() else None)
+    return Listed(_value(row, "StudyInstanceUID"), moment, int(count) if re.fullmatch(r"\d{1,9}", count) else None)
 
 
 def header_of(row: dict[str, Any]) -> Dataset:

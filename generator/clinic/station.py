@@ -170,7 +170,7 @@ class Station:
 
     @contextmanager
     def _failing(self, study_id: str, found: Found | None = None) -> Iterator[None]:
-        """Say once why something of a study fails. A study at fault itself is not tried again until it changes."""
+        """Say once why something of a study fails. A study at fault itself is tried again when it changes or comes."""
         try:
             yield
         except ArchiveDownError:
@@ -182,13 +182,15 @@ class Station:
                 self.failed += 1
                 self.say(printable(text))
             if found and not isinstance(error, ArchiveError):
-                self._settled[study_id] = (found.size, self.to)
+                if found.films is None:
+                    self._settled[study_id] = (found.size, self.to)
                 self._drop(found)
 
     def _make_ready(self, settle: float) -> Iterator[Ready]:
         for found in self._received(settle) if self.receives else self._listed(settle):
             study_id = self._pseudonyms.study(found.uid)
-            if self._settled.get(study_id) == (found.size, self.to) or (self.outbox / study_id).exists():
+            settled = found.films is None and self._settled.get(study_id) == (found.size, self.to)
+            if settled or (self.outbox / study_id).exists():
                 self._drop(found)
                 continue
             with self._failing(study_id, found):
@@ -309,10 +311,11 @@ class Station:
         self.say(f"{folder.name}: drafted, and sent as {' and '.join(self.to)}")
 
     def _settle(self, found: Found, study_id: str) -> None:
-        """Note that a study needs no further look until it changes."""
-        self._settled[study_id] = (found.size, self.to)
-        if found.films is None and found.size is not None:
-            append_jsonl(self._status, {"study_id": study_id, "size": found.size, "to": self.to})
+        """Note that a study needs no further look until it changes, or is received again."""
+        if found.films is None:
+            self._settled[study_id] = (found.size, self.to)
+            if found.size is not None:
+                append_jsonl(self._status, {"study_id": study_id, "size": found.size, "to": self.to})
         self._drop(found)
 
     def _say_left(self, path: Path, reason: str) -> None:
