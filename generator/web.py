@@ -12,9 +12,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
-
-import msgspec
+from typing import TYPE_CHECKING, Any
 
 from raddraft.errors import RadDraftError
 
@@ -22,7 +20,6 @@ if TYPE_CHECKING:
     import uvicorn
     from starlette.requests import Request
 
-T = TypeVar("T")
 LOOPBACK = "127.0.0.1"
 
 
@@ -51,18 +48,6 @@ async def read_body(request: Request, most: int) -> bytes:
         if len(body) > most:
             raise Refused(413, f"The request has more than {most:,} bytes.")
     return bytes(body)
-
-
-def parse_body(body: bytes, kind: type[T]) -> T:
-    """What the JSON of a request says.
-
-    Raises:
-        ValueError: it is none of this kind; the text may quote the request.
-    """
-    try:
-        return msgspec.json.decode(body, type=kind)
-    except RecursionError:
-        raise ValueError("JSON is nested too deeply") from None
 
 
 def tell_error(error: Exception, status: int = 422) -> tuple[int, str]:

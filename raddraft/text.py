@@ -60,12 +60,14 @@ def slug(name: str) -> str:
 
 
 def printable(text: str) -> str:
-    r"""The text with its control characters, but tabs and line ends, written out: a terminal would obey them.
+    r"""The text with what a terminal would obey, or UTF-8 cannot hold, written out: control characters, but tabs and
+    line ends, and halves of surrogate pairs.
 
-    >>> print(printable("\x1b[2JNo edema.\r"))
-    \x1b[2JNo edema.\x0d
+    >>> print(printable("\x1b[2JNo edema.\r\ud800"))
+    \x1b[2JNo edema.\x0d\ud800
     """
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", text)
+    text = re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", text)
+    return text.encode(errors="backslashreplace").decode()
 
 
 def split_sentences(text: str) -> list[str]:

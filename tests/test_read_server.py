@@ -155,6 +155,8 @@ def test_the_page_names_nothing_outside_and_sets_no_markup() -> None:
         "/api/studies/0/films/-1",
         "/api/studies/0/films/99",
         "/api/studies/99999999999999999999",
+        f"/api/studies/{'9' * 5000}",
+        f"/api/studies/0/films/{'9' * 5000}",
         "/api/studies/0/films/%00",
         "/api/studies/0;ls/films/0",
     ],
@@ -191,6 +193,17 @@ def test_what_is_no_request_is_refused_and_changes_nothing(page, path, body, sta
     assert set(json.loads(content)) == {"error"}
     assert not page.reading.reads.path.exists()
     assert not page.reading.results.exists()
+
+
+def test_half_a_surrogate_pair_is_text_as_any_other(page) -> None:
+    """A draft of another system may hold one."""
+    text = "No \ud800 edema."
+    assert page.request("POST", "/api/labels", {"text": text})[0] == 200
+    page.wait_for_draft(0)
+    page.decide(0, text)
+    study = page.reading.worklist.studies[0]
+    assert page.reading.read(study).final == text
+    assert page.ask("/api/studies/0")["decision"]["final"] == text
 
 
 def test_only_json_is_taken(page) -> None:
@@ -636,6 +649,9 @@ def test_read_studies_become_documents_that_stay_unverified(page, model) -> None
     bundle = (page.reading.results / f"{study_id}.fhir.json").read_text()
     assert '"preliminary"' in bundle
     written = sorted(path.name for path in page.reading.results.iterdir())
+    page.decide(number, "No \ud800 edema.")
+    assert page.ask("/api/export", body)["errors"] == [], "half a surrogate pair is written out"
+    assert r"No \\ud800 edema." in (page.reading.results / f"{study_id}.fhir.json").read_text()
     _, read = page.decide(number, DRAFT)
     assert sorted(read["removed"]) == written
     assert list(page.reading.results.iterdir()) == []

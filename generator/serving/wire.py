@@ -19,7 +19,7 @@ import msgspec
 
 from generator.config import DecodeConfig
 from generator.consensus import check_utilities
-from generator.web import Refused, parse_body
+from generator.web import Refused
 from raddraft.errors import RadDraftError
 
 MOST_CHOICES = 32
@@ -236,8 +236,8 @@ async def read_form(body: bytes, headers: Any) -> Asked:
 
 def _decode(body: bytes) -> Chat:
     try:
-        chat = parse_body(body, Chat)
-    except ValueError as error:
+        chat = msgspec.json.decode(body, type=Chat)
+    except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
         raise Refused(400, f"The request cannot be used: {error}") from None
     if chat.response_format and chat.response_format.type != "text":
         raise Refused(400, f"response_format {chat.response_format.type!r} is not known. Choices: text")

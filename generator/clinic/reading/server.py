@@ -15,10 +15,13 @@ from importlib import resources
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from generator.clinic.reading.guard import HOST, Guard, answer_error, read_json
 from generator.clinic.reading.reading import Decided, Exported, Labeled, Reading, Working, read_labels
-from generator.web import Refused, bound, parse_body, uvicorn_config
+from generator.web import Refused, bound, uvicorn_config
 from raddraft.errors import RadDraftError
+from raddraft.json_text import decode_json
 
 if TYPE_CHECKING:
     import uvicorn
@@ -48,15 +51,13 @@ def make_app(reading: Reading, port: int, token: str | None = None) -> Guard:
     except ImportError:
         raise RadDraftError(MISSING) from None
 
-    study = "/api/studies/{number:int}"
+    study = "/api/studies/{number}"
     routes = [
         Route("/api/worklist", _answer(lambda request: reading.overview())),
         Route(study, _answer(lambda request: reading.study(_number(request), _ahead(request)))),
         Route(f"{study}/draft", _answer(lambda request: {"draft": reading.draft(_number(request))})),
-        Route(f"{study}/films/{{at:int}}", _answer(lambda request: _film(reading, request))),
-        Route(
-            f"{study}/films/{{at:int}}/attention", _answer(lambda one: reading.look(_number(one), _number(one, "at")))
-        ),
+        Route(f"{study}/films/{{at}}", _answer(lambda request: _film(reading, request))),
+        Route(f"{study}/films/{{at}}/attention", _answer(lambda one: reading.look(_number(one), _number(one, "at")))),
         Route(f"{study}/nearest", _answer(lambda request: reading.neighbors(_number(request)))),
         _posted(f"{study}/working", Working, lambda request, body: reading.keep(_number(request), body)),
         _posted(f"{study}/decision", Decided, lambda request, body: reading.decide(_number(request), body)),
@@ -130,7 +131,8 @@ def _posted(path: str, kind: type, function: Callable[[Request, Any], Any]) -> A
     async def answer(request: Request) -> Response:
         body = await read_json(request)
         try:
-            value: Any = parse_body(body, kind)
+            # msgspec's own reader refuses half a surrogate pair, which a draft may hold
+            value: Any = msgspec.convert(decode_json(body), kind)
         except ValueError:  # its text may quote the request
             raise Refused(422, f"The request is no {kind.__name__.lower()}.") from None
         return await _answer(lambda request: function(request, value))(request)
@@ -139,13 +141,20 @@ def _posted(path: str, kind: type, function: Callable[[Request, Any], Any]) -> A
 
 
 def _number(request: Request, name: str = "number") -> int:
-    return request.path_params[name]
+    word = request.path_params[name]
+    if not _is_number(word):
+        raise Refused(404, "There is nothing of this number.")
+    return int(word)
 
 
 def _ahead(request: Request) -> list[int]:
     """Numbers of the studies that come next, as the page has them in order."""
     words = request.query_params.get("next", "").split(",")[:MOST_AHEAD]
-    return [int(word) for word in words if word.isascii() and word.isdecimal() and len(word) < 10]
+    return [int(word) for word in words if _is_number(word)]
+
+
+def _is_number(word: str) -> bool:
+    return word.isascii() and word.isdecimal() and len(word) < 10
 
 
 def _film(reading: Reading, request: Request) -> Response:
