@@ -7,11 +7,11 @@ share them.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from metrics.models import Models
 from raddraft.errors import RadDraftError, check_fields
-from raddraft.ranges import Amount, Count, Portion, Positive, Share, Whole, check_ranges
+from raddraft.ranges import Amount, Count, Portion, Positive, Range, Share, Whole, check_ranges
 
 Control = Literal["none", "shuffled-images", "most-frequent", "nearest-report"]
 """What stands in for a model's drafts, see `generator.controls`."""
@@ -342,7 +342,7 @@ class DecodeConfig:
     """Sampling temperature; by default 1, or 0.5 for several candidates (CCS, arXiv 2605.30131)."""
     top_p: Portion = 1.0
     """Sample from the smallest set of tokens whose probabilities add up to this."""
-    seed: Whole = 0
+    seed: Annotated[int, Range(0, 2**32 - 1)] = 0
     """Random seed of sampling."""
     repetition_penalty: Positive = 1.0
     """Above 1, tokens of the prompt and of the draft so far become less likely (Keskar et al., arXiv 1909.05858)."""

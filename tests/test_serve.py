@@ -330,6 +330,7 @@ def test_a_seed_gives_what_draft_gives_with_it(server, model, studies) -> None:
     with ThreadPoolExecutor(4) as pool:
         found = [*pool.map(lambda seed: server.draft(path.read_bytes(), temperature=1.2, seed=seed), (7, 8, 7, 9))]
     assert text_of(found[0]) == text_of(found[2]) == draft.text
+    assert server.draft(path.read_bytes(), temperature=1.2, seed=2**32 - 1, max_tokens=2), "as engines are sent them"
 
 
 def test_consensus_puts_the_chosen_draft_first(server, film) -> None:
