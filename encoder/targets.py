@@ -15,7 +15,7 @@ import numpy as np
 
 from encoder.probe_config import Kind, TargetSpec
 from raddraft.errors import RadDraftError
-from raddraft.studies import Study, StudyImage
+from raddraft.studies import MAX_AGE, Study, StudyImage
 
 
 @dataclass
@@ -83,7 +83,8 @@ def make_target(studies: Sequence[Study], spec: TargetSpec) -> Target:
         patient = {f"patient.{key}" for study in studies for key in study.patient}
         _check_known(names, filled, filled | {"image.view", "source"} | patient, "field")
         if kind == "multiclass":
-            names, y = _classes([row[0] for row in values], [study.split for study, _ in rows], notes)
+            texts = [_class(study, names[0], row[0]) for (study, _), row in zip(rows, values, strict=True)]
+            names, y = _classes(texts, [study.split for study, _ in rows], notes)
         else:
             y = [
                 [_number(study, name, value) for name, value in zip(names, row, strict=True)]
@@ -127,14 +128,21 @@ def _read_field(study: Study, image: StudyImage, name: str) -> Any:
 def _number(study: Study, name: str, value: Any) -> float:
     if value is None:
         return math.nan
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300:
         raise RadDraftError(f"Study {study.study_id!r}: {name} is {value!r}, not a number")
+    if name == "patient.age" and not 0 <= value <= MAX_AGE:
+        raise RadDraftError(f"Study {study.study_id!r}: {name} is {value!r}, not an age of 0 to {MAX_AGE} years")
     return float(value)
 
 
-def _classes(values: list[Any], splits: list[str], notes: list[str]) -> tuple[tuple[str, ...], list[list[float]]]:
+def _class(study: Study, name: str, value: Any) -> str | None:
+    if isinstance(value, list | dict):
+        raise RadDraftError(f"Study {study.study_id!r}: {name} is {value!r}, not a text or a number")
+    return None if value is None else str(value)
+
+
+def _classes(texts: list[str | None], splits: list[str], notes: list[str]) -> tuple[tuple[str, ...], list[list[float]]]:
     """Classes of the train split, and a column of 0 and 1 for each; a row of NaN where the class is not one of them."""
-    texts = [None if value is None else str(value) for value in values]
     names = tuple(sorted({text for text, split in zip(texts, splits, strict=True) if text and split == "train"}))
     if unknown := sorted({text for text in texts if text} - set(names)):
         notes.append(f"classes left out, since they are not in train: {', '.join(unknown)}")

@@ -67,7 +67,7 @@ def check_tower(name: str) -> None:
 
 
 def load_tower(
-    name: str, image_size: int | None = None, backend: Literal["torchvision", "pil"] = "torchvision"
+    name: str | Path, image_size: int | None = None, backend: Literal["torchvision", "pil"] = "torchvision"
 ) -> Tower:
     """Load a vision tower (float32, eval mode, on the CPU) and its image processor.
 
@@ -92,6 +92,7 @@ def load_tower(
         RadDraftError: unknown name, not a vision model, or one that does not take images of `image_size`.
         UnavailableError: the checkpoint cannot be reached or read.
     """
+    name = str(name)
     model, processor = _load(name, backend)
     if image_size is not None:
         patch = patch_size(model)

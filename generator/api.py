@@ -219,6 +219,12 @@ class Model:
         return Speculator(index_reports(self.drafter, [study for study in studies if study.split == "train"]))
 
 
+def _listed(images: Iterable[str | Path | Study]) -> Iterable[str | Path | Study]:
+    if not isinstance(images, Iterable) or isinstance(images, bytes):
+        raise RadDraftError(f"Expected image files, folders or studies, got the {type(images).__name__} {images!r}")
+    return images
+
+
 def find_studies(
     images: Images, indication: str | None = None, view: str | None = None, ids: Ids = "pseudonymous"
 ) -> list[Study]:
@@ -239,7 +245,7 @@ def find_studies(
     from generator.corpora.folder import find_image_files
 
     sections = {"indication": indication} if indication else {}
-    items = [images] if isinstance(images, str | Path | Study) else list(images)
+    items = [images] if isinstance(images, str | Path | Study) else [*_listed(images)]
     found: dict[str, Study | Path] = {}
     named = set()
     for item in items:
@@ -248,6 +254,8 @@ def find_studies(
                 raise RadDraftError(f"Study {item.study_id!r} holds its own indication and view; leave them out")
             found[f"{item.study_id} {item.main_image.path}"] = item  # bytes of a file name may be lost in an id
             continue
+        if not isinstance(item, str | Path) or item == "":  # which Path takes for the working directory
+            raise RadDraftError(f"Expected an image file, a folder or a study, got {item!r}")
         path = Path(item)
         if not path.is_dir():
             named.add(path)

@@ -11,7 +11,7 @@ A name has one definition: other conventions (uncertain as positive, lower case,
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -191,7 +191,10 @@ def choose(metrics: Sequence[str] | None) -> tuple[str, ...]:
     """
     choices = f"Choices: {', '.join(METRICS)}; families: {', '.join(FAMILIES)}; all"
     wanted: dict[str, None] = {}
-    for name in DEFAULT if metrics is None else [metrics] if isinstance(metrics, str) else metrics:
+    given = DEFAULT if metrics is None else [metrics] if isinstance(metrics, str) else metrics
+    if not isinstance(given, Iterable) or not all(isinstance(name, str) for name in given):
+        raise RadDraftError(f"metrics must be names, got {metrics!r}. {choices}")
+    for name in given:
         if name not in METRICS and name not in FAMILIES and name != "all":
             raise RadDraftError(f"Unknown metric {name!r}. {choices}.{suggest(name, (*METRICS, *FAMILIES))}")
         names = METRICS if name == "all" else FAMILIES[name].names if name in FAMILIES else (name,)

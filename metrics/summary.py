@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from numbers import Integral
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -98,6 +99,11 @@ def summarize(
     measures = [systems[system][name] for system, name in keys]
     if subjects is not None and {one.n for one in measures} != {len(subjects)}:
         raise RadDraftError(f"{len(subjects)} subjects of {measures[0].n} studies: the numbers must be equal")
+    if intervals not in get_args(Intervals):
+        raise RadDraftError(f"Unknown intervals {intervals!r}. Choices: {', '.join(get_args(Intervals))}")
+    for number, one in enumerate(subjects if subjects is not None else (), 1):
+        if not isinstance(one, str | Integral):  # NaN of several studies would be one subject
+            raise RadDraftError(f"subjects, item {number}: expected a text or a whole number, got {one!r}")
     if subjects is not None:
         subjects = np.unique(subjects, return_inverse=True)[1].tolist()  # numbers are sorted faster
     drawn = resample(measures, resamples, seed, subjects)

@@ -34,7 +34,7 @@ from raddraft.files import write_json, write_text, write_whole
 from raddraft.locks import hold
 from raddraft.splits import UNKNOWN_PATIENT, count_known, known_texts
 from raddraft.stats import Measure, check_resamples, take
-from raddraft.studies import Study, skim
+from raddraft.studies import MAX_AGE, Study, skim
 from raddraft.tables import write_cells
 from raddraft.text import format_estimate, format_table, suggest
 
@@ -364,10 +364,10 @@ def _field(by: str, study: Study | None) -> str:
     if by != "age":
         return str(value)
     try:
-        age = float(value)
-    except (TypeError, ValueError):
+        age = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
         age = math.nan
-    if not 0 <= age < math.inf:
+    if not 0 <= age <= MAX_AGE:
         raise RadDraftError(f"Study {study.study_id!r}: age must be a number of years, got {value!r}")
     return next((f"{low}–{high}" for low, high in AGES if age < high + 1), "80+")
 

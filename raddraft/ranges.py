@@ -11,6 +11,7 @@ import math
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from raddraft.errors import RadDraftError
@@ -56,7 +57,11 @@ def check_ranges(config: Any, section: str = "") -> None:
 
 
 def check_range(name: str, value: Any, hint: Any) -> None:
-    """Raise a RadDraftError that names a value unless its numbers are in the ranges of its type."""
+    """Raise a RadDraftError that names a value unless its numbers are in the ranges of its type, and one is a number
+    where its type is."""
+    base = get_args(hint)[0] if get_origin(hint) is Annotated else None
+    if base in (int, float) and (isinstance(value, bool) or not isinstance(value, Integral if base is int else Real)):
+        raise RadDraftError(f"{name} must be a {'whole ' if base is int else ''}number, got {value!r}")
     for kind, number in _numbers(value, hint):
         most = f" and at most {LARGEST}" if number > kind.high == LARGEST else ""
         raise RadDraftError(f"{name} must be {kind}{most}, got {value}")

@@ -13,11 +13,13 @@ import itertools
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 
 from raddraft.errors import RadDraftError
+from raddraft.ranges import LARGEST
 
 Reduce = Callable[[np.ndarray], np.ndarray]
 Units = Sequence[Hashable] | np.ndarray
@@ -166,7 +168,10 @@ def side_by_side(*systems: Sequence[Measure]) -> tuple[list[np.ndarray], list[sl
 
 
 def check_resamples(resamples: int, seed: int) -> None:
-    """Raise RadDraftError unless resamples >= 1 and seed >= 0."""
+    """Raise RadDraftError unless resamples >= 1 and seed >= 0, both whole numbers."""
+    for name, value in (("resamples", resamples), ("seed", seed)):
+        if isinstance(value, bool) or not isinstance(value, Integral) or value > LARGEST:
+            raise RadDraftError(f"{name} must be a whole number of at most {LARGEST}, got {value!r}")
     if resamples < 1 or seed < 0:
         raise RadDraftError(f"Need at least 1 resample and a seed of at least 0, got {resamples} and {seed}")
 

@@ -38,6 +38,8 @@ GrayMapping = Literal["window", "minmax", "percentile"]
 SPLITS = ("train", "val", "test")
 PHANTOM = "phantom"
 """`source` of computed phantoms."""
+MAX_AGE = 120
+"""Years. Some tables hold ages such as 411."""
 REQUIRED = ("study_id", "subject_id", "split")
 OPTIONAL = ("sections", "labels", "patient")
 _NO_NAME = NAN | {""}

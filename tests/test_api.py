@@ -91,6 +91,24 @@ def test_what_cannot_be_drafted_is_refused(model, studies_file, tmp_path) -> Non
         model.draft(study, speculate=studies_file, num_beams=2)
 
 
+@pytest.mark.parametrize("images", [None, 5, b"film.png", "", [None], ["film.png", ""]])
+def test_what_is_no_image_file_is_refused(model, images) -> None:
+    with pytest.raises(
+        ValueError, match=r"Expected (an image file, a folder or a study|image files, folders or studies)"
+    ):
+        model.draft(images)
+
+
+@pytest.mark.parametrize("options", [{"max_new_tokens": "5"}, {"batch_size": 1.5}, {"candidates": True}])
+def test_numbers_of_wrong_types_are_refused(model, studies_file, options) -> None:
+    with pytest.raises(ValueError, match=r"decode\.\w+ must be a whole number, got "):
+        model.draft(studies_file.parent / "33.png", **options)
+
+
+def test_a_tower_may_be_named_by_a_path(tower_folder) -> None:
+    assert raddraft.load_tower(Path(tower_folder)).shape == raddraft.load_tower(str(tower_folder)).shape
+
+
 def test_a_model_that_reads_priors_warns_where_there_is_none(model, studies_file) -> None:
     drafter: Drafter = replace(model.drafter, prompt=EVERYTHING)
     with pytest.warns(UserWarning, match="reads the subject's prior study, and no study here has one"):

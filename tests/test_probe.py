@@ -499,6 +499,14 @@ def test_faults_are_named() -> None:
     for spec, message in cases:
         with pytest.raises(ValueError, match=message):
             make_target(studies, spec)
+    for name, kind, value, due in (
+        *(("age", "regression", value, "not an age of 0 to 120 years") for value in (-5, 411, 1e30)),
+        ("age", "regression", 10**400, "not a number"),
+        *(("sex", "multiclass", value, "not a text or a number") for value in (["M"], {})),
+    ):
+        odd = replace(studies[0], patient={name: value})
+        with pytest.raises(ValueError, match=rf"Study 's0': patient\.{name} is .*, {due}"):
+            make_target([odd, *studies[1:]], TargetSpec((f"patient.{name}",), kind))
     twice = [*studies, replace(study(1, "test", labels={"Edema": 0}), subject_id="p0")]
     with pytest.raises(ValueError, match="Subject 'p0' is in splits 'train' and 'test'"):
         make_target(twice, TargetSpec(("Edema",), "binary"))

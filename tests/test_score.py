@@ -317,7 +317,7 @@ def test_a_metric_asked_for_by_name_that_cannot_run_is_an_error(tmp_path) -> Non
         assert "raddraft weights --fetch" in message
 
 
-@pytest.mark.parametrize("age", ["-nan", "inf", -1, [63], {}, "old"])
+@pytest.mark.parametrize("age", ["-nan", "inf", -1, [63], {}, "old", True, 411, 10**400])
 def test_an_age_that_is_no_number_of_years_is_in_no_stratum(tmp_path, age) -> None:
     study = make_study(tmp_path, 1, "test")
     study.patient["age"] = age

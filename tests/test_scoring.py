@@ -164,6 +164,24 @@ def test_unequal_and_empty_inputs_are_refused() -> None:
         score([], [])
 
 
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"metrics": [5]}, r"metrics must be names, got \[5\]"),
+        ({"metrics": 5}, "metrics must be names, got 5"),
+        ({"resamples": 1.5}, "resamples must be a whole number of at most 2147483647, got 1.5"),
+        ({"resamples": 10**15}, "resamples must be a whole number of at most"),
+        ({"seed": "1"}, "seed must be a whole number of at most 2147483647, got '1'"),
+        ({"intervals": "normal"}, "Unknown intervals 'normal'. Choices: jackknife, percentile"),
+        ({"subjects": ["p1", None]}, "subjects, item 2: expected a text or a whole number, got None"),
+        ({"subjects": [float("nan")] * 2}, "subjects, item 1: expected a text or a whole number, got nan"),
+    ],
+)
+def test_options_of_wrong_types_are_refused(options, sentence) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        score(SENTENCES[:2], SENTENCES[:2], **{"metrics": ["rouge_l"]} | options)
+
+
 def test_differences_are_paired() -> None:
     """A system that is better by a hair on every study: the intervals overlap, the difference is clear."""
     reference = np.random.default_rng(0).random(200)

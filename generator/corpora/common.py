@@ -21,15 +21,13 @@ from generator.corpora.films import draw_masks, read_header
 from raddraft import files
 from raddraft.errors import RadDraftError
 from raddraft.splits import UNKNOWN_PATIENT, find_fault, tell_splits
-from raddraft.studies import SPLITS, Study, StudyImage, drop_nothing, write_studies
+from raddraft.studies import MAX_AGE, SPLITS, Study, StudyImage, drop_nothing, write_studies
 from raddraft.tables import check_columns, is_nothing, read_cells
 from raddraft.text import format_table, progress
 
 if TYPE_CHECKING:
     from encoder.masks import Part
 
-MAX_AGE = 120
-"""Years. Some tables hold ages such as 411."""
 NO_VAL = (0.9, 0.1, 0.0)
 """Shares for `hash_split` where a set has an official test split but none for validation."""
 PIXELS = (".png", ".jpg", ".jpeg")
