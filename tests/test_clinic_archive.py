@@ -74,6 +74,12 @@ def test_a_film_is_kept_only_if_it_is_the_one_that_was_asked_for(tmp_path) -> No
     assert dcmread(out).SOPInstanceUID == INSTANCE
 
 
+def test_a_film_that_cannot_be_written_is_told(tmp_path) -> None:
+    broken = film_part(tmp_path, 1).replace(b"\x28\x00\x01\x01US", b"\x28\x00\x01\x01\x00\x00")
+    with answering({OBJECT: (FILM, broken)}) as archive, pytest.raises(ArchiveError, match="answer cannot be read"):
+        archive.fetch(STUDY, SERIES, INSTANCE, tmp_path / "out.dcm")
+
+
 def test_a_series_without_its_objects_is_no_series_without_films(tmp_path) -> None:
     """It would be passed by for good."""
     own = json.loads(dcmread(film(tmp_path / "x.dcm", 1)).to_json(bulk_data_threshold=10**6))

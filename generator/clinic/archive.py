@@ -180,16 +180,22 @@ class Archive:
         """Write an object to a file, as the archive keeps it.
 
         Raises:
-            ArchiveError: it gives another one, whose draft would be of another study.
+            ArchiveError: it gives another one, whose draft would be of another study, or one that cannot be written.
         """
         kept = (("application/dicom", "*"),)
         dataset = self._ask(self._client.retrieve_instance, study, series, instance, kept)
-        given = film_of(path, dataset)
-        if (given.study, given.series, given.instance) != (study, series, instance):
-            raise ArchiveError("the archive gives another object than the one that was asked for")
-        implicit, little = dataset.original_encoding
         path.parent.mkdir(parents=True, exist_ok=True)
-        dataset.save_as(path, implicit_vr=implicit, little_endian=little, force_encoding=True)
+        try:
+            given = film_of(path, dataset)
+            implicit, little = dataset.original_encoding
+            if (given.study, given.series, given.instance) == (study, series, instance):
+                dataset.save_as(path, implicit_vr=implicit, little_endian=little, force_encoding=True)
+                return
+        except OSError:  # of the disk
+            raise
+        except Exception:  # pydicom parses when it writes, and raises anything
+            raise ArchiveError(UNREADABLE) from None
+        raise ArchiveError("the archive gives another object than the one that was asked for")
 
     def holds(self, dataset: Dataset) -> bool:
         """Whether the archive has an object of this SOP Instance UID in its study and series."""

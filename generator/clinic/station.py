@@ -34,7 +34,7 @@ from generator.generate import Draft, decode
 from generator.priors import find_priors
 from raddraft import locks
 from raddraft.errors import RadDraftError
-from raddraft.files import append_jsonl, cache_folder, cut_log, digest_json, read_jsonl, whole_folder
+from raddraft.files import append_jsonl, cache_folder, cut_log, digest_json, read_jsonl, whole_folder, write_whole
 from raddraft.studies import Study, StudyImage
 from raddraft.text import printable
 
@@ -272,7 +272,8 @@ class Station:
 
     def _fetch(self, film: Film, image: StudyImage) -> None:
         if not image.path.is_file():
-            self.archive.fetch(film.study, film.series, film.instance, image.path)
+            with write_whole(image.path) as temporary:
+                self.archive.fetch(film.study, film.series, film.instance, temporary)
 
     def _draft(self, batch: Sequence[Ready]) -> None:
         """Draft studies, and send the documents."""
