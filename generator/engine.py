@@ -22,7 +22,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
-from threading import Event, Lock
+from threading import Event, Lock, Timer
+from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
@@ -203,8 +204,7 @@ class Engine:
         with self._lock:
             self._closed.set()
             for connected in self._open:
-                with suppress(OSError):  # it has ended by itself
-                    connected.shutdown(socket.SHUT_RDWR)
+                _hang_up(connected)
 
     def _check_prompt(self, answer: _Completion, example: Example) -> None:
         """Raise PromptError unless the server read the tokens of an example, or as many if it does not tell which."""
@@ -242,16 +242,25 @@ class Engine:
         headers |= {"Authorization": f"Bearer {self._token}"} if self._token else {}
         connection.connect()
         connected = connection.sock
+        end = Timer(SECONDS, _hang_up, [connected])  # the socket's own limit begins anew with each byte
+        end.daemon = True
+        began = monotonic()
         try:
             with self._lock:
                 if self._closed.is_set():
                     raise ConnectionAbortedError("it was closed here")
                 self._open.add(connected)
             connected.settimeout(SECONDS)
+            end.start()
             connection.request("GET" if data is None else "POST", address.path + path, data, headers)
             answer = connection.getresponse()
             return answer.status, answer.getheader("Location", ""), answer.read()
+        except (OSError, http.client.HTTPException):
+            if monotonic() - began >= SECONDS:
+                raise TimeoutError from None
+            raise
         finally:
+            end.cancel()
             with self._lock:
                 self._open.discard(connected)
             connection.close()
@@ -278,6 +287,11 @@ class Engine:
         if status == 404 and not self.url.endswith("/v1"):
             hint = "; the address of an API mostly ends in /v1"
         return f"answers {status}: {_sentence(body)}{hint}"
+
+
+def _hang_up(connected: socket.socket) -> None:
+    with suppress(OSError):  # it has ended by itself
+        connected.shutdown(socket.SHUT_RDWR)
 
 
 def as_answered(engine: Engine, ask: Callable[..., T], jobs: Iterable[tuple[Any, ...]], requests: int) -> Iterator[T]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import socket
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from threading import Barrier, Event, Lock, Thread
 from typing import Any
@@ -146,6 +149,35 @@ def test_a_busy_server_is_asked_again(first: Any) -> None:
         with pytest.raises(EngineError, match="answers" if first else "does not answer"):
             write(engine)
     assert len(asked) == 6, "and given up after the pauses"
+
+
+def test_an_answer_that_trickles_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each byte would give it its time anew."""
+
+    def trickle(server: socket.socket) -> None:
+        for _ in range(2):  # the question for models, then the one for a draft
+            client, _ = server.accept()
+            with client, suppress(OSError):
+                client.recv(65536)
+                if not sent:
+                    cards = json.dumps(CARDS).encode()
+                    client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(cards), cards))
+                    sent.append(1)
+                    continue
+                client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+                while not ended.wait(0.05):
+                    client.sendall(b" ")
+
+    sent, ended = [], Event()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = Thread(target=trickle, args=[server])
+        thread.start()
+        engine = Engine(f"http://127.0.0.1:{server.getsockname()[1]}/v1")
+        monkeypatch.setattr(module, "SECONDS", 0.3)
+        with pytest.raises(EngineError, match="did not answer within"):
+            write(engine)
+        ended.set()
+        thread.join(60)
 
 
 def test_a_refusal_is_not_repeated() -> None:
