@@ -18,6 +18,7 @@ from encoder.rows import Form, Place, find_rows
 from encoder.tower import Tower
 from raddraft.errors import RadDraftError
 from raddraft.files import digest_json, read_object, remove_left, write_json, write_whole
+from raddraft.json_text import sealed
 
 VERSION = 2
 """Of the form on disk; 1 kept every combination of layers in a folder of its own."""
@@ -118,7 +119,7 @@ class StoreFolder:
                 n_tokens = layer.tokens.shape[1] if content.tokens and layer.tokens is not None else 0
                 meta = {"n_tokens": n_tokens, "width": features, "grid": [height, width]}
                 remove_left(self.path / content.name / "meta.json")
-                write_json(self.path / content.name / "meta.json", meta)
+                write_json(self.path / content.name / "meta.json", sealed(meta))
 
 
 def make_folder(tower: Tower, compute: ComputeConfig) -> StoreFolder:

@@ -17,6 +17,7 @@ from metrics.scoring import compute
 from metrics.summary import Sampled, tell_apart
 from raddraft.files import digest_json, remove_left, write_json
 from raddraft.jackknife import FEW_DIFFER, doubts, sign_flips
+from raddraft.json_text import is_whole, sealed
 from raddraft.stats import Measure, average, difference, holm, resample
 
 
@@ -76,7 +77,7 @@ def write_cell(path: Path, cell: Cell, made_of: str) -> None:
     if cell.sums:
         statistics = [one.statistics.astype(np.float64).tolist() for one in cell.sums.measures]
         row["sums"] = {"statistics": statistics, "subjects": cell.sums.subjects}
-    write_json(path, row)
+    write_json(path, sealed(row))
 
 
 def read_cell(path: Path, made_of: str, metric: str) -> Cell | None:
@@ -85,6 +86,8 @@ def read_cell(path: Path, made_of: str, metric: str) -> Cell | None:
         return None
     try:
         row = json.loads(path.read_text(encoding="utf-8"))
+        if not is_whole(row):
+            raise ValueError("wrong check sum")
         if row.pop("made_of", None) != made_of:
             return None
         if sums := row["sums"]:

@@ -88,6 +88,11 @@ def _read_candidates(predictions: Path) -> list[dict[str, Any]]:
                 f"{predictions}: study {row['study_id']!r} has no candidates; write them with "
                 "`raddraft generate --decode.candidates 8`"
             )
+        cut = row.get("candidates_cut", [])
+        if "candidates_cut" in row and not (isinstance(cut, list) and len(cut) == len(candidates)):
+            raise RadDraftError(
+                f"{predictions}: study {row['study_id']!r}: candidates_cut must tell of each candidate, got {cut!r}"
+            )
     if not rows:
         raise RadDraftError(f"{predictions} is empty")
     return rows

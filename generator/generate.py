@@ -366,15 +366,18 @@ def read_resumable(out: Path, prints: Mapping[str, str], settings: Mapping[str, 
                 f"{where}: the draft of study {study_id!r} was made with other weights, another prompt or another "
                 "image; choose another --out or remove the file"
             )
-        yield _draft_of(row)
+        yield _draft_of(row, str(where))
 
 
 def read_drafts(path: Path) -> Iterator[Draft]:
     """The drafts of a predictions.jsonl, one after the other; raises RadDraftError where a line is none."""
-    return (_draft_of(row) for _, row in read_jsonl(path, ("study_id", "prediction")))
+    return (_draft_of(row, where) for where, row in read_jsonl(path, ("study_id", "prediction")))
 
 
-def _draft_of(row: Mapping[str, Any]) -> Draft:
+def _draft_of(row: Mapping[str, Any], where: str) -> Draft:
     cut = row.get("candidates_cut", [row["cut"]] if "cut" in row else None)
     candidates = row.get("candidates", [row["prediction"]])
+    for name, found, kind in (("candidates", candidates, str), ("cut", [] if cut is None else cut, bool)):
+        if not isinstance(found, list) or not all(isinstance(one, kind) for one in found):
+            raise RadDraftError(f"{where}: {name} must be a list of type {kind.__name__}, got {found!r}")
     return Draft(candidates, row.get("log_probs"), row.get("observations"), row["study_id"], cut=cut)

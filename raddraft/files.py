@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from raddraft.errors import RadDraftError
-from raddraft.json_text import TwiceError, decode_json
+from raddraft.json_text import TwiceError, decode_json, is_whole
 
 T = TypeVar("T")
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -299,7 +299,14 @@ def cut_log(log: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
         return
     with write_whole(log) as temporary, open(temporary, "wb") as file:
         for number, line in read_lines(log):
-            if line.endswith(b"\n") and keep(parse_line(line, f"{log} line {number}")):
+            if not line.endswith(b"\n"):
+                continue
+            row = parse_line(line, f"{log} line {number}")
+            try:
+                kept = keep(row)
+            except (KeyError, TypeError) as error:
+                raise RadDraftError(f"{log} line {number} is damaged ({error!r}); remove the line") from None
+            if kept:
                 file.write(line)
 
 
@@ -364,6 +371,8 @@ def read_object(path: Path, way_out: str, required: Sequence[str] = ()) -> dict[
         raise RadDraftError(f"{error}; {way_out}") from None
     if not isinstance(value, dict):
         raise RadDraftError(f"{path}: expected an object, got {type(value).__name__}; {way_out}")
+    if not is_whole(value):
+        raise RadDraftError(f"{path}: wrong check sum; {way_out}")
     for key in required:
         if key not in value:
             raise RadDraftError(f"{path}: key {key!r} is missing; {way_out}")

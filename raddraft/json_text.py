@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import Any
 
 import msgspec
 
 _DECODER, _ENCODER = msgspec.json.Decoder(), msgspec.json.Encoder()
+
+
+CHECK_SUM = "check_sum"
+"""Key of it in an object that this project has written."""
 
 
 class TwiceError(json.JSONDecodeError):
@@ -49,3 +54,15 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _constant(name: str) -> float | None:
     """NaN, which pandas writes for a missing value, is read as null."""
     return None if name == "NaN" else float(name)
+
+
+def sealed(value: dict[str, Any]) -> dict[str, Any]:
+    """An object for a JSON file with its check sum, for `is_whole`; what JSON does not know is its string."""
+    read_back = decode_json(json.dumps(value, default=str).encode())
+    return value | {CHECK_SUM: hashlib.sha256(json.dumps(read_back, sort_keys=True).encode()).hexdigest()}
+
+
+def is_whole(value: dict[str, Any]) -> bool:
+    """Take the check sum out of an object that a JSON file held; whether it is right, or there is none."""
+    stated = value.pop(CHECK_SUM, None)
+    return stated is None or stated == sealed(value)[CHECK_SUM]

@@ -21,6 +21,7 @@ import yaml
 
 from raddraft.errors import RadDraftError
 from raddraft.files import append_jsonl, cut_log, read_object, whole_folder, write_text, write_whole
+from raddraft.json_text import sealed
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -104,7 +105,7 @@ class RunFolder:
             old = self._whole()
             with whole_folder(self._checkpoints / name) as temporary:
                 _save_weights(weights, temporary / "weights.safetensors")
-                (temporary / "progress.json").write_text(json.dumps(progress))
+                (temporary / "progress.json").write_text(json.dumps(sealed(progress)))
                 with open(temporary / "state.pt", "wb") as file:  # given a name, torch does not say that a disk is full
                     torch.save(state, file)
             for checkpoint in old:

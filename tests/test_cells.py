@@ -57,6 +57,19 @@ def test_a_stored_cell_is_compared_as_score_compares_it(tmp_path: Path, metric: 
     assert cells["a"]["Text"].doubts()[0] == "too few subjects: the interval may not hold"
 
 
+def test_a_stored_cell_that_was_changed_is_measured_again(tmp_path: Path) -> None:
+    path = tmp_path / "cell.json"
+    write_cell(path, cell_of_sums([mean_measure(np.linspace(0, 1, 40), "")], SUBJECTS, 50, "", {}), "digest")
+    whole = path.read_text()
+    found = read_cell(path, "digest", "rouge_l")
+    assert found is not None
+    assert f'"value": {found.value}' in whole
+    for old, new in ((f'"value": {found.value}', '"value": 0.9'), ('"details": {}', '"details": null')):
+        path.write_text(whole.replace(old, new))
+        with pytest.warns(UserWarning, match=r"cell\.json is damaged .*wrong check sum"):
+            assert read_cell(path, "digest", "rouge_l") is None
+
+
 def test_four_better_subjects_are_too_few_for_a_test() -> None:
     ours = np.repeat([0.5, 0.6], [96, 4])
     subjects = [str(i) for i in range(100)]

@@ -150,6 +150,9 @@ def test_the_action_writes_predictions_with_the_confidence_of_what_was_chosen(tm
     assert len(out.read_text(encoding="utf-8").splitlines()) == 2
     source.write_text(f"{json.dumps(row)}\n" * 2)
     assert "line 2: duplicate study_id 's1', first on line 1" in run("consensus", str(source), "--out", str(out))[1]
+    for wrong in (True, {}, [True]):
+        source.write_text(json.dumps(row | {"candidates_cut": wrong}) + "\n")
+        assert "candidates_cut must tell of each candidate" in run("consensus", str(source), "--out", str(out))[1]
     source.write_text('{"study_id": "s1", "prediction": "x"}\n')
     assert "study 's1' has no candidates" in run("consensus", str(source), "--out", str(out))[1]
 

@@ -439,3 +439,26 @@ def test_a_second_command_stops(random_model, studies_file) -> None:
     assert sentence.startswith(f"raddraft generate: {out}: process {process.pid} on ")
     assert not out.exists()
     assert run("generate", "--model", random_model, "--studies", studies_file, "--out", out)[0] == 0
+
+
+def test_a_changed_number_in_a_checkpoints_progress_is_named(tmp_path) -> None:
+    run, model = RunFolder(tmp_path, Accelerator()), torch.nn.Linear(5, 5)
+    progress = {"stage": 0, "step": 12, "best": float("nan"), "when": (1, 2.5), "none": None}
+    run.save("step-1", model.named_parameters(), progress)
+    assert run.read_progress() == {"stage": 0, "step": 12, "best": None, "when": [1, 2.5], "none": None}
+    file = tmp_path / "checkpoints" / "step-1" / "progress.json"
+    whole = file.read_text()
+    file.write_text(whole.replace("12", "13"))
+    with pytest.raises(RadDraftError, match=r"progress\.json: wrong check sum; remove .*step-1 to start the run"):
+        run.read_progress()
+    content = json.loads(whole)
+    del content["check_sum"]  # of an earlier version
+    file.write_text(json.dumps(content))
+    assert run.read_progress()["step"] == 12
+
+
+@pytest.mark.parametrize("row", ['{"stage": []}', "{}"])
+def test_a_row_of_a_log_that_tells_no_step_is_named(tmp_path, row) -> None:
+    (tmp_path / "log.jsonl").write_text('{"stage": 1}\n' + row + "\n")
+    with pytest.raises(RadDraftError, match=r"log\.jsonl line 2 is damaged .*; remove the line"):
+        cut_log(tmp_path / "log.jsonl", lambda row: row["stage"] <= 3)

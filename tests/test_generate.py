@@ -237,6 +237,14 @@ def test_a_file_of_another_run_is_not_continued(drafter, studies, tmp_path) -> N
     assert len(read(out)) == 3
 
 
+@pytest.mark.parametrize("wrong", [{"cut": {}}, {"cut": ["a"]}, {"candidates": "x"}, {"candidates": [5]}])
+def test_wrong_types_in_a_file_of_drafts_are_named(tmp_path, wrong) -> None:
+    path = tmp_path / "drafts.jsonl"
+    path.write_text(json.dumps({"study_id": "s1", "prediction": "Clear."} | wrong) + "\n")
+    with pytest.raises(ValueError, match=rf"drafts\.jsonl line 1: {next(iter(wrong))} must be a list of type"):
+        list(read_drafts(path))
+
+
 @pytest.mark.parametrize("what", ["weights", "prompt", "image", "mapping"])
 def test_a_draft_is_not_kept_for_what_it_was_not_made_from(drafter, studies, tmp_path, what) -> None:
     out = tmp_path / "out.jsonl"
