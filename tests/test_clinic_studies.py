@@ -217,6 +217,7 @@ def test_pseudonyms_follow_from_the_key(tmp_path, monkeypatch) -> None:
     one, other = Pseudonyms(b"one"), Pseudonyms(b"other")
     assert one.study("1.2") == Pseudonyms(b"one").study("1.2") != other.study("1.2") != one.study("1.3")
     assert len({one.patient("12", ""), one.patient("1", "2"), one.patient("2", "1"), f"p{one.study('12')[1:]}"}) == 4
+    assert len({one.study(uid) for uid in ("\udcff", "\ud800", "\ud801")}) == 3, "as an archive's JSON may hold"
     key = tmp_path / "config" / "key"
     monkeypatch.setenv("RADDRAFT_KEY", str(key))
     assert Pseudonyms().study("1.2") == Pseudonyms().study("1.2") == Pseudonyms(key.read_bytes()).study("1.2")

@@ -41,7 +41,11 @@ class Pseudonyms:
         return f"p{self._digest('patient', issuer, number)}"
 
     def _digest(self, *parts: str) -> str:
-        text = "\0".join(parts).encode(errors="surrogateescape")
+        told = "\0".join(parts)
+        try:
+            text = told.encode(errors="surrogateescape")  # bytes of a file that are no UTF-8
+        except UnicodeEncodeError:  # other halves of surrogate pairs, which JSON may hold
+            text = told.encode(errors="surrogatepass")
         return hashlib.blake2b(text, key=self._key, digest_size=8).hexdigest()
 
 
