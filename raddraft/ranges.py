@@ -63,7 +63,7 @@ def check_range(name: str, value: Any, hint: Any) -> None:
     if base in (int, float) and (isinstance(value, bool) or not isinstance(value, Integral if base is int else Real)):
         raise RadDraftError(f"{name} must be a {'whole ' if base is int else ''}number, got {value!r}")
     for kind, number in _numbers(value, hint):
-        most = f" and at most {LARGEST}" if number > kind.high == LARGEST else ""
+        most = f" and at most {kind.high}" if number > kind.high >= LARGEST else ""
         raise RadDraftError(f"{name} must be {kind}{most}, got {value}")
 
 

@@ -21,7 +21,9 @@ import pytest
 import yaml
 
 import raddraft.cli
+from generator.config import DecodeConfig
 from raddraft.cli import main, read_action
+from raddraft.errors import RadDraftError
 from raddraft.grammar import CONFIGS, UsageError, dump, parse
 from raddraft.options import REQUIRED, read_command
 from raddraft.ranges import Range
@@ -370,6 +372,11 @@ def test_numbers_out_of_their_range_are_refused_before_the_work(capsys, words, s
 def test_numbers_that_libraries_cannot_hold_are_refused(capsys, value) -> None:
     assert run("score", "x.jsonl", "--seed", value)[0] == 2
     assert f"--seed must be at least 0 and at most 2147483647, got {value}" in capsys.readouterr().err
+
+
+def test_the_limit_of_seeds_is_told() -> None:
+    with pytest.raises(RadDraftError, match=r"seed must be at least 0 and at most 4294967295, got 4294967296"):
+        DecodeConfig(sample=True, seed=2**32)
 
 
 def test_ranges_take_any_finite_number_and_stand_in_the_help(capsys) -> None:
