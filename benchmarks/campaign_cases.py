@@ -220,7 +220,7 @@ def _draft_all(out: Path, place: Path) -> None:
     from generator.api import load_model
     from generator.clinic.station import Station, hold
 
-    os.environ["RADDRAFT_KEY"] = "a key of sixteen letters"
+    os.environ["RADDRAFT_KEY"] = str(place / "pseudonyms.key")
     model = load_model(place / "trained" / "model", "cpu")
     with hold(out / "station", "http://folder", model) as folder:
         archive = FolderArchive(place / "films" / "dicom", out / "sent")
