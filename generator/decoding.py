@@ -67,7 +67,7 @@ def decode_tokens(
     ends = end_tokens(model)
     alone = _alone(drafter, inputs, config, ends)
     if speculator is not None:
-        tokens = speculate(model, inputs, speculator, config.max_new_tokens, ends, alone, follow)
+        tokens = speculate(model, inputs, speculator, config.max_new_tokens, ends, alone, follow, numbers.lost)
     else:
         arguments = config.arguments() | _listeners(numbers, alone, follow, ends)
         if config.candidates > 1 and drafter.kind == "llava":

@@ -150,8 +150,8 @@ class Speculator:
 class _Rows:
     """Texts being written, and their cache: columns that a row rejects are masked, those that all reject cut off."""
 
-    def __init__(self, model: Any, inputs: Mapping[str, torch.Tensor], alone: Alone | None) -> None:
-        self.model, self.cache, self.alone = model, full_cache(model), alone
+    def __init__(self, model: Any, inputs: Mapping[str, torch.Tensor], alone: Alone | None, lost: set[int]) -> None:
+        self.model, self.cache, self.alone, self.lost = model, full_cache(model), alone, lost
         self.mask = inputs["attention_mask"]
         positions = (self.mask.cumsum(1) - 1).clamp(min=0)
         self.last = positions[:, -1:]
@@ -193,6 +193,9 @@ class _Rows:
     def _choose(self, logits: torch.Tensor, proposals: Sequence[Sequence[int]]) -> list[list[int]]:
         """The most likely tokens after each row's text and each of its proposed tokens, from logits [B, W, V]."""
         chosen: list[list[int]] = logits.argmax(-1).tolist()
+        for row, at in logits.isnan().any(-1).nonzero().tolist():
+            if at <= len(proposals[row]):  # else it is padding
+                self.lost.add(self.numbers[row])
         if self.alone:
             for row, at in self.alone.near(logits).nonzero().tolist():  # of a row the first column first
                 before = list(proposals[row][:at])
@@ -224,6 +227,7 @@ def speculate(
     ends: set[int],
     alone: Alone | None = None,
     follow: Callable[[list[list[int]]], None] | None = None,
+    lost: set[int] | None = None,
 ) -> list[list[int]]:
     """New tokens of each study as greedy `generate` would write them, each with its end token if it has one.
 
@@ -235,11 +239,13 @@ def speculate(
         ends: the tokens that end a text.
         alone: settles near ties.
         follow: is told the texts after each pass.
+        lost: is given the rows of which the model computes NaN; their texts mean nothing.
 
     Raises:
         RadDraftError: the language model's cache cannot take tokens back.
     """
-    rows = _Rows(model, inputs, alone)
+    lost = set() if lost is None else lost
+    rows = _Rows(model, inputs, alone, lost)
     texts = list(rows.texts)
     while unfinished := [
         row for row, text in enumerate(rows.texts) if len(text) < max_new_tokens and text[-1] not in ends
@@ -256,8 +262,9 @@ def speculate(
             speculator.cost.see_outcome(found_by, len(tokens) - 1)
         if follow is not None:
             follow(texts)
-    for text in texts:
-        speculator.index.add(text, OWN_WEIGHT)
+    for row, text in enumerate(texts):
+        if row not in lost:
+            speculator.index.add(text, OWN_WEIGHT)
     return texts
 
 

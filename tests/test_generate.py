@@ -279,8 +279,11 @@ def test_one_bad_image_costs_one_draft(drafter, studies, tmp_path) -> None:
     assert read(tmp_path / "out.jsonl") == expected
 
 
-@pytest.mark.parametrize("changes", [{}, {"candidates": 3, "temperature": 1.0}, {"num_beams": 2}])
-def test_nan_costs_the_draft_it_is_in(drafter, studies, tmp_path, changes) -> None:
+@pytest.mark.parametrize(
+    ("changes", "speculates"),
+    [({}, False), ({}, True), ({"candidates": 3, "temperature": 1.0}, False), ({"num_beams": 2}, False)],
+)
+def test_nan_costs_the_draft_it_is_in(drafter, studies, tmp_path, changes, speculates) -> None:
     """As of weights in 16 bits that overflow; greedy drafts were blank, and sampling stopped at it."""
     config = replace(CONFIG, batch_size=4, max_new_tokens=12, **changes)
     generate(drafter, studies[:8], tmp_path / "whole.jsonl", config, "model")
@@ -292,7 +295,8 @@ def test_nan_costs_the_draft_it_is_in(drafter, studies, tmp_path, changes) -> No
         return logits
 
     drafter.model.lm_head.register_forward_hook(spoil)
-    errors = generate(drafter, studies[:8], tmp_path / "out.jsonl", config, "model")
+    speculator = Speculator(index_reports(drafter, studies)) if speculates else None
+    errors = generate(drafter, studies[:8], tmp_path / "out.jsonl", config, "model", speculator=speculator)
     assert [error.split(":")[0] for error in errors] == [studies[1].study_id, studies[5].study_id]
     assert all("the model computed NaN in place of a draft" in error for error in errors)
     left = {row["study_id"]: row["prediction"] for row in read(tmp_path / "out.jsonl")}
