@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import time
 import warnings
@@ -98,7 +99,6 @@ def pretrain(sources: Sequence[Sequence[Study]], labeled: Sequence[Study], out: 
     optimizer = accelerator.prepare(torch.optim.AdamW(groups, lr=config.peak_lr))
     torch.manual_seed(config.seed + accelerator.process_index)  # drop path differs between processes
     step = run.read_progress().get("step", 0)
-    is_done = step >= config.steps
     run.resume(lambda row: 0 < step >= row["step"])  # step 0 is probed again
     run.restore(model)
     run.restore(model, optimizer)
@@ -163,12 +163,12 @@ def pretrain(sources: Sequence[Sequence[Study]], labeled: Sequence[Study], out: 
     bar.close()
     if accelerator.is_main_process:
         seen = out / "images.sha256"  # by which `compare` warns of a tower that has seen test images
-        found = files.find(paths)
-        if not (is_done and seen.is_file() and None in found):  # of a run long done, films may be gone
-            origins = (image.extra.get(SOURCE) for part in images for image in part)
-            known = [(digest, origin) for digest, origin in zip(found, origins, strict=True) if digest]
-            digests = {digest for pair in known for digest in pair if digest}
-            write_text(seen, "".join(f"{digest}\n" for digest in sorted(digests)))
+        origins = (image.extra.get(SOURCE) for part in images for image in part)
+        known = [(digest, origin) for digest, origin in zip(files.find(paths), origins, strict=True) if digest]
+        digests = {digest for pair in known for digest in pair if digest}
+        if seen.is_file():  # of a run long done: films may be gone, or the list damaged
+            digests |= set(re.findall("^[0-9a-f]{64}$", seen.read_text(errors="replace"), re.MULTILINE))
+        write_text(seen, "".join(f"{digest}\n" for digest in sorted(digests)))
         if lower := tell_lower(read_probes(out), read_kept(out), config):
             accelerator.print(lower)
     run.write_page()
