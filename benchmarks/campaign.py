@@ -9,6 +9,7 @@ One line of figures for each kind of disturbance; the exit status is 1 if there 
 
 from __future__ import annotations
 
+import codecs
 import os
 import pkgutil
 import random
@@ -87,6 +88,7 @@ def _import_all() -> None:
         for module in pkgutil.walk_packages(import_module(package).__path__, f"{package}."):
             if "__main__" not in module.name:
                 import_module(module.name)
+    codecs.lookup("unicode-escape")  # of jinja2; another user may have no access to Python's own files
 
 
 def _campaign(cases: list[Case], place: Path, kills: int, rng: random.Random) -> Counter[str]:
