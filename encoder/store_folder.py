@@ -118,8 +118,9 @@ class StoreFolder:
                 _, height, width, features = layer.encoded.patches.shape
                 n_tokens = layer.tokens.shape[1] if content.tokens and layer.tokens is not None else 0
                 meta = {"n_tokens": n_tokens, "width": features, "grid": [height, width]}
-                remove_left(self.path / content.name / "meta.json")
-                write_json(self.path / content.name / "meta.json", sealed(meta))
+                with FileLock(self.path / "meta.lock"):
+                    remove_left(self.path / content.name / "meta.json")
+                    write_json(self.path / content.name / "meta.json", sealed(meta))
 
 
 def make_folder(tower: Tower, compute: ComputeConfig) -> StoreFolder:
