@@ -156,7 +156,7 @@ def _cider(parts: Sequence[_Tokens]) -> list[float]:
 
 
 def _distinct(numbers: np.ndarray) -> np.ndarray:
-    """As np.unique, which hashes before it sorts, and takes many times as long where most numbers differ."""
+    """Numbers from 0, each once and in order; np.unique hashes them first, which takes long where most differ."""
     in_order = np.sort(numbers)
     return in_order[np.diff(in_order, prepend=-1) > 0]
 
