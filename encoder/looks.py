@@ -43,8 +43,9 @@ class LookList:
         found = found[found["hash"].all(1)]
         names = found["digest"].tobytes().hex()
         rows = {names[64 * row : 64 * (row + 1)]: row for row in range(len(found))}
-        self._found |= rows.keys() & wanted
-        return {digest: found["hash"][rows[digest]] for digest in rows.keys() & wanted}
+        listed = rows.keys() & wanted
+        self._found |= listed
+        return {digest: found["hash"][rows[digest]] for digest in listed}
 
     def add(self, looks: Mapping[str, np.ndarray]) -> None:
         """Append hashes by the digest of their file, but for those that `find` has found.

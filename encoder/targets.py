@@ -128,7 +128,9 @@ def _read_field(study: Study, image: StudyImage, name: str) -> Any:
 def _number(study: Study, name: str, value: Any) -> float:
     if value is None:
         return math.nan
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300:
+    if (
+        isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300
+    ):  # NaN, or more than a float holds
         raise RadDraftError(f"Study {study.study_id!r}: {name} is {value!r}, not a number")
     if name == "patient.age" and not 0 <= value <= MAX_AGE:
         raise RadDraftError(f"Study {study.study_id!r}: {name} is {value!r}, not an age of 0 to {MAX_AGE} years")

@@ -30,7 +30,7 @@ from raddraft.studies import Study
 from raddraft.text import printable
 
 BANNER = "DRAFT for a radiologist to check. Written by a machine, not a diagnosis."
-NO_NUMBERS = "the model computed NaN in place of a draft; try another type of its weights, or look at its config.json"
+NO_NUMBERS = 'the model computed NaN in place of a draft; set "dtype": "float32" in its config.json, or check that file'
 
 
 @dataclass

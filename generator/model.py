@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -376,7 +376,7 @@ def load(folder: str | Path, dtype: str = "auto", device: str = "cpu") -> Drafte
     prompt = PromptConfig.read(sidecar.get("prompt", {}), folder)
     synthetic = sidecar.get("synthetic", False)
     drafter = Drafter(model, processor, prompt, sidecar.get("gray_mapping", "window"), synthetic)
-    drafter.check(folder)
+    replace(drafter).check(folder)  # a drafter keeps what it has learned of the tokenizer; tokens may be added
     return drafter
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -298,5 +298,5 @@ def load_chat(
     model.generation_config.eos_token_id = sorted(end_tokens(model) or {tokenizer.eos_token_id})
     drafter = ChatDrafter(model.to(device).eval(), processor, prompt, gray_mapping)
     if processor.chat_template:
-        drafter.try_prompt(name)
+        replace(drafter).try_prompt(name)  # a drafter keeps what it has learned of the tokenizer; tokens may be added
     return drafter

@@ -195,7 +195,9 @@ def _sentence(error: Exception, action: str) -> str:
         table = getattr(error, "table", "")
         return f"{_shortened(what)}\n{table}" if table else _shortened(what)
     if isinstance(error, MemoryError) or NO_MEMORY.search(what):  # torch and NumPy have no class for some
-        return f"this takes more memory than there is ({what[:300]}); lower the batch size, or what else makes it large"
+        return (
+            f"this takes more memory than there is ({what[:300]}); lower the batch size or the size of images or texts"
+        )
     if isinstance(error, ValueError) and what == "embedded null byte":
         return "a name holds NUL (\\0), which the name of a file cannot"
     import tempfile

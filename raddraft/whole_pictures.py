@@ -59,7 +59,7 @@ def check_sums(path: Path, file: BinaryIO, image: ImageFile.ImageFile) -> None:
 def check_rows(path: Path, file: BinaryIO, image: ImageFile.ImageFile) -> None:
     """Refuse a PNG whose pixel data end before its last row, which Pillow leaves black.
 
-    They are counted only where the last row is black, for that takes half as long as decoding.
+    Counting takes half as long as decoding, so it is done only where the last row is black, or the rows are interlaced.
 
     Args:
         path: for messages.

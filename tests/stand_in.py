@@ -1,4 +1,4 @@
-"""A server of OpenAI's form that answers what a test tells it to."""
+"""Servers that answer what a test tells them to."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ Answer = tuple[int, Any] | tuple[int, Any, dict[str, str]]
 def standing_in(
     answer: Callable[[dict[str, Any]], Answer | None], cards: Any = CARDS
 ) -> Iterator[tuple[str, list[Any]]]:
-    """The address of a server, and the bodies of its requests; it hangs up where the answer to a body is None."""
+    """The address of a server of OpenAI's form, and the bodies of its requests.
+
+    It hangs up where the answer to a body is None.
+    """
     asked: list[Any] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -43,11 +46,18 @@ def standing_in(
         def log_message(self, *given: Any) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    with listening(Handler) as url:
+        yield f"{url}/v1", asked
+
+
+@contextmanager
+def listening(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """The root of a server."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:
-            yield f"http://127.0.0.1:{server.server_port}/v1", asked
+            yield f"http://127.0.0.1:{server.server_port}"
         finally:
             server.shutdown()
             thread.join()

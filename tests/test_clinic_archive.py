@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
 from pydicom import dcmread
 
 from generator.clinic.archive import Archive, ArchiveDownError, ArchiveError
+from tests.stand_in import listening
 from tests.test_clinic_studies import STUDY, film
 
 JSON, FILM = "application/dicom+json", 'multipart/related; type="application/dicom"; boundary=b'
@@ -40,14 +40,8 @@ def answering(answers: dict[str, tuple[str, bytes]]) -> Iterator[Archive]:
         def log_message(self, *given: Any) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield Archive(f"http://127.0.0.1:{server.server_port}", retries=0)
-        finally:
-            server.shutdown()
-            thread.join()
+    with listening(Handler) as url:
+        yield Archive(url, retries=0)
 
 
 def texts(**values: str) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -273,6 +272,5 @@ def test_a_template_that_looks_into_answers_finds_text(vlms, studies_file) -> No
     )
     (study,) = read_studies(studies_file)[:1]
     study.sections["findings"] = "Small </think> effusion."
-    drafter = replace(drafter)  # a drafter keeps the tokenizer as it was when it was first used
     (example,) = drafter.encode([study], answers=True)
     assert spell(processor.tokenizer, example.answer) == "Small </think> effusion.<|im_end|>\n"
